@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error tree.
+
+::
+
+    AtlasError
+    ├── ConfigError          the run configuration; carries every problem at once
+    ├── PlanError            an illegal cut
+    ├── BudgetError          a device too small for any plan
+    ├── DataError            text, tasks, downloads
+    ├── AdapterError         LoRA factors that do not fit
+    ├── WireError            bytes that are not a frame
+    ├── ResumeError          a run that cannot be continued
+    └── TrunkError           the server's side of the model
+        ├── SessionError     no such session, or it was evicted
+        ├── TrunkBusy        over a limit: try again later
+        └── TrunkLost        the trunk is gone, and its state with it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "AdapterError",
+    "AtlasError",
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "PlanError",
+    "ResumeError",
+    "SessionError",
+    "TrunkBusy",
+    "TrunkError",
+    "TrunkLost",
+    "WireError",
+]
+
+
+class AtlasError(Exception):
+    """Base class of everything that this library raises on purpose."""
+
+
+class ConfigError(AtlasError, ValueError):
+    """A run configuration that cannot work.
+
+    Parameters
+    ----------
+    problems : Sequence[str]
+        One sentence each: what was wrong, what was given, what is allowed.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        count = len(self.problems)
+        super().__init__(
+            f"{count} problem{'s' if count != 1 else ''} in the run config:\n{lines}"
+        )
+
+
+class PlanError(AtlasError, ValueError):
+    """A cut that the model does not allow."""
+
+
+class BudgetError(AtlasError, ValueError):
+    """A memory budget in which nothing fits."""
+
+
+class DataError(AtlasError, ValueError):
+    """Text, task definitions or downloads that cannot be used."""
+
+
+class AdapterError(AtlasError, ValueError):
+    """LoRA factors whose shapes, ranks or names do not fit."""
+
+
+class WireError(AtlasError, ValueError):
+    """Bytes that are not a frame of this library, or of another codec."""
+
+
+class ResumeError(AtlasError, ValueError):
+    """A run folder that cannot be continued."""
+
+
+class TrunkError(AtlasError, RuntimeError):
+    """The trunk refused or failed a call."""
+
+
+class SessionError(TrunkError):
+    """The session is unknown to the trunk: never opened, closed, or evicted."""
+
+
+class TrunkBusy(TrunkError):
+    """The trunk is over one of its limits; the same call may succeed later."""
+
+
+class TrunkLost(TrunkError):
+    """The trunk cannot be reached any more; what it held is lost."""

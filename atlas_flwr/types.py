@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns that several layers share: sides, roles, and the seam to the trunk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["LossReply", "OptimizerSpec", "Role", "Side", "TrunkCall", "TrunkClient"]
+
+
+class Side(str, Enum):
+    """Which part of the split model."""
+
+    HEAD = "head"
+    TRUNK = "trunk"
+    TAIL = "tail"
+
+
+class Role(str, Enum):
+    """What a tensor on the wire is, so that a codec may treat it accordingly."""
+
+    ACTIVATION = "activation"
+    GRADIENT = "gradient"
+    ADAPTER = "adapter"
+    FINGERPRINT = "fingerprint"
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW as both sides of the cut run it.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate.
+    betas : tuple[float, float]
+        AdamW's decay rates.
+    eps : float
+        AdamW's epsilon.
+    weight_decay : float
+        Decoupled weight decay.
+    accumulate : int
+        Backward passes whose gradients are summed before a step.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class TrunkCall:
+    """What one forward pass through the trunk needs.
+
+    Attributes
+    ----------
+    hidden : Tensor
+        Smashed data, shape (B, T, D): the head's output.
+    attention_mask : Tensor, optional
+        Shape (B, T), 1 where there is a token.
+    position_ids : Tensor, optional
+        Shape (B, T).
+    step : int, optional
+        Number of the training step, unique in its session; ``None`` for a pass that no
+        backward follows.
+    """
+
+    hidden: Tensor
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class LossReply:
+    """What a vanilla trunk, which ends the model, answers in its one round trip.
+
+    Attributes
+    ----------
+    loss : Tensor, optional
+        Scalar; ``None`` where no labels were sent.
+    logits : Tensor
+        Shape (B, T', V) for causal language models, (B, C) for classifiers.
+    grad : Tensor, optional
+        d loss / d hidden, shape (B, T, D); ``None`` where ``call.step`` was.
+    """
+
+    loss: Tensor | None
+    logits: Tensor
+    grad: Tensor | None
+
+
+class TrunkClient(ABC):
+    """A client's connection to its session on the trunk.
+
+    The three methods are all that a split model calls. An implementation sends the
+    tensors somewhere and brings the answer back; it raises a
+    :class:`~atlas_flwr.errors.TrunkError` when it cannot.
+    """
+
+    @abstractmethod
+    def forward(self, call: TrunkCall) -> Tensor:
+        """Run the trunk's blocks; return hidden states of shape (B, T, D).
+
+        With ``call.step`` set, the trunk remembers the pass until ``backward(step)``.
+        """
+
+    @abstractmethod
+    def backward(self, step: int, grad: Tensor) -> Tensor:
+        """Back-propagate d loss / d output, shape (B, T, D), of an earlier forward.
+
+        The trunk's adapters take their optimiser step. Returns d loss / d hidden, shape
+        (B, T, D). A repeated call with the same step answers the same again, without a
+        second optimiser step.
+        """
+
+    @abstractmethod
+    def loss(
+        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
+    ) -> LossReply:
+        """End the model in the trunk (vanilla split): one round trip a step.
+
+        With ``call.step`` set, the trunk also back-propagates and steps its adapters.
+        ``logits_to_keep`` > 0 restricts a causal model to its last positions.
+        """
