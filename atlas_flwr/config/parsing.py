@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists, byte sizes and cuts, which Flower's run config can only carry as text."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["format_bytes", "parse_bytes", "parse_cut", "split_list"]
+
+UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+CUT = re.compile(r"(\d+)/(\d+|-)")
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Split a comma list; spaces around items are dropped, empty text has no items.
+
+    An empty item, as in ``"a,,b"``, is kept as ``""`` for the caller to refuse.
+    """
+    if not text.strip():
+        return ()
+    return tuple(item.strip() for item in text.split(","))
+
+
+def parse_bytes(text: str) -> int:
+    """Read a byte size, e.g. ``"320MiB"``, ``"1.5 GiB"`` or ``"64KB"``.
+
+    Raises
+    ------
+    ValueError
+        When it is not a positive number with a unit.
+    """
+    match = SIZE.fullmatch(text.strip())
+    unit = UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise ValueError(
+            f"{text!r} is not a byte size: write a positive number and a unit "
+            "(B, KB, MB, GB, TB, KiB, MiB, GiB or TiB), e.g. 320MiB"
+        )
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """Write a byte size in the binary unit that keeps it short, e.g. ``"1.5 GiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def parse_cut(text: str) -> tuple[int, int | None]:
+    """Read a cut: ``"2/1"`` is (2, 1), and ``"2/-"``, which has no tail, (2, None).
+
+    Raises
+    ------
+    ValueError
+        When it is neither, or has no block on a side that must have one.
+    """
+    match = CUT.fullmatch(text.strip())
+    head = int(match[1]) if match else 0
+    tail = None if match and match[2] == "-" else int(match[2]) if match else 0
+    if head < 1 or tail == 0:
+        raise ValueError(
+            f"{text!r} is not a cut: write HEAD/TAIL in blocks, both at least 1, "
+            "e.g. 2/1, or HEAD/- where the trunk ends the model (split='vanilla')"
+        )
+    return head, tail

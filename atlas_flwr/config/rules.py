@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a well-typed configuration may still get wrong: limits and contradictions.
+
+A rule is a function of the configuration that yields :class:`Problem`; ``RULES`` holds
+them all. It sees either a ``RunConfig`` or OmegaConf's view of one, hence only fields.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
+from atlas_flwr.config.schema import MAX_RANK, Knob, RunConfig
+
+__all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sentence for the user, and the keys that it is about."""
+
+    keys: tuple[str, ...]
+    sentence: str
+
+
+Rule = Callable[[RunConfig], Iterator[Problem]]
+
+
+def within_limits(config: RunConfig) -> Iterator[Problem]:
+    """Want numbers in their limits, and finite."""
+    for entry in fields(RunConfig):
+        limits: Knob = entry.metadata["knob"]
+        value = getattr(config, entry.name)
+        if isinstance(value, str | bool):
+            continue
+        key = entry.name.replace("_", "-")
+        if not math.isfinite(value) or not _inside(value, limits):
+            yield Problem((key,), f"{key}={value}: must be {describe_limits(limits)}")
+
+
+def _inside(value: float, limits: Knob) -> bool:
+    return (
+        (limits.minimum is None or value >= limits.minimum)
+        and (limits.above is None or value > limits.above)
+        and (limits.maximum is None or value <= limits.maximum)
+    )
+
+
+def describe_limits(limits: Knob) -> str:
+    """Say a knob's limits in words; empty where it has none."""
+    words = []
+    if limits.minimum is not None:
+        words.append(f"at least {limits.minimum}")
+    if limits.above is not None:
+        words.append(f"above {limits.above}")
+    if limits.maximum is not None:
+        words.append(f"at most {limits.maximum}")
+    return " and ".join(words)
+
+
+def strategy_reads_it(config: RunConfig) -> Iterator[Problem]:
+    """Want no key set that the strategy would ignore."""
+    for entry in fields(RunConfig):
+        limits: Knob = entry.metadata["knob"]
+        value = getattr(config, entry.name)
+        ignored = limits.only and config.strategy not in limits.only
+        if ignored and value != entry.default:
+            key, owner = entry.name.replace("_", "-"), " and ".join(limits.only)
+            yield Problem(
+                ("strategy", key),
+                f"{key}={value!r}: strategy={config.strategy!r} does not read it, only "
+                f"{owner} does; leave it at {entry.default!r}",
+            )
+
+
+def names_are_given(config: RunConfig) -> Iterator[Problem]:
+    """Want names that something is looked up by."""
+    for name in ("model", "codec", "runs_dir"):
+        if not getattr(config, name).strip():
+            key = name.replace("_", "-")
+            yield Problem((key,), f"{key}='': must not be empty")
+
+
+def lists_are_clean(config: RunConfig) -> Iterator[Problem]:
+    """Want items in comma lists, none of them empty or repeated."""
+    for name in ("tasks", "lora_ranks", "lora_targets"):
+        key, text = name.replace("_", "-"), getattr(config, name)
+        items = split_list(text)
+        if not items or "" in items:
+            yield Problem(
+                (key,),
+                f"{key}={text!r}: must be a comma list with no empty item, e.g. a,b",
+            )
+        repeated = sorted({item for item in items if items.count(item) > 1} - {""})
+        if repeated:
+            listed = ", ".join(repeated)
+            yield Problem((key,), f"{key}={text!r}: names {listed} more than once")
+
+
+def ranks_are_ranks(config: RunConfig) -> Iterator[Problem]:
+    """Want each of lora-ranks to be a rank."""
+    for item in filter(None, split_list(config.lora_ranks)):
+        if not re.fullmatch(r"\d{1,9}", item) or not 1 <= int(item) <= MAX_RANK:
+            yield Problem(
+                ("lora-ranks",),
+                f"lora-ranks={config.lora_ranks!r}: {item!r} is not a rank; ranks are "
+                f"whole numbers from 1 to {MAX_RANK}",
+            )
+
+
+def all_linear_is_alone(config: RunConfig) -> Iterator[Problem]:
+    """Take all-linear as leaving nothing to add."""
+    targets = split_list(config.lora_targets)
+    if "all-linear" in targets and len(targets) > 1:
+        yield Problem(
+            ("lora-targets",),
+            f"lora-targets={config.lora_targets!r}: all-linear includes every other "
+            "name; give either it or names",
+        )
+
+
+def devices_are_sizes(config: RunConfig) -> Iterator[Problem]:
+    """Want each of devices to be a byte size."""
+    for item in split_list(config.devices):
+        try:
+            parse_bytes(item)
+        except ValueError as error:
+            yield Problem(("devices",), f"devices={config.devices!r}: {error}")
+
+
+def cut_fits_split(config: RunConfig) -> Iterator[Problem]:
+    """Want a fixed cut to be of the kind that split says."""
+    if config.cut == "auto":
+        return
+    try:
+        head, tail = parse_cut(config.cut)
+    except ValueError as error:
+        yield Problem(("cut",), f"cut={config.cut!r}: {error}; or auto")
+        return
+    if config.split == "vanilla" and tail is not None:
+        yield Problem(
+            ("cut", "split"),
+            f"cut={config.cut!r} has a tail, and split='vanilla' ends the model in the "
+            f"trunk: write cut='{head}/-', or split='u-shaped'",
+        )
+    if config.split == "u-shaped" and tail is None:
+        yield Problem(
+            ("cut", "split"),
+            f"cut={config.cut!r} has no tail, and split='u-shaped' ends the model on "
+            f"the client: write cut='{head}/1', or split='vanilla'",
+        )
+
+
+def clusters_agree(config: RunConfig) -> Iterator[Problem]:
+    """Want numbers about clusters to agree, and clustering for them."""
+    if config.num_clusters > config.max_clusters:
+        yield Problem(
+            ("num-clusters", "max-clusters"),
+            f"num-clusters={config.num_clusters}: more than max-clusters="
+            f"{config.max_clusters}; lower it or raise max-clusters",
+        )
+    if config.clustering != "none":
+        return
+    for key, value in (
+        ("num-clusters", config.num_clusters),
+        ("recluster-every", config.recluster_every),
+    ):
+        if value > 0:
+            yield Problem(
+                ("clustering", key),
+                f"{key}={value}: clustering='none' keeps all clients in one cluster; "
+                f"set {key}=0, or clustering='kmeans'",
+            )
+
+
+def fedprox_has_a_pull(config: RunConfig) -> Iterator[Problem]:
+    """Want a proximal term in FedProx: without, it is FedAvg."""
+    if config.strategy == "fedprox" and config.proximal_mu == 0:
+        yield Problem(
+            ("strategy", "proximal-mu"),
+            "proximal-mu=0.0: fedprox without its pull is fedavg; set it above 0, or "
+            "strategy='fedavg'",
+        )
+
+
+def mean_has_one_rank(config: RunConfig) -> Iterator[Problem]:
+    """Want factors of one shape where their mean is taken."""
+    if config.strategy != "atlas" or config.aggregation != "mean":
+        return
+    choices = split_list(config.lora_ranks)
+    if config.ranks == "budget" and len(choices) > 1:
+        yield Problem(
+            ("aggregation", "ranks", "lora-ranks"),
+            f"aggregation='mean' with ranks='budget' and lora-ranks="
+            f"{config.lora_ranks!r}: factors of different ranks have no mean; set "
+            "ranks='uniform', one lora-rank, or aggregation='concat'",
+        )
+
+
+def batch_is_filled(config: RunConfig) -> Iterator[Problem]:
+    """Want examples enough for a batch."""
+    if 0 < config.train_examples < config.batch_size:
+        yield Problem(
+            ("batch-size", "train-examples"),
+            f"batch-size={config.batch_size}: a client has only train-examples="
+            f"{config.train_examples}; lower the one or raise the other",
+        )
+
+
+def half_is_for_gpus(config: RunConfig) -> Iterator[Problem]:
+    """Want half precision on GPUs only."""
+    if config.dtype == "float16" and config.device == "cpu":
+        yield Problem(
+            ("dtype", "device"),
+            "dtype='float16' with device='cpu': CPUs train in float32 or bfloat16; "
+            "set one of these, or device='cuda'",
+        )
+
+
+def folder_is_a_name(config: RunConfig) -> Iterator[Problem]:
+    """Want a name that makes one folder, and none for a continued run."""
+    name = config.run_name
+    if name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", name):
+        yield Problem(
+            ("run-name",),
+            f"run-name={name!r}: must be a plain folder name of letters, digits and "
+            "._+-, not starting with a dot or dash",
+        )
+    if name and config.resume:
+        yield Problem(
+            ("run-name", "resume"),
+            f"run-name={name!r} with resume={config.resume!r}: a continued run keeps "
+            "its folder; give one of the two",
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    within_limits,
+    strategy_reads_it,
+    names_are_given,
+    lists_are_clean,
+    ranks_are_ranks,
+    all_linear_is_alone,
+    devices_are_sizes,
+    cut_fits_split,
+    clusters_agree,
+    fedprox_has_a_pull,
+    mean_has_one_rank,
+    batch_is_filled,
+    half_is_for_gpus,
+    folder_is_a_name,
+)
+
+
+def find_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield every problem of a configuration whose types are right."""
+    for rule in RULES:
+        yield from rule(config)
+
+
+def resume_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield the problem that the folder to resume is not there (looks at the disk)."""
+    if config.resume and not (Path(config.resume) / "config.yaml").is_file():
+        yield Problem(
+            ("resume",),
+            f"resume={config.resume!r}: no run folder is there (no config.yaml in it, "
+            f"seen from {Path.cwd()}); give the path of one, or '' for a new run",
+        )

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run configuration: what it refuses, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas_flwr.config import (
+    RunConfig,
+    describe,
+    format_bytes,
+    from_yaml,
+    knobs,
+    load_config,
+    parse_bytes,
+    parse_cut,
+    split_list,
+    to_yaml,
+)
+from atlas_flwr.errors import ConfigError
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def app_config():
+    return tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+
+
+def complaints(run_config, **options):
+    with pytest.raises(ConfigError) as caught:
+        load_config(run_config, **options)
+    return caught.value.problems
+
+
+def test_pyproject_has_every_key_with_the_default_of_the_schema():
+    schema = {f.name.replace("_", "-"): f.default for f in fields(RunConfig)}
+    declared = app_config()
+    assert declared == schema
+    assert {k: type(v) for k, v in declared.items()} == {
+        k: type(v) for k, v in schema.items()
+    }
+
+
+def test_pyproject_as_it_is_loads_to_the_defaults():
+    assert load_config(app_config()) == RunConfig() == load_config({})
+
+
+@pytest.mark.parametrize("key", sorted(knobs()))
+def test_every_key_gives_advice_in_whole_sentences(key):
+    text = knobs()[key].help
+    assert len(text.split()) >= 8
+    assert text[-1] == "."
+
+
+def test_description_names_every_key_and_wraps():
+    text = describe(width=80)
+    assert all(f"{key} = " in text for key in knobs())
+    assert max(len(line) for line in text.splitlines() if line[0] == " ") <= 80
+
+
+REFUSED = [
+    ({"num_rounds": 1}, "num_rounds is not a key; did you mean num-rounds?"),
+    ({"lora-rnk": 1}, "lora-rnk is not a key; did you mean lora-rank?"),
+    ({"zzz": 1}, "zzz is not a key; `atlas-flwr config` lists all"),
+    ({"num-rounds": "3"}, "num-rounds='3': must be a whole number, not str"),
+    ({"num-rounds": 3.0}, "num-rounds=3.0: must be a whole number, not float"),
+    ({"num-rounds": True}, "num-rounds=True: must be a whole number, not bool"),
+    ({"trunk-recompute": 1}, "trunk-recompute=1: must be true or false, not int"),
+    ({"learning-rate": "a"}, "learning-rate='a': must be a number, not str"),
+    ({"model": False}, "model=False: must be text, not bool"),
+    (
+        {"strategy": "fedavgg"},
+        "strategy='fedavgg': must be one of atlas, fedavg, fedprox, local, "
+        "centralized; did you mean fedavg?",
+    ),
+    ({"trunk": "grpc"}, "trunk='grpc': must be one of ray, local"),
+    ({"num-rounds": 0}, "num-rounds=0: must be at least 1"),
+    ({"fraction-train": 0.0}, "fraction-train=0.0: must be above 0 and at most 1"),
+    ({"fraction-evaluate": 1.5}, "fraction-evaluate=1.5: must be above 0 and at"),
+    ({"learning-rate": float("nan")}, "learning-rate=nan: must be above 0"),
+    ({"round-timeout": float("inf")}, "round-timeout=inf: must be above 0"),
+    ({"label-skew": -0.1}, "label-skew=-0.1: must be at least 0"),
+    ({"lora-rank": 257}, "lora-rank=257: must be at least 1 and at most 256"),
+    ({"lora-ranks": "2,x"}, "lora-ranks='2,x': 'x' is not a rank; ranks are whole"),
+    ({"lora-ranks": "0,2"}, "'0' is not a rank"),
+    ({"lora-ranks": "-1"}, "'-1' is not a rank"),
+    ({"lora-ranks": "300"}, "'300' is not a rank; ranks are whole numbers from 1 to"),
+    ({"lora-ranks": "4,4"}, "lora-ranks='4,4': names 4 more than once"),
+    ({"lora-ranks": ""}, "lora-ranks='': must be a comma list with no empty item"),
+    ({"tasks": "spam,,news"}, "tasks='spam,,news': must be a comma list"),
+    ({"tasks": "spam,spam"}, "tasks='spam,spam': names spam more than once"),
+    ({"lora-targets": "all-linear,q_proj"}, "all-linear includes every other name"),
+    ({"model": " "}, "model='': must not be empty"),
+    ({"devices": "320"}, "devices='320': '320' is not a byte size: write a positive"),
+    ({"devices": "1GiB,"}, "devices='1GiB,': '' is not a byte size"),
+    ({"cut": "2"}, "cut='2': '2' is not a cut: write HEAD/TAIL"),
+    ({"cut": "0/1"}, "cut='0/1': '0/1' is not a cut"),
+    ({"cut": "2/0"}, "cut='2/0': '2/0' is not a cut"),
+    ({"cut": "2/-"}, "cut='2/-' has no tail, and split='u-shaped' ends the model on"),
+    ({"split": "vanilla", "cut": "2/1"}, "has a tail, and split='vanilla' ends the"),
+    ({"num-clusters": 9}, "num-clusters=9: more than max-clusters=8; lower it or"),
+    ({"clustering": "none", "num-clusters": 2}, "num-clusters=2: clustering='none'"),
+    ({"clustering": "none", "recluster-every": 2}, "recluster-every=2: clustering="),
+    ({"strategy": "fedavg", "aggregation": "mean"}, "strategy='fedavg' does not read"),
+    ({"strategy": "local", "cut": "2/1"}, "cut='2/1': strategy='local' does not read"),
+    ({"proximal-mu": 0.2}, "proximal-mu=0.2: strategy='atlas' does not read it, only"),
+    ({"strategy": "fedprox", "proximal-mu": 0.0}, "fedprox without its pull is fedavg"),
+    ({"aggregation": "mean"}, "factors of different ranks have no mean; set ranks="),
+    ({"train-examples": 4}, "batch-size=8: a client has only train-examples=4"),
+    ({"dtype": "float16"}, "CPUs train in float32 or bfloat16"),
+    ({"run-name": "../up"}, "run-name='../up': must be a plain folder name"),
+    ({"resume": "no/such/run"}, "resume='no/such/run': no run folder is there"),
+    ({"resume": "a", "run-name": "b"}, "a continued run keeps its folder; give one"),
+]
+
+
+@pytest.mark.parametrize(("run_config", "sentence"), REFUSED, ids=lambda x: str(x)[:40])
+def test_what_is_wrong_is_said(run_config, sentence):
+    assert any(sentence in problem for problem in complaints(run_config))
+
+
+def test_all_problems_are_reported_at_once():
+    wrong = {"nope": 1, "seed": "x", "num-rounds": 0, "cut": "2/-", "trunk": "grpc"}
+    problems = complaints(wrong)
+    assert len(problems) == len(wrong)
+    assert "5 problems in the run config" in str(ConfigError(problems))
+
+
+def test_a_wrong_value_causes_no_contradictions_of_its_default():
+    # With its default, u-shaped, this cut would be a contradiction as well.
+    (problem,) = complaints({"split": "vanila", "cut": "2/-"})
+    assert "did you mean vanilla?" in problem
+
+
+def test_words_of_other_layers_can_be_checked_with_the_rest():
+    problems = complaints(
+        {"codec": "rwa", "tasks": "spam,spma", "seed": -1},
+        known={"codec": ("raw", "int8"), "tasks": ("spam", "news")},
+    )
+    assert len(problems) == 3
+    assert any("codec: 'rwa' must be one of raw, int8" in p for p in problems)
+    assert any(
+        "'spma' must be one of spam, news; did you mean spam?" in p for p in problems
+    )
+
+
+ACCEPTED = [
+    {"split": "vanilla", "cut": "2/-"},
+    {"lora-ranks": 4},
+    {"learning-rate": 1},
+    {"ranks": "uniform", "aggregation": "mean"},
+    {"aggregation": "mean", "lora-ranks": "8"},
+    {"strategy": "fedavg", "devices": "1GiB", "lora-rank": 4},
+    {"train-examples": 0},
+    {"dtype": "float16", "device": "cuda"},
+    {"lora-targets": "q_proj, v_proj"},
+]
+
+
+@pytest.mark.parametrize("run_config", ACCEPTED, ids=str)
+def test_what_makes_sense_is_accepted(run_config):
+    config = load_config(run_config)
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_a_run_folder_can_be_resumed_and_its_yaml_read_after_it_is_gone(tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(RunConfig()))
+    config = load_config({"resume": str(tmp_path)})
+    (tmp_path / "config.yaml").unlink()
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_lists_come_parsed():
+    config = load_config(
+        {
+            "tasks": "spam, news",
+            "lora-ranks": "8,2",
+            "devices": "320MiB,1GiB",
+            "cut": "3/2",
+            "lora-targets": "q_proj,v_proj",
+        }
+    )
+    assert config.task_list == ("spam", "news")
+    assert config.rank_choices == (2, 8)
+    assert config.device_bytes == (320 * 2**20, 2**30)
+    assert config.fixed_cut == (3, 2)
+    assert config.target_list == ("q_proj", "v_proj")
+    assert RunConfig().fixed_cut is None
+    assert RunConfig().device_bytes == ()
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().seed = 1
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    rate=st.floats(1e-9, 1.0),
+    flag=st.booleans(),
+    name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,20}", fullmatch=True),
+)
+def test_yaml_keeps_every_value_and_its_type(seed, rate, flag, name):
+    config = replace(
+        RunConfig(), seed=seed, learning_rate=rate, trunk_recompute=flag, run_name=name
+    )
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_yaml_that_is_no_mapping_is_refused():
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        from_yaml("- a\n- b\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1B", 1), ("2KB", 2000), ("2KiB", 2048), ("1.5 GiB", 3 * 2**29), ("1tib", 2**40)],
+)
+def test_byte_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "12", "0MiB", "-1MiB", "1 parsec", "MiB", "1e3MB"]
+)
+def test_what_is_no_byte_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a byte size"):
+        parse_bytes(text)
+
+
+@given(st.integers(1, 2**49))
+def test_written_byte_sizes_are_read_back_to_their_precision(size):
+    assert parse_bytes(format_bytes(size)) == pytest.approx(size, rel=0.051)
+
+
+def test_cuts_and_lists_are_read():
+    assert parse_cut("2/1") == (2, 1)
+    assert parse_cut(" 12/- ") == (12, None)
+    assert split_list(" a , b,") == ("a", "b", "")
+    assert split_list("  ") == ()
+
+
+def test_importing_the_configuration_pulls_in_neither_torch_nor_flower():
+    code = (
+        "import sys; from atlas_flwr.config import load_config; load_config({});"
+        "print(sorted({'torch', 'flwr', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.strip() == "[]", ran.stderr
