@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can happen in a run: the lines of ``metrics.jsonl``.
+
+Clients are named by the same text in every event. Bytes are those that left or entered
+the process, headers of the transport not included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from atlas_flwr.errors import DataError
+
+__all__ = [
+    "EVENTS",
+    "Baseline",
+    "ClientEvaluated",
+    "ClientTrained",
+    "Clustered",
+    "Event",
+    "RoundEnded",
+    "RunEnded",
+    "RunStarted",
+    "from_record",
+    "to_record",
+]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The ServerApp began, or took a run up again.
+
+    Attributes
+    ----------
+    round : int
+        Rounds that are done: 0, or those of the checkpoint. What was written about
+        later rounds before this event is superseded.
+    num_clients : int
+        Clients connected.
+    """
+
+    round: int
+    num_clients: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a task's accuracy is worth.
+
+    Attributes
+    ----------
+    task : str
+        Name of the task.
+    majority : float
+        Accuracy of always answering the most frequent class of the test examples.
+    untrained : float, optional
+        Accuracy before training. ``None`` where round 0 is evaluated as the others.
+    round : int
+        0: before the first.
+    """
+
+    task: str
+    majority: float
+    untrained: float | None = None
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """The clients were clustered.
+
+    Attributes
+    ----------
+    round : int
+        Before whose training it was.
+    clusters : Mapping[str, int]
+        Cluster of each client.
+    k : int
+        Number of clusters.
+    silhouette : float, optional
+        Mean silhouette in [-1, 1]; ``None`` for one cluster.
+    ari, nmi, purity : float, optional
+        Agreement with the true tasks: adjusted Rand index, normalised mutual
+        information, purity. ``None`` where the tasks are unknown.
+    """
+
+    round: int
+    clusters: Mapping[str, int]
+    k: int
+    silhouette: float | None = None
+    ari: float | None = None
+    nmi: float | None = None
+    purity: float | None = None
+
+
+@dataclass(frozen=True)
+class ClientTrained:
+    """A client finished its local steps.
+
+    Attributes
+    ----------
+    round : int
+        Server round, from 1.
+    client, task : str
+        Who, and the name of its task.
+    cluster : int, optional
+        Its cluster; ``None`` where the strategy has none.
+    loss : float
+        Mean training loss over the steps.
+    num_examples, steps : int
+        Training examples of the client, and optimiser steps it took.
+    seconds : float
+        Wall time in the client.
+    bytes_up, bytes_down : int
+        Sent and received by the client: its Flower messages and, where the model is
+        split, all that crossed the cut.
+    peak_bytes : int
+        Peak memory of the client, measured; 0 where it was not.
+    rank : int
+        Largest LoRA rank that the client trains.
+    plan : str
+        Its cut, e.g. ``"2/1"``; empty for the whole model.
+    """
+
+    round: int
+    client: str
+    task: str
+    cluster: int | None
+    loss: float
+    num_examples: int
+    steps: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    peak_bytes: int = 0
+    rank: int = 0
+    plan: str = ""
+
+
+@dataclass(frozen=True)
+class ClientEvaluated:
+    """A client evaluated on its held-out examples; round 0 is the untrained model."""
+
+    round: int
+    client: str
+    task: str
+    cluster: int | None
+    accuracy: float
+    loss: float
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class RoundEnded:
+    """A round is over, evaluation included.
+
+    Attributes
+    ----------
+    round : int
+        Server round, from 1; 0 for what came before the first.
+    seconds : float
+        Wall time.
+    bytes_up, bytes_down : int
+        Sent by and to all clients in the round, of every kind: training, evaluation,
+        fingerprints, and what crossed the cut. The run's totals are sums of these.
+    failures : int
+        Replies that were errors or did not come.
+    server_peak_bytes : int
+        Peak memory of the server so far; 0 where it was not measured.
+    """
+
+    round: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    failures: int = 0
+    server_peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The run is complete; ``round`` was its last."""
+
+    round: int
+
+
+Event = (
+    RunStarted
+    | Baseline
+    | Clustered
+    | ClientTrained
+    | ClientEvaluated
+    | RoundEnded
+    | RunEnded
+)
+EVENTS: Mapping[str, type[Event]] = {
+    "run-started": RunStarted,
+    "baseline": Baseline,
+    "clustered": Clustered,
+    "client-trained": ClientTrained,
+    "client-evaluated": ClientEvaluated,
+    "round-ended": RoundEnded,
+    "run-ended": RunEnded,
+}
+NAMES = {kind: name for name, kind in EVENTS.items()}
+
+
+def to_record(event: Event, time: float) -> dict[str, Any]:
+    """Make the JSON object of an event; numbers that JSON lacks become null.
+
+    Parameters
+    ----------
+    event : Event
+        What happened.
+    time : float
+        When, in seconds since 1970.
+    """
+    record = {"event": NAMES[type(event)], "time": round(time, 3)}
+    return record | {key: _finite(value) for key, value in asdict(event).items()}
+
+
+def _finite(value: Any) -> Any:
+    lost = isinstance(value, float) and not math.isfinite(value)
+    return None if lost else value
+
+
+def from_record(record: Mapping[str, Any]) -> Event | None:
+    """Read an event back; ``None`` for a kind that is not in :data:`EVENTS`.
+
+    Losses that were not finite come back as NaN.
+
+    Raises
+    ------
+    DataError
+        When a field of a known kind is missing.
+    """
+    kind = EVENTS.get(record["event"])
+    if kind is None:
+        return None
+    names = {entry.name for entry in fields(kind)}
+    given = {name: value for name, value in record.items() if name in names}
+    if given.get("loss", 0.0) is None:
+        given["loss"] = math.nan
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise DataError(f"a {record['event']!r} event is incomplete: {error}") from None

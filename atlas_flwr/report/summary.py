@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run came to, as values: the contents of ``summary.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from atlas_flwr.errors import DataError
+
+__all__ = ["RoundSummary", "Summary"]
+
+FORMAT = 1
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """One round.
+
+    Attributes
+    ----------
+    round : int
+        From 1; 0 is the untrained model.
+    accuracy, loss : Mapping[str, float]
+        By task, weighted by the clients' test examples; empty where the round was not
+        evaluated.
+    mean_accuracy, mean_loss : float, optional
+        Mean over tasks, each the same.
+    client_accuracy : Mapping[str, float]
+        By client.
+    worst_client : str, optional
+        The client of the least accuracy, which is ``worst_accuracy``.
+    spread : float, optional
+        Standard deviation (population) of accuracy over clients.
+    train_loss : float, optional
+        Mean over the clients that trained.
+    bytes_up, bytes_down : int
+        Sent by and to all clients.
+    seconds : float
+        Wall time.
+    failures : int
+        Replies that were errors or did not come.
+    client_peak_bytes, server_peak_bytes : int
+        Largest of any client; of the server.
+    """
+
+    round: int
+    accuracy: Numbers
+    loss: Numbers
+    mean_accuracy: float | None
+    mean_loss: float | None
+    client_accuracy: Numbers
+    worst_client: str | None
+    worst_accuracy: float | None
+    spread: float | None
+    train_loss: float | None
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    failures: int
+    client_peak_bytes: int
+    server_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole run.
+
+    Attributes
+    ----------
+    strategy, model : str
+        As configured.
+    seed : int
+        As configured.
+    rounds, planned_rounds : int
+        Rounds done and wanted.
+    finished : bool
+        Whether the run came to its end.
+    num_clients : int
+        Clients connected.
+    clusters : Mapping[str, int]
+        Last cluster of each client; empty where the strategy has none.
+    true_tasks : Mapping[str, str]
+        Task of each client.
+    clustering : Mapping[str, float], optional
+        The last clustering's ``k`` and, where known, ``silhouette``, ``ari``, ``nmi``
+        and ``purity``.
+    ranks : Mapping[str, int]
+        Last rank of each client that trained.
+    plans : Mapping[str, str]
+        Last cut of each client that trained; empty for the whole model.
+    majority, untrained : Mapping[str, float]
+        By task: accuracy of the most frequent class, and before training.
+    per_round : tuple[RoundSummary, ...]
+        In order.
+    bytes_up, bytes_down : int
+        Of all rounds.
+    client_peak_bytes, server_peak_bytes : int
+        Largest of any client; of the server.
+    client_peaks : Mapping[str, int]
+        Peak of each client.
+    wall_seconds : float
+        From start to last event; pauses before a resumption do not count.
+    """
+
+    strategy: str
+    model: str
+    seed: int
+    rounds: int
+    planned_rounds: int
+    finished: bool
+    num_clients: int
+    clusters: Mapping[str, int]
+    true_tasks: Mapping[str, str]
+    clustering: Numbers | None
+    ranks: Mapping[str, int]
+    plans: Mapping[str, str]
+    majority: Numbers
+    untrained: Numbers
+    per_round: tuple[RoundSummary, ...]
+    bytes_up: int
+    bytes_down: int
+    client_peak_bytes: int
+    server_peak_bytes: int
+    client_peaks: Mapping[str, int]
+    wall_seconds: float
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are known, sorted."""
+        named = {*self.majority, *self.untrained, *self.true_tasks.values()}
+        return tuple(sorted(named))
+
+    @property
+    def evaluated(self) -> tuple[RoundSummary, ...]:
+        """The rounds of training that were evaluated."""
+        return tuple(r for r in self.per_round if r.round > 0 and r.accuracy)
+
+    @property
+    def final(self) -> RoundSummary | None:
+        """The last round of training that was evaluated."""
+        return self.evaluated[-1] if self.evaluated else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Make the JSON object; numbers that are not finite become null.
+
+        Beside the fields, ``final`` repeats the last evaluated round.
+        """
+        final = asdict(self.final) if self.final else None
+        whole = {"format": FORMAT, **asdict(self), "final": final}
+        cleaned: dict[str, Any] = _finite(whole)
+        return cleaned
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Summary:
+        """Read what :meth:`to_json` made.
+
+        Raises
+        ------
+        DataError
+            When it is of another format, or a field is missing.
+        """
+        if data.get("format") != FORMAT:
+            raise DataError(
+                f"a summary of format {data.get('format')!r}: this version reads "
+                f"{FORMAT}; rebuild it with `atlas-flwr report <run folder>`"
+            )
+        missing = {entry.name for entry in fields(cls)} - data.keys()
+        if missing:
+            raise DataError(f"a summary without {', '.join(sorted(missing))}")
+        given = {entry.name: data[entry.name] for entry in fields(cls)}
+        given["per_round"] = tuple(_round_from(part) for part in data["per_round"])
+        return cls(**given)
+
+
+def _round_from(data: Mapping[str, Any]) -> RoundSummary:
+    loss = {k: math.nan if v is None else v for k, v in data["loss"].items()}
+    return RoundSummary(**{**data, "loss": loss})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(item) for item in value]
+    lost = isinstance(value, float) and not math.isfinite(value)
+    return None if lost else value

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables for the terminal, as plain text."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from atlas_flwr.config import format_bytes
+from atlas_flwr.report.summary import RoundSummary, Summary
+
+__all__ = ["as_text", "final_table", "number", "percent", "round_table"]
+
+MISSING = "–"
+
+
+def percent(value: float | None) -> str:
+    """Write a share as per cent with one decimal; a dash where there is none."""
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with fixed digits; a dash where there is none."""
+    lost = value is None or not math.isfinite(value)
+    return MISSING if lost else f"{value:.{digits}f}"
+
+
+def as_text(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], total: bool = True
+) -> str:
+    """Set a table in text: the first column to the left, numbers to the right.
+
+    Parameters
+    ----------
+    title : str
+        Line above the table.
+    header : Sequence[str]
+        Names of the columns.
+    rows : Sequence[Sequence[str]]
+        Cells.
+    total : bool
+        Whether the last row sums the others up, and a line parts it from them.
+    """
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for index, row in enumerate(rows):
+        table.add_row(*row, end_section=total and index == len(rows) - 2)
+    stream = io.StringIO()
+    Console(file=stream, width=200, color_system=None, markup=False).print(table)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def round_table(summary: Summary, number_of: int | None = None) -> str:
+    """Set one round's table: each task untrained, by majority, and now.
+
+    Parameters
+    ----------
+    summary : Summary
+        The run so far.
+    number_of : int, optional
+        The round; ``None`` is the last.
+
+    Returns
+    -------
+    str
+        Empty where there is no such round.
+    """
+    found = [r for r in summary.per_round if number_of in (None, r.round)]
+    if not found:
+        return ""
+    now = found[-1]
+    rows = [_round_row(summary, now, task) for task in summary.tasks]
+    rows.append(
+        [
+            "mean",
+            percent(_mean_over(summary.untrained, summary.tasks)),
+            percent(_mean_over(summary.majority, summary.tasks)),
+            percent(now.mean_accuracy),
+            number(now.mean_loss),
+        ]
+    )
+    title = f"round {now.round} of {summary.planned_rounds} · {summary.strategy}"
+    header = ("accuracy, %", "untrained", "majority", f"round {now.round}", "loss")
+    return f"{as_text(title, header, rows)}\n{_costs(now)}"
+
+
+def final_table(summary: Summary) -> str:
+    """Set the run's last table: untrained, majority class and trained, side by side."""
+    final = summary.final
+    trained = final.accuracy if final else {}
+    rows = [
+        [
+            task,
+            percent(summary.untrained.get(task)),
+            percent(summary.majority.get(task)),
+            percent(trained.get(task)),
+        ]
+        for task in summary.tasks
+    ]
+    columns = (summary.untrained, summary.majority, trained)
+    rows.append(["mean", *(percent(_mean_over(c, summary.tasks)) for c in columns)])
+    where = f"after round {final.round}" if final else "not evaluated"
+    title = f"{summary.strategy} · {summary.model} · seed {summary.seed} · {where}"
+    header = ("accuracy, %", "untrained", "majority class", "trained")
+    return f"{as_text(title, header, rows)}\n{_totals(summary)}"
+
+
+def _round_row(summary: Summary, now: RoundSummary, task: str) -> list[str]:
+    return [
+        task,
+        percent(summary.untrained.get(task)),
+        percent(summary.majority.get(task)),
+        percent(now.accuracy.get(task)),
+        number(now.loss.get(task)),
+    ]
+
+
+def _mean_over(values: Mapping[str, float], tasks: Sequence[str]) -> float | None:
+    known = [values[task] for task in tasks if task in values]
+    complete = known and len(known) == len(tasks)
+    return sum(known) / len(known) if complete else None
+
+
+def _costs(now: RoundSummary) -> str:
+    parts = [
+        f"up {format_bytes(now.bytes_up)}",
+        f"down {format_bytes(now.bytes_down)}",
+        f"{now.seconds:.1f} s",
+    ]
+    if now.worst_client is not None:
+        worst = f"worst client {now.worst_client} at {percent(now.worst_accuracy)} %"
+        parts.append(worst)
+    if now.failures:
+        parts.append(f"{now.failures} failed")
+    return "  " + " · ".join(parts)
+
+
+def _totals(summary: Summary) -> str:
+    parts = [
+        f"up {format_bytes(summary.bytes_up)}",
+        f"down {format_bytes(summary.bytes_down)}",
+        f"client peak {_bytes_or_dash(summary.client_peak_bytes)}",
+        f"server peak {_bytes_or_dash(summary.server_peak_bytes)}",
+        f"{summary.wall_seconds:.1f} s",
+    ]
+    return "  " + " · ".join(parts)
+
+
+def _bytes_or_dash(size: int) -> str:
+    return format_bytes(size) if size else MISSING

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a run's events to its summary."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+from typing import TypeVar
+
+from atlas_flwr.config import RunConfig
+from atlas_flwr.report.events import (
+    Baseline,
+    ClientEvaluated,
+    ClientTrained,
+    Clustered,
+    Event,
+    RoundEnded,
+    RunEnded,
+    RunStarted,
+)
+from atlas_flwr.report.store import RunFolder
+from atlas_flwr.report.summary import RoundSummary, Summary
+
+__all__ = ["summarize", "summarize_folder"]
+
+T = TypeVar("T")
+
+
+def summarize_folder(folder: RunFolder) -> Summary:
+    """Summarise a run's folder and write its ``summary.json``."""
+    summary = summarize(folder.config(), folder.events())
+    folder.write_summary(summary.to_json())
+    return summary
+
+
+def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summary:
+    """Summarise events with their times, oldest first.
+
+    Where a run was resumed, what an earlier start wrote about the rounds that were done
+    again counts only as time.
+    """
+    timeline = list(events)
+    happened = _effective(event for _, event in timeline)
+    log = _Log.of(happened)
+    per_round = tuple(_round_summary(log, number) for number in log.rounds())
+    last = {event.client: event for event in log.trained.values()}
+    peaks = _peaks(log.trained.values())
+    return Summary(
+        strategy=config.strategy,
+        model=config.model,
+        seed=config.seed,
+        rounds=max(log.ended, default=0),
+        planned_rounds=config.num_rounds,
+        finished=any(isinstance(event, RunEnded) for event in happened),
+        num_clients=log.num_clients or len(log.tasks),
+        clusters=dict(log.clustered.clusters) if log.clustered else {},
+        true_tasks=_by_client(log.tasks),
+        clustering=_clustering(log.clustered),
+        ranks=_by_client({client: event.rank for client, event in last.items()}),
+        plans=_by_client({client: event.plan for client, event in last.items()}),
+        majority={task: event.majority for task, event in log.baselines.items()},
+        untrained=_untrained(log, per_round),
+        per_round=per_round,
+        bytes_up=sum(event.bytes_up for event in log.ended.values()),
+        bytes_down=sum(event.bytes_down for event in log.ended.values()),
+        client_peak_bytes=max(peaks.values(), default=0),
+        server_peak_bytes=max((r.server_peak_bytes for r in per_round), default=0),
+        client_peaks=peaks,
+        wall_seconds=_wall_seconds(timeline),
+    )
+
+
+@dataclass
+class _Log:
+    """Events sorted by kind; of two about the same thing the later counts."""
+
+    trained: dict[tuple[int, str], ClientTrained] = field(default_factory=dict)
+    evaluated: dict[tuple[int, str], ClientEvaluated] = field(default_factory=dict)
+    ended: dict[int, RoundEnded] = field(default_factory=dict)
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    clustered: Clustered | None = None
+    num_clients: int = 0
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> _Log:
+        log = cls()
+        for event in events:
+            log._take(event)
+        return log
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case ClientTrained():
+                self.trained[event.round, event.client] = event
+                self.tasks[event.client] = event.task
+            case ClientEvaluated():
+                self.evaluated[event.round, event.client] = event
+                self.tasks[event.client] = event.task
+            case RoundEnded():
+                self.ended[event.round] = event
+            case Baseline():
+                self.baselines[event.task] = event
+            case Clustered():
+                self.clustered = event
+            case RunStarted():
+                self.num_clients = event.num_clients
+            case RunEnded():
+                pass
+
+    def rounds(self) -> list[int]:
+        happened = {number for number, _ in (*self.trained, *self.evaluated)}
+        return sorted(happened | self.ended.keys())
+
+
+def _effective(events: Iterable[Event]) -> list[Event]:
+    kept: list[Event] = []
+    for event in events:
+        if isinstance(event, RunStarted):
+            done = event.round
+            kept = [e for e in kept if e.round <= done and not isinstance(e, RunEnded)]
+        kept.append(event)
+    return kept
+
+
+def _round_summary(log: _Log, number: int) -> RoundSummary:
+    evaluated = [e for (r, _), e in log.evaluated.items() if r == number]
+    trained = [e for (r, _), e in log.trained.items() if r == number]
+    accuracy = _per_task((e.task, e.accuracy, e.num_examples) for e in evaluated)
+    loss = _per_task((e.task, e.loss, e.num_examples) for e in evaluated)
+    by_client = _by_client({e.client: e.accuracy for e in evaluated})
+    worst = min(by_client, key=lambda client: by_client[client], default=None)
+    ended = log.ended.get(number, RoundEnded(number, 0.0, 0, 0))
+    return RoundSummary(
+        round=number,
+        accuracy=accuracy,
+        loss=loss,
+        mean_accuracy=_mean(accuracy.values()),
+        mean_loss=_mean(loss.values()),
+        client_accuracy=by_client,
+        worst_client=worst,
+        worst_accuracy=None if worst is None else by_client[worst],
+        spread=pstdev(by_client.values()) if by_client else None,
+        train_loss=_mean(event.loss for event in trained),
+        bytes_up=ended.bytes_up,
+        bytes_down=ended.bytes_down,
+        seconds=ended.seconds,
+        failures=ended.failures,
+        client_peak_bytes=max((e.peak_bytes for e in trained), default=0),
+        server_peak_bytes=ended.server_peak_bytes,
+    )
+
+
+def _per_task(parts: Iterable[tuple[str, float, int]]) -> dict[str, float]:
+    grouped: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for task, value, weight in parts:
+        if weight > 0:
+            grouped[task].append((value, weight))
+    return {
+        task: sum(v * w for v, w in grouped[task]) / sum(w for _, w in grouped[task])
+        for task in sorted(grouped)
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return fmean(listed) if listed else None
+
+
+def _peaks(trained: Iterable[ClientTrained]) -> dict[str, int]:
+    peaks: dict[str, int] = {}
+    for event in trained:
+        peaks[event.client] = max(event.peak_bytes, peaks.get(event.client, 0))
+    return _by_client(peaks)
+
+
+def _by_client(values: Mapping[str, T]) -> dict[str, T]:
+    """Order clients by number where they are numbers, else as text."""
+    return {c: values[c] for c in sorted(values, key=lambda c: (len(c), c))}
+
+
+def _clustering(event: Clustered | None) -> dict[str, float] | None:
+    if event is None:
+        return None
+    scores = ("k", "silhouette", "ari", "nmi", "purity")
+    found = {name: getattr(event, name) for name in scores}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _untrained(log: _Log, per_round: Sequence[RoundSummary]) -> dict[str, float]:
+    first = {r.round: r.accuracy for r in per_round}.get(0, {})
+    told = {
+        task: event.untrained
+        for task, event in log.baselines.items()
+        if event.untrained is not None
+    }
+    return {**first, **told}
+
+
+def _wall_seconds(timeline: Sequence[tuple[float, Event]]) -> float:
+    return sum(segment[-1] - segment[0] for segment in _segments(timeline))
+
+
+def _segments(timeline: Sequence[tuple[float, Event]]) -> Iterator[list[float]]:
+    segment: list[float] = []
+    for at, event in timeline:
+        if isinstance(event, RunStarted) and segment:
+            yield segment
+            segment = []
+        segment.append(at)
+    if segment:
+        yield segment

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables: the right number in the right row, and text that any terminal shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from atlas_flwr.report import final_table, round_table, summarize
+from atlas_flwr.report.table import as_text, number, percent
+
+
+@pytest.fixture
+def summary(config, timeline):
+    return summarize(config, timeline)
+
+
+def row(text, name):
+    return next(
+        line for line in text.splitlines() if line.split()[:1] == [name]
+    ).split()
+
+
+def test_the_final_table_sets_untrained_majority_and_trained_side_by_side(summary):
+    text = final_table(summary)
+    assert row(text, "news") == ["news", "20.0", "25.0", "80.0"]
+    assert row(text, "spam") == ["spam", "50.0", "75.0", "80.0"]
+    assert row(text, "mean") == ["mean", "35.0", "50.0", "80.0"]
+    assert "server peak 2.0 GiB" in text
+    assert "seed 7" in text
+
+
+def test_a_round_has_its_own_numbers(summary):
+    text = round_table(summary, 1)
+    assert "round 1 of 2" in text
+    assert row(text, "news") == ["news", "20.0", "25.0", "70.0", "1.300"]
+    assert row(text, "mean") == ["mean", "35.0", "50.0", "70.0", "1.300"]
+    assert "11.0 s" in text
+    assert "worst client 0 at 40.0 %" in text
+    assert "failed" not in text
+
+
+def test_the_last_round_is_the_default_and_failures_are_told(summary):
+    assert round_table(summary) == round_table(summary, 2)
+    assert "1 failed" in round_table(summary)
+
+
+def test_a_round_that_was_not_has_no_table(summary):
+    assert round_table(summary, 9) == ""
+
+
+def test_unknown_numbers_are_dashes_and_a_mean_wants_all_tasks(summary):
+    partly = replace(summary, majority={"news": 0.25}, client_peak_bytes=0)
+    text = final_table(partly)
+    assert row(text, "spam") == ["spam", "50.0", "–", "80.0"]
+    assert row(text, "mean")[2] == "–"
+    assert "client peak –" in text
+
+
+def test_text_is_plain_and_names_are_not_markup(summary):
+    text = as_text("[red]t[/red]", ["a", "b"], [["[bold]x[/bold]", "1"], ["mean", "2"]])
+    assert "\x1b" not in text
+    assert "[bold]x[/bold]" in text
+    assert "[red]t[/red]" in text
+
+
+def test_numbers_have_fixed_digits():
+    assert percent(0.12345) == "12.3"
+    assert percent(None) == number(None) == number(float("nan")) == "–"
+    assert number(1.23456) == "1.235"
