@@ -1,2 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""split."""
+"""The cut: plan, partition, crossing, split model."""
+
+from atlas_flwr._lazy import attach
+
+__all__ = [
+    "PartInfo",
+    "Parts",
+    "SplitModel",
+    "SplitPlan",
+    "legal_plans",
+    "load_parts",
+    "part_info",
+    "partition",
+    "trunk_view",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "PartInfo": "part",
+        "Parts": "cut",
+        "SplitModel": "model",
+        "SplitPlan": "plan",
+        "legal_plans": "plan",
+        "load_parts": "cut",
+        "part_info": "part",
+        "partition": "cut",
+        "trunk_view": "cut",
+    },
+)

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut a model into head, trunk and tail, each with its own tensors only.
+
+A part is a complete Hugging Face model: the base model (head, trunk) or the whole class
+with its LM head or classifier (tail, and a vanilla trunk), with a slice of the blocks.
+Its own ``forward`` builds masks, rotary tables and sliding windows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto
+
+from atlas_flwr.errors import PlanError
+from atlas_flwr.seeds import derive_seed
+from atlas_flwr.split.anatomy import (
+    blocks_name,
+    bypass_embeddings,
+    bypass_norm,
+    slice_blocks,
+)
+from atlas_flwr.split.part import PartInfo, part_info, set_part_info
+from atlas_flwr.split.plan import SplitPlan
+from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
+from atlas_flwr.types import Side
+
+__all__ = ["Parts", "load_parts", "partition", "trunk_view"]
+
+ALL_SIDES = (Side.HEAD, Side.TRUNK, Side.TAIL)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model in parts.
+
+    Attributes
+    ----------
+    head : PreTrainedModel, optional
+        ``head(input_ids, attention_mask).last_hidden_state`` is the smashed data.
+    trunk : PreTrainedModel, optional
+        ``trunk(inputs_embeds=..., attention_mask=...).last_hidden_state``; with a
+        vanilla plan its ``logits``.
+    tail : PreTrainedModel, optional
+        ``tail(inputs_embeds=..., attention_mask=...).logits``; ``None`` in a vanilla
+        split, and like the others where it was not asked for.
+    """
+
+    head: Any
+    trunk: Any
+    tail: Any
+
+
+def partition(
+    model_or_path: PreTrainedModel | str | Path,
+    plan: SplitPlan,
+    *,
+    auto_class: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Parts:
+    """Cut a model into its parts.
+
+    Parameters
+    ----------
+    model_or_path : PreTrainedModel or str or Path
+        A model in memory, whose tensors the parts share; or a local folder or hub name
+        with safetensors, of which each part maps only its own.
+    plan : SplitPlan
+        Where to cut.
+    auto_class : optional
+        E.g. ``AutoModelForSequenceClassification``. Default: the class named in the
+        configuration, or else ``AutoModelForCausalLM``.
+    dtype : torch.dtype, optional
+        Default: as stored.
+    device : torch.device or str, optional
+        Default: as stored, or the CPU.
+    config_overrides : Mapping[str, Any], optional
+        E.g. ``{"num_labels": 6}``.
+    seed : int
+        Initialises what the checkpoint lacks: a new classifier, the same everywhere.
+
+    Returns
+    -------
+    Parts
+        In evaluation mode, as ``from_pretrained`` gives models.
+
+    Raises
+    ------
+    PlanError
+        If the plan is illegal for the model, or the model cannot be cut.
+    """
+    return load_parts(
+        model_or_path,
+        plan,
+        sides=ALL_SIDES,
+        auto_class=auto_class,
+        dtype=dtype,
+        device=device,
+        config_overrides=config_overrides,
+        seed=seed,
+    )
+
+
+def load_parts(
+    model_or_path: PreTrainedModel | str | Path,
+    plan: SplitPlan,
+    *,
+    sides: tuple[Side, ...] = (Side.HEAD, Side.TAIL),
+    auto_class: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Parts:
+    """Make some of the parts only: a client never maps the trunk's tensors.
+
+    Head and tail of one call share tied embeddings. See :func:`partition`.
+    """
+    if isinstance(model_or_path, PreTrainedModel):
+        config, cls = model_or_path.config, type(model_or_path)
+    else:
+        config = AutoConfig.from_pretrained(model_or_path)
+        cls = auto_class or _named_class(config)
+    config = copy.deepcopy(config)
+    for key, value in (config_overrides or {}).items():
+        setattr(config, key, value)
+    whole = _skeleton(cls, config)
+    blocks = blocks_name(whole)
+    count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
+    plan.check(count)
+    if isinstance(model_or_path, PreTrainedModel):
+        source: TensorSource = ModelTensors(model_or_path)
+        _refuse_strangers(source, whole)
+    else:
+        source = CheckpointTensors(model_or_path, whole.base_model_prefix)
+    ends = {
+        Side.HEAD: (0, plan.head),
+        Side.TRUNK: (plan.head, count - (plan.tail or 0)),
+        Side.TAIL: (count - (plan.tail or 0), count),
+    }
+    made: dict[Side, nn.Module] = {}
+    for side in sides:
+        if side is Side.TAIL and plan.tail is None:
+            continue
+        start, stop = ends[side]
+        skeleton = _skeleton(cls, config)
+        part = _cut(skeleton, PartInfo(side, "", blocks, start, stop, count))
+        _fill(part, source, whole, dtype=dtype, device=device, seed=seed)
+        made[side] = part.eval()
+    return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
+
+
+def trunk_view(trunk: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
+    """Return a trunk of fewer blocks that shares them, and all tensors, with ``trunk``.
+
+    Parameters
+    ----------
+    trunk : PreTrainedModel
+        A trunk made by :func:`partition`.
+    start, stop : int
+        Blocks, counted in the whole model, within the trunk's own.
+
+    Raises
+    ------
+    PlanError
+        If they are not.
+    """
+    info = part_info(trunk)
+    if not info.start <= start < stop <= info.stop:
+        raise PlanError(
+            f"blocks [{start}, {stop}) of a trunk that has [{info.start}, {info.stop})"
+        )
+    local = info.blocks.removeprefix(info.prefix)
+    view = _shallow(trunk, local)
+    slice_blocks(view, local, start - info.start, stop - info.start)
+    if stop < info.stop:
+        bypass_norm(view, local)
+    new = PartInfo(Side.TRUNK, info.prefix, info.blocks, start, stop, info.num_layers)
+    set_part_info(view, new)
+    return view
+
+
+def _named_class(config: Any) -> Any:
+    """Return the class that the configuration names, or the causal one."""
+    for name in config.architectures or ():
+        found = getattr(__import__("transformers"), name, None)
+        mapping = modeling_auto.MODEL_MAPPING_NAMES.values()
+        if found is not None and name not in mapping:
+            return found
+    return AutoModelForCausalLM
+
+
+def _skeleton(cls: Any, config: Any) -> PreTrainedModel:
+    """Build the model without memory for parameters; computed buffers are real."""
+    config = copy.deepcopy(config)
+    make = cls.from_config if hasattr(cls, "from_config") else cls
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model = make(config)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval()
+
+
+def _cut(model: PreTrainedModel, info: PartInfo) -> PreTrainedModel:
+    """Turn a whole skeleton into the part that ``info`` says."""
+    slice_blocks(model, info.blocks, info.start, info.stop)
+    if info.start > 0:
+        bypass_embeddings(model, info.blocks)
+    prefix = ""
+    part = model
+    if info.stop < info.num_layers:
+        bypass_norm(model, info.blocks)
+        part = model.base_model
+        assert isinstance(part, PreTrainedModel)
+        prefix = "" if part is model else f"{model.base_model_prefix}."
+    set_part_info(
+        part,
+        PartInfo(
+            info.side, prefix, info.blocks, info.start, info.stop, info.num_layers
+        ),
+    )
+    return part
+
+
+def _fill(
+    part: PreTrainedModel,
+    source: TensorSource,
+    whole: PreTrainedModel,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    seed: int,
+) -> None:
+    """Give every parameter of a part its tensor."""
+    info = part_info(part)
+    tied = _tied_names(whole)
+    for local, parameter in list(part.named_parameters(remove_duplicate=False)):
+        name = info.global_name(local)
+        known = next((n for n in (name, *tied.get(name, ())) if n in source.names), "")
+        if known:
+            tensor = source.get(known)
+        elif _is_new(name, whole):
+            tensor = _initial(name, parameter, whole, seed)
+        else:
+            raise PlanError(
+                f"the checkpoint has no tensor {name!r}; if it stores weights under "
+                "other names, load it with from_pretrained(), save it with "
+                "save_pretrained(), and use that folder"
+            )
+        _set(part, local, tensor.to(device=device, dtype=dtype))
+    for local, buffer in list(part.named_buffers()):
+        name = info.global_name(local)
+        value = source.get(name) if name in source.names else buffer
+        _set_buffer(part, local, value.to(device=device))
+
+
+def _tied_names(whole: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """Map each parameter to those that it shares its tensor with."""
+    if not getattr(whole.config.get_text_config(), "tie_word_embeddings", False):
+        return {}
+    table, out = whole.get_input_embeddings(), whole.get_output_embeddings()
+    if out is None:
+        return {}
+    names = {id(module): name for name, module in whole.named_modules()}
+    first, last = f"{names[id(table)]}.weight", f"{names[id(out)]}.weight"
+    return {first: (last,), last: (first,)}
+
+
+def _is_new(name: str, whole: PreTrainedModel) -> bool:
+    """Tell whether a parameter belongs to a classifier that may have to be made."""
+    prefix = f"{whole.base_model_prefix}."
+    return not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
+
+
+def _initial(
+    name: str, parameter: nn.Parameter, whole: PreTrainedModel, seed: int
+) -> torch.Tensor:
+    if parameter.dim() == 1:
+        return torch.zeros(parameter.shape)
+    std = getattr(whole.config, "initializer_range", 0.02)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "new", name))
+    return std * torch.randn(parameter.shape, generator=generator)
+
+
+def _refuse_strangers(source: TensorSource, whole: PreTrainedModel) -> None:
+    plain = set(whole.state_dict().keys())
+    strangers = sorted(set(source.names) - plain)
+    if strangers:
+        raise PlanError(
+            f"{type(whole).__name__} has {len(strangers)} tensors that a plain one has "
+            f"not, the first: {strangers[0]!r}; cut the model before adapters are "
+            "attached"
+        )
+
+
+def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, last = name.rpartition(".")
+    floating = tensor.is_floating_point()
+    value = nn.Parameter(tensor, requires_grad=floating)
+    module.get_submodule(owner)._parameters[last] = value
+
+
+def _set_buffer(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, last = name.rpartition(".")
+    module.get_submodule(owner)._buffers[last] = tensor
+
+
+def _shallow(model: PreTrainedModel, blocks: str) -> PreTrainedModel:
+    """Copy the modules on the way to the blocks; share all others."""
+    top = _copied(model)
+    here: nn.Module = top
+    for step in blocks.split(".")[:-1]:
+        here._modules[step] = _copied(getattr(here, step))
+        here = getattr(here, step)
+    return top
+
+
+def _copied(module: Any) -> Any:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
