@@ -1,2 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lora."""
+"""Adapter algebra: attach, concatenate, recompress, export."""
+
+from atlas_flwr._lazy import attach as _attach
+
+__all__ = [
+    "AdapterState",
+    "LoraFactors",
+    "attach",
+    "concatenate",
+    "detach",
+    "extract",
+    "initial_factors",
+    "linear_names",
+    "load",
+    "recompress",
+    "spectral_error",
+]
+
+__getattr__, __dir__ = _attach(
+    __name__,
+    {
+        "AdapterState": "state",
+        "LoraFactors": "factors",
+        "attach": "attachment",
+        "concatenate": "algebra",
+        "detach": "attachment",
+        "extract": "attachment",
+        "initial_factors": "initial",
+        "linear_names": "attachment",
+        "load": "attachment",
+        "recompress": "algebra",
+        "spectral_error": "algebra",
+    },
+)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters on a module, through PEFT: attach, load, extract, detach."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora.factors import LoraFactors
+
+__all__ = ["attach", "detach", "extract", "linear_names", "load"]
+
+ALL_LINEAR = ("all-linear",)
+_ADAPTER = "default"
+_IN_BLOCK = re.compile(r"(?:^|\.)\d+\.")
+
+
+def linear_names(module: nn.Module, targets: Sequence[str] = ALL_LINEAR) -> list[str]:
+    """List the linear layers inside the model's blocks, by their names in ``module``.
+
+    Embeddings, LM heads, poolers and classifiers lie outside the blocks and are left
+    alone.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A model or a part of one.
+    targets : Sequence[str]
+        ``("all-linear",)``, or last components of names, e.g. ``("q_proj", "v_proj")``.
+
+    Raises
+    ------
+    AdapterError
+        If a target names no layer.
+    """
+    found = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and _IN_BLOCK.search(name)
+    ]
+    if tuple(targets) == ALL_LINEAR:
+        return found
+    last = {name.rsplit(".", 1)[-1] for name in found}
+    unknown = sorted(set(targets) - last)
+    if unknown:
+        raise AdapterError(
+            f"lora-targets {', '.join(unknown)}: no such linear layer; allowed: "
+            f"all-linear, or some of {', '.join(sorted(last))}"
+        )
+    return [name for name in found if name.rsplit(".", 1)[-1] in targets]
+
+
+def attach(module: nn.Module, ranks: Mapping[str, int], alpha: float) -> None:
+    """Put a LoRA adapter on each layer of ``ranks``; only adapters stay trainable.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Changed in place; :func:`detach` restores it.
+    ranks : Mapping[str, int]
+        Rank by the layer's name in ``module``. Empty attaches nothing.
+    alpha : float
+        Each layer's product is scaled by alpha / rank.
+
+    Raises
+    ------
+    AdapterError
+        If a name is no linear layer of the module, or adapters are there already.
+    """
+    if any(True for _ in _layers(module)):
+        raise AdapterError("the module has adapters already; detach() them first")
+    module.requires_grad_(False)
+    if not ranks:
+        return
+    layers = dict(module.named_modules())
+    unknown = [name for name in ranks if name not in layers]
+    if unknown:
+        raise AdapterError(
+            f"{len(unknown)} of {len(ranks)} layers are not in this module, the first: "
+            f"{unknown[0]!r}"
+        )
+    by_rank: dict[int, list[str]] = {}
+    for name, rank in ranks.items():
+        by_rank.setdefault(rank, []).append(name)
+    # PEFT matches patterns as suffixes of the name: anchor them.
+    pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items()}
+    config = LoraConfig(
+        r=next(iter(by_rank)),
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=[*ranks],
+        rank_pattern=pattern if len(by_rank) > 1 else {},
+        bias="none",
+        lora_dropout=0.0,
+    )
+    inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+
+
+def extract(module: nn.Module) -> dict[str, LoraFactors]:
+    """Copy the adapters out, by the layer's name in ``module``."""
+    return {
+        name: LoraFactors(
+            layer.lora_A[_ADAPTER].weight.detach().clone(),
+            layer.lora_B[_ADAPTER].weight.detach().clone(),
+            float(layer.scaling[_ADAPTER]),
+        )
+        for name, layer in _layers(module)
+    }
+
+
+def load(module: nn.Module, factors: Mapping[str, LoraFactors]) -> None:
+    """Copy factors into the attached adapters, which keep their own scale.
+
+    Raises
+    ------
+    AdapterError
+        Naming the layer that is unknown, missing, or of another rank or shape.
+    """
+    layers = dict(_layers(module))
+    if set(layers) != set(factors):
+        odd = sorted(set(layers) ^ set(factors))[0]
+        where = "attached but not given" if odd in layers else "given but not attached"
+        raise AdapterError(
+            f"{len(factors)} adapters for {len(layers)} adapted layers: {odd!r} is "
+            f"{where}"
+        )
+    for name, layer in layers.items():
+        _load_one(name, layer, factors[name])
+
+
+def detach(module: nn.Module) -> None:
+    """Remove all adapters, putting the original layers back."""
+    for name, layer in list(_layers(module)):
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, layer.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+
+
+def _load_one(name: str, layer: LoraLayer, given: LoraFactors) -> None:
+    A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+    if A.shape != given.A.shape or B.shape != given.B.shape:
+        raise AdapterError(
+            f"layer {name!r}: factors of rank {given.rank} and shape {given.shape}; "
+            f"attached is rank {A.shape[0]}, shape {(B.shape[0], A.shape[1])}"
+        )
+    scaled = given.with_scale(float(layer.scaling[_ADAPTER]))
+    with torch.no_grad():
+        A.copy_(scaled.A)
+        B.copy_(scaled.B)
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer

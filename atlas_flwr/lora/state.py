@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that is trained of a model: LoRA factors and dense arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_flwr.lora.factors import LoraFactors
+
+__all__ = ["AdapterState"]
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """What is trained: LoRA factors by layer, and dense arrays (a classifier) by key.
+
+    Attributes
+    ----------
+    factors : Mapping[str, LoraFactors]
+        By the layer's name in the whole model.
+    dense : Mapping[str, NDArray]
+        Arrays that are trained in full, e.g. ``classifier.weight``.
+    """
+
+    factors: Mapping[str, LoraFactors] = field(default_factory=dict)
+    dense: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def merged(self, other: AdapterState) -> AdapterState:
+        """Add the layers and arrays of another state, which wins where both have one."""
+        return AdapterState(
+            {**self.factors, **other.factors}, {**self.dense, **other.dense}
+        )
+
+    def select(self, layers: Iterable[str]) -> AdapterState:
+        """Keep the given layers, and all dense arrays."""
+        wanted = set(layers)
+        kept = {name: f for name, f in self.factors.items() if name in wanted}
+        return AdapterState(kept, self.dense)
