@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flower's logger, imported in this one place."""
 
-from flwr.common import log
+from flwr.supercore import log
 
 __all__ = ["log"]

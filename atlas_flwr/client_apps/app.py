@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATLAS's ClientApp: describe, fingerprint, train, evaluate.
+
+Every message brings the resolved run config, so that a resumed run's clients work with
+the configuration that it began with.
+"""
+
+from __future__ import annotations
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Tell the client's id, its memory, and (for reports) its task."""
+    from atlas_flwr.client_apps.identity import Identity
+    from atlas_flwr.client_apps.work import config_of
+
+    config = config_of(message, context)
+    profile = Identity.of(context, config).profile(config)
+    return Message(RecordDict({"profile": profile.to_record()}), reply_to=message)
+
+
+@app.query("fingerprint")
+def fingerprint(message: Message, context: Context) -> Message:
+    """Send the sketch of this client's gradients at the shared start."""
+    from atlas_flwr.client_apps.work import Work
+
+    sketch = Work.of(message, context).fingerprint()
+    record = ArrayRecord({"sketch": Array(sketch)})
+    return Message(RecordDict({"fingerprint": record}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the adapters on the client's side, and through its session the trunk's."""
+    from atlas_flwr.client_apps.work import Work
+
+    arrays, metrics = Work.of(message, context).train()
+    return _reply(message, metrics, arrays)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the model on the client's test examples."""
+    from atlas_flwr.client_apps.work import Work
+
+    return _reply(message, Work.of(message, context).evaluate())
+
+
+def _reply(
+    message: Message,
+    metrics: dict[str, int | float],
+    arrays: ArrayRecord | None = None,
+) -> Message:
+    content = RecordDict({"metrics": MetricRecord(dict(metrics))})
+    if arrays is not None:
+        content["arrays"] = arrays
+    return Message(content, reply_to=message)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who this client is: its number, its device and its shard of the tasks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from flwr.app import Context
+
+from atlas_flwr.config import RunConfig, parse_bytes
+from atlas_flwr.data import Shard, load_task, make_shard
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.seeds import derive_seed
+from atlas_flwr.strategies.roster import Profile
+
+__all__ = ["Identity", "device_budget"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A client of a federation.
+
+    Attributes
+    ----------
+    index : int
+        ``partition-id`` of the node config.
+    count : int
+        ``num-partitions``.
+    memory : int, optional
+        Bytes that training may take.
+    """
+
+    index: int
+    count: int
+    memory: int | None
+
+    @classmethod
+    def of(cls, context: Context, config: RunConfig) -> Identity:
+        """Read the node config.
+
+        In a simulation Flower sets ``partition-id`` and ``num-partitions``; a SuperNode
+        takes them from ``--node-config``, together with an optional ``memory`` such as
+        ``'3GiB'``, which goes before the run config's ``devices``.
+
+        Raises
+        ------
+        ConfigError
+            If a key is missing or out of range.
+        """
+        node = context.node_config
+        missing = [k for k in ("partition-id", "num-partitions") if k not in node]
+        if missing:
+            raise ConfigError(
+                [
+                    f"node config lacks {key!r}; start the SuperNode with "
+                    "--node-config 'partition-id=0 num-partitions=3'"
+                    for key in missing
+                ]
+            )
+        index, count = int(node["partition-id"]), int(node["num-partitions"])
+        if not 0 <= index < count:
+            raise ConfigError(
+                [f"partition-id={index}; it must be in 0..{count - 1} (num-partitions)"]
+            )
+        own = node.get("memory")
+        memory = parse_bytes(str(own)) if own else device_budget(config, index, count)
+        return cls(index, count, memory)
+
+    def shard(self, config: RunConfig, index: int | None = None) -> Shard:
+        """Return this client's text, or in a simulation another client's."""
+        tasks = [load_task(name) for name in config.task_list]
+        return make_shard(
+            self.index if index is None else index,
+            self.count,
+            tasks,
+            train_examples=config.train_examples,
+            test_examples=config.test_examples,
+            seed=config.seed,
+            alpha=config.label_skew or None,
+        )
+
+    def profile(self, config: RunConfig) -> Profile:
+        """Return what the server is told of this client."""
+        task = config.task_list[self.index % len(config.task_list)]
+        return Profile(str(self.index), self.memory, task)
+
+
+def device_budget(config: RunConfig, index: int, count: int) -> int | None:
+    """Return client ``index``'s memory: ``devices`` repeated over ``count`` clients.
+
+    With ``device-order='shuffled'`` the repeated list is permuted by the run's seed, so
+    that a device does not tell a task.
+    """
+    sizes = config.device_bytes
+    if not sizes:
+        return None
+    dealt = [sizes[i % len(sizes)] for i in range(count)]
+    if config.device_order == "shuffled":
+        random.Random(derive_seed(config.seed, "devices")).shuffle(dealt)
+    return dealt[index]

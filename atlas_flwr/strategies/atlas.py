@@ -1,0 +1,557 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATLAS: clients are clustered by task, given ranks and cuts, and aggregated exactly.
+
+A round has four phases. *Discover*: one 64-number sketch a client, clustered with
+k-means. *Configure*: each client gets a cut and a rank that its memory affords.
+*Train*: it trains head and tail, the trunk runs in the server (split clients), or it
+trains the whole model (unsplit clients). *Aggregate*: inside each cluster, adapters are
+concatenated, never averaged factor by factor (see
+:mod:`atlas_flwr.strategies.aggregation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import INFO, WARNING
+
+import numpy as np
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
+from numpy.typing import NDArray
+
+from atlas_flwr.clustering import fingerprint
+from atlas_flwr.errors import AdapterError, SessionError
+from atlas_flwr.log import log
+from atlas_flwr.lora import AdapterState
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.strategies.aggregation import (
+    AGGREGATIONS,
+    Contribution,
+    aggregate,
+    at_rank,
+    nested,
+)
+from atlas_flwr.strategies.discovery import CLUSTERINGS, Discovery
+from atlas_flwr.strategies.records import Layout
+from atlas_flwr.strategies.roster import Profile, Roster
+from atlas_flwr.strategies.sampling import draw, sample_size
+from atlas_flwr.strategies.sessions import TrunkSessions
+
+__all__ = ["Assigned", "Atlas", "ClustersFound"]
+
+FINGERPRINT = "query.fingerprint"
+FINGERPRINTS = ("updates", "gradients")
+MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What phase 2 gives a client.
+
+    Attributes
+    ----------
+    rank : int
+        LoRA rank of all its layers, on its own side and on the trunk.
+    plan : SplitPlan, optional
+        Its cut; ``None`` where it trains the whole model.
+    """
+
+    rank: int
+    plan: SplitPlan | None = None
+
+
+@dataclass(frozen=True)
+class ClustersFound:
+    """Event: the clusters changed.
+
+    Attributes
+    ----------
+    round : int
+        Server round.
+    clusters : Mapping[str, int]
+        Cluster by client id.
+    k : int
+        Number of clusters.
+    silhouette : float, optional
+        Mean silhouette, where there is more than one cluster.
+    """
+
+    round: int
+    clusters: Mapping[str, int]
+    k: int
+    silhouette: float | None
+
+
+class Atlas(FedAvg):
+    """Clustered, rank-adaptive, concatenating aggregation of LoRA adapters.
+
+    With FedAvg's arguments alone it takes FedAvg's place in an app whose clients
+    exchange LoRA arrays (``<layer>.lora_A.weight`` and ``...lora_B.weight``) and train
+    the whole model: it sketches their first updates, clusters them, and from then on
+    sends each cluster its own adapters. :attr:`clusters` and :meth:`cluster_arrays`
+    tell what was found; the arrays of the ``Result`` are those of all clients together.
+
+    Parameters
+    ----------
+    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, \
+    min_available_nodes, weighted_by_key, arrayrecord_key, configrecord_key, \
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        As in :class:`flwr.serverapp.strategy.FedAvg`.
+    lora_alpha : float, optional
+        The clients' LoRA alpha, so that a factor of rank r is scaled by alpha / r.
+        Needed only where ranks differ.
+    fingerprints : str
+        ``"updates"``: sketch each client's first adapter update, which asks nothing of
+        the clients. ``"gradients"``: ask them with ``query.fingerprint`` before they
+        train, as ATLAS's own ClientApp understands.
+    clustering : str
+        ``"kmeans"`` or ``"none"``.
+    num_clusters : int, optional
+        Give it where it is known: choosing it is the hardest part. ``None`` chooses.
+    max_clusters : int
+        Largest number to choose from.
+    recluster_every : int
+        Rounds between clusterings with all sketches known by then; 0 for never.
+        Adapters follow their members.
+    aggregation : str
+        ``"concat"`` is exact; ``"mean"`` averages factors; ``"none"`` leaves each
+        client its own. The latter two are there to be compared with.
+    max_rank : int
+        A cluster's adapters are kept exactly up to this rank.
+    assign : Callable[[Profile], Assigned], optional
+        Phase 2. ``None``: everyone at the rank of the initial arrays, unsplit.
+    sessions : TrunkSessions, optional
+        The trunk, for split clients.
+    roster : Roster, optional
+        Who the clients are; ``None``: node ids are their names.
+    seed : int
+        Draws the sampled nodes and seeds k-means.
+    on_event : Callable[[object], None], optional
+        Receives :class:`ClustersFound` and ``(client, Assigned)`` as they happen.
+    """
+
+    def __init__(
+        self,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        train_metrics_aggr_fn: MetricsAggregation | None = None,
+        evaluate_metrics_aggr_fn: MetricsAggregation | None = None,
+        *,
+        lora_alpha: float | None = None,
+        fingerprints: str = "updates",
+        clustering: str = "kmeans",
+        num_clusters: int | None = None,
+        max_clusters: int = 8,
+        recluster_every: int = 0,
+        aggregation: str = "concat",
+        max_rank: int = 64,
+        assign: Callable[[Profile], Assigned] | None = None,
+        sessions: TrunkSessions | None = None,
+        roster: Roster | None = None,
+        seed: int = 0,
+        on_event: Callable[[object], None] | None = None,
+    ) -> None:
+        super().__init__(
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
+            weighted_by_key=weighted_by_key,
+            arrayrecord_key=arrayrecord_key,
+            configrecord_key=configrecord_key,
+            train_metrics_aggr_fn=train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
+        )
+        _check_choice("fingerprints", fingerprints, FINGERPRINTS)
+        _check_choice("clustering", clustering, CLUSTERINGS)
+        _check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
+        if fingerprints == "updates" and assign is not None:
+            raise ValueError(
+                "fingerprints='updates' compares the clients' factors, which `assign` "
+                "gives different ranks: use fingerprints='gradients'"
+            )
+        self.lora_alpha = lora_alpha
+        self.fingerprints = fingerprints
+        self.recluster_every = recluster_every
+        self.aggregation = aggregation
+        self.max_rank = max_rank
+        self.assign = assign
+        self.sessions = sessions
+        self.roster = roster or Roster(ask=False)
+        self.seed = seed
+        self.on_event = on_event or (lambda event: None)
+        self.discovery = Discovery(clustering, num_clusters, max_clusters, seed)
+        self.assigned: dict[str, Assigned] = {}
+        self._states: dict[str, AdapterState] = {}
+        self._initial: AdapterState | None = None
+        self._overall: AdapterState | None = None
+        self._layout: Layout | None = None
+        self._sent: dict[int, AdapterState] = {}
+
+    # --- what a user reads -----------------------------------------------------------
+
+    @property
+    def clusters(self) -> dict[str, int]:
+        """Cluster of every client that has one, by client id."""
+        return self.discovery.labels()
+
+    def cluster_arrays(self) -> dict[str, ArrayRecord]:
+        """Adapters of every cluster, at the rank they are kept at."""
+        return {group: self.layout.write(s) for group, s in self._states.items()}
+
+    def cluster_states(self) -> dict[str, AdapterState]:
+        """Adapters of every cluster as factors; trained ones only."""
+        return dict(self._states)
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the arrays exchanged; known once training started."""
+        if self._layout is None:
+            raise AdapterError("the strategy has not started: call start() first")
+        return self._layout
+
+    def summary(self) -> None:
+        """Log summary configuration of the strategy."""
+        found = self.discovery
+        log(INFO, "\t├──> ATLAS settings:")
+        log(INFO, "\t│\t├── Fingerprints from: %s", self.fingerprints)
+        log(INFO, "\t│\t├── Clustering: %s", found.method)
+        log(INFO, "\t│\t├── Clusters: %s", found.num_clusters or "chosen")
+        log(INFO, "\t│\t├── Split: %s", "yes" if self.sessions else "no")
+        log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
+        super().summary()
+
+    # --- training --------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes, discover and configure them, and send each its adapters."""
+        self._begin(arrays)
+        if self.fraction_train == 0.0:
+            return []
+        size = (self.fraction_train, self.min_train_nodes)
+        nodes = self._sample(grid, server_round, "train", *size)
+        nodes = self._discover(server_round, nodes, config, grid)
+        self._sent = {}
+        return [self._train_message(server_round, node, config) for node in nodes]
+
+    def _begin(self, arrays: ArrayRecord) -> None:
+        if self._layout is None:
+            self._layout = Layout.of(arrays, self.lora_alpha)
+        if self._initial is None:
+            self._initial = self._layout.read(arrays, "initial arrays")
+
+    def _sample(
+        self, grid: Grid, server_round: int, what: str, fraction: float, minimum: int
+    ) -> list[int]:
+        total = len(list(grid.get_node_ids()))
+        size = sample_size(total, fraction, minimum)
+        _, connected = sample_nodes(grid, self.min_available_nodes, size)
+        self.roster.learn(grid, connected)
+        nodes = draw(self.roster.order(connected), size, self.seed, what, server_round)
+        message = "configure_%s: Sampled %s nodes (out of %s)"
+        log(INFO, message, what, len(nodes), len(connected))
+        return nodes
+
+    def _train_message(
+        self, server_round: int, node: int, config: ConfigRecord
+    ) -> Message:
+        start = self._start_state(node)
+        self._sent[node] = start
+        return self._message(MessageType.TRAIN, server_round, node, start, config)
+
+    def _start_state(self, node: int) -> AdapterState:
+        assert self._initial is not None
+        group = self._group(self.roster.client(node))
+        state = self._states.get(group) if group is not None else None
+        rank = self._assignment(node)
+        if state is None:
+            ranks = self._ranks(rank, self._initial)
+            return nested(self._initial, ranks, self.layout.scale)
+        return at_rank(state, self._ranks(rank, self._initial), self.layout.scale)
+
+    def _ranks(self, given: Assigned | None, like: AdapterState) -> dict[str, int]:
+        if given is None:
+            return {name: f.rank for name, f in like.factors.items()}
+        return {n: min(given.rank, *f.shape) for n, f in like.factors.items()}
+
+    def _message(
+        self,
+        message_type: str,
+        server_round: int,
+        node: int,
+        state: AdapterState,
+        config: ConfigRecord,
+    ) -> Message:
+        client = self.roster.client(node)
+        entries = ConfigRecord(dict(config))
+        entries["server-round"] = server_round
+        given = self._assignment(node)
+        if self.sessions is not None and given is not None and given.plan is not None:
+            entries["plan"] = str(given.plan)
+            entries["trunk-address"] = self.sessions.address
+            entries["trunk-token"] = self.sessions.open(client, given.plan, state)
+            state = self.sessions.on_client(given.plan, state)
+        record = RecordDict(
+            {
+                self.arrayrecord_key: self.layout.write(state),
+                self.configrecord_key: entries,
+            }
+        )
+        return Message(record, node, message_type)
+
+    def _assignment(self, node: int) -> Assigned | None:
+        if self.assign is None:
+            return None
+        client = self.roster.client(node)
+        if client not in self.assigned:
+            profile = self.roster.profiles.get(node, Profile(client))
+            self.assigned[client] = self.assign(profile)
+            self.on_event((client, self.assigned[client]))
+        return self.assigned[client]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Concatenate the adapters of each cluster's clients."""
+        ordered = self.roster.sorted_replies(replies)
+        valid, _ = self._check_and_log_replies(ordered, is_train=True, validate=False)
+        accepted = self._accept(valid)
+        self._end_sessions()
+        if not accepted:
+            return None, None
+        if self.fingerprints == "updates":
+            self._sketch_updates(server_round, accepted)
+        self._aggregate([part for _, part in accepted])
+        contents = [message.content for message, _ in accepted]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        assert self._overall is not None
+        return self.layout.write(self._overall), metrics
+
+    def _accept(self, valid: Sequence[Message]) -> list[tuple[Message, Contribution]]:
+        accepted = []
+        for message in valid:
+            try:
+                accepted.append((message, self._contribution(message)))
+            except (AdapterError, SessionError) as error:
+                log(WARNING, "aggregate_train: refused: %s", error)
+        return accepted
+
+    def _contribution(self, message: Message) -> Contribution:
+        node = message.metadata.src_node_id
+        client = self.roster.client(node)
+        sender = f"client {client} (node {node})"
+        content = message.content
+        arrays = next(iter(content.array_records.values()), None)
+        metrics = next(iter(content.metric_records.values()), None)
+        if arrays is None or metrics is None or self.weighted_by_key not in metrics:
+            raise AdapterError(
+                f"{sender}: a reply needs an ArrayRecord and a MetricRecord with "
+                f"{self.weighted_by_key!r}"
+            )
+        weight = float(str(metrics[self.weighted_by_key]))
+        if not weight > 0:
+            raise AdapterError(f"{sender}: weight {weight}; it must be above zero")
+        state = self.layout.read(arrays, sender)
+        if self.sessions is not None and self._has_session(node):
+            state = state.merged(self.sessions.collect(client))
+        _check_against_sent(sender, state, self._sent.get(node))
+        return Contribution(client, weight, state)
+
+    def _has_session(self, node: int) -> bool:
+        given = self._assignment(node)
+        return given is not None and given.plan is not None
+
+    def _end_sessions(self) -> None:
+        if self.sessions is not None:
+            self.sessions.close_all()
+            self.sessions.host.ping()
+
+    def _aggregate(self, contributions: Sequence[Contribution]) -> None:
+        groups: dict[str, list[Contribution]] = {}
+        for part in contributions:
+            groups.setdefault(str(self._group(part.client)), []).append(part)
+        for group, members in groups.items():
+            former = self._states.get(group, self._initial)
+            mode = "concat" if self.aggregation == "none" else self.aggregation
+            self._states[group] = aggregate(members, mode, self.max_rank, former)
+        self._overall = self._combined(contributions)
+
+    def _combined(self, contributions: Sequence[Contribution]) -> AdapterState:
+        assert self._initial is not None
+        total = aggregate(contributions, "concat", self.max_rank, self._initial)
+        ranks = self._ranks(None, self._initial)
+        return at_rank(total, ranks, self.layout.scale)
+
+    # --- discovery -------------------------------------------------------------------
+
+    def _group(self, client: str) -> str | None:
+        if self.aggregation == "none":
+            return client
+        label = self.discovery.label(client)
+        return None if label is None else str(label)
+
+    def _discover(
+        self, server_round: int, nodes: list[int], config: ConfigRecord, grid: Grid
+    ) -> list[int]:
+        if self.fingerprints == "gradients":
+            self._ask_fingerprints(server_round, nodes, config, grid)
+            nodes = [n for n in nodes if self.discovery.knows(self.roster.client(n))]
+        self._cluster(server_round)
+        return nodes
+
+    def _ask_fingerprints(
+        self, server_round: int, nodes: list[int], config: ConfigRecord, grid: Grid
+    ) -> None:
+        unknown = [n for n in nodes if not self.discovery.knows(self.roster.client(n))]
+        if not unknown:
+            return
+        messages = [self._fingerprint_message(server_round, n, config) for n in unknown]
+        replies = grid.send_and_receive(messages, timeout=self.roster.timeout)
+        for reply in self.roster.sorted_replies(replies):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                reason = reply.error.reason
+                log(WARNING, "node %d sent no fingerprint: %s", node, reason)
+                continue
+            array = next(iter(reply.content.array_records.values()))["sketch"]
+            self.discovery.add(self.roster.client(node), array.numpy())
+        self._end_sessions()
+
+    def _fingerprint_message(
+        self, server_round: int, node: int, config: ConfigRecord
+    ) -> Message:
+        entries = ConfigRecord(dict(config))
+        entries["server-round"] = server_round
+        if self.sessions is not None:
+            # One cut for all, so that every sketch is of the same tensors.
+            plan = SplitPlan(head=1, tail=1)
+            entries["plan"] = str(plan)
+            entries["trunk-address"] = self.sessions.address
+            client = self.roster.client(node)
+            entries["trunk-token"] = self.sessions.open(client, plan, AdapterState())
+        return Message(RecordDict({self.configrecord_key: entries}), node, FINGERPRINT)
+
+    def _cluster(self, server_round: int) -> None:
+        due = self.recluster_every and (server_round - 1) % self.recluster_every == 0
+        if self.discovery.fitted and not due:
+            return
+        before = self.discovery.labels()
+        found = self.discovery.fit()
+        if found is None:
+            return
+        labels = self.discovery.labels()
+        if before:
+            self._regroup(before, labels)
+        log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
+        self.on_event(ClustersFound(server_round, labels, found.k, found.silhouette))
+
+    def _regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """Give each new cluster what its members had learned in their former ones."""
+        members: dict[str, list[Contribution]] = {}
+        for client, label in after.items():
+            former = self._states.get(str(before.get(client)))
+            if former is not None:
+                part = Contribution(client, 1.0, former)
+                members.setdefault(str(label), []).append(part)
+        self._states = {
+            label: aggregate(parts, "concat", self.max_rank, self._initial)
+            for label, parts in members.items()
+        }
+
+    def _sketch_updates(
+        self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]
+    ) -> None:
+        for message, part in accepted:
+            if not self.discovery.knows(part.client):
+                start = self._sent[message.metadata.src_node_id]
+                self.discovery.add(part.client, _update_sketch(start, part.state))
+        self._cluster(server_round)
+
+    # --- evaluation ------------------------------------------------------------------
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send each sampled node its cluster's adapters, at their full rank."""
+        self._begin(arrays)
+        if self.fraction_evaluate == 0.0:
+            return []
+        size = (self.fraction_evaluate, self.min_evaluate_nodes)
+        nodes = self._sample(grid, server_round, "evaluate", *size)
+        if self.fingerprints == "gradients" and self.discovery.fitted:
+            self._ask_fingerprints(server_round, nodes, config, grid)
+        return [self._evaluate_message(server_round, n, config) for n in nodes]
+
+    def _evaluate_message(
+        self, server_round: int, node: int, config: ConfigRecord
+    ) -> Message:
+        group = self._group(self.roster.client(node))
+        state = self._states.get(str(group), self._overall or self._initial)
+        assert state is not None
+        if self.sessions is None:
+            assert self._initial is not None
+            ranks = self._ranks(self._assignment(node), self._initial)
+            state = at_rank(state, ranks, self.layout.scale)
+        return self._message(MessageType.EVALUATE, server_round, node, state, config)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the metrics of all clients, by their number of examples."""
+        ordered = self.roster.sorted_replies(replies)
+        metrics = super().aggregate_evaluate(server_round, ordered)
+        self._end_sessions()
+        return metrics
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+
+
+def _check_against_sent(
+    sender: str, state: AdapterState, sent: AdapterState | None
+) -> None:
+    if sent is None:
+        raise AdapterError(f"{sender}: a reply to a message that was not sent")
+    missing = sorted(set(sent.factors) - set(state.factors))
+    missing += sorted(set(sent.dense) - set(state.dense))
+    if missing:
+        raise AdapterError(
+            f"{sender}: {len(missing)} of the arrays sent to it are missing in its "
+            f"reply, the first: {missing[0]!r}"
+        )
+    for name, factors in state.factors.items():
+        rank = sent.factors[name].rank if name in sent.factors else None
+        if rank != factors.rank:
+            raise AdapterError(
+                f"{sender}: layer {name!r} has rank {factors.rank}; it was sent at "
+                f"rank {rank}, and must keep it while it trains"
+            )
+
+
+def _update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]:
+    changes = {}
+    for name, factors in end.factors.items():
+        changes[f"{name}.A"] = factors.A - start.factors[name].A
+        changes[f"{name}.B"] = factors.B - start.factors[name].B
+    return fingerprint(changes)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Centralized training: one node trains on everybody's data, as the ceiling.
+
+Only a simulation can do this: the data would otherwise leave their owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from logging import INFO
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from atlas_flwr.log import log
+
+__all__ = ["Centralized"]
+
+
+class Centralized(FedAvg):
+    """Let the first sampled node train on the pooled data of all sampled nodes.
+
+    It takes as many steps as they would have taken together. Evaluation is FedAvg's,
+    on every client's own test data. The ClientApp must understand ``pooled-nodes``:
+    the number of clients whose data to pool.
+    """
+
+    def summary(self) -> None:
+        """Log summary configuration of the strategy."""
+        log(INFO, "\t├──> Centralized training: one node holds all data")
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the arrays to one node, with the number of clients to pool."""
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        if not messages:
+            return []
+        entries = ConfigRecord(dict(config))
+        entries["pooled-nodes"] = len(messages)
+        record = RecordDict(
+            {self.arrayrecord_key: arrays, self.configrecord_key: entries}
+        )
+        node = min(message.metadata.dst_node_id for message in messages)
+        return [Message(record, node, MessageType.TRAIN)]

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A wrapper that makes any strategy resumable: same seed, same numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from atlas_flwr.seeds import derive_seed
+
+__all__ = ["Resumable", "Stateful"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A strategy with more to save than its global arrays."""
+
+    def state(self) -> tuple[Arrays, Mapping[str, object]]:
+        """Return arrays and JSON values."""
+        ...
+
+    def restore(self, arrays: Arrays, values: Mapping[str, object]) -> None:
+        """Take up what :meth:`state` returned."""
+        ...
+
+
+class Resumable(Strategy):
+    """Count rounds from where a former run ended, and report each round's end.
+
+    Parameters
+    ----------
+    inner : Strategy
+        Any strategy.
+    first_round : int
+        The round to start with, from 1.
+    seed : int
+        Flower's own strategies sample nodes from Python's global generator. It is
+        seeded here before each use from the seed and the round, so that their draws
+        are the same in a resumed run.
+    on_round_end : Callable[[int, ArrayRecord], None]
+        Called after a round's evaluation with the round and the current arrays.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        *,
+        first_round: int = 1,
+        seed: int = 0,
+        on_round_end: Callable[[int, ArrayRecord], None],
+    ) -> None:
+        self.inner = inner
+        self.offset = first_round - 1
+        self.seed = seed
+        self.on_round_end = on_round_end
+        self._arrays = ArrayRecord()
+
+    def summary(self) -> None:
+        """Log the inner strategy's summary."""
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure the next round of training."""
+        self._arrays = arrays
+        actual = server_round + self.offset
+        random.seed(derive_seed(self.seed, "train", actual))
+        return self.inner.configure_train(actual, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate training results."""
+        actual = server_round + self.offset
+        arrays, metrics = self.inner.aggregate_train(actual, replies)
+        if arrays is not None:
+            self._arrays = arrays
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure the next round of evaluation."""
+        actual = server_round + self.offset
+        random.seed(derive_seed(self.seed, "evaluate", actual))
+        return self.inner.configure_evaluate(actual, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Aggregate evaluation results and end the round."""
+        actual = server_round + self.offset
+        metrics = self.inner.aggregate_evaluate(actual, replies)
+        self.on_round_end(actual, self._arrays)
+        return metrics

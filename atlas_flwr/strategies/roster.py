@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who the clients are: ids that outlive a run, budgets, and a stable order of nodes.
+
+Flower gives nodes new random ids in every simulation. What has to be the same in a
+resumed run (sampling, clusters, seeds) therefore hangs on the id that a client itself
+states when it is asked with a ``query.describe`` message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from atlas_flwr.log import log
+
+__all__ = ["DESCRIBE", "PROFILE_KEY", "Profile", "Roster"]
+
+DESCRIBE = "query.describe"
+PROFILE_KEY = "profile"
+_WARNING = 30
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a client says of itself.
+
+    Attributes
+    ----------
+    client : str
+        Its id, the same in every run.
+    memory : int, optional
+        Bytes that training may take on its device; ``None`` where it set no limit.
+    task : str
+        Its true task where it is known, for reports only; else empty.
+    """
+
+    client: str
+    memory: int | None = None
+    task: str = ""
+
+    def to_record(self) -> ConfigRecord:
+        """Write the reply's ConfigRecord."""
+        return ConfigRecord(
+            {"client-id": self.client, "memory": self.memory or 0, "task": self.task}
+        )
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Profile:
+        """Read a reply's ConfigRecord."""
+        return cls(
+            client=str(record["client-id"]),
+            memory=int(str(record["memory"])) or None,
+            task=str(record["task"]),
+        )
+
+
+@dataclass
+class Roster:
+    """Profiles by node id, learned once from each node.
+
+    Parameters
+    ----------
+    ask : bool
+        Whether nodes answer ``query.describe``. If not, a node's id is its name.
+    timeout : float, optional
+        Seconds to wait for descriptions.
+    """
+
+    ask: bool = True
+    timeout: float | None = None
+    profiles: dict[int, Profile] = field(default_factory=dict)
+
+    def learn(self, grid: Grid, node_ids: Iterable[int]) -> None:
+        """Ask the nodes that have not been asked before.
+
+        Nodes that fail to answer keep no profile and are asked again next time.
+        """
+        unseen = [node for node in node_ids if node not in self.profiles]
+        if not self.ask:
+            self.profiles.update({node: Profile(str(node)) for node in unseen})
+            return
+        content = RecordDict({"config": ConfigRecord()})
+        messages = [Message(content, node, DESCRIBE) for node in unseen]
+        if not messages:
+            return
+        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                reason = reply.error.reason
+                log(_WARNING, "node %d did not describe itself: %s", node, reason)
+                continue
+            record = reply.content.config_records[PROFILE_KEY]
+            self.profiles[node] = Profile.from_record(record)
+
+    def order(self, node_ids: Iterable[int]) -> list[int]:
+        """Sort the nodes that have a profile by their client's id."""
+        known = [node for node in node_ids if node in self.profiles]
+        return sorted(known, key=lambda node: _natural(self.profiles[node].client))
+
+    def client(self, node: int) -> str:
+        """Return the id of the client on a node (its node id if it said nothing)."""
+        profile = self.profiles.get(node)
+        return profile.client if profile else str(node)
+
+    def sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
+        """Sort replies by client, so that sums do not depend on who was faster."""
+        return sorted(
+            replies, key=lambda m: _natural(self.client(m.metadata.src_node_id))
+        )
+
+
+def _natural(client: str) -> Sequence[tuple[int, int, str]]:
+    if client.isdigit():
+        return [(0, int(client), "")]
+    return [(1, 0, client)]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phase 3, the server's part: a session on the trunk for each client of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from atlas_flwr.lora import AdapterState
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.trunk import SessionSpec, TrunkHost
+from atlas_flwr.types import OptimizerSpec
+
+__all__ = ["TrunkSessions"]
+
+
+@dataclass
+class TrunkSessions:
+    """Open, collect and close the sessions of one round.
+
+    Parameters
+    ----------
+    host : TrunkHost
+        The trunk, as its owner sees it.
+    address : str
+        What a client passes to :func:`atlas_flwr.trunk.connect`.
+    optimizer : OptimizerSpec
+        How the trunk's adapters are trained.
+    layer_block : Callable[[str], int | None]
+        Block that a layer name belongs to, counted in the whole model; ``None`` for
+        layers outside the blocks.
+    num_layers : int
+        Blocks of the whole model.
+    """
+
+    host: TrunkHost
+    address: str
+    optimizer: OptimizerSpec
+    layer_block: Callable[[str], int | None]
+    num_layers: int
+    _tokens: dict[str, str] = field(default_factory=dict)
+
+    def open(self, client: str, plan: SplitPlan, state: AdapterState) -> str:
+        """Open a session with the trunk's share of ``state``; return its token.
+
+        Raises
+        ------
+        TrunkLost
+            If the trunk is gone.
+        """
+        self.close(client)
+        mine = self.on_trunk(plan, state)
+        spec = SessionSpec(plan, dict(mine.factors), self.optimizer)
+        self._tokens[client] = self.host.open(spec)
+        return self._tokens[client]
+
+    def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
+        """Return the layers of ``state`` that the trunk runs under ``plan``."""
+        blocks = plan.trunk_range(self.num_layers)
+        names = [n for n in state.factors if self.layer_block(n) in blocks]
+        return AdapterState(state.select(names).factors)
+
+    def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
+        """Return the layers and arrays that the client runs under ``plan``."""
+        blocks = plan.trunk_range(self.num_layers)
+        names = [n for n in state.factors if self.layer_block(n) not in blocks]
+        return state.select(names)
+
+    def collect(self, client: str) -> AdapterState:
+        """Return the trained adapters of a client's session and close it.
+
+        Raises
+        ------
+        SessionError
+            If the session was evicted.
+        TrunkLost
+            If the trunk is gone.
+        """
+        state = AdapterState(self.host.adapters(self._tokens[client]))
+        self.close(client)
+        return state
+
+    def close(self, client: str) -> None:
+        """Close a client's session, if it has one."""
+        token = self._tokens.pop(client, None)
+        if token is not None:
+            self.host.close(token)
+
+    def close_all(self) -> None:
+        """Close every session: a round ended, whoever did not come back."""
+        for client in list(self._tokens):
+            self.close(client)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy and loss of a model on labelled text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas_flwr.data import Batch
+from atlas_flwr.train.step import last_logits
+
+__all__ = ["Evaluated", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Result on a test set.
+
+    Attributes
+    ----------
+    accuracy : float
+        Share of examples whose best label is right, in [0, 1].
+    loss : float
+        Mean cross-entropy of the right label, in nats. For causal models this is over
+        the whole vocabulary, at the label's first token.
+    examples : int
+        Size of the test set.
+    """
+
+    accuracy: float
+    loss: float
+    examples: int
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], label_ids: Sequence[int]
+) -> Evaluated:
+    """Score a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A split model or a whole one.
+    batches : Iterable[Batch]
+        Prompts without labels, with ``targets``.
+    label_ids : Sequence[int]
+        Column of each class in the logits: a causal model's first label tokens, a
+        classifier's outputs. The prediction is the best of these.
+    """
+    model.eval()
+    columns = torch.tensor(list(label_ids))
+    correct, loss, examples = 0, 0.0, 0
+    for batch in batches:
+        with torch.no_grad():
+            logits = last_logits(model, batch)
+        logits = logits[:, -1] if batch.causal else logits
+        logits = logits.float().cpu()
+        predicted = logits[:, columns].argmax(1)
+        correct += int((predicted == batch.targets).sum())
+        right = columns[batch.targets]
+        loss += float(F.cross_entropy(logits, right, reduction="sum"))
+        examples += len(batch)
+    return Evaluated(correct / examples, loss / examples, examples)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model a client trains: head and tail around a remote trunk, or the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora import AdapterState, LoraFactors, attach, detach, extract, load
+from atlas_flwr.split import PartInfo, SplitModel, part_info
+from atlas_flwr.types import TrunkClient
+
+__all__ = ["ClientModel", "Side", "adapted_split", "adapted_whole"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A module with adapters, and how its layers are called in the whole model.
+
+    Attributes
+    ----------
+    module : nn.Module
+        A head, a tail, or a whole model.
+    info : PartInfo, optional
+        ``None`` for a whole model.
+    """
+
+    module: nn.Module
+    info: PartInfo | None
+
+    def global_name(self, local: str) -> str:
+        """Name of a layer of this side in the whole model."""
+        return local if self.info is None else self.info.global_name(local)
+
+    def local_name(self, name: str) -> str | None:
+        """Name on this side of a layer of the whole model, if it is here."""
+        return name if self.info is None else self.info.local_name(name)
+
+
+@dataclass(frozen=True)
+class ClientModel:
+    """A model whose adapters can be read back under the whole model's names.
+
+    Attributes
+    ----------
+    model : nn.Module
+        Call it as a Hugging Face model.
+    sides : Sequence[Side]
+        Its parts on this client.
+    dense : Mapping[str, nn.Parameter]
+        Parameters trained in full, by their name in the whole model.
+    """
+
+    model: nn.Module
+    sides: Sequence[Side]
+    dense: Mapping[str, nn.Parameter]
+
+    def state(self) -> AdapterState:
+        """Return copies of everything that is trained on this client."""
+        factors = {
+            side.global_name(local): found.to(device="cpu", dtype=torch.float32)
+            for side in self.sides
+            for local, found in extract(side.module).items()
+        }
+        dense = {key: _array(value) for key, value in self.dense.items()}
+        return AdapterState(factors, dense)
+
+    def parameter_name(self, key: str) -> str:
+        """Map a parameter's name in :attr:`model` to one that all clients share."""
+        for prefix, side in zip(("head.", "tail."), self.sides, strict=False):
+            if side.info is not None and key.startswith(prefix):
+                return side.global_name(key.removeprefix(prefix))
+        return key
+
+
+@contextmanager
+def adapted_split(
+    head: nn.Module,
+    tail: nn.Module | None,
+    trunk: TrunkClient,
+    state: AdapterState,
+    alpha: float,
+) -> Iterator[ClientModel]:
+    """Attach a client's adapters to its parts, and take them off afterwards.
+
+    Parameters
+    ----------
+    head, tail : nn.Module
+        Parts made by :func:`atlas_flwr.split.partition`; ``tail`` is ``None`` for a
+        vanilla split.
+    trunk : TrunkClient
+        This client's session.
+    state : AdapterState
+        Adapters of the layers on this side, and dense arrays.
+    alpha : float
+        LoRA's alpha.
+    """
+    parts = [part for part in (head, tail) if part is not None]
+    sides = [Side(part, part_info(part)) for part in parts]
+    with _adapted(sides, state, alpha) as dense:
+        yield ClientModel(SplitModel(head, tail, trunk), sides, dense)
+
+
+@contextmanager
+def adapted_whole(
+    model: nn.Module, state: AdapterState, alpha: float
+) -> Iterator[ClientModel]:
+    """Attach adapters to a whole model, and take them off afterwards."""
+    sides = [Side(model, None)]
+    with _adapted(sides, state, alpha) as dense:
+        yield ClientModel(model, sides, dense)
+
+
+@contextmanager
+def _adapted(
+    sides: Sequence[Side], state: AdapterState, alpha: float
+) -> Iterator[dict[str, nn.Parameter]]:
+    shares = [_share(side, state) for side in sides]
+    _refuse_strays(state, shares)
+    try:
+        for side, share in zip(sides, shares, strict=True):
+            side.module.requires_grad_(False)
+            attach(side.module, {n: f.rank for n, f in share.items()}, alpha)
+            load(side.module, share)
+        yield _dense_parameters(sides, state.dense)
+    finally:
+        for side in sides:
+            detach(side.module)
+            side.module.requires_grad_(False)
+
+
+def _share(side: Side, state: AdapterState) -> dict[str, LoraFactors]:
+    named = {side.local_name(name): f for name, f in state.factors.items()}
+    return {local: f for local, f in named.items() if local is not None}
+
+
+def _refuse_strays(
+    state: AdapterState, shares: Sequence[Mapping[str, LoraFactors]]
+) -> None:
+    placed = sum(len(share) for share in shares)
+    if placed != len(state.factors):
+        raise AdapterError(
+            f"{len(state.factors)} adapted layers were sent and {placed} of them are on "
+            "this client; its cut and the server's disagree"
+        )
+
+
+def _dense_parameters(
+    sides: Sequence[Side], dense: Mapping[str, NDArray[np.float32]]
+) -> dict[str, nn.Parameter]:
+    found = {}
+    for key, value in dense.items():
+        parameter = _find(sides, key)
+        if tuple(parameter.shape) != value.shape:
+            raise AdapterError(
+                f"array {key!r} has shape {value.shape}; the model's is "
+                f"{tuple(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(value))
+        found[key] = parameter.requires_grad_(True)
+    return found
+
+
+def _find(sides: Sequence[Side], key: str) -> nn.Parameter:
+    for side in sides:
+        local = side.local_name(key)
+        parameters = dict(side.module.named_parameters())
+        if local in parameters:
+            return parameters[local]
+    raise AdapterError(f"array {key!r} is no parameter of this client's model")
+
+
+def _array(value: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = value.detach().float().cpu().numpy().copy()
+    return array

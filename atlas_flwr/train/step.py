@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step's loss, alike for split models and whole ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atlas_flwr.data import Batch
+from atlas_flwr.split import SplitModel
+
+__all__ = ["batch_loss", "last_logits", "model_inputs"]
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """Return the keyword arguments that a Hugging Face model takes, less the labels."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
+    if batch.token_type_ids is not None:
+        inputs["token_type_ids"] = batch.token_type_ids
+    return inputs
+
+
+def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean loss over a batch's labels, a scalar that can be differentiated.
+
+    A causal batch is left-padded and has its labels in its last ``logits_to_keep``
+    positions, so that the LM head runs on those alone. A vanilla split model computes
+    the loss in its trunk.
+    """
+    if isinstance(model, SplitModel) and model.tail is None:
+        kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
+        loss = model(**model_inputs(batch), labels=batch.labels, **kept).loss
+        assert isinstance(loss, Tensor)
+        return loss
+    logits = last_logits(model, batch)
+    if not batch.causal:
+        return F.cross_entropy(logits.float(), batch.labels)
+    shifted = logits[:, :-1].flatten(0, 1).float()
+    targets = batch.labels[:, -batch.logits_to_keep + 1 :].flatten()
+    return F.cross_entropy(shifted, targets, ignore_index=-100)
+
+
+def last_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Run the model; return logits (B, K, V) of its last positions, or (B, C)."""
+    kept: dict[str, Any] = {}
+    if batch.causal:
+        kept["logits_to_keep"] = batch.logits_to_keep
+    logits = model(**model_inputs(batch), **kept).logits
+    assert isinstance(logits, Tensor)
+    return logits
