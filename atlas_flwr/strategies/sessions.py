@@ -50,7 +50,7 @@ class TrunkSessions:
         """
         self.close(client)
         mine = self.on_trunk(plan, state)
-        spec = SessionSpec(plan, dict(mine.factors), self.optimizer)
+        spec = SessionSpec(plan, mine, self.optimizer)
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
 
@@ -76,7 +76,7 @@ class TrunkSessions:
         TrunkLost
             If the trunk is gone.
         """
-        state = AdapterState(self.host.adapters(self._tokens[client]))
+        state = self.host.adapters(self._tokens[client])
         self.close(client)
         return state
 

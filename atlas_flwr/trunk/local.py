@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-process transport: a trunk module, or a session of an engine, called directly."""
+"""The in-process transports: a trunk module, or an engine, called directly."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atlas_flwr.errors import SessionError
+from atlas_flwr.errors import SessionError, TrunkLost
 from atlas_flwr.split.model import end_model, run_blocks
+from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
 
-__all__ = ["LocalTrunk"]
+__all__ = ["EngineTrunk", "LocalTrunk", "connect_local", "serve_local"]
+
+# Engines that connect("local://name") finds, as Ray finds its named actors.
+_ADDRESSES: dict[str, TrunkEngine] = {}
 
 
 @dataclass
@@ -74,6 +80,68 @@ class LocalTrunk(TrunkClient):
                 loss.backward()
         detached = None if loss is None else loss.detach()
         return LossReply(detached, out["logits"].detach(), hidden.grad)
+
+
+@dataclass(frozen=True)
+class EngineTrunk(TrunkClient):
+    """A session of an engine in this process.
+
+    Parameters
+    ----------
+    engine : TrunkEngine
+        The engine.
+    token : str
+        What :meth:`~atlas_flwr.trunk.TrunkEngine.open` returned.
+    """
+
+    engine: TrunkEngine
+    token: str
+
+    def forward(self, call: TrunkCall) -> Tensor:
+        """Run the session's blocks."""
+        return self.engine.forward(self.token, call)
+
+    def backward(self, step: int, grad: Tensor) -> Tensor:
+        """Back-propagate a step."""
+        return self.engine.backward(self.token, step, grad)
+
+    def loss(
+        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
+    ) -> LossReply:
+        """End the model."""
+        return self.engine.loss(self.token, call, labels, logits_to_keep)
+
+
+@contextmanager
+def serve_local(name: str, engine: TrunkEngine) -> Iterator[str]:
+    """Let ``connect("local://<name>")`` find an engine in this process.
+
+    Yields
+    ------
+    str
+        The address.
+    """
+    _ADDRESSES[name] = engine
+    try:
+        yield f"local://{name}"
+    finally:
+        del _ADDRESSES[name]
+
+
+def connect_local(name: str, token: str) -> EngineTrunk:
+    """Connect to an engine served in this process.
+
+    Raises
+    ------
+    TrunkLost
+        If there is none of that name.
+    """
+    if name not in _ADDRESSES:
+        raise TrunkLost(
+            f"no engine is served as local://{name} in this process; local:// does not "
+            "reach other processes, use ray://"
+        )
+    return EngineTrunk(_ADDRESSES[name], token)
 
 
 def _inputs(call: TrunkCall) -> dict[str, Any]:

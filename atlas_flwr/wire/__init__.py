@@ -1,2 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""wire."""
+"""What crosses the cut: frames, codecs, byte accounts."""
+
+from atlas_flwr._lazy import attach
+
+__all__ = ["CODECS", "ByteMeter", "Codec", "codec_named"]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "CODECS": "codecs",
+        "ByteMeter": "accounts",
+        "Codec": "codecs",
+        "codec_named": "codecs",
+    },
+)

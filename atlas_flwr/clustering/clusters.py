@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clusters of fingerprints: k-means, with its k chosen, or none where none is seen.
+
+Every client's gradient has a large part in common with all others; the mean is therefore
+subtracted and what is left scaled to unit norm before distances are taken. k is the one
+of the best mean silhouette, provided that it is better than what the same search finds
+in structureless points of the same kind (a permutation test); otherwise there is one
+cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+from atlas_flwr.errors import DataError
+
+__all__ = ["Clusters", "cluster"]
+
+_RESTARTS = 20
+_NULLS = 20
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A clustering, able to place newcomers.
+
+    Attributes
+    ----------
+    labels : NDArray
+        Shape (n,): each point's cluster, numbered in order of first appearance.
+    centroids : NDArray
+        Shape (k, dim), in the centred and scaled space.
+    mean : NDArray
+        Shape (dim,): what is subtracted from a point first.
+    k : int
+        Number of clusters.
+    silhouette : float, optional
+        Mean silhouette in [-1, 1]; ``None`` where k is 1 or every point is alone.
+    """
+
+    labels: NDArray[np.int64]
+    centroids: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    k: int
+    silhouette: float | None
+
+    def nearest(self, point: NDArray[np.floating]) -> int:
+        """Return the cluster whose centroid is nearest to a new point."""
+        row = _directions(np.asarray(point, np.float64)[None] - self.mean)
+        return int(((self.centroids - row) ** 2).sum(1).argmin())
+
+
+def cluster(
+    points: NDArray[np.floating],
+    k: int | None = None,
+    *,
+    max_k: int = 8,
+    seed: int = 0,
+) -> Clusters:
+    """Cluster fingerprints.
+
+    Parameters
+    ----------
+    points : NDArray
+        Shape (n, dim).
+    k : int, optional
+        Number of clusters; ``None`` chooses from 1 to ``max_k``.
+    max_k : int
+        Largest to choose from; at most n - 1 are considered.
+    seed : int
+        Seed of k-means and of the test.
+
+    Raises
+    ------
+    DataError
+        If there is no point, a coordinate is not finite, or k is not in 1..n.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or not len(points) or not np.isfinite(points).all():
+        raise DataError(f"points of shape {points.shape}: (n, dim), n >= 1, all finite")
+    if k is not None and not 1 <= k <= len(points):
+        raise DataError(f"k={k} clusters of {len(points)} points; allowed: 1 to n")
+    mean = points.mean(0)
+    rows = _directions(points - mean)
+    if k is None:
+        k = _choose(rows, min(max_k, len(points) - 1), seed)
+    labels, centroids = _kmeans(rows, k, seed)
+    return Clusters(labels, centroids, mean, k, _silhouette(rows, labels))
+
+
+def _choose(rows: NDArray[np.float64], max_k: int, seed: int) -> int:
+    best, score = _best_silhouette(rows, max_k, seed)
+    if best == 1:
+        return 1
+    rng = np.random.default_rng(seed)
+    beaten = sum(
+        _best_silhouette(_structureless(rows, rng), max_k, seed, restarts=3)[1] >= score
+        for _ in range(_NULLS)
+    )
+    return best if beaten <= _LEVEL * _NULLS else 1
+
+
+def _best_silhouette(
+    rows: NDArray[np.float64], max_k: int, seed: int, restarts: int = _RESTARTS
+) -> tuple[int, float]:
+    best, score = 1, 0.0
+    distinct = len(np.unique(rows.round(9), axis=0))
+    for k in range(2, min(max_k, distinct) + 1):
+        labels, _ = _kmeans(rows, k, seed, restarts)
+        found = _silhouette(rows, labels)
+        if found is not None and found > score:
+            best, score = k, found
+    return best, score
+
+
+def _structureless(
+    rows: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw as many directions with the same principal variances, and no clusters."""
+    n, dim = rows.shape
+    _, spread, axes = np.linalg.svd(rows, full_matrices=False)
+    drawn = rng.standard_normal((n, len(spread))) * spread / np.sqrt(n)
+    drawn = drawn @ axes
+    return _directions(drawn - drawn.mean(0))
+
+
+def _kmeans(
+    rows: NDArray[np.float64], k: int, seed: int, restarts: int = _RESTARTS
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    found = KMeans(k, n_init=restarts, random_state=seed % 2**32).fit(rows)
+    order = list(dict.fromkeys(found.labels_.tolist()))
+    order += [label for label in range(k) if label not in order]
+    renumbered = np.array([order.index(label) for label in found.labels_], np.int64)
+    return renumbered, np.asarray(found.cluster_centers_, np.float64)[order]
+
+
+def _silhouette(
+    rows: NDArray[np.float64], labels: NDArray[np.int64]
+) -> float | None:
+    count = len(np.unique(labels))
+    if not 2 <= count < len(rows):
+        return None
+    return float(silhouette_score(rows, labels))
+
+
+def _directions(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-12)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses of trunks: which transport a client takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from atlas_flwr.errors import TrunkError
+from atlas_flwr.types import TrunkClient
+from atlas_flwr.wire import codec_named
+
+__all__ = ["TRANSPORTS", "connect"]
+
+Opener = Callable[[str, str, str | None, str], TrunkClient]
+
+
+def _ray(name: str, token: str, ca: str | None, codec: str) -> TrunkClient:
+    from atlas_flwr.trunk.ray import RayTrunk
+
+    return RayTrunk(name, token, codec_named(codec))
+
+
+def _local(name: str, token: str, ca: str | None, codec: str) -> TrunkClient:
+    from atlas_flwr.trunk.local import connect_local
+
+    return connect_local(name, token)
+
+
+TRANSPORTS: Mapping[str, Opener] = {"local": _local, "ray": _ray}
+
+
+def connect(
+    address: str, token: str | None = None, ca: str | None = None, codec: str = "raw"
+) -> TrunkClient:
+    """Connect to a session on a trunk.
+
+    Parameters
+    ----------
+    address : str
+        ``ray://<name>`` for an actor of this Ray cluster; ``local://<name>`` for an
+        engine in this process.
+    token : str
+        The session's token, which the server sends with a round.
+    ca : str, optional
+        Certificate of the server's authority, for transports with TLS.
+    codec : str
+        A key of :data:`atlas_flwr.wire.CODECS`.
+
+    Raises
+    ------
+    TrunkError
+        If the address has no known scheme, or the token is missing.
+    TrunkLost
+        If nothing answers there.
+    """
+    scheme, separator, name = address.partition("://")
+    if not separator or scheme not in TRANSPORTS:
+        allowed = ", ".join(f"{s}://" for s in sorted(TRANSPORTS))
+        raise TrunkError(f"trunk address {address!r}; allowed schemes: {allowed}")
+    if not token:
+        raise TrunkError(f"{address} needs the token of a session, and none was given")
+    return TRANSPORTS[scheme](name, token, ca, codec)
