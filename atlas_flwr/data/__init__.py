@@ -1,2 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""data."""
+"""Where text and weights come from, and how they become batches."""
+
+from atlas_flwr._lazy import attach
+
+__all__ = [
+    "Batch",
+    "CausalCollator",
+    "ClassifierCollator",
+    "Collator",
+    "Example",
+    "ModelSource",
+    "Shard",
+    "Task",
+    "cache_folder",
+    "in_order",
+    "load_examples",
+    "load_task",
+    "majority_accuracy",
+    "make_shard",
+    "prepare",
+    "resolve_model",
+    "sample_batches",
+    "task_names",
+    "tokenizer_of",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "Batch": "batches",
+        "CausalCollator": "batches",
+        "ClassifierCollator": "batches",
+        "Collator": "batches",
+        "Example": "tasks",
+        "ModelSource": "models",
+        "Shard": "shards",
+        "Task": "tasks",
+        "cache_folder": "cache",
+        "in_order": "batches",
+        "load_examples": "tasks",
+        "load_task": "tasks",
+        "majority_accuracy": "shards",
+        "make_shard": "shards",
+        "prepare": "preparation",
+        "resolve_model": "models",
+        "sample_batches": "batches",
+        "task_names": "tasks",
+        "tokenizer_of": "models",
+    },
+)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches: prompts and labels as tensors, trimmed to their longest text.
+
+Shapes: B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atlas_flwr.data.tasks import Example, Task
+from atlas_flwr.errors import DataError
+
+__all__ = [
+    "Batch",
+    "CausalCollator",
+    "ClassifierCollator",
+    "Collator",
+    "in_order",
+    "sample_batches",
+]
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch.
+
+    Attributes
+    ----------
+    input_ids, attention_mask : Tensor
+        Shape (B, T), int64.
+    position_ids, token_type_ids : Tensor, optional
+        Shape (B, T).
+    labels : Tensor
+        Shape (B, T) for causal models, -100 outside the label's tokens; (B,) for
+        classifiers.
+    targets : Tensor
+        Shape (B,): class numbers.
+    logits_to_keep : int
+        Last positions of which a causal model's logits are needed; 0 for classifiers.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    targets: Tensor
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    logits_to_keep: int = 0
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is for a causal model."""
+        return self.labels.dim() == 2
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class Collator(ABC):
+    """Make batches of a task's examples.
+
+    Attributes
+    ----------
+    label_ids : Sequence[int]
+        Each class's column in a model's (last) logits.
+    """
+
+    label_ids: Sequence[int]
+
+    @abstractmethod
+    def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
+        """Collate examples; with ``prompt`` a causal batch ends where the label would.
+
+        Parameters
+        ----------
+        examples : Sequence[Example]
+            At least one.
+        prompt : bool
+            For evaluation.
+        """
+
+
+class CausalCollator(Collator):
+    """Prompt and label for a decoder, padded on the left.
+
+    So the labels of all rows lie in the last columns, and the LM head need not run on
+    any other. Padding is told by the mask, since a pad token may be the end token.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizer
+        The model's.
+    task : Task
+        For its template and words.
+    max_length : int
+        Longest prompt, in tokens; the text is cut, never the template or the label.
+
+    Raises
+    ------
+    DataError
+        If two labels begin with the same token, or the template alone is too long.
+    """
+
+    def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        before, after = task.template.split("{text}")
+        self._before, self._after = self._ids(before), self._ids(after)
+        self._words = [self._ids(f" {word}") for word in task.labels]
+        self._room = max_length - len(self._before) - len(self._after)
+        if self._room < 1:
+            raise DataError(
+                f"max-length={max_length} leaves no token for the text of task "
+                f"{task.name}, whose template takes {max_length - self._room}"
+            )
+        self.label_ids = _first_tokens(task, self._words)
+        pad = tokenizer.pad_token_id
+        self._pad = tokenizer.eos_token_id if pad is None else pad
+
+    def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
+        """Collate examples."""
+        words = [[] if prompt else self._words[e.label] for e in examples]
+        rows = [
+            self._prompt(e.text) + word for e, word in zip(examples, words, strict=True)
+        ]
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self._pad)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORED)
+        for i, (row, word) in enumerate(zip(rows, words, strict=True)):
+            ids[i, longest - len(row) :] = torch.tensor(row)
+            mask[i, longest - len(row) :] = 1
+            if word:
+                labels[i, -len(word) :] = torch.tensor(word)
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            targets=torch.tensor([e.label for e in examples]),
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=max(map(len, words)) + 1,
+        )
+
+    def _prompt(self, text: str) -> list[int]:
+        return self._before + self._ids(text)[: self._room] + self._after
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+class ClassifierCollator(Collator):
+    """Text and class for an encoder, padded on the right."""
+
+    def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self.label_ids = range(len(task.labels))
+
+    def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
+        """Collate examples."""
+        made = self._tokenizer(
+            [e.text for e in examples],
+            truncation=True,
+            max_length=self._max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        targets = torch.tensor([e.label for e in examples])
+        return Batch(
+            input_ids=made["input_ids"],
+            attention_mask=made["attention_mask"],
+            labels=targets,
+            targets=targets,
+            token_type_ids=made.get("token_type_ids"),
+        )
+
+
+def sample_batches(
+    examples: Sequence[Example],
+    collate: Collator,
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """Yield exactly ``steps`` batches, passing over the examples in shuffled epochs."""
+    rng = random.Random(seed)
+    queue: list[Example] = []
+    for _ in range(steps):
+        while len(queue) < batch_size:
+            queue += rng.sample(list(examples), len(examples))
+        yield collate(queue[:batch_size])
+        del queue[:batch_size]
+
+
+def in_order(
+    examples: Sequence[Example], collate: Collator, batch_size: int
+) -> Iterator[Batch]:
+    """Yield prompts of every example once, for evaluation.
+
+    Texts of like length share a batch, so that little of it is padding.
+    """
+    by_length = sorted(examples, key=lambda example: len(example.text))
+    for start in range(0, len(by_length), batch_size):
+        yield collate(by_length[start : start + batch_size], prompt=True)
+
+
+def _first_tokens(task: Task, words: Sequence[Sequence[int]]) -> list[int]:
+    first: dict[int, str] = {}
+    for label, tokens in zip(task.labels, words, strict=True):
+        if tokens[0] in first:
+            raise DataError(
+                f"task {task.name}: the words {first[tokens[0]]!r} and {label!r} begin "
+                "with the same token of this model, and could not be told apart; "
+                "choose other words in `labels`"
+            )
+        first[tokens[0]] = label
+    return list(first)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache folder, outside any repository, filled atomically."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["cache_folder", "filling"]
+
+
+def cache_folder() -> Path:
+    """Return ``$ATLAS_CACHE``, or ``atlas-flwr`` in the user's cache folder."""
+    own = os.environ.get("ATLAS_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "atlas-flwr"
+
+
+@contextmanager
+def filling(target: Path) -> Iterator[Path | None]:
+    """Make ``target`` once, whoever comes first; others wait for it.
+
+    Yields
+    ------
+    Path or None
+        An empty folder to fill, which becomes ``target`` when the block ends well and
+        vanishes when it does not; ``None`` if ``target`` is there already.
+    """
+    if target.exists():
+        yield None
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            yield None
+            return
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield work
+            work.chmod(0o755)
+            work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

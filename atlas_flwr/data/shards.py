@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each client's share of the tasks' text."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas_flwr.data.tasks import Example, Task, load_examples
+from atlas_flwr.errors import DataError
+from atlas_flwr.seeds import derive_seed
+
+__all__ = ["Shard", "majority_accuracy", "make_shard"]
+
+_TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A client's text.
+
+    Attributes
+    ----------
+    task : Task
+        Its one task.
+    train, test : tuple[Example, ...]
+        Disjoint, also from those of all other clients.
+    """
+
+    task: Task
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def make_shard(
+    client: int,
+    num_clients: int,
+    tasks: Sequence[Task],
+    *,
+    train_examples: int = 0,
+    test_examples: int = 0,
+    seed: int = 0,
+    alpha: float | None = None,
+) -> Shard:
+    """Deal a client its share.
+
+    Clients take the tasks in turn: client i gets task i mod len(tasks). Of each task a
+    quarter is held out for tests; the clients of a task share what is left.
+
+    Parameters
+    ----------
+    client, num_clients : int
+        Which of how many.
+    tasks : Sequence[Task]
+        At least one.
+    train_examples, test_examples : int
+        At most so many each; 0 for the whole share.
+    seed : int
+        Shuffles; the same for all clients.
+    alpha : float, optional
+        Skew the classes over a task's clients by a Dirichlet distribution of this
+        concentration (arXiv 1909.06335); ``None`` for none.
+
+    Raises
+    ------
+    DataError
+        If the task has too little text for so many clients.
+    """
+    task = tasks[client % len(tasks)]
+    rank, sharers = client // len(tasks), len(
+        range(client % len(tasks), num_clients, len(tasks))
+    )
+    pool = _shuffled(task, seed)
+    held = max(int(len(pool) * _TEST_SHARE), 1)
+    test, train = pool[:held], pool[held:]
+    if min(len(test), len(train)) < sharers:
+        raise DataError(
+            f"task {task.name} has {len(train)} training and {len(test)} test examples "
+            f"for {sharers} clients; at most {min(len(test), len(train))} can share it: "
+            "lower num-supernodes, or add tasks"
+        )
+    mine = (
+        train[rank::sharers]
+        if alpha is None
+        else _skewed(train, rank, sharers, alpha, derive_seed(seed, "skew", task.name))
+    )
+    own_test = test[rank::sharers]
+    return Shard(
+        task,
+        tuple(mine[: train_examples or None]),
+        tuple(own_test[: test_examples or None]),
+    )
+
+
+def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> float:
+    """Accuracy on ``test`` of always answering the commonest class of ``train``."""
+    commonest = Counter(example.label for example in train).most_common(1)[0][0]
+    return sum(example.label == commonest for example in test) / len(test)
+
+
+def _shuffled(task: Task, seed: int) -> list[Example]:
+    rng = random.Random(derive_seed(seed, "shuffle", task.name))
+    examples = list(load_examples(task))
+    rng.shuffle(examples)
+    if not task.balance:
+        return examples
+    least = min(Counter(example.label for example in examples).values())
+    taken: Counter[int] = Counter()
+    kept = []
+    for example in examples:
+        if taken[example.label] < least:
+            taken[example.label] += 1
+            kept.append(example)
+    rng.shuffle(kept)  # the rarer class came to lie in the end
+    return kept
+
+
+def _skewed(
+    train: Sequence[Example], rank: int, sharers: int, alpha: float, seed: int
+) -> list[Example]:
+    """Split every class over the sharers in proportions drawn from Dir(alpha)."""
+    rng = np.random.default_rng(seed)
+    mine: list[Example] = []
+    for label in sorted({example.label for example in train}):
+        members = [example for example in train if example.label == label]
+        shares = rng.dirichlet([alpha] * sharers)
+        ends = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        start = int(ends[rank - 1]) if rank else 0
+        mine += members[start : int(ends[rank])]
+    if not mine:  # a very harsh skew can leave a client nothing
+        mine = [train[rank]]
+    random.Random(seed + rank).shuffle(mine)
+    return mine
