@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["LossReply", "OptimizerSpec", "Role", "Side", "TrunkCall", "TrunkClient"]
 
 
-class Side(str, Enum):
+class Side(StrEnum):
     """Which part of the split model."""
 
     HEAD = "head"
@@ -22,7 +22,7 @@ class Side(str, Enum):
     TAIL = "tail"
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a tensor on the wire is, so that a codec may treat it accordingly."""
 
     ACTIVATION = "activation"

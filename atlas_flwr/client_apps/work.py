@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,20 +16,31 @@ from numpy.typing import NDArray
 
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import RunConfig, from_yaml, load_config
-from atlas_flwr.data import Example, Task, batches, make_collator, sample_batches
+from atlas_flwr.data import (
+    Batch,
+    CausalCollator,
+    ClassifierCollator,
+    Collator,
+    Task,
+    in_order,
+    majority_accuracy,
+    sample_batches,
+    tokenizer_of,
+)
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.records import Layout
 from atlas_flwr.train.evaluation import evaluate
-from atlas_flwr.train.initial import fingerprint_state
+from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
 from atlas_flwr.train.sketch import sketch_gradients
-from atlas_flwr.train.weights import ModelFiles, client_parts, whole_model
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import connect
-from atlas_flwr.types import OptimizerSpec, TrunkClient
+from atlas_flwr.types import OptimizerSpec
+from atlas_flwr.wire import ByteMeter
 
 __all__ = ["RUN_CONFIG_KEY", "Work", "config_of"]
 
@@ -90,29 +102,20 @@ class Work:
         plan = self.entries.get("plan")
         return None if plan is None else SplitPlan.parse(str(plan))
 
-    @property
-    def optimizer(self) -> OptimizerSpec:
-        """AdamW as configured."""
-        return OptimizerSpec(
-            lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
-
     def fingerprint(self) -> NDArray[np.float32]:
         """Sketch the gradients of head and tail at the shared start."""
-        config = self.config
-        shard = self.me.shard(config)
-        state = fingerprint_state(self.files, self.plan, config)
-        seed = derive_seed(config.seed, "fingerprint", self.me.index)
-        with self._model(state) as adapted:
+        config, shard = self.config, self.me.shard(self.config)
+        batches = sample_batches(
+            shard.train,
+            self._collator(shard.task),
+            batch_size=config.batch_size,
+            steps=config.fingerprint_batches,
+            seed=derive_seed(config.seed, "fingerprint", self.me.index),
+        )
+        with self._model(self._fingerprint_state()) as adapted:
             return sketch_gradients(
                 adapted.model,
-                sample_batches(
-                    shard.train,
-                    self._collator(shard.task),
-                    batch_size=config.batch_size,
-                    steps=config.fingerprint_batches,
-                    seed=seed,
-                ),
+                batches,
                 name=adapted.parameter_name,
                 dim=config.fingerprint_dim,
                 seed=config.seed,
@@ -120,23 +123,106 @@ class Work:
 
     def train(self) -> tuple[ArrayRecord, Metrics]:
         """Train some local steps; return the client's arrays and metrics."""
-        layout = Layout.of(self.arrays, self.config.lora_alpha)
+        config = self.config
+        layout = Layout.of(self.arrays, config.lora_alpha)
         state = layout.read(self.arrays, "server")
+        batches, examples = self._train_batches()
         started = time.monotonic()
         with PeakMeter() as meter, self._model(state) as adapted:
             done = train(
                 adapted.model,
-                self._train_batches(),
-                self.optimizer,
+                batches,
+                OptimizerSpec(config.learning_rate, weight_decay=config.weight_decay),
                 proximal_mu=float(str(self.entries.get("proximal-mu", 0.0))),
             )
             arrays = layout.write(adapted.state())
         metrics: Metrics = {
-            "num-examples": self._num_examples(),
+            "num-examples": examples,
             "train-loss": done.loss,
             "steps": done.steps,
             "seconds": time.monotonic() - started,
             "peak-bytes": meter.peak_bytes,
-            **adapted.traffic(),
+            "rank": max((f.rank for f in state.factors.values()), default=0),
+            "head": self.plan.head if self.plan else 0,
+            "tail": (self.plan.tail or 0) if self.plan else 0,
+            **_crossed(adapted),
         }
         return arrays, metrics
+
+    def evaluate(self) -> Metrics:
+        """Score the adapters on the client's test examples."""
+        config, shard = self.config, self.me.shard(self.config)
+        layout = Layout.of(self.arrays, config.lora_alpha)
+        collate = self._collator(shard.task)
+        with self._model(layout.read(self.arrays, "server")) as adapted:
+            found = evaluate(
+                adapted.model,
+                in_order(shard.test, collate, config.eval_batch_size),
+                collate.label_ids,
+            )
+        return {
+            "num-examples": found.examples,
+            "accuracy": found.accuracy,
+            "loss": found.loss,
+            "majority": majority_accuracy(shard.train, shard.test),
+            **_crossed(adapted),
+        }
+
+    @contextmanager
+    def _model(self, state: AdapterState) -> Iterator[ClientModel]:
+        alpha = self.config.lora_alpha
+        if self.plan is None:
+            with adapted_whole(self.files.whole(), state, alpha) as adapted:
+                yield adapted
+            return
+        parts = self.files.parts(self.plan)
+        trunk = connect(
+            str(self.entries["trunk-address"]),
+            token=str(self.entries["trunk-token"]),
+            codec=self.config.codec,
+        )
+        with adapted_split(parts.head, parts.tail, trunk, state, alpha) as adapted:
+            yield adapted
+
+    def _fingerprint_state(self) -> AdapterState:
+        """Adapters of the client's side, the same for all who have the same cut."""
+        config, outline = self.config, self.files.outline()
+        shapes = outline.shapes(config.target_list)
+        if self.plan is not None:
+            trunk = self.plan.trunk_range(outline.num_layers)
+            shapes = {
+                n: s for n, s in shapes.items() if outline.block_of(n) not in trunk
+            }
+        return initial_state(
+            shapes, rank=FINGERPRINT_RANK, alpha=config.lora_alpha, seed=config.seed
+        )
+
+    def _train_batches(self) -> tuple[Iterable[Batch], int]:
+        """Return the batches of this round, and how many examples they come from."""
+        pooled = int(str(self.entries.get("pooled-nodes", 0)))
+        owners = range(pooled) if pooled else [self.me.index]
+        shards = [self.me.shard(self.config, owner) for owner in owners]
+        streams = [
+            sample_batches(
+                shard.train,
+                self._collator(shard.task),
+                batch_size=self.config.batch_size,
+                steps=self.config.local_steps,
+                seed=derive_seed(self.config.seed, "train", self.round, owner),
+            )
+            for owner, shard in zip(owners, shards, strict=True)
+        ]
+        turns = zip(*streams, strict=True)
+        return chain.from_iterable(turns), sum(len(shard.train) for shard in shards)
+
+    def _collator(self, task: Task) -> Collator:
+        causal = self.files.source.kind == "causal"
+        make = CausalCollator if causal else ClassifierCollator
+        return make(tokenizer_of(self.files.source), task, self.config.max_length)
+
+
+def _crossed(adapted: ClientModel) -> Metrics:
+    """Bytes that the client sent over its cut, and received."""
+    trunk = getattr(adapted.model, "trunk", None)
+    meter = getattr(trunk, "meter", None) or ByteMeter()
+    return {"cut-bytes-up": meter.total_up, "cut-bytes-down": meter.total_down}

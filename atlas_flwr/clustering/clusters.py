@@ -140,9 +140,7 @@ def _kmeans(
     return renumbered, np.asarray(found.cluster_centers_, np.float64)[order]
 
 
-def _silhouette(
-    rows: NDArray[np.float64], labels: NDArray[np.int64]
-) -> float | None:
+def _silhouette(rows: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
     count = len(np.unique(labels))
     if not 2 <= count < len(rows):
         return None

@@ -71,8 +71,9 @@ def make_shard(
         If the task has too little text for so many clients.
     """
     task = tasks[client % len(tasks)]
-    rank, sharers = client // len(tasks), len(
-        range(client % len(tasks), num_clients, len(tasks))
+    rank, sharers = (
+        client // len(tasks),
+        len(range(client % len(tasks), num_clients, len(tasks))),
     )
     pool = _shuffled(task, seed)
     held = max(int(len(pool) * _TEST_SHARE), 1)

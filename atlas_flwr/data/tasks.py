@@ -129,7 +129,9 @@ def load_examples(task: Task) -> tuple[Example, ...]:
     examples = tuple(Example(text, label) for text, label in sorted(found.items()))
     present = {example.label for example in examples}
     if len(present) < len(task.labels):
-        absent = [task.raw_labels[i] for i in range(len(task.labels)) if i not in present]
+        absent = [
+            task.raw_labels[i] for i in range(len(task.labels)) if i not in present
+        ]
         raise DataError(f"task {task.name}: no example of {', '.join(absent)}")
     return examples
 

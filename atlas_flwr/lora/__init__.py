@@ -14,6 +14,7 @@ __all__ = [
     "linear_names",
     "load",
     "recompress",
+    "save_peft",
     "spectral_error",
 ]
 
@@ -30,6 +31,7 @@ __getattr__, __dir__ = _attach(
         "linear_names": "attachment",
         "load": "attachment",
         "recompress": "algebra",
+        "save_peft": "export",
         "spectral_error": "algebra",
     },
 )

@@ -34,7 +34,7 @@ from atlas_flwr.split.plan import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
 from atlas_flwr.types import Side
 
-__all__ = ["Parts", "load_parts", "partition", "trunk_view"]
+__all__ = ["Parts", "load_parts", "partition", "skeleton", "trunk_view"]
 
 ALL_SIDES = (Side.HEAD, Side.TRUNK, Side.TAIL)
 
@@ -136,7 +136,7 @@ def load_parts(
     config = copy.deepcopy(config)
     for key, value in (config_overrides or {}).items():
         setattr(config, key, value)
-    whole = _skeleton(cls, config)
+    whole = skeleton(cls, config)
     blocks = blocks_name(whole)
     count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
     plan.check(count)
@@ -155,8 +155,8 @@ def load_parts(
         if side is Side.TAIL and plan.tail is None:
             continue
         start, stop = ends[side]
-        skeleton = _skeleton(cls, config)
-        part = _cut(skeleton, PartInfo(side, "", blocks, start, stop, count))
+        empty = skeleton(cls, config)
+        part = _cut(empty, PartInfo(side, "", blocks, start, stop, count))
         _fill(part, source, whole, dtype=dtype, device=device, seed=seed)
         made[side] = part.eval()
     return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
@@ -202,7 +202,7 @@ def _named_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
-def _skeleton(cls: Any, config: Any) -> PreTrainedModel:
+def skeleton(cls: Any, config: Any) -> PreTrainedModel:
     """Build the model without memory for parameters; computed buffers are real."""
     config = copy.deepcopy(config)
     make = cls.from_config if hasattr(cls, "from_config") else cls

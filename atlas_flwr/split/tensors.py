@@ -113,4 +113,4 @@ def _shards(path: str) -> dict[str, str]:
             "which writes safetensors"
         )
     with safe_open(single, framework="pt") as shard:
-        return {name: single for name in shard.keys()}  # noqa: SIM118
+        return dict.fromkeys(shard.keys(), single)

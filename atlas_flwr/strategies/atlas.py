@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
+from typing import Any
 
 import numpy as np
 from flwr.app import (
@@ -33,6 +34,7 @@ from atlas_flwr.clustering import fingerprint
 from atlas_flwr.errors import AdapterError, SessionError
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState
+from atlas_flwr.report.events import Clustered, Event
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.aggregation import (
     AGGREGATIONS,
@@ -42,12 +44,13 @@ from atlas_flwr.strategies.aggregation import (
     nested,
 )
 from atlas_flwr.strategies.discovery import CLUSTERINGS, Discovery
+from atlas_flwr.strategies.persistence import flatten, unflatten
 from atlas_flwr.strategies.records import Layout
 from atlas_flwr.strategies.roster import Profile, Roster
 from atlas_flwr.strategies.sampling import draw, sample_size
 from atlas_flwr.strategies.sessions import TrunkSessions
 
-__all__ = ["Assigned", "Atlas", "ClustersFound"]
+__all__ = ["Assigned", "Atlas"]
 
 FINGERPRINT = "query.fingerprint"
 FINGERPRINTS = ("updates", "gradients")
@@ -68,28 +71,6 @@ class Assigned:
 
     rank: int
     plan: SplitPlan | None = None
-
-
-@dataclass(frozen=True)
-class ClustersFound:
-    """Event: the clusters changed.
-
-    Attributes
-    ----------
-    round : int
-        Server round.
-    clusters : Mapping[str, int]
-        Cluster by client id.
-    k : int
-        Number of clusters.
-    silhouette : float, optional
-        Mean silhouette, where there is more than one cluster.
-    """
-
-    round: int
-    clusters: Mapping[str, int]
-    k: int
-    silhouette: float | None
 
 
 class Atlas(FedAvg):
@@ -136,8 +117,8 @@ class Atlas(FedAvg):
         Who the clients are; ``None``: node ids are their names.
     seed : int
         Draws the sampled nodes and seeds k-means.
-    on_event : Callable[[object], None], optional
-        Receives :class:`ClustersFound` and ``(client, Assigned)`` as they happen.
+    on_event : Callable[[Event], None], optional
+        Receives :class:`~atlas_flwr.report.Clustered` when it happens.
     """
 
     def __init__(
@@ -165,7 +146,7 @@ class Atlas(FedAvg):
         sessions: TrunkSessions | None = None,
         roster: Roster | None = None,
         seed: int = 0,
-        on_event: Callable[[object], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         super().__init__(
             fraction_train=fraction_train,
@@ -237,6 +218,35 @@ class Atlas(FedAvg):
         log(INFO, "\t│\t├── Split: %s", "yes" if self.sessions else "no")
         log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
         super().summary()
+
+    # --- checkpoints -----------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
+        """Return what a resumed run needs besides the global arrays."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for kind, found in (("initial", self._initial), ("overall", self._overall)):
+            arrays |= flatten(found, kind) if found else {}
+        for group, found in self._states.items():
+            arrays |= flatten(found, f"group/{group}")
+        for client, sketch in self.discovery.sketches.items():
+            arrays[f"sketch/{client}"] = sketch
+        values: dict[str, object] = {
+            "groups": list(self._states),
+            "sketched": list(self.discovery.sketches),
+            "fitted-on": list(self.discovery.fitted_on),
+            "overall": self._overall is not None,
+        }
+        return arrays, values
+
+    def restore(
+        self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> None:
+        """Take up what :meth:`state` returned."""
+        self._initial = unflatten(arrays, "initial")
+        self._overall = unflatten(arrays, "overall") if values["overall"] else None
+        self._states = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
+        sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
+        self.discovery.restore(sketches, values["fitted-on"])
 
     # --- training --------------------------------------------------------------------
 
@@ -325,7 +335,6 @@ class Atlas(FedAvg):
         if client not in self.assigned:
             profile = self.roster.profiles.get(node, Profile(client))
             self.assigned[client] = self.assign(profile)
-            self.on_event((client, self.assigned[client]))
         return self.assigned[client]
 
     def aggregate_train(
@@ -462,7 +471,7 @@ class Atlas(FedAvg):
         if before:
             self._regroup(before, labels)
         log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
-        self.on_event(ClustersFound(server_round, labels, found.k, found.silhouette))
+        self.on_event(Clustered(server_round, labels, found.k, found.silhouette))
 
     def _regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Give each new cluster what its members had learned in their former ones."""

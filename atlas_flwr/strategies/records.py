@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, LoraFactors
 
-__all__ = ["Layout", "lora_key"]
+__all__ = ["Layout", "lora_key", "write_state"]
 
 _LORA_KEY = re.compile(r"^(?P<layer>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight$")
 
@@ -172,3 +172,13 @@ def _checked_dense(
             f"{sender}: array {key!r} has shape {value.shape}; it must be {shape}"
         )
     return value
+
+
+def write_state(state: AdapterState) -> ArrayRecord:
+    """Write a state under PEFT's names, at its own scale: the initial arrays."""
+    out: dict[str, Array] = {}
+    for name, found in state.factors.items():
+        out[lora_key(name, "A")] = Array(found.A.numpy())
+        out[lora_key(name, "B")] = Array(found.B.numpy())
+    out |= {key: Array(np.asarray(value)) for key, value in state.dense.items()}
+    return ArrayRecord(out)

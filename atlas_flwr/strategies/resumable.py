@@ -45,6 +45,10 @@ class Resumable(Strategy):
         Flower's own strategies sample nodes from Python's global generator. It is
         seeded here before each use from the seed and the round, so that their draws
         are the same in a resumed run.
+    evaluate_every : int
+        Rounds between evaluations.
+    last_round : int, optional
+        Evaluated in any case.
     on_round_end : Callable[[int, ArrayRecord], None]
         Called after a round's evaluation with the round and the current arrays.
     """
@@ -55,13 +59,17 @@ class Resumable(Strategy):
         *,
         first_round: int = 1,
         seed: int = 0,
+        evaluate_every: int = 1,
+        last_round: int | None = None,
         on_round_end: Callable[[int, ArrayRecord], None],
     ) -> None:
         self.inner = inner
         self.offset = first_round - 1
         self.seed = seed
+        self.evaluate_every = evaluate_every
+        self.last_round = last_round
         self.on_round_end = on_round_end
-        self._arrays = ArrayRecord()
+        self.arrays = ArrayRecord()
 
     def summary(self) -> None:
         """Log the inner strategy's summary."""
@@ -71,7 +79,7 @@ class Resumable(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Configure the next round of training."""
-        self._arrays = arrays
+        self.arrays = arrays
         actual = server_round + self.offset
         random.seed(derive_seed(self.seed, "train", actual))
         return self.inner.configure_train(actual, arrays, config, grid)
@@ -83,7 +91,7 @@ class Resumable(Strategy):
         actual = server_round + self.offset
         arrays, metrics = self.inner.aggregate_train(actual, replies)
         if arrays is not None:
-            self._arrays = arrays
+            self.arrays = arrays
         return arrays, metrics
 
     def configure_evaluate(
@@ -91,6 +99,8 @@ class Resumable(Strategy):
     ) -> Iterable[Message]:
         """Configure the next round of evaluation."""
         actual = server_round + self.offset
+        if actual % self.evaluate_every and actual != self.last_round:
+            return []
         random.seed(derive_seed(self.seed, "evaluate", actual))
         return self.inner.configure_evaluate(actual, arrays, config, grid)
 
@@ -100,5 +110,5 @@ class Resumable(Strategy):
         """Aggregate evaluation results and end the round."""
         actual = server_round + self.offset
         metrics = self.inner.aggregate_evaluate(actual, replies)
-        self.on_round_end(actual, self._arrays)
+        self.on_round_end(actual, self.arrays)
         return metrics

@@ -67,10 +67,13 @@ class Roster:
         Whether nodes answer ``query.describe``. If not, a node's id is its name.
     timeout : float, optional
         Seconds to wait for descriptions.
+    request : ConfigRecord
+        What the question brings along, e.g. the run's configuration.
     """
 
     ask: bool = True
     timeout: float | None = None
+    request: ConfigRecord = field(default_factory=ConfigRecord)
     profiles: dict[int, Profile] = field(default_factory=dict)
 
     def learn(self, grid: Grid, node_ids: Iterable[int]) -> None:
@@ -82,7 +85,7 @@ class Roster:
         if not self.ask:
             self.profiles.update({node: Profile(str(node)) for node in unseen})
             return
-        content = RecordDict({"config": ConfigRecord()})
+        content = RecordDict({"config": self.request})
         messages = [Message(content, node, DESCRIBE) for node in unseen]
         if not messages:
             return

@@ -66,9 +66,7 @@ class SessionLinear(nn.Module):
         return out + (F.linear(low, found.B) * found.scale).to(out.dtype)
 
 
-def wrap(
-    module: nn.Module, names: Mapping[str, str], active: ActiveAdapters
-) -> None:
+def wrap(module: nn.Module, names: Mapping[str, str], active: ActiveAdapters) -> None:
     """Wrap layers in place.
 
     Parameters
@@ -110,7 +108,9 @@ def trainable(
                 f"layer {name!r} has shape {shapes[name]}; the factors have "
                 f"{found.shape}"
             )
-        A, B = (nn.Parameter(t.detach().float().to(like.device).clone())
-                for t in (found.A, found.B))
+        A, B = (
+            nn.Parameter(t.detach().float().to(like.device).clone())
+            for t in (found.A, found.B)
+        )
         made[name] = LoraFactors(A, B, found.scale)
     return made

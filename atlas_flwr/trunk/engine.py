@@ -391,9 +391,7 @@ def _linear_shapes(trunk: nn.Module) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _own_dense(
-    view: Any, state: AdapterState
-) -> tuple[Any, dict[str, nn.Parameter]]:
+def _own_dense(view: Any, state: AdapterState) -> tuple[Any, dict[str, nn.Parameter]]:
     """Give a session its own copy of the modules that it trains in full."""
     if not state.dense:
         return view, {}

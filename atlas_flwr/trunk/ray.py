@@ -279,9 +279,7 @@ class RayTrunk(TrunkClient):
         frame = self._sent(grad, Role.GRADIENT)
 
         def ask() -> Any:
-            return self._actor.backward.remote(
-                self.token, self.codec.name, frame, step
-            )
+            return self._actor.backward.remote(self.token, self.codec.name, frame, step)
 
         return self._received(self._patiently(ask), Role.GRADIENT).to(grad)
 

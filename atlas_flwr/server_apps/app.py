@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATLAS's ServerApp."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the configured strategy and leave a run folder."""
+    from atlas_flwr.server_apps.run import Run
+
+    Run.begin(context.run_config).execute(grid)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's adapters, in PEFT's format: one folder a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from atlas_flwr.lora import AdapterState, save_peft
+from atlas_flwr.report import RunFolder
+from atlas_flwr.server_apps.build import Setting
+from atlas_flwr.strategies.atlas import Atlas
+from atlas_flwr.strategies.local import Local
+from atlas_flwr.strategies.records import Layout
+
+__all__ = ["export_adapters"]
+
+
+def export_adapters(
+    folder: RunFolder, strategy: Strategy, setting: Setting, arrays: ArrayRecord
+) -> list[Path]:
+    """Write ``adapters/<cluster>/``, or ``adapters/all/`` where there is one model.
+
+    Returns
+    -------
+    list[Path]
+        The folders.
+    """
+    paths = []
+    for name, state in _states(strategy, setting, arrays).items():
+        path = folder.adapter_dir(name)
+        save_peft(
+            path,
+            state,
+            base_model=setting.files.source.hub_name,
+            causal=setting.files.source.kind == "causal",
+        )
+        paths.append(path)
+    return paths
+
+
+def _states(
+    strategy: Strategy, setting: Setting, arrays: ArrayRecord
+) -> Mapping[str, AdapterState]:
+    if isinstance(strategy, Atlas):
+        return strategy.cluster_states()
+    layout = Layout.of(arrays, setting.config.lora_alpha)
+    if isinstance(strategy, Local):
+        return {c: layout.read(a, f"client {c}") for c, a in strategy.own.items()}
+    return {"all": layout.read(arrays, "server")}

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run writes down: exchanges with clients become events of its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from flwr.app import Message
+
+from atlas_flwr.clustering import quality
+from atlas_flwr.report import (
+    ClientEvaluated,
+    ClientTrained,
+    Clustered,
+    RoundEnded,
+    RunFolder,
+)
+from atlas_flwr.report.events import Baseline, Event
+from atlas_flwr.strategies.recording import Exchange
+from atlas_flwr.strategies.roster import Roster
+
+__all__ = ["Recorder"]
+
+Metrics = Mapping[str, float]
+
+
+@dataclass
+class Recorder:
+    """Write events of a run as they happen.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Where to.
+    roster : Roster
+        Who the clients are.
+    clusters : Mapping[str, int]
+        Kept up to date by :meth:`clustered`.
+    """
+
+    folder: RunFolder
+    roster: Roster
+    round: int = 0
+    clusters: Mapping[str, int] = field(default_factory=dict)
+    _bytes_up: int = 0
+    _bytes_down: int = 0
+    _failures: int = 0
+    _majority: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Record an exchange's replies and bytes."""
+        self._bytes_up += exchange.bytes_up
+        self._bytes_down += exchange.bytes_down
+        good = [reply for reply in exchange.replies if reply.has_content()]
+        self._failures += exchange.sent - len(good)
+        for reply in good:
+            if exchange.kind == "train":
+                self._trained(reply)
+            elif exchange.kind == "evaluate":
+                self._evaluated(reply)
+
+    def event(self, event: Event) -> None:
+        """Record an event of the strategy's."""
+        if isinstance(event, Clustered):
+            event = self._judged(event)
+            self.clusters = event.clusters
+        self.folder.record(event)
+
+    def end_round(self, server_peak_bytes: int) -> None:
+        """Record the round's end, and begin the next."""
+        now = time.monotonic()
+        if self.round == 0:
+            self._record_majority()
+        self.folder.record(
+            RoundEnded(
+                round=self.round,
+                seconds=now - self._began,
+                bytes_up=self._bytes_up,
+                bytes_down=self._bytes_down,
+                failures=self._failures,
+                server_peak_bytes=server_peak_bytes,
+            )
+        )
+        self._bytes_up = self._bytes_down = self._failures = 0
+        self._began = now
+        self.round += 1
+
+    def _judged(self, event: Clustered) -> Clustered:
+        """Add how well the clusters agree with the tasks that clients have named."""
+        tasks = {p.client: p.task for p in self.roster.profiles.values() if p.task}
+        known = [client for client in event.clusters if client in tasks]
+        if len(known) < len(event.clusters) or not known:
+            return event
+        found = quality(
+            [event.clusters[client] for client in known],
+            [tasks[client] for client in known],
+        )
+        return Clustered(
+            event.round,
+            event.clusters,
+            event.k,
+            event.silhouette,
+            found.ari,
+            found.nmi,
+            found.purity,
+        )
+
+    def _who(self, reply: Message) -> tuple[str, str, int | None]:
+        node = reply.metadata.src_node_id
+        client = self.roster.client(node)
+        profile = self.roster.profiles.get(node)
+        return client, profile.task if profile else "", self.clusters.get(client)
+
+    def _trained(self, reply: Message) -> None:
+        client, task, cluster = self._who(reply)
+        metrics = _metrics(reply)
+        self._count_crossing(metrics)
+        head, tail = int(metrics["head"]), int(metrics["tail"])
+        self.folder.record(
+            ClientTrained(
+                round=self.round,
+                client=client,
+                task=task,
+                cluster=cluster,
+                loss=metrics["train-loss"],
+                num_examples=int(metrics["num-examples"]),
+                steps=int(metrics["steps"]),
+                seconds=metrics["seconds"],
+                bytes_up=int(metrics["cut-bytes-up"]),
+                bytes_down=int(metrics["cut-bytes-down"]),
+                peak_bytes=int(metrics["peak-bytes"]),
+                rank=int(metrics["rank"]),
+                plan=f"{head}/{tail or '-'}" if head else "",
+            )
+        )
+
+    def _evaluated(self, reply: Message) -> None:
+        client, task, cluster = self._who(reply)
+        metrics = _metrics(reply)
+        self._count_crossing(metrics)
+        examples = int(metrics["num-examples"])
+        right, total = self._majority.get(task, (0.0, 0.0))
+        self._majority[task] = (
+            right + metrics["majority"] * examples,
+            total + examples,
+        )
+        self.folder.record(
+            ClientEvaluated(
+                round=self.round,
+                client=client,
+                task=task,
+                cluster=cluster,
+                accuracy=metrics["accuracy"],
+                loss=metrics["loss"],
+                num_examples=examples,
+            )
+        )
+
+    def _count_crossing(self, metrics: Metrics) -> None:
+        self._bytes_up += int(metrics["cut-bytes-up"])
+        self._bytes_down += int(metrics["cut-bytes-down"])
+
+    def _record_majority(self) -> None:
+        for task, (right, total) in self._majority.items():
+            self.folder.record(Baseline(task, right / total))
+
+
+def _metrics(reply: Message) -> Metrics:
+    return cast(Metrics, next(iter(reply.content.metric_records.values())))

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run, from its configuration to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from logging import INFO
+
+from flwr.app import ArrayRecord, ConfigRecord, UserConfigValue
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from atlas_flwr.config import RunConfig, load_config, to_yaml
+from atlas_flwr.data import prepare
+from atlas_flwr.errors import ResumeError
+from atlas_flwr.log import log
+from atlas_flwr.report import (
+    RunEnded,
+    RunFolder,
+    RunStarted,
+    final_table,
+    round_table,
+    summarize_folder,
+    write_report,
+)
+from atlas_flwr.server_apps.build import (
+    STRATEGIES,
+    Setting,
+    initial_arrays,
+)
+from atlas_flwr.server_apps.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from atlas_flwr.server_apps.export import export_adapters
+from atlas_flwr.server_apps.recorder import Recorder
+from atlas_flwr.server_apps.trunk import trunk_of
+from atlas_flwr.strategies.recording import RecordingGrid
+from atlas_flwr.strategies.resumable import Resumable, Stateful
+from atlas_flwr.strategies.roster import Roster
+from atlas_flwr.train.memory import PeakMeter
+from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk import TrunkHost
+
+__all__ = ["Run"]
+
+RUN_CONFIG_KEY = "run-config"
+# What a resumed run may be given anew: nothing that changes its numbers.
+FREE_KEYS = ("num_rounds", "resume", "runs_dir", "run_name", "trunk_threads")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Its configuration; a resumed run's is the one that it began with.
+    folder : RunFolder
+        Its folder.
+    checkpoint : Checkpoint, optional
+        Where to continue.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    checkpoint: Checkpoint | None
+
+    @classmethod
+    def begin(cls, run_config: Mapping[str, UserConfigValue]) -> Run:
+        """Check the configuration, and make or open the run's folder.
+
+        Raises
+        ------
+        ConfigError
+            With every problem of the configuration.
+        ResumeError
+            If the run to resume has no checkpoint, or was another one.
+        """
+        given = load_config(run_config)
+        if not given.resume:
+            prepare(given.model, given.task_list, max_length=given.max_length)
+            return cls(given, RunFolder.create(given), None)
+        folder = RunFolder.open(given.resume)
+        config = _continued(given, folder.config())
+        return cls(config, folder, load_checkpoint(folder.checkpoint_dir))
+
+    def execute(self, grid: Grid) -> None:
+        """Train, and leave report, summary and adapters in the folder."""
+        config = self.config
+        log(INFO, "run folder: %s", self.folder.path.resolve())
+        files = ModelFiles.of(config)
+        outline = files.outline()
+        roster = Roster(request=self._messages(), timeout=config.round_timeout)
+        recorder = Recorder(self.folder, roster)
+        recording = RecordingGrid(grid, roster, recorder.exchange)
+        setting = Setting(config, files, outline, roster, recorder.event)
+        with _trunk(setting) as split, PeakMeter() as meter:
+            inner = STRATEGIES[config.strategy](split)
+            arrays = self._train(recording, inner, split, recorder, meter)
+        self._finish(inner, split, arrays)
+
+    def _train(
+        self,
+        grid: RecordingGrid,
+        inner: Strategy,
+        setting: Setting,
+        recorder: Recorder,
+        meter: PeakMeter,
+    ) -> ArrayRecord:
+        config, saved = self.config, self.checkpoint
+        done = saved.round if saved else 0
+        arrays = saved.arrays if saved else initial_arrays(setting)
+        if saved and isinstance(inner, Stateful):
+            inner.restore(saved.state, saved.values)
+        if done >= config.num_rounds:
+            log(INFO, "all %d rounds are done already", done)
+            return arrays
+        self.folder.record(RunStarted(done, len(list(grid.get_node_ids()))))
+        recorder.round = done
+
+        def end_round(number: int, now: ArrayRecord) -> None:
+            if config.checkpoint_every and number % config.checkpoint_every == 0:
+                save_checkpoint(self.folder.checkpoint_dir, _taken(number, now, inner))
+            recorder.end_round(_server_peak(setting.trunk, meter))
+            self._report()
+
+        train, evaluate = self._messages(), self._messages()
+        if saved is None:
+            self._evaluate_untrained(grid, inner, arrays, evaluate)
+            end_round(0, arrays)
+        else:
+            recorder.round += 1
+        wrapped = Resumable(
+            inner,
+            first_round=done + 1,
+            seed=config.seed,
+            evaluate_every=config.evaluate_every,
+            last_round=config.num_rounds,
+            on_round_end=end_round,
+        )
+        wrapped.start(
+            grid=grid,
+            initial_arrays=arrays,
+            num_rounds=config.num_rounds - done,
+            timeout=config.round_timeout,
+            train_config=train,
+            evaluate_config=evaluate,
+        )
+        return wrapped.arrays
+
+    def _messages(self) -> ConfigRecord:
+        return ConfigRecord({RUN_CONFIG_KEY: to_yaml(self.config)})
+
+    def _evaluate_untrained(
+        self, grid: Grid, inner: Strategy, arrays: ArrayRecord, config: ConfigRecord
+    ) -> None:
+        messages = inner.configure_evaluate(0, arrays, config, grid)
+        replies = grid.send_and_receive(messages, timeout=self.config.round_timeout)
+        inner.aggregate_evaluate(0, replies)
+
+    def _report(self) -> None:
+        summary = summarize_folder(self.folder)
+        self.folder.write_summary(summary.to_json())
+        log(INFO, "\n%s", round_table(summary))
+
+    def _finish(self, inner: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
+        paths = export_adapters(self.folder, inner, setting, arrays)
+        self.folder.record(RunEnded(self.config.num_rounds))
+        summary = summarize_folder(self.folder)
+        self.folder.write_summary(summary.to_json())
+        write_report(self.folder)
+        log(INFO, "\n%s", final_table(summary))
+        log(INFO, "report:   %s", self.folder.report_path.resolve())
+        for path in paths:
+            log(INFO, "adapters: %s", path.resolve())
+
+
+def _continued(given: RunConfig, began: RunConfig) -> RunConfig:
+    """Return the configuration of a resumed run.
+
+    Keys that were left at their default are taken from the run; keys that were given
+    must agree with it.
+    """
+    default = RunConfig()
+    odd = [
+        f"{field.name.replace('_', '-')}: given {getattr(given, field.name)!r}, began "
+        f"with {getattr(began, field.name)!r}"
+        for field in fields(RunConfig)
+        if field.name not in FREE_KEYS
+        and getattr(given, field.name)
+        not in (getattr(default, field.name), getattr(began, field.name))
+    ]
+    if odd:
+        raise ResumeError(
+            "a run continues with the configuration that it began with; leave these "
+            "out, or start a new run:\n  - " + "\n  - ".join(odd)
+        )
+    rounds = max(began.num_rounds, given.num_rounds)
+    return replace(began, num_rounds=rounds, trunk_threads=given.trunk_threads)
+
+
+def _taken(number: int, arrays: ArrayRecord, inner: Strategy) -> Checkpoint:
+    state, values = inner.state() if isinstance(inner, Stateful) else ({}, {})
+    return Checkpoint(number, arrays, state, values)
+
+
+@contextmanager
+def _trunk(setting: Setting) -> Iterator[Setting]:
+    """Start the trunk that the strategy needs, if it does, and stop it afterwards."""
+    config = setting.config
+    if config.strategy != "atlas":
+        yield setting
+        return
+    with trunk_of(setting) as trunk:
+        yield replace(setting, trunk=trunk)
+
+
+def _server_peak(trunk: tuple[TrunkHost, str] | None, meter: PeakMeter) -> int:
+    """Peak of the trunk, or where there is none of the ServerApp's own process."""
+    return trunk[0].stats().peak_bytes if trunk else meter.so_far()

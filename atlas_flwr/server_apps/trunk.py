@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trunk that a ServerApp starts: a Ray actor, or an engine in its own process."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from atlas_flwr.server_apps.build import Setting, covering_plan
+from atlas_flwr.trunk import TrunkEngine, TrunkHost, serve_local
+from atlas_flwr.types import Side
+
+__all__ = ["trunk_of"]
+
+
+@contextmanager
+def trunk_of(setting: Setting) -> Iterator[tuple[TrunkHost, str]]:
+    """Start the configured trunk, and stop it when the run ends, however it ends.
+
+    Yields
+    ------
+    tuple[TrunkHost, str]
+        Its host, and the address that clients connect to.
+    """
+    name = f"trunk-{secrets.token_hex(4)}"
+    start = _ray if setting.config.trunk == "ray" else _local
+    with start(setting, name) as found:
+        yield found
+
+
+@contextmanager
+def _local(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
+    plan = covering_plan(setting.config, setting.outline)
+    trunk = setting.files.parts(plan, sides=(Side.TRUNK,)).trunk
+    engine = TrunkEngine(trunk, recompute=setting.config.trunk_recompute)
+    with serve_local(name, engine) as address:
+        yield engine, address
+
+
+@contextmanager
+def _ray(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
+    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+
+    config, files = setting.config, setting.files
+    source = TrunkSource(
+        path=files.source.path,
+        plan=covering_plan(config, setting.outline),
+        classes=files.classes,
+        dtype=config.dtype,
+        device=files.device,
+        seed=files.seed,
+        recompute=config.trunk_recompute,
+    )
+    host = start_ray_trunk(name, source, threads=config.trunk_threads)
+    try:
+        yield host, host.address
+    finally:
+        host.stop()

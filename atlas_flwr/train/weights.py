@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's model as clients and server load it: parts, the whole, its shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+
+from atlas_flwr.budget import Architecture
+from atlas_flwr.config import RunConfig
+from atlas_flwr.data import ModelSource, load_task, resolve_model
+from atlas_flwr.lora import linear_names
+from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
+from atlas_flwr.split.anatomy import blocks_name
+from atlas_flwr.split.cut import skeleton
+from atlas_flwr.types import Side
+
+__all__ = ["ModelFiles"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a run's model is, and how it is loaded.
+
+    Attributes
+    ----------
+    source : ModelSource
+        The model.
+    classes : int
+        Outputs of a classifier, the most that a task of the run needs, so that all
+        clients have one head; 0 for causal models.
+    dtype : torch.dtype
+        Of the frozen weights.
+    device : str
+        Where to compute.
+    seed : int
+        Initialises a new classifier.
+    """
+
+    source: ModelSource
+    classes: int
+    dtype: torch.dtype
+    device: str
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> ModelFiles:
+        """Resolve a run's model."""
+        source = resolve_model(config.model, progress=False)
+        classes = 0
+        if source.kind == "classifier":
+            classes = max(len(load_task(name).labels) for name in config.task_list)
+        dtype = getattr(torch, config.dtype)
+        return cls(source, classes, dtype, chosen_device(config.device), config.seed)
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """Changes to the model's configuration."""
+        return {"num_labels": self.classes} if self.classes else {}
+
+    @property
+    def auto_class(self) -> Any:
+        """The Auto class that loads the whole model."""
+        causal = self.source.kind == "causal"
+        return AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+
+    def parts(
+        self, plan: SplitPlan, sides: tuple[Side, ...] = (Side.HEAD, Side.TAIL)
+    ) -> Parts:
+        """Load some parts; the others' tensors are never read."""
+        return load_parts(
+            self.source.path,
+            plan,
+            sides=sides,
+            auto_class=self.auto_class,
+            dtype=self.dtype,
+            device=self.device,
+            config_overrides=self.overrides,
+            seed=self.seed,
+        )
+
+    def whole(self) -> Any:
+        """Load the whole model."""
+        model = self.auto_class.from_pretrained(
+            self.source.path, dtype=self.dtype, **self.overrides
+        )
+        for name, value in self.dense().items():
+            owner, _, last = name.rpartition(".")
+            parameter = getattr(model.get_submodule(owner), last)
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(value))
+        return model.to(self.device).eval()
+
+    def outline(self) -> Outline:
+        """Build the model without memory for its weights, and read its shapes."""
+        config = AutoConfig.from_pretrained(self.source.path)
+        for key, value in self.overrides.items():
+            setattr(config, key, value)
+        return Outline(skeleton(self.auto_class, config))
+
+    def dense(self) -> dict[str, NDArray[np.float32]]:
+        """Initial values of what is trained in full: a classifier; else nothing."""
+        if not self.classes:
+            return {}
+        tail = self.parts(SplitPlan(1, 1), sides=(Side.TAIL,)).tail
+        prefix = f"{tail.base_model_prefix}."
+        return {
+            part_info(tail).global_name(name): value.detach().float().cpu().numpy()
+            for name, value in tail.named_parameters()
+            if not name.startswith(prefix)
+        }
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model's structure, without its weights.
+
+    Attributes
+    ----------
+    model : Any
+        On the meta device.
+    """
+
+    model: Any
+
+    @property
+    def blocks(self) -> str:
+        """Name of the list of blocks."""
+        return blocks_name(self.model)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.model.get_submodule(self.blocks))
+
+    def block_of(self, name: str) -> int | None:
+        """Block that a layer's name belongs to."""
+        prefix = f"{self.blocks}."
+        if not name.startswith(prefix):
+            return None
+        return int(name[len(prefix) :].partition(".")[0])
+
+    def shapes(self, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of every layer that gets an adapter, by name."""
+        found = {}
+        for name in linear_names(self.model, targets):
+            layer = self.model.get_submodule(name)
+            m, n = layer.weight.shape
+            found[name] = (m, n) if isinstance(layer, nn.Linear) else (n, m)
+        return found
+
+    def architecture(self, targets: Sequence[str]) -> Architecture:
+        """Return the numbers that the memory model needs."""
+        model, first = self.model, f"{self.blocks}.0"
+        block = sum(p.numel() for p in model.get_submodule(first).parameters())
+        table = model.get_input_embeddings().weight.numel()
+        out = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        tied = out is not None and bool(getattr(config, "tie_word_embeddings", False))
+        shapes = self.shapes(targets)
+        return Architecture(
+            num_layers=self.num_layers,
+            hidden=config.hidden_size,
+            widest=max(max(shape) for shape in shapes.values()),
+            vocabulary=config.vocab_size if out is not None else 0,
+            embedding_params=table,
+            output_params=0 if out is None or tied else out.weight.numel(),
+            tied=tied,
+            block_params=block,
+            adapted={
+                name.removeprefix(f"{first}."): shape
+                for name, shape in shapes.items()
+                if name.startswith(f"{first}.")
+            },
+        )
+
+
+def chosen_device(name: str) -> str:
+    """Resolve ``"auto"``."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
