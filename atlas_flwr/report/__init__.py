@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
+    from atlas_flwr.report.comparison import Comparison, compare, compare_folders
     from atlas_flwr.report.events import (
         Baseline,
         ClientEvaluated,
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
         RunEnded,
         RunStarted,
     )
+    from atlas_flwr.report.page import comparison_page, run_page, write_report
+    from atlas_flwr.report.rows import markdown
     from atlas_flwr.report.store import RunFolder, latest_run
     from atlas_flwr.report.summary import RoundSummary, Summary
     from atlas_flwr.report.table import final_table, round_table
@@ -27,17 +30,24 @@ __all__ = [
     "ClientEvaluated",
     "ClientTrained",
     "Clustered",
+    "Comparison",
     "RoundEnded",
     "RoundSummary",
     "RunEnded",
     "RunFolder",
     "RunStarted",
     "Summary",
+    "compare",
+    "compare_folders",
+    "comparison_page",
     "final_table",
     "latest_run",
+    "markdown",
     "round_table",
+    "run_page",
     "summarize",
     "summarize_folder",
+    "write_report",
 ]
 
 __getattr__, __dir__ = attach(
@@ -47,16 +57,23 @@ __getattr__, __dir__ = attach(
         "ClientEvaluated": "events",
         "ClientTrained": "events",
         "Clustered": "events",
+        "Comparison": "comparison",
         "RoundEnded": "events",
         "RoundSummary": "summary",
         "RunEnded": "events",
         "RunFolder": "store",
         "RunStarted": "events",
         "Summary": "summary",
+        "compare": "comparison",
+        "compare_folders": "comparison",
+        "comparison_page": "page",
         "final_table": "table",
         "latest_run": "store",
+        "markdown": "rows",
         "round_table": "table",
+        "run_page": "page",
         "summarize": "tally",
         "summarize_folder": "tally",
+        "write_report": "page",
     },
 )

@@ -14,7 +14,14 @@ from rich.table import Table
 from atlas_flwr.config import format_bytes
 from atlas_flwr.report.summary import RoundSummary, Summary
 
-__all__ = ["as_text", "final_table", "number", "percent", "round_table"]
+__all__ = [
+    "accuracy_rows",
+    "as_text",
+    "final_table",
+    "number",
+    "percent",
+    "round_table",
+]
 
 MISSING = "–"
 
@@ -93,23 +100,19 @@ def round_table(summary: Summary, number_of: int | None = None) -> str:
 
 def final_table(summary: Summary) -> str:
     """Set the run's last table: untrained, majority class and trained, side by side."""
-    final = summary.final
-    trained = final.accuracy if final else {}
-    rows = [
-        [
-            task,
-            percent(summary.untrained.get(task)),
-            percent(summary.majority.get(task)),
-            percent(trained.get(task)),
-        ]
-        for task in summary.tasks
-    ]
-    columns = (summary.untrained, summary.majority, trained)
-    rows.append(["mean", *(percent(_mean_over(c, summary.tasks)) for c in columns)])
-    where = f"after round {final.round}" if final else "not evaluated"
+    where = f"after round {summary.final.round}" if summary.final else "not evaluated"
     title = f"{summary.strategy} · {summary.model} · seed {summary.seed} · {where}"
     header = ("accuracy, %", "untrained", "majority class", "trained")
-    return f"{as_text(title, header, rows)}\n{_totals(summary)}"
+    return f"{as_text(title, header, accuracy_rows(summary))}\n{_totals(summary)}"
+
+
+def accuracy_rows(summary: Summary) -> list[list[str]]:
+    """Write untrained, majority and trained accuracy by task, and their means."""
+    trained = summary.final.accuracy if summary.final else {}
+    columns = (summary.untrained, summary.majority, trained)
+    rows = [[task, *(percent(c.get(task)) for c in columns)] for task in summary.tasks]
+    means = [percent(_mean_over(column, summary.tasks)) for column in columns]
+    return [*rows, ["mean", *means]]
 
 
 def _round_row(summary: Summary, now: RoundSummary, task: str) -> list[str]:
