@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from atlas_flwr.config import format_bytes
+from atlas_flwr.config import format_bytes, parse_bytes
 from atlas_flwr.report.comparison import Comparison, Measure
 from atlas_flwr.report.plots import Bars, Line, bar_plot, line_plot
 from atlas_flwr.report.summary import Summary
@@ -24,7 +24,7 @@ def run_charts(summary: Summary) -> Iterator[str]:
     rounds = {str(part.round): part for part in summary.per_round}
     up = {number: float(part.bytes_up) for number, part in rounds.items()}
     down = {number: float(part.bytes_down) for number, part in rounds.items()}
-    yield bar_plot("Bytes by round", [Bars("up", up), Bars("down", down)], _size)
+    yield _byte_plot("Sent by round", [Bars("up", up), Bars("down", down)])
     if summary.client_peak_bytes or summary.server_peak_bytes:
         yield _memory(summary)
     seconds = {number: part.seconds for number, part in rounds.items()}
@@ -51,10 +51,10 @@ def comparison_charts(comparison: Comparison) -> Iterator[str]:
     methods = comparison.methods
     up = {m.name: m.bytes_up.mean for m in methods if m.bytes_up}
     down = {m.name: m.bytes_down.mean for m in methods if m.bytes_down}
-    yield bar_plot("Bytes of a run", [Bars("up", up), Bars("down", down)], _size)
+    yield _byte_plot("Sent in a run", [Bars("up", up), Bars("down", down)])
     peaks = {m.name: m.client_peak_bytes.mean for m in methods if m.client_peak_bytes}
     if peaks:
-        yield bar_plot("Peak memory of a client", [Bars("peak", peaks)], _size)
+        yield _byte_plot("Peak memory of a client", [Bars("peak", peaks)])
 
 
 def _accuracy(summary: Summary) -> str:
@@ -90,7 +90,7 @@ def _memory(summary: Summary) -> str:
         peaks = sorted(peaks, key=lambda item: item[1])[:: len(peaks) // MOST_BARS]
     server = {"server": float(summary.server_peak_bytes)}
     shown = dict(peaks) | (server if summary.server_peak_bytes else {})
-    return bar_plot("Peak memory by client", [Bars("peak", shown)], _size)
+    return _byte_plot("Peak memory by client", [Bars("peak", shown)])
 
 
 def _known(values: Mapping[int, float | None]) -> dict[int, float]:
@@ -105,8 +105,16 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
-def _size(value: float) -> str:
-    return format_bytes(value).replace(".0 ", " ")
+def _byte_plot(title: str, bars: Sequence[Bars]) -> str:
+    """Plot bytes in the unit of the largest, so that ticks are round numbers of it."""
+    largest = max((h for group in bars for h in group.heights.values()), default=0.0)
+    _, unit = format_bytes(largest).split()
+    scale = parse_bytes(f"1{unit}")
+    scaled = [
+        Bars(group.label, {key: h / scale for key, h in group.heights.items()})
+        for group in bars
+    ]
+    return bar_plot(f"{title}, {unit}", scaled, _short)
 
 
 def _short(value: float) -> str:
