@@ -26,7 +26,7 @@ __all__ = ["pack", "unpack", "view"]
 MAGIC = b"ATL1"
 MAX_HEADER = 1 << 16
 DTYPES = frozenset(
-    "float64 float32 float16 int64 int32 int16 int8 uint8 uint16 bool".split()
+    ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"]
 )
 
 
