@@ -127,7 +127,8 @@ def _render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    # A Flower app bundle carries Markdown, but no HTML: hence the files' names.
+    return environment.get_template(f"{template}.md").render(**values)
 
 
 def _cards(summary: Summary) -> Iterator[Card]:
