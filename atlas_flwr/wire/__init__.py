@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the cut: frames, codecs, byte accounts."""
+"""What crosses the cut: frames, codecs, messages of tensors, byte accounts."""
 
 from atlas_flwr._lazy import attach
 
-__all__ = ["CODECS", "ByteMeter", "Codec", "codec_named"]
+__all__ = [
+    "CODECS",
+    "ByteMeter",
+    "Codec",
+    "codec_named",
+    "decode_tensors",
+    "encode_tensors",
+]
 
 __getattr__, __dir__ = attach(
     __name__,
@@ -12,5 +19,7 @@ __getattr__, __dir__ = attach(
         "ByteMeter": "accounts",
         "Codec": "codecs",
         "codec_named": "codecs",
+        "decode_tensors": "messages",
+        "encode_tensors": "messages",
     },
 )

@@ -7,13 +7,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from atlas_flwr.types import Role
+from atlas_flwr.wire.frames import unpack
 
 __all__ = ["ByteMeter"]
 
 
 @dataclass
 class ByteMeter:
-    """Bytes by direction and role, as a client counts them.
+    """Bytes by direction and role, counted where frames leave a client and arrive.
+
+    A frame's header counts as its first tensor's.
 
     Attributes
     ----------
@@ -24,6 +27,14 @@ class ByteMeter:
     up: Counter[Role] = field(default_factory=Counter)
     down: Counter[Role] = field(default_factory=Counter)
 
+    def sent(self, frame: bytes) -> None:
+        """Count a frame that goes to the trunk; one sent twice counts twice."""
+        _count(frame, self.up)
+
+    def received(self, frame: bytes) -> None:
+        """Count a frame that came from the trunk."""
+        _count(frame, self.down)
+
     @property
     def total_up(self) -> int:
         """All bytes sent."""
@@ -33,3 +44,11 @@ class ByteMeter:
     def total_down(self) -> int:
         """All bytes received."""
         return self.down.total()
+
+
+def _count(frame: bytes, into: Counter[Role]) -> None:
+    parts = [(entry.role, len(payload)) for entry, payload in unpack(frame)]
+    for role, size in parts:
+        into[role] += size
+    if parts:
+        into[parts[0][0]] += len(frame) - sum(size for _, size in parts)

@@ -1,29 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Codecs: how an array becomes bytes, by the role it plays.
 
-Adapters and fingerprints always cross exactly; the lossy codecs touch activations and
-gradients only, and only floating-point ones.
+Adapters and fingerprints always cross exactly; lossy codecs touch activations and
+gradients only, and of those only floating-point ones. What was not finite stays so: a
+run that diverges must be seen to.
+
+To add a codec, derive from :class:`Codec`, give it a name, override ``compress`` and
+``expand``, and add it to :data:`CODECS`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from atlas_flwr.errors import WireError
 from atlas_flwr.types import Role
-from atlas_flwr.wire.frames import pack, unpack, view
+from atlas_flwr.wire.frames import Entry, Segment, pack, unpack
 
-__all__ = ["CODECS", "Codec", "codec_named"]
+__all__ = ["CODECS", "Codec", "codec_named", "restored"]
 
 _CROSSING = (Role.ACTIVATION, Role.GRADIENT)
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
+_HALF_MAX = 65504.0
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Codec:
-    """The identity: row-major little-endian bytes. Other codecs override two methods.
+    """The identity. A lossy codec overrides :attr:`name` and two methods.
 
     Attributes
     ----------
@@ -34,64 +44,93 @@ class Codec:
     name = "raw"
 
     def encode(self, array: NDArray[Any], role: Role) -> bytes:
-        """Encode an array.
+        """Encode an array as a frame of one tensor.
 
         Parameters
         ----------
         array : NDArray
-            Any shape; floating point, integer or bool.
+            Any shape of up to 8 dimensions; floating point, integer or bool.
         role : Role
             What it is.
-        """
-        if role in _CROSSING and array.dtype in (np.float32, np.float64):
-            return self.encode_crossing(array)
-        return _raw(array)
-
-    def decode(self, frame: bytes) -> NDArray[Any]:
-        """Decode what :meth:`encode` of the codec of the same name made.
 
         Raises
         ------
         WireError
-            If the bytes are not a frame, or of another codec.
+            If the array is of another kind (complex, strings, objects).
         """
-        header, payload = unpack(frame)
-        if header.get("codec") == Codec.name:
-            return view(payload, header.get("dtype"), header.get("shape"))
-        if header.get("codec") != self.name:
+        return pack([self.segment("", array, role)])
+
+    def decode(self, frame: bytes) -> NDArray[Any]:
+        """Decode what :meth:`encode` of the codec of the same name made.
+
+        Returns
+        -------
+        NDArray
+            Of the shape and dtype that were encoded (bfloat16, which numpy lacks, as
+            float32). Read-only where no decoding was necessary: a view of the frame.
+
+        Raises
+        ------
+        WireError
+            If the bytes are not a frame of one tensor, or of another codec.
+        """
+        entries = unpack(frame)
+        if len(entries) != 1:
+            raise WireError(f"a frame of {len(entries)} tensors, where 1 was expected")
+        entry, payload = entries[0]
+        if entry.codec not in (self.name, Codec.name):
             raise WireError(
-                f"a frame of codec {header.get('codec')!r} came to {self.name!r}; both "
-                "sides must be configured alike"
+                f"a frame of codec {entry.codec!r} came to {self.name!r}; both sides "
+                "must be configured alike"
             )
-        return self.decode_crossing(header, payload)
+        codec = self if entry.codec == self.name else CODECS[Codec.name]
+        return restored(codec, entry, payload)
 
-    def encode_crossing(self, array: NDArray[Any]) -> bytes:
-        """Encode float activations or gradients."""
-        return _raw(array)
+    def segment(
+        self, name: str, array: NDArray[Any], role: Role, dtype: str | None = None
+    ) -> Segment:
+        """Encode an array as part of a frame (see :mod:`atlas_flwr.wire.frames`).
 
-    def decode_crossing(
-        self, header: Mapping[str, Any], payload: memoryview
-    ) -> NDArray[Any]:
-        """Decode them."""
-        return view(payload, header.get("dtype"), header.get("shape"))
+        ``dtype`` is ``"bfloat16"`` where the array has its bits, as int16.
+        """
+        dtype = dtype or array.dtype.name
+        lossy = type(self) is not Codec and role in _CROSSING and dtype in _FLOATS
+        arrays = self.compress(_as_float32(array, dtype)) if lossy else (array,)
+        size = sum(part.nbytes for part in arrays)
+        codec = self.name if lossy else Codec.name
+        entry = Entry(name, role, codec, dtype, tuple(array.shape), size)
+        return Segment(entry, arrays)
+
+    def compress(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """Turn activations or gradients into arrays whose bytes are sent."""
+        return (values,)
+
+    def expand(
+        self, payload: memoryview, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """Turn those bytes into values of the shape that was compressed."""
+        return read(payload, "float32", shape)
 
 
 class Half(Codec):
-    """IEEE half precision: 2 bytes, relative error 2^-11 in +-[6e-5, 65504]."""
+    """IEEE half precision: 2 bytes, relative error 2^-11 in +-[6.1e-5, 65504].
+
+    Larger values become +-65504; smaller ones err by at most 2^-25.
+    """
 
     name = "fp16"
 
-    def encode_crossing(self, array: NDArray[Any]) -> bytes:
-        """Round to half precision; larger values become the largest one."""
-        limit = float(np.finfo(np.float16).max)
-        half = np.clip(array, -limit, limit).astype(np.float16)
-        return pack(_header(self.name, half.dtype.name, array), half)
+    def compress(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """Round to nearest, ties to even."""
+        tensor = _tensor(values)
+        return (_saturated(tensor).half().numpy(),)
 
-    def decode_crossing(
-        self, header: Mapping[str, Any], payload: memoryview
-    ) -> NDArray[Any]:
+    def expand(
+        self, payload: memoryview, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
         """Widen to single precision."""
-        return view(payload, "float16", header.get("shape")).astype(np.float32)
+        values: NDArray[np.float32] = read(payload, "float16", shape).astype(np.float32)
+        return values
 
 
 class Brain(Codec):
@@ -99,46 +138,46 @@ class Brain(Codec):
 
     name = "bf16"
 
-    def encode_crossing(self, array: NDArray[Any]) -> bytes:
+    def compress(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         """Round to nearest, ties to even."""
-        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        return pack(
-            _header(self.name, "uint16", array), (rounded >> 16).astype(np.uint16)
-        )
+        return (_tensor(values).bfloat16().view(torch.int16).numpy(),)
 
-    def decode_crossing(
-        self, header: Mapping[str, Any], payload: memoryview
-    ) -> NDArray[Any]:
+    def expand(
+        self, payload: memoryview, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
         """Widen to single precision."""
-        bits = view(payload, "uint16", header.get("shape")).astype(np.uint32) << 16
-        return bits.view(np.float32)
+        return _widened(read(payload, "uint16", shape))
 
 
 class Int8(Codec):
-    """8 bits with a scale a row: error at most half of 1/127 of the row's maximum."""
+    """8 bits and a scale a row: error at most 1/254 of the row's largest magnitude.
+
+    A row is a vector of the last axis, e.g. a token's hidden state. Rows whose largest
+    magnitude is under 1.5e-36 become zero.
+    """
 
     name = "int8"
 
-    def encode_crossing(self, array: NDArray[Any]) -> bytes:
-        """Scale each vector of the last axis to [-127, 127] and round."""
-        rows = np.atleast_1d(np.asarray(array, np.float32))
-        scale = np.abs(rows).max(-1, keepdims=True, initial=0.0) / 127
-        quantised = np.rint(rows / np.where(scale == 0, 1, scale)).astype(np.int8)
-        return pack(
-            _header(self.name, "int8", rows), scale.astype(np.float32), quantised
-        )
+    def compress(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """Scale each row to [-127, 127] and round."""
+        rows = _tensor(values).reshape(_rows(values.shape))
+        if not rows.numel():
+            return (np.zeros(len(rows), np.float32), np.zeros(rows.shape, np.int8))
+        scale = torch.maximum(rows.amax(-1), -rows.amin(-1)) / 127
+        scale = torch.where(scale < _SMALLEST, 0.0, scale)
+        divisor = torch.where(scale == 0, torch.inf, scale)[:, None]
+        return scale.numpy(), (rows / divisor).round_().to(torch.int8).numpy()
 
-    def decode_crossing(
-        self, header: Mapping[str, Any], payload: memoryview
-    ) -> NDArray[Any]:
+    def expand(
+        self, payload: memoryview, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
         """Multiply by the rows' scales."""
-        shape = header.get("shape")
-        if not isinstance(shape, list) or not shape:
-            raise WireError(f"shape {shape!r} of an int8 frame")
-        scale = view(payload, "float32", [*shape[:-1], 1])
-        quantised = view(payload, "int8", shape, offset=scale.nbytes)
-        return quantised.astype(np.float32) * scale
+        count, width = _rows(shape)
+        scale = read(payload[: 4 * count], "float32", (count, 1))
+        steps = read(payload[4 * count :], "int8", (count, width))
+        with np.errstate(invalid="ignore"):  # 0 x infinity, in a row that diverged
+            values: NDArray[np.float32] = steps.astype(np.float32) * scale
+        return values.reshape(shape)
 
 
 CODECS: Mapping[str, Codec] = {
@@ -159,10 +198,70 @@ def codec_named(name: str) -> Codec:
     return CODECS[name]
 
 
-def _header(codec: str, dtype: str, array: NDArray[Any]) -> dict[str, Any]:
-    return {"codec": codec, "dtype": dtype, "shape": list(array.shape)}
+def restored(codec: Codec, entry: Entry, payload: memoryview) -> NDArray[Any]:
+    """Decode a part of a frame with the codec that made it.
+
+    Raises
+    ------
+    WireError
+        If the payload has another length than the entry's shape needs.
+    """
+    if entry.codec != Codec.name:
+        values = codec.expand(payload, entry.shape)
+        narrow = entry.dtype in ("float16", "float64")
+        return values.astype(entry.dtype) if narrow else values
+    if entry.dtype == "bfloat16":
+        return _widened(read(payload, "uint16", entry.shape))
+    return read(payload, entry.dtype, entry.shape)
 
 
-def _raw(array: NDArray[Any]) -> bytes:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return pack(_header(Codec.name, array.dtype.name, array), little)
+def read(payload: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """View a payload as an array.
+
+    Raises
+    ------
+    WireError
+        If it has another length.
+    """
+    kind = np.dtype(dtype).newbyteorder("<")
+    needed = math.prod(shape) * kind.itemsize
+    if len(payload) != needed:
+        raise WireError(
+            f"{len(payload)} bytes for {dtype} of shape {shape}, which has {needed}"
+        )
+    return np.frombuffer(payload, kind).reshape(shape)
+
+
+def _as_float32(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    if dtype == "bfloat16":
+        return _widened(array.view(np.uint16))
+    return array.astype(np.float32, copy=False)
+
+
+def _widened(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Read the bits of bfloat16, the upper halves of those of float32."""
+    wide = bits.astype(np.uint32) << 16
+    values: NDArray[np.float32] = wide.view(np.float32)
+    return values
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    # torch warns of read-only arrays: it could write to them.
+    return torch.from_numpy(
+        np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    )
+
+
+def _saturated(tensor: Tensor) -> Tensor:
+    """Bring finite values into the range of half precision."""
+    if not tensor.numel():
+        return tensor
+    low, high = tensor.aminmax()
+    if low >= -_HALF_MAX and high <= _HALF_MAX:
+        return tensor
+    return torch.where(tensor.isinf(), tensor, tensor.clamp(-_HALF_MAX, _HALF_MAX))
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    width = shape[-1] if shape else 1
+    return math.prod(shape[:-1]), width
