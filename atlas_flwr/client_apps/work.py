@@ -98,7 +98,7 @@ class Work:
 
     @property
     def plan(self) -> SplitPlan | None:
-        """This client's cut; ``None`` for the whole model."""
+        """The client's cut; ``None`` for the whole model."""
         plan = self.entries.get("plan")
         return None if plan is None else SplitPlan.parse(str(plan))
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clusters of fingerprints: k-means, with its k chosen, or none where none is seen.
 
-Every client's gradient has a large part in common with all others; the mean is therefore
-subtracted and what is left scaled to unit norm before distances are taken. k is the one
-of the best mean silhouette, provided that it is better than what the same search finds
-in structureless points of the same kind (a permutation test); otherwise there is one
-cluster.
+Every client's gradient has a large part in common with all others; the mean is
+therefore subtracted and what is left scaled to unit norm before distances are taken.
+k is the one of the best mean silhouette, provided that it is better than what the same
+search finds in structureless points of the same principal variances; otherwise there
+is one cluster.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _structureless(
     rows: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Draw as many directions with the same principal variances, and no clusters."""
-    n, dim = rows.shape
+    n = len(rows)
     _, spread, axes = np.linalg.svd(rows, full_matrices=False)
     drawn = rng.standard_normal((n, len(spread))) * spread / np.sqrt(n)
     drawn = drawn @ axes
@@ -149,4 +149,6 @@ def _silhouette(rows: NDArray[np.float64], labels: NDArray[np.int64]) -> float |
 
 def _directions(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-12)
+    out: NDArray[np.float64] = np.zeros_like(rows)
+    np.divide(rows, norms, out=out, where=norms > 1e-12)
+    return out

@@ -4,8 +4,8 @@ r"""Fingerprints: gradients projected to a few numbers by a seeded sparse matrix
 .. math:: f = P g / \lVert P g \rVert, \quad P_{jk} \in \{-1, 0, +1\} \sqrt{3 / s}
 
 with s rows and probabilities 1/6, 2/3, 1/6 (Achlioptas 2003): norms are kept in
-expectation. P needs no data, unlike PCA, and is never held whole: each tensor's block is
-drawn from the seed and the tensor's name, a slice at a time.
+expectation. P needs no data, unlike PCA, and is never held whole: each tensor's block
+is drawn from the seed and the tensor's name, a slice at a time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def project(
             part = flat[start : start + _SLICE]
             dice = rng.integers(0, 6, size=(dim, len(part)), dtype=np.int8)
             total += (dice == 0) @ part - (dice == 5) @ part
-    return total * np.sqrt(3 / dim)
+    out: NDArray[np.float64] = total * np.sqrt(3 / dim)
+    return out
 
 
 def fingerprint(
@@ -74,8 +75,9 @@ def fingerprint(
     if not np.isfinite(norm) or norm == 0:
         count = sum(t.numel() for t in gradients.values())
         raise DataError(
-            f"the {count} gradients of {len(gradients)} tensors project to norm {norm}; "
-            "a fingerprint needs finite gradients that are not all zero: are the "
+            f"the {count} gradients of {len(gradients)} tensors project to norm "
+            f"{norm}; a fingerprint needs finite gradients that are not all zero: are the "
             "adapters attached, and are there labels?"
         )
-    return (sketch / norm).astype(np.float32)
+    unit: NDArray[np.float32] = (sketch / norm).astype(np.float32)
+    return unit

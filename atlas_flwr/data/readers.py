@@ -115,10 +115,12 @@ class Reading:
 
 def _delimited(delimiter: str) -> Callable[[Reading], Iterator[Row]]:
     def read(reading: Reading) -> Iterator[Row]:
-        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         file = io.StringIO(reading.string(), newline="")
-        records = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
-        return reading.picked(records)
+        if delimiter == ",":
+            return reading.picked(csv.DictReader(file))
+        # Tab-separated text is seldom quoted, but often has quotes in it.
+        unquoted = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        return reading.picked(unquoted)
 
     return read
 

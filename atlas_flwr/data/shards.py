@@ -80,9 +80,9 @@ def make_shard(
     test, train = pool[:held], pool[held:]
     if min(len(test), len(train)) < sharers:
         raise DataError(
-            f"task {task.name} has {len(train)} training and {len(test)} test examples "
-            f"for {sharers} clients; at most {min(len(test), len(train))} can share it: "
-            "lower num-supernodes, or add tasks"
+            f"task {task.name} has {len(train)} training and {len(test)} test "
+            f"examples for {sharers} clients; at most {min(len(test), len(train))} can "
+            "share it: lower num-supernodes, or add tasks"
         )
     mine = (
         train[rank::sharers]

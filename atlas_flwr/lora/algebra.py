@@ -117,7 +117,7 @@ def recompress(
 
 
 def spectral_error(factors: LoraFactors, rank: int) -> float:
-    """Return ``||X - best rank-r X|| / ||X||`` (Frobenius) of X = ``delta()``, cheaply."""
+    """Return ``||X - X_r|| / ||X||``, X_r the best of rank r, in Frobenius norm."""
     _, S, _ = _thin_svd(factors)
     total = float(S.square().sum())
     return (float(S[rank:].square().sum()) / total) ** 0.5 if total else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -97,6 +98,7 @@ def attach(module: nn.Module, ranks: Mapping[str, int], alpha: float) -> None:
         target_modules=[*ranks],
         rank_pattern=pattern if len(by_rank) > 1 else {},
         bias="none",
+        fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in ranks),
         lora_dropout=0.0,
     )
     inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
@@ -143,7 +145,7 @@ def detach(module: nn.Module) -> None:
         del module.peft_config
 
 
-def _load_one(name: str, layer: LoraLayer, given: LoraFactors) -> None:
+def _load_one(name: str, layer: Any, given: LoraFactors) -> None:
     A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
     if A.shape != given.A.shape or B.shape != given.B.shape:
         raise AdapterError(
@@ -156,7 +158,7 @@ def _load_one(name: str, layer: LoraLayer, given: LoraFactors) -> None:
         B.copy_(scaled.B)
 
 
-def _layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer

@@ -30,7 +30,7 @@ class AdapterState:
     dense: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def merged(self, other: AdapterState) -> AdapterState:
-        """Add the layers and arrays of another state, which wins where both have one."""
+        """Add the layers and arrays of another state, which wins over this one's."""
         return AdapterState(
             {**self.factors, **other.factors}, {**self.dense, **other.dense}
         )

@@ -65,7 +65,8 @@ def blocks_name(model: PreTrainedModel) -> str:
             f"({', '.join(outer) or 'none'}); a model that can be cut has one, and is "
             "a decoder or an encoder"
         )
-    return outer[0]
+    name: str = outer[0]
+    return name
 
 
 def slice_blocks(model: PreTrainedModel, blocks: str, start: int, stop: int) -> None:
@@ -78,13 +79,13 @@ def slice_blocks(model: PreTrainedModel, blocks: str, start: int, stop: int) -> 
     kept = list(getattr(holder, last))
     count = len(kept)
     setattr(holder, last, nn.ModuleList(kept[start:stop]))
-    config = copy.deepcopy(model.config)
+    config: Any = copy.deepcopy(model.config)
     for name, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) == count:
             setattr(config, name, list(value[start:stop]))
     config.num_hidden_layers = stop - start
     for module in _path(model, owner):
-        if hasattr(module, "config"):
+        if isinstance(module, PreTrainedModel):
             module.config = config
 
 
@@ -105,8 +106,8 @@ def bypass_embeddings(model: PreTrainedModel, blocks: str) -> None:
             setattr(parent, name, nn.Identity())
         elif isinstance(child, nn.Linear):
             raise PlanError(
-                f"{type(model).__name__} projects its embeddings ({name}); models whose "
-                "embeddings have another width than their blocks cannot be cut"
+                f"{type(model).__name__} projects its embeddings ({name}); models "
+                "whose embeddings are not as wide as their blocks cannot be cut"
             )
 
 

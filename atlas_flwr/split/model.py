@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.modeling_outputs import (
-    CausalLMOutput,
-    ModelOutput,
-    SequenceClassifierOutput,
-)
+from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
+from transformers.utils.generic import ModelOutput
 
 from atlas_flwr.split.crossing import cross, cross_to_loss
 from atlas_flwr.split.part import part_info

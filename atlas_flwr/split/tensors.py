@@ -8,10 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from atlas_flwr.errors import PlanError
 
@@ -95,7 +94,7 @@ class CheckpointTensors(TensorSource):
         stored = self._stored[name]
         with safe_open(self._files[stored], framework="pt") as shard:
             tensor = shard.get_tensor(stored)
-        assert isinstance(tensor, torch.Tensor)
+        assert isinstance(tensor, Tensor)
         return tensor
 
 
@@ -104,7 +103,8 @@ def _shards(path: str) -> dict[str, str]:
     index = cached_file(path, INDEX, _raise_exceptions_for_missing_entries=False)
     if index is not None:
         weights = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        files = {name: cached_file(path, name) for name in set(weights.values())}
+        shards = set(weights.values())
+        files = {name: cached_file(path, name) for name in shards}
         return {name: str(files[shard]) for name, shard in weights.items()}
     single = cached_file(path, SINGLE, _raise_exceptions_for_missing_entries=False)
     if single is None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
 
-import numpy as np
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -30,22 +29,15 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from numpy.typing import NDArray
 
-from atlas_flwr.clustering import fingerprint
 from atlas_flwr.errors import AdapterError, SessionError
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.report.events import Clustered, Event
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.aggregation import (
-    AGGREGATIONS,
-    Contribution,
-    aggregate,
-    at_rank,
-    nested,
-)
+from atlas_flwr.strategies.adapters import ClusterAdapters
+from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution
 from atlas_flwr.strategies.discovery import CLUSTERINGS, Discovery
-from atlas_flwr.strategies.persistence import flatten, unflatten
-from atlas_flwr.strategies.records import Layout
+from atlas_flwr.strategies.replies import check_trained, records_of, update_sketch
 from atlas_flwr.strategies.roster import Profile, Roster
 from atlas_flwr.strategies.sampling import draw, sample_size
 from atlas_flwr.strategies.sessions import TrunkSessions
@@ -168,11 +160,9 @@ class Atlas(FedAvg):
                 "fingerprints='updates' compares the clients' factors, which `assign` "
                 "gives different ranks: use fingerprints='gradients'"
             )
-        self.lora_alpha = lora_alpha
         self.fingerprints = fingerprints
         self.recluster_every = recluster_every
         self.aggregation = aggregation
-        self.max_rank = max_rank
         self.assign = assign
         self.sessions = sessions
         self.roster = roster or Roster(ask=False)
@@ -180,33 +170,23 @@ class Atlas(FedAvg):
         self.on_event = on_event or (lambda event: None)
         self.discovery = Discovery(clustering, num_clusters, max_clusters, seed)
         self.assigned: dict[str, Assigned] = {}
-        self._states: dict[str, AdapterState] = {}
-        self._initial: AdapterState | None = None
-        self._overall: AdapterState | None = None
-        self._layout: Layout | None = None
+        mode = "concat" if aggregation == "none" else aggregation
+        self.adapters = ClusterAdapters(mode, max_rank, lora_alpha)
         self._sent: dict[int, AdapterState] = {}
-
-    # --- what a user reads -----------------------------------------------------------
 
     @property
     def clusters(self) -> dict[str, int]:
         """Cluster of every client that has one, by client id."""
         return self.discovery.labels()
 
-    def cluster_arrays(self) -> dict[str, ArrayRecord]:
-        """Adapters of every cluster, at the rank they are kept at."""
-        return {group: self.layout.write(s) for group, s in self._states.items()}
-
     def cluster_states(self) -> dict[str, AdapterState]:
-        """Adapters of every cluster as factors; trained ones only."""
-        return dict(self._states)
+        """Adapters of every cluster that has trained, as factors."""
+        return dict(self.adapters.groups)
 
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes of the arrays exchanged; known once training started."""
-        if self._layout is None:
-            raise AdapterError("the strategy has not started: call start() first")
-        return self._layout
+    def cluster_arrays(self) -> dict[str, ArrayRecord]:
+        """Adapters of every cluster that has trained, under the clients' own keys."""
+        write = self.adapters.layout.write
+        return {group: write(state) for group, state in self.adapters.groups.items()}
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
@@ -219,32 +199,20 @@ class Atlas(FedAvg):
         log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
         super().summary()
 
-    # --- checkpoints -----------------------------------------------------------------
-
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
         """Return what a resumed run needs besides the global arrays."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for kind, found in (("initial", self._initial), ("overall", self._overall)):
-            arrays |= flatten(found, kind) if found else {}
-        for group, found in self._states.items():
-            arrays |= flatten(found, f"group/{group}")
+        arrays, values = self.adapters.state()
         for client, sketch in self.discovery.sketches.items():
             arrays[f"sketch/{client}"] = sketch
-        values: dict[str, object] = {
-            "groups": list(self._states),
-            "sketched": list(self.discovery.sketches),
-            "fitted-on": list(self.discovery.fitted_on),
-            "overall": self._overall is not None,
-        }
+        values["sketched"] = list(self.discovery.sketches)
+        values["fitted-on"] = list(self.discovery.fitted_on)
         return arrays, values
 
     def restore(
         self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
     ) -> None:
         """Take up what :meth:`state` returned."""
-        self._initial = unflatten(arrays, "initial")
-        self._overall = unflatten(arrays, "overall") if values["overall"] else None
-        self._states = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
+        self.adapters.restore(arrays, values)
         sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
         self.discovery.restore(sketches, values["fitted-on"])
 
@@ -254,7 +222,7 @@ class Atlas(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes, discover and configure them, and send each its adapters."""
-        self._begin(arrays)
+        self.adapters.begin(arrays)
         if self.fraction_train == 0.0:
             return []
         size = (self.fraction_train, self.min_train_nodes)
@@ -262,12 +230,6 @@ class Atlas(FedAvg):
         nodes = self._discover(server_round, nodes, config, grid)
         self._sent = {}
         return [self._train_message(server_round, node, config) for node in nodes]
-
-    def _begin(self, arrays: ArrayRecord) -> None:
-        if self._layout is None:
-            self._layout = Layout.of(arrays, self.lora_alpha)
-        if self._initial is None:
-            self._initial = self._layout.read(arrays, "initial arrays")
 
     def _sample(
         self, grid: Grid, server_round: int, what: str, fraction: float, minimum: int
@@ -284,24 +246,11 @@ class Atlas(FedAvg):
     def _train_message(
         self, server_round: int, node: int, config: ConfigRecord
     ) -> Message:
-        start = self._start_state(node)
+        given = self._assignment(node)
+        group = self._group(self.roster.client(node))
+        start = self.adapters.to_train(group, given.rank if given else None)
         self._sent[node] = start
         return self._message(MessageType.TRAIN, server_round, node, start, config)
-
-    def _start_state(self, node: int) -> AdapterState:
-        assert self._initial is not None
-        group = self._group(self.roster.client(node))
-        state = self._states.get(group) if group is not None else None
-        rank = self._assignment(node)
-        if state is None:
-            ranks = self._ranks(rank, self._initial)
-            return nested(self._initial, ranks, self.layout.scale)
-        return at_rank(state, self._ranks(rank, self._initial), self.layout.scale)
-
-    def _ranks(self, given: Assigned | None, like: AdapterState) -> dict[str, int]:
-        if given is None:
-            return {name: f.rank for name, f in like.factors.items()}
-        return {n: min(given.rank, *f.shape) for n, f in like.factors.items()}
 
     def _message(
         self,
@@ -322,7 +271,7 @@ class Atlas(FedAvg):
             state = self.sessions.on_client(given.plan, state)
         record = RecordDict(
             {
-                self.arrayrecord_key: self.layout.write(state),
+                self.arrayrecord_key: self.adapters.layout.write(state),
                 self.configrecord_key: entries,
             }
         )
@@ -349,11 +298,13 @@ class Atlas(FedAvg):
             return None, None
         if self.fingerprints == "updates":
             self._sketch_updates(server_round, accepted)
-        self._aggregate([part for _, part in accepted])
+        members: dict[str, list[Contribution]] = {}
+        for _, part in accepted:
+            members.setdefault(str(self._group(part.client)), []).append(part)
+        self.adapters.aggregate(members)
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        assert self._overall is not None
-        return self.layout.write(self._overall), metrics
+        return self.adapters.layout.write(self.adapters.overall), metrics
 
     def _accept(self, valid: Sequence[Message]) -> list[tuple[Message, Contribution]]:
         accepted = []
@@ -368,21 +319,11 @@ class Atlas(FedAvg):
         node = message.metadata.src_node_id
         client = self.roster.client(node)
         sender = f"client {client} (node {node})"
-        content = message.content
-        arrays = next(iter(content.array_records.values()), None)
-        metrics = next(iter(content.metric_records.values()), None)
-        if arrays is None or metrics is None or self.weighted_by_key not in metrics:
-            raise AdapterError(
-                f"{sender}: a reply needs an ArrayRecord and a MetricRecord with "
-                f"{self.weighted_by_key!r}"
-            )
-        weight = float(str(metrics[self.weighted_by_key]))
-        if not weight > 0:
-            raise AdapterError(f"{sender}: weight {weight}; it must be above zero")
-        state = self.layout.read(arrays, sender)
+        arrays, _, weight = records_of(message, sender, self.weighted_by_key)
+        state = self.adapters.layout.read(arrays, sender)
         if self.sessions is not None and self._has_session(node):
             state = state.merged(self.sessions.collect(client))
-        _check_against_sent(sender, state, self._sent.get(node))
+        check_trained(sender, state, self._sent.get(node))
         return Contribution(client, weight, state)
 
     def _has_session(self, node: int) -> bool:
@@ -393,22 +334,6 @@ class Atlas(FedAvg):
         if self.sessions is not None:
             self.sessions.close_all()
             self.sessions.host.ping()
-
-    def _aggregate(self, contributions: Sequence[Contribution]) -> None:
-        groups: dict[str, list[Contribution]] = {}
-        for part in contributions:
-            groups.setdefault(str(self._group(part.client)), []).append(part)
-        for group, members in groups.items():
-            former = self._states.get(group, self._initial)
-            mode = "concat" if self.aggregation == "none" else self.aggregation
-            self._states[group] = aggregate(members, mode, self.max_rank, former)
-        self._overall = self._combined(contributions)
-
-    def _combined(self, contributions: Sequence[Contribution]) -> AdapterState:
-        assert self._initial is not None
-        total = aggregate(contributions, "concat", self.max_rank, self._initial)
-        ranks = self._ranks(None, self._initial)
-        return at_rank(total, ranks, self.layout.scale)
 
     # --- discovery -------------------------------------------------------------------
 
@@ -469,22 +394,9 @@ class Atlas(FedAvg):
             return
         labels = self.discovery.labels()
         if before:
-            self._regroup(before, labels)
+            self.adapters.regroup(before, labels)
         log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
         self.on_event(Clustered(server_round, labels, found.k, found.silhouette))
-
-    def _regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-        """Give each new cluster what its members had learned in their former ones."""
-        members: dict[str, list[Contribution]] = {}
-        for client, label in after.items():
-            former = self._states.get(str(before.get(client)))
-            if former is not None:
-                part = Contribution(client, 1.0, former)
-                members.setdefault(str(label), []).append(part)
-        self._states = {
-            label: aggregate(parts, "concat", self.max_rank, self._initial)
-            for label, parts in members.items()
-        }
 
     def _sketch_updates(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]
@@ -492,7 +404,7 @@ class Atlas(FedAvg):
         for message, part in accepted:
             if not self.discovery.knows(part.client):
                 start = self._sent[message.metadata.src_node_id]
-                self.discovery.add(part.client, _update_sketch(start, part.state))
+                self.discovery.add(part.client, update_sketch(start, part.state))
         self._cluster(server_round)
 
     # --- evaluation ------------------------------------------------------------------
@@ -501,7 +413,7 @@ class Atlas(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send each sampled node its cluster's adapters, at their full rank."""
-        self._begin(arrays)
+        self.adapters.begin(arrays)
         if self.fraction_evaluate == 0.0:
             return []
         size = (self.fraction_evaluate, self.min_evaluate_nodes)
@@ -514,13 +426,15 @@ class Atlas(FedAvg):
         self, server_round: int, node: int, config: ConfigRecord
     ) -> Message:
         group = self._group(self.roster.client(node))
-        state = self._states.get(str(group), self._overall or self._initial)
-        assert state is not None
-        if self.sessions is None:
-            assert self._initial is not None
-            ranks = self._ranks(self._assignment(node), self._initial)
-            state = at_rank(state, ranks, self.layout.scale)
+        given = self._assignment(node)
+        # Unsplit clients have room for the rank that they train at, and no more.
+        rank = None if self.sessions else self._unsplit_rank(given)
+        state = self.adapters.to_evaluate(group, rank)
         return self._message(MessageType.EVALUATE, server_round, node, state, config)
+
+    def _unsplit_rank(self, given: Assigned | None) -> int:
+        ranks = (f.rank for f in self.adapters.initial.factors.values())
+        return given.rank if given else max(ranks, default=1)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -535,32 +449,3 @@ class Atlas(FedAvg):
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
-
-
-def _check_against_sent(
-    sender: str, state: AdapterState, sent: AdapterState | None
-) -> None:
-    if sent is None:
-        raise AdapterError(f"{sender}: a reply to a message that was not sent")
-    missing = sorted(set(sent.factors) - set(state.factors))
-    missing += sorted(set(sent.dense) - set(state.dense))
-    if missing:
-        raise AdapterError(
-            f"{sender}: {len(missing)} of the arrays sent to it are missing in its "
-            f"reply, the first: {missing[0]!r}"
-        )
-    for name, factors in state.factors.items():
-        rank = sent.factors[name].rank if name in sent.factors else None
-        if rank != factors.rank:
-            raise AdapterError(
-                f"{sender}: layer {name!r} has rank {factors.rank}; it was sent at "
-                f"rank {rank}, and must keep it while it trains"
-            )
-
-
-def _update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]:
-    changes = {}
-    for name, factors in end.factors.items():
-        changes[f"{name}.A"] = factors.A - start.factors[name].A
-        changes[f"{name}.B"] = factors.B - start.factors[name].B
-    return fingerprint(changes)

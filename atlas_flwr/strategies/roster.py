@@ -8,7 +8,7 @@ states when it is asked with a ``query.describe`` message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -115,7 +115,5 @@ class Roster:
         )
 
 
-def _natural(client: str) -> Sequence[tuple[int, int, str]]:
-    if client.isdigit():
-        return [(0, int(client), "")]
-    return [(1, 0, client)]
+def _natural(client: str) -> tuple[int, int, str]:
+    return (0, int(client), "") if client.isdigit() else (1, 0, client)

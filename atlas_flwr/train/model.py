@@ -147,8 +147,8 @@ def _refuse_strays(
     placed = sum(len(share) for share in shares)
     if placed != len(state.factors):
         raise AdapterError(
-            f"{len(state.factors)} adapted layers were sent and {placed} of them are on "
-            "this client; its cut and the server's disagree"
+            f"{len(state.factors)} adapted layers were sent and {placed} of them are "
+            "on this client; its cut and the server's disagree"
         )
 
 
@@ -165,7 +165,8 @@ def _dense_parameters(
             )
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(value))
-        found[key] = parameter.requires_grad_(True)
+        parameter.requires_grad_(True)
+        found[key] = parameter
     return found
 
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client's reply to a round of training must be."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+from numpy.typing import NDArray
+
+from atlas_flwr.clustering import fingerprint
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora import AdapterState
+
+__all__ = ["check_trained", "records_of", "update_sketch"]
+
+
+def records_of(
+    message: Message, sender: str, weighted_by_key: str
+) -> tuple[ArrayRecord, MetricRecord, float]:
+    """Return a reply's arrays, metrics and weight.
+
+    Raises
+    ------
+    AdapterError
+        Naming the sender, if one is missing, or the weight is not above zero.
+    """
+    content = message.content
+    arrays = next(iter(content.array_records.values()), None)
+    metrics = next(iter(content.metric_records.values()), None)
+    if arrays is None or metrics is None or weighted_by_key not in metrics:
+        raise AdapterError(
+            f"{sender}: a reply needs an ArrayRecord, and a MetricRecord with "
+            f"{weighted_by_key!r}"
+        )
+    weight = metrics[weighted_by_key]
+    if isinstance(weight, list) or not 0 < weight < float("inf"):
+        raise AdapterError(
+            f"{sender}: {weighted_by_key!r} is {weight}; it must be a number above 0"
+        )
+    return arrays, metrics, float(weight)
+
+
+def check_trained(sender: str, state: AdapterState, sent: AdapterState | None) -> None:
+    """Refuse a trained state that is not of what was sent.
+
+    Raises
+    ------
+    AdapterError
+        Naming the sender and the layer: missing, or of another rank.
+    """
+    if sent is None:
+        raise AdapterError(f"{sender}: a reply to a message that was not sent")
+    missing = sorted(set(sent.factors) - set(state.factors))
+    missing += sorted(set(sent.dense) - set(state.dense))
+    if missing:
+        raise AdapterError(
+            f"{sender}: {len(missing)} of the arrays sent to it are missing in its "
+            f"reply, the first: {missing[0]!r}"
+        )
+    for name, factors in state.factors.items():
+        rank = sent.factors[name].rank if name in sent.factors else None
+        if rank != factors.rank:
+            raise AdapterError(
+                f"{sender}: layer {name!r} has rank {factors.rank}; it was sent at "
+                f"rank {rank}, and must keep it while it trains"
+            )
+
+
+def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]:
+    """Sketch what a round has changed in the factors."""
+    changes = {}
+    for name, factors in end.factors.items():
+        changes[f"{name}.A"] = factors.A - start.factors[name].A
+        changes[f"{name}.B"] = factors.B - start.factors[name].B
+    sketch: NDArray[np.float32] = fingerprint(changes)
+    return sketch

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora import LoraFactors, concatenate, recompress, spectral_error
+from atlas_flwr.lora.algebra import INITIAL_ROW_NORM
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+SIDES = st.integers(3, 24)
+RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
+
+
+def factors(m, n, rank, seed, scale=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, n, generator=generator)
+    return LoraFactors(A, torch.randn(m, rank, generator=generator), scale)
+
+
+def dense(many, weights):
+    """The weighted sum in float64, formed as the products themselves."""
+    parts = (
+        p * f.scale * (f.B.double() @ f.A.double())
+        for p, f in zip(weights, many, strict=True)
+    )
+    return sum(parts)
+
+
+def close(x, y):
+    torch.testing.assert_close(x.double(), y.double(), rtol=1e-4, atol=1e-4)
+
+
+@given(SIDES, SIDES, RANKS, st.integers(0, 99))
+def test_a_concatenation_is_the_weighted_sum_of_the_products(m, n, ranks, seed):
+    many = [factors(m, n, r, seed + i, 0.1 + i) for i, r in enumerate(ranks)]
+    weights = torch.rand(len(many)).sub(0.3).tolist()
+    total = concatenate(many, weights)
+    assert total.rank == sum(ranks)
+    close(total.delta(), dense(many, weights))
+
+
+@given(SIDES, SIDES, RANKS, st.integers(0, 99))
+def test_a_recompression_is_the_best_of_its_rank(m, n, ranks, seed):
+    many = [factors(m, n, r, seed + i) for i, r in enumerate(ranks)]
+    total = concatenate(many, [1.0] * len(many))
+    U, S, V = torch.linalg.svd(dense(many, [1.0] * len(many)))
+    for rank in range(1, min(m, n) + 1):
+        kept = min(rank, len(S))
+        best = U[:, :kept] * S[:kept] @ V[:kept]
+        for balanced in (False, True):
+            got = recompress(total, rank, scale=0.7, balanced=balanced)
+            assert (got.rank, got.scale) == (rank, 0.7)
+            error = torch.linalg.norm(got.delta().double() - best)
+            gap = float(S[kept - 1] - S[kept]) if kept < len(S) else 1.0
+            if gap > 1e-3:
+                assert error < 1e-3 * max(1.0, float(S[0]))
+
+
+@given(SIDES, SIDES, st.integers(1, 3), st.integers(0, 99))
+def test_nothing_is_lost_at_the_full_rank_or_above(m, n, rank, seed):
+    one = factors(m, n, rank, seed)
+    for larger in range(rank, min(m, n) + 1):
+        close(recompress(one, larger).delta(), one.delta())
+
+
+def test_spare_directions_can_be_trained():
+    bigger = recompress(factors(12, 10, 2, 0), 6)
+    norms = bigger.A.norm(dim=1)
+    torch.testing.assert_close(norms, torch.full((6,), INITIAL_ROW_NORM))
+    assert bigger.B[:, 2:].abs().max() < 1e-6
+    assert torch.linalg.matrix_rank(bigger.A) == 6
+
+
+def test_recompression_does_not_depend_on_how_the_product_was_written():
+    one = factors(9, 8, 3, 1)
+    turn = torch.randn(3, 3) + 3 * torch.eye(3)
+    other = LoraFactors(torch.linalg.inv(turn) @ one.A, one.B @ turn, one.scale)
+    a, b = recompress(one, 3), recompress(other, 3)
+    close(a.A, b.A)
+    close(a.B, b.B)
+
+
+@given(st.integers(1, 8))
+def test_the_spectral_error_is_that_of_a_dense_svd(rank):
+    many = [factors(20, 15, 3, i) for i in range(3)]
+    total = concatenate(many, [1.0, 2.0, 0.5])
+    S = torch.linalg.svdvals(dense(many, [1.0, 2.0, 0.5]))
+    expected = float(S[rank:].norm() / S.norm())
+    assert spectral_error(total, rank) == pytest.approx(expected, abs=1e-5)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100))
+def test_another_scale_is_the_same_product(before, after):
+    one = factors(6, 5, 2, 3, before)
+    close(one.with_scale(after).delta(), one.delta())
+    assert one.with_scale(after).scale == after
+
+
+def test_concatenation_agrees_with_pefts_cat():
+    model = torch.nn.Sequential(torch.nn.Linear(7, 6, bias=False))
+    peft = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=["0"]))
+    peft.add_adapter("b", LoraConfig(r=3, lora_alpha=3, target_modules=["0"]))
+    layer = peft.base_model.model[0]
+    for name in ("default", "b"):
+        torch.nn.init.normal_(layer.lora_B[name].weight)
+    peft.add_weighted_adapter(
+        ["default", "b"], [0.25, 0.75], "sum", combination_type="cat"
+    )
+    many = [
+        LoraFactors(layer.lora_A[n].weight, layer.lora_B[n].weight, layer.scaling[n])
+        for n in ("default", "b")
+    ]
+    close(concatenate(many, [0.25, 0.75]).delta(), layer.get_delta_weight("sum"))
+
+
+def test_the_mean_of_the_factors_is_another_matrix():
+    many = [factors(9, 8, 3, i) for i in range(3)]
+    exact = concatenate(many, [1 / 3] * 3).delta()
+    A = sum(f.A for f in many) / 3
+    B = sum(f.B for f in many) / 3
+    wrong = 0.5 * B @ A
+    assert float((wrong - exact).norm() / exact.norm()) > 0.3
+
+
+def test_factors_of_two_layers_are_not_added():
+    with pytest.raises(AdapterError, match="adapter 1 is of a layer of shape"):
+        concatenate([factors(4, 5, 2, 0), factors(5, 5, 2, 0)], [1, 1])
+
+
+@pytest.mark.parametrize("weights", [[], [1.0]])
+def test_every_adapter_needs_a_weight(weights):
+    with pytest.raises(AdapterError, match="one weight for each"):
+        concatenate([factors(4, 5, 2, 0)] * 2, weights)
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_an_impossible_rank_is_refused(rank):
+    with pytest.raises(AdapterError, match="1 to 4"):
+        recompress(factors(4, 5, 2, 0), rank)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 5), (4, 1)), ((5,), (4, 1)), ((0, 5), (4, 0))]
+)
+def test_factors_that_do_not_fit_each_other_are_refused(a, b):
+    with pytest.raises(AdapterError, match="same r >= 1"):
+        LoraFactors(torch.zeros(a), torch.zeros(b))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from atlas_flwr.lora import attach, linear_names
+from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.trunk import LocalTrunk
+from tests.families import batch, build
+from transformers import Trainer, TrainingArguments
+
+
+def split(family, plan=SplitPlan(1, 1)):  # noqa: B008
+    model = build(family)
+    parts = partition(model, plan)
+    made = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk))
+    return model, parts, made.eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3"])
+@pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, None)], ids=str)
+def test_greedy_text_equals_the_unsplit_models(family, plan):
+    model, _, made = split(family, plan)
+    ids = torch.randint(3, 61, (2, 6))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, attention_mask=mask, **settings)
+    got = made.generate(ids, attention_mask=mask, **settings)
+    assert torch.equal(expected, got)
+
+
+def test_kept_logits_and_their_loss_are_the_last_ones_of_all():
+    model, _, made = split("llama")
+    inputs = batch("llama")
+    labels = torch.full_like(inputs["labels"], -100)
+    labels[:, -2:] = inputs["labels"][:, -2:]
+    expected = model(**{**inputs, "labels": labels})
+    got = made(**{**inputs, "labels": labels}, logits_to_keep=3)
+    torch.testing.assert_close(got.loss, expected.loss)
+    torch.testing.assert_close(got.logits, expected.logits[:, -3:])
+
+
+def test_the_client_has_no_parameter_of_the_trunk():
+    model, _, made = split("llama")
+    names = {name for name, _ in made.named_parameters()}
+    blocks = sum(".layers." in name for name in names)
+    per_block = len(list(model.model.layers[0].named_parameters()))
+    assert blocks == 2 * per_block
+
+
+def test_a_head_without_adapters_still_trains_trunk_and_tail():
+    _, parts, made = split("llama")
+    for part in (parts.head, parts.trunk, parts.tail):
+        part.requires_grad_(False)
+    for part in (parts.trunk, parts.tail):
+        attach(part, dict.fromkeys(linear_names(part), 2), 4.0)
+    made(**batch("llama")).loss.backward()
+    for part in (parts.trunk, parts.tail):
+        gradients = [p.grad for n, p in part.named_parameters() if "lora_B" in n]
+        assert all(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+def train_two_steps(model, folder):
+    inputs = [{k: v[i] for k, v in batch("llama").items()} for i in range(3)]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=2,
+        per_device_train_batch_size=3,
+        learning_rate=1e-2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        max_grad_norm=0.0,
+    )
+    torch.manual_seed(3)
+    trainer = Trainer(model=model, args=arguments, train_dataset=inputs)
+    return trainer.train().training_loss
+
+
+def test_the_trainer_trains_a_split_model_as_it_trains_a_whole_one(tmp_path):
+    # The trunk is frozen: the Trainer's optimiser sees the client's parameters only.
+    torch.manual_seed(0)
+    whole, _, made = split("llama")
+    whole_again = build("llama")
+    whole_again.load_state_dict(whole.state_dict())
+    for block in whole_again.model.layers[1:4]:
+        block.requires_grad_(False)
+    made.head.requires_grad_(True)
+    torch.manual_seed(1)
+    expected = train_two_steps(whole_again, tmp_path / "whole")
+    torch.manual_seed(1)
+    got = train_two_steps(made, tmp_path / "split")
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_input_that_the_model_does_not_know_is_an_error():
+    _, _, made = split("llama")
+    with pytest.raises(TypeError, match="token_type_ids"):
+        made(**batch("llama"), token_type_ids=torch.zeros(3, 12, dtype=torch.long))

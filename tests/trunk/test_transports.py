@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from atlas_flwr.errors import AdapterError, SessionError, TrunkError, TrunkLost
+from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.split import SplitPlan, partition
+from atlas_flwr.trunk import SessionSpec, TrunkEngine, connect, serve_local
+from atlas_flwr.types import TrunkCall
+from tests.families import build
+
+PLAN = SplitPlan(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "message"),
+    [
+        ("tcp://x", "t", "ray://"),
+        ("nothing", "t", "schemes"),
+        ("ray://x", None, "token"),
+    ],
+)
+def test_addresses_that_cannot_work_are_refused(address, token, message):
+    with pytest.raises(TrunkError, match=message):
+        connect(address, token=token)
+
+
+def test_a_local_address_reaches_the_engine_only_while_it_is_served():
+    engine = TrunkEngine(partition(build("llama"), PLAN).trunk)
+    with serve_local("here", engine) as address:
+        trunk = connect(address, token=engine.open(SessionSpec(PLAN)))
+        assert trunk.forward(TrunkCall(torch.zeros(1, 3, 32))).shape == (1, 3, 32)
+    with pytest.raises(TrunkLost, match="ray://"):
+        connect(address, token="x")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tmp_path):
+    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+
+    model = build("llama")
+    model.save_pretrained(tmp_path)
+    host = start_ray_trunk("t", TrunkSource(str(tmp_path), PLAN), threads=2)
+    engine = TrunkEngine(partition(model, PLAN).trunk)
+    far = connect(host.address, token=host.open(SessionSpec(PLAN)))
+    near_token = engine.open(SessionSpec(PLAN))
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    call = TrunkCall(torch.randn(2, 4, 32), mask, step=0)
+    grad = torch.randn(2, 4, 32)
+    expected = engine.forward(near_token, call)
+    assert torch.equal(far.forward(call), expected)
+    assert torch.equal(far.backward(0, grad), engine.backward(near_token, 0, grad))
+    sent = far.meter.total_up
+    assert 2 * 2 * 4 * 32 * 4 < sent < 2 * 2 * 4 * 32 * 4 + 1024
+
+    with pytest.raises(SessionError, match="not open"):
+        connect(host.address, token="guess").forward(call)
+    stranger = AdapterState({"x": LoraFactors(torch.zeros(1, 2), torch.zeros(2, 1))})
+    with pytest.raises(AdapterError, match="'x'"):
+        host.open(SessionSpec(PLAN, stranger))
+
+    cluster.kill(host.actor)
+    with pytest.raises(TrunkLost, match="resume"):
+        far.forward(call)
+    with pytest.raises(TrunkLost):
+        host.ping()
+    with pytest.raises(TrunkLost):
+        connect(host.address, token="x")
