@@ -76,7 +76,8 @@ def to_toml(values: Mapping[str, Value]) -> str:
 
 def _literal(value: Value) -> str:
     if isinstance(value, str):
-        return json.dumps(value)  # a JSON string is a TOML basic string
+        # A TOML basic string is a JSON string without surrogate pairs or a raw DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

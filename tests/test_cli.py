@@ -1,0 +1,516 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it says, what it starts, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.common.config import parse_config_args
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas_flwr.cli import command, doctor, launch, main
+from atlas_flwr.cli.launch import Federation, LaunchError, SuperLink, private_superlink
+from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides, to_toml
+from atlas_flwr.cli.trials import plan, progress
+from atlas_flwr.config import load_config
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.report import (
+    Baseline,
+    ClientEvaluated,
+    RoundEnded,
+    RunEnded,
+    RunFolder,
+    RunStarted,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def made_run(out, name, accuracy=0.5, complete=True, **keys):
+    keys = {key.replace("_", "-"): value for key, value in keys.items()}
+    config = load_config({"runs-dir": str(out), "run-name": name, **keys})
+    folder = RunFolder.create(config)
+    folder.record(RunStarted(0, 2))
+    folder.record(Baseline("spam", 0.5, 0.25))
+    folder.record(ClientEvaluated(1, "0", "spam", 0, accuracy, 1.0, 10))
+    folder.record(RoundEnded(1, 1.0, 10, 20))
+    if complete:
+        folder.record(RunEnded(1))
+    return folder
+
+
+# --- the entry point ---
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["help"]])
+def test_the_overview_names_every_verb(words, capsys):
+    assert main(words) == (0 if words else 2)
+    said = capsys.readouterr().out
+    assert all(f"  {verb} " in said for verb in command.VERBS)
+
+
+@pytest.mark.parametrize("verb", command.VERBS)
+def test_every_verb_tells_its_options(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    assert f"usage: atlas-flwr {verb}" in capsys.readouterr().out
+
+
+def test_a_verb_that_is_not_is_guessed_at(capsys):
+    assert main(["docter"]) == 2
+    assert "did you mean doctor?" in capsys.readouterr().err
+
+
+def test_known_errors_come_without_a_traceback(capsys, tmp_path):
+    assert main(["report", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("atlas-flwr report: ")
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_is_no_error_of_ours(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "main", interrupted)
+    assert main(["doctor"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_overview_needs_no_package_beside_python():
+    code = (
+        "import sys; from atlas_flwr.cli import main; import atlas_flwr.cli.doctor;"
+        "main(['--help']);"
+        "heavy = {'torch', 'flwr', 'omegaconf', 'rich', 'psutil', 'numpy'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "[]", ran.stderr
+
+
+def test_config_shows_all_keys_or_what_some_resolve_to(capsys):
+    assert main(["config"]) == 0
+    assert "num-rounds = 3" in capsys.readouterr().out
+    assert main(["config", "-c", "num-rounds=7"]) == 0
+    assert "num-rounds: 7\n" in capsys.readouterr().out
+    assert main(["config", "-c", "num-rounds=0 cut='1/-'"]) == 1
+    assert "2 problems" in capsys.readouterr().err
+
+
+# --- overrides ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "num-rounds=3 cut='2/1'",
+        'a="x y" b=true c=-1.5e-3 d=1',
+        "tasks='spam,news' devices=''",
+    ],
+)
+def test_overrides_are_read_as_flower_reads_them(text):
+    assert parse_overrides([text]) == parse_config_args([text])
+
+
+def test_text_needs_no_quotes_here_and_later_pairs_win():
+    assert parse_overrides(["strategy=fedavg cut=2/1 run-name=", "cut=auto"]) == {
+        "strategy": "fedavg",
+        "cut": "auto",
+        "run-name": "",
+    }
+
+
+def test_overrides_may_come_from_a_file(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("seed = 3\ncut = '2/1'\n")
+    assert parse_overrides([str(path), "seed=4"]) == {"seed": 4, "cut": "2/1"}
+    path.write_text("[a]\nb = 1\n")
+    with pytest.raises(ConfigError, match="plain value"):
+        parse_overrides([str(path)])
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
+        parse_overrides([str(tmp_path / "missing.toml")])
+
+
+def test_what_is_no_pair_is_refused():
+    with pytest.raises(ConfigError, match="'rounds' is not key=value"):
+        parse_overrides(["seed=1 rounds"])
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True),
+        st.one_of(
+            st.booleans(),
+            st.integers(-(2**63), 2**63 - 1),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.text(st.characters(codec="utf-8")),
+        ),
+    )
+)
+def test_toml_keeps_every_value(values):
+    read = tomllib.loads(to_toml(values))
+    assert read == values
+    assert [type(v) for v in read.values()] == [type(v) for v in values.values()]
+
+
+def test_overrides_are_checked_against_the_app_before_a_start(tmp_path):
+    assert checked(ROOT, {"seed": 5})["seed"] == 5
+    with pytest.raises(ConfigError, match="did you mean seed"):
+        checked(ROOT, {"sed": 5})
+    with pytest.raises(ConfigError, match="holds no Flower app"):
+        checked(tmp_path, {})
+    (tmp_path / "pyproject.toml").write_text("[tool.flwr.app.config]\na = 1\n")
+    assert checked(tmp_path, {"a": 2}) == {"a": 2}
+    with pytest.raises(ConfigError, match="b is not a key"):
+        checked(tmp_path, {"b": 2})
+
+
+# --- the doctor ---
+
+
+def findings():
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+def test_a_missing_package_is_told_with_its_remedy_and_fails(monkeypatch, capsys):
+    wanted = ["no-such-thing>=1", "numpy<1", "extra-thing; extra == 'x'"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: wanted)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "missing   no-such-thing: not installed" in said
+    assert "-> pip install 'no-such-thing>=1'" in said
+    assert "wanted <1" in said
+    assert "extra-thing" not in said
+    assert "missing: no-such-thing, numpy" in said
+
+
+def test_this_machine_can_run_the_tests_and_hence_all_that_is_needed_is_there():
+    missing = [f for f in findings().values() if f.needed and not f.ok]
+    assert [f for f in missing if not f.name.startswith("disk")] == []
+
+
+def test_notes_do_not_fail_and_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.delenv(doctor.DEPENDENCY_SWITCH, raising=False)
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path / "none"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv(doctor.SHARED_PORT[0], str(taken.getsockname()[1]))
+        found = findings()
+    for name in ("installs at run time", "weights and text", "shared SuperLink"):
+        assert not found[name].ok
+        assert not found[name].needed
+        assert found[name].remedy in found[name].line()
+    assert "atlas-flwr fetch" in found["weights and text"].remedy
+
+
+def test_a_broken_flower_config_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text("[superlink\n")
+    assert not findings()["Flower's config"].ok
+
+
+def test_a_check_that_cannot_be_imported_is_a_finding(monkeypatch):
+    def check():
+        raise ImportError("No module named 'torch'")
+
+    monkeypatch.setattr(doctor, "CHECKS", (check,))
+    assert findings()["check"].line().startswith("missing   check: No module named")
+
+
+# --- report and compare on runs that are there ---
+
+
+def test_report_rebuilds_the_latest_run(tmp_path, capsys):
+    folder = made_run(tmp_path, "one", accuracy=0.75)
+    assert main(["report", "--runs-dir", str(tmp_path)]) == 0
+    assert "75.0" in capsys.readouterr().out
+    assert folder.report_path.is_file()
+    assert folder.summary_path.is_file()
+
+
+def test_report_without_a_run_says_how_to_make_one(tmp_path, capsys):
+    assert main(["report", "--runs-dir", str(tmp_path)]) == 1
+    assert "atlas-flwr run" in capsys.readouterr().err
+
+
+def test_finished_runs_are_compared(tmp_path, capsys):
+    runs = [
+        made_run(tmp_path, "a0", 0.6),
+        made_run(tmp_path, "f0", 0.5, strategy="fedavg"),
+    ]
+    out = tmp_path / "out"
+    words = ["compare", "--runs", *(str(r.path) for r in runs), "--out", str(out)]
+    assert main(words) == 0
+    table = (out / "compare.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| fedavg | 0 | 50.0 | 50.0 | -10.0 |" in table
+    assert "<svg" in (out / "compare.html").read_text()
+
+
+def test_trials_go_seed_by_seed_and_get_only_what_they_read():
+    trials = plan(["atlas", "fedprox"], [0, 1], {"codec": "raw", "proximal-mu": 0.5})
+    assert [trial.name for trial in trials] == [
+        "atlas-seed0", "fedprox-seed0", "atlas-seed1", "fedprox-seed1"
+    ]  # fmt: skip
+    assert trials[0].overrides == {"codec": "raw", "strategy": "atlas", "seed": 0}
+    assert trials[3].overrides == {"proximal-mu": 0.5, "strategy": "fedprox", "seed": 1}
+
+
+def test_keys_that_nobody_reads_or_that_are_not_the_users_are_refused():
+    with pytest.raises(ConfigError, match="none of fedavg, local reads it"):
+        plan(["fedavg", "local"], [0], {"clustering": "none"})
+    with pytest.raises(ConfigError, match="compare sets it itself"):
+        plan(["atlas"], [0], {"seed": 3})
+
+
+def test_a_trial_is_begun_resumed_or_skipped_by_what_is_there(tmp_path):
+    (trial,) = plan(["atlas"], [0], {"num-rounds": 2})
+    defaults, ours = app_defaults(ROOT)
+    assert ours
+
+    state = progress(trial, tmp_path, defaults, 2)
+    assert state.finished is None
+    assert state.overrides["run-name"] == "atlas-seed0"
+    assert state.overrides["runs-dir"] == str(tmp_path)
+
+    begun = made_run(tmp_path, "atlas-seed0", complete=False, num_rounds=2)
+    state = progress(trial, tmp_path, defaults, 2)
+    assert state.overrides["run-name"] == "atlas-seed0-2"
+
+    (begun.checkpoint_dir / "round-1").mkdir()
+    state = progress(trial, tmp_path, defaults, 2)
+    assert state.overrides["resume"] == str(begun.path)
+    assert "run-name" not in state.overrides
+    load_config({**defaults, **state.overrides})
+
+    begun.record(RunEnded(2))
+    assert progress(trial, tmp_path, defaults, 2).finished == begun
+
+
+@pytest.mark.parametrize(
+    ("rounds", "clients", "words"), [(3, 2, "num-rounds=2"), (2, 9, "2 clients")]
+)
+def test_a_run_of_another_configuration_is_not_taken_for_it(
+    tmp_path, rounds, clients, words
+):
+    made_run(tmp_path, "atlas-seed0", num_rounds=2)
+    (trial,) = plan(["atlas"], [0], {"num-rounds": rounds})
+    with pytest.raises(ConfigError, match=words):
+        progress(trial, tmp_path, app_defaults(ROOT)[0], clients)
+
+
+@pytest.mark.parametrize("seeds", ["", "x", "-1", "1,,2"])
+def test_seeds_are_whole_numbers(seeds, capsys, tmp_path):
+    words = ["compare", f"--seeds={seeds}", "--app", str(ROOT), "--out", str(tmp_path)]
+    assert main(words) == 1
+    assert "must be whole numbers" in capsys.readouterr().err
+
+
+def test_a_comparison_checks_all_before_it_starts_any(capsys, tmp_path, monkeypatch):
+    def started(app):
+        pytest.fail("started a SuperLink")
+
+    monkeypatch.setattr("atlas_flwr.cli.compare.private_superlink", started)
+    words = ["compare", "--strategies", "atlas,fedavgg", "--app", str(ROOT)]
+    assert main([*words, "--out", str(tmp_path)]) == 1
+    assert "did you mean fedavg?" in capsys.readouterr().err
+
+
+# --- launching: with stand-ins for Flower's commands ---
+
+FAKE_FLWR = """\
+#!{python}
+import sys, pathlib
+home = pathlib.Path(__import__("os").environ["FLWR_HOME"])
+if sys.argv[1] == "list":
+    said = home / "asked"
+    status = "finished:completed" if said.exists() else "running"
+    said.touch()
+    print("Displaying...\\n" + '{{"runs": [{{"status": "' + status + '"}}]}}')
+elif "refuse" in (home / "overrides.toml").read_text():
+    print("no such key")
+    sys.exit(1)
+else:
+    print("args", sys.argv[2:])
+    print("Successfully started run 42")
+    print("training...")
+"""
+
+
+@pytest.fixture
+def fake_tool(monkeypatch, tmp_path):
+    def install(name, text):
+        path = tmp_path / f"fake-{name}"
+        path.write_text(text.format(python=sys.executable))
+        path.chmod(0o755)
+        real = launch._tool
+        monkeypatch.setattr(
+            launch, "_tool", lambda asked: str(path) if asked == name else real(asked)
+        )
+
+    return install
+
+
+@pytest.fixture
+def superlink(tmp_path, fake_tool, monkeypatch):
+    fake_tool("flwr", FAKE_FLWR)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    home = tmp_path / "home"
+    home.mkdir()
+    return SuperLink(tmp_path, home, os.environ | {"FLWR_HOME": str(home)})
+
+
+def test_a_run_is_passed_its_config_and_waited_for(superlink, capsys):
+    federation = Federation(4, 2, extra="verbose=true")
+    assert superlink.run({"seed": 1}, federation) == "finished:completed"
+    said = capsys.readouterr().out
+    assert "training..." in said
+    assert (
+        "num-supernodes=4 client-resources-num-cpus=2 client-resources-num-gpus=0.0 "
+        "verbose=true"
+    ) in said
+    assert "overrides.toml" in said
+
+
+def test_a_run_that_flower_refuses_is_an_error(superlink, capsys):
+    with pytest.raises(LaunchError, match=r"started no run \(exit code 1\)"):
+        superlink.run({"refuse": True}, Federation())
+    assert "no such key" in capsys.readouterr().out
+
+
+def test_federation_config_is_as_flower_reads_it():
+    read = parse_config_args([Federation(3, 2, 0.5).text()])
+    assert read == {
+        "num-supernodes": 3,
+        "client-resources-num-cpus": 2,
+        "client-resources-num-gpus": 0.5,
+    }
+
+
+def test_a_superlink_that_dies_at_once_is_told_with_its_log(tmp_path, fake_tool):
+    fake_tool("flower-superlink", "#!/bin/sh\necho port is taken\nexit 7\n")
+    with (
+        pytest.raises(LaunchError, match=r"(?s)exit code 7:.*port is taken"),
+        private_superlink(tmp_path),
+    ):
+        pytest.fail("it did not start")
+
+
+FAKE_SUPERLINK = """\
+#!{python}
+import http.server, os, pathlib, subprocess, sys
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+pathlib.Path("pids").write_text(f"{{os.getpid()}} {{child.pid}}")
+pathlib.Path("env").write_text(os.environ["{switch}"])
+class Ok(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Ok).serve_forever()
+"""
+
+
+@pytest.fixture
+def fake_superlink(fake_tool):
+    switch = doctor.DEPENDENCY_SWITCH
+    fake_tool("flower-superlink", FAKE_SUPERLINK.replace("{switch}", switch))
+
+
+def alive(path):
+    return [int(p) for p in path.read_text().split() if psutil.pid_exists(int(p))]
+
+
+def test_nothing_is_left_of_a_superlink_not_even_what_left_its_session(
+    tmp_path, fake_superlink
+):
+    with private_superlink(tmp_path) as superlink:
+        assert len(alive(tmp_path / "pids")) == 2
+        assert (tmp_path / "env").read_text() == "1"
+        config = tomllib.loads((superlink.home / "config.toml").read_text())
+        name = config["superlink"]["default"]
+        assert config["superlink"][name]["address"].startswith("127.0.0.1:")
+    assert alive(tmp_path / "pids") == []
+    assert not superlink.home.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
+def test_an_error_ends_the_superlink_too(tmp_path, fake_superlink, error):
+    with pytest.raises(error), private_superlink(tmp_path):
+        raise error([]) if error is ConfigError else error
+    assert alive(tmp_path / "pids") == []
+
+
+def test_sigterm_ends_the_superlink_and_the_handler_is_put_back(
+    tmp_path, fake_superlink
+):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, private_superlink(tmp_path):
+        signal.raise_signal(signal.SIGTERM)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert alive(tmp_path / "pids") == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- launching: with Flower itself ---
+
+TRIVIAL = {
+    "pyproject.toml": """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "trivial"
+version = "0.1.0"
+description = "x"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "me"
+[tool.flwr.app.components]
+serverapp = "trivial.server:app"
+clientapp = "trivial.client:app"
+[tool.flwr.app.config]
+word = "hello"
+fail = false
+""",
+    "trivial/__init__.py": "",
+    "trivial/server.py": """\
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    if context.run_config["fail"]:
+        raise RuntimeError("told to fail")
+    print("the word is", repr(context.run_config["word"]), flush=True)
+""",
+    "trivial/client.py": """\
+from flwr.clientapp import ClientApp
+app = ClientApp()
+""",
+}
+
+
+@pytest.mark.slow
+def test_flower_runs_an_app_and_tells_how_it_went(tmp_path, capsys):
+    for name, text in TRIVIAL.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    word = "a \"b\" 'c', d"
+    with private_superlink(tmp_path) as superlink:
+        federation = Federation(num_supernodes=2)
+        assert superlink.run({"word": word}, federation) == "finished:completed"
+        assert superlink.run({"fail": True}, federation) == "finished:failed"
+    said = capsys.readouterr().out
+    assert f"the word is {word!r}" in said
+    assert "told to fail" in said
