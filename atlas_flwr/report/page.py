@@ -95,7 +95,7 @@ def run_page(summary: Summary, config: RunConfig) -> str:
         title=f"{summary.strategy} · {summary.model}",
         subtitle=(
             f"seed {summary.seed} · {summary.num_clients} clients · "
-            f"{summary.rounds} of {summary.planned_rounds} rounds{state}"
+            f"round {summary.rounds} of {summary.planned_rounds}{state}"
         ),
         summary=summary,
         cards=list(_cards(summary)),
@@ -184,4 +184,4 @@ def _verdict(summary: Summary) -> str:
     told = [f"{words[k]} {number(scores[k], 2)}" for k in words if k in scores]
     clusters = scores.get("k", len(set(summary.clusters.values())))
     tasks = len(set(summary.true_tasks.values()))
-    return "; ".join([f"{clusters} clusters, {tasks} true tasks", *told])
+    return "; ".join([f"clusters: {clusters}", f"true tasks: {tasks}", *told])
