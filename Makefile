@@ -1,0 +1,93 @@
+# What a fresh machine needs is make and Python 3.11 or newer; `make` lists the targets.
+#
+#   PYTHON       the interpreter to make .venv with; default: the first fitting one
+#   VENV         where to; default: .venv
+#   TORCH_INDEX  where to look for PyTorch besides PyPI; default: PyTorch's CPU builds, as
+#                those of PyPI bring gigabytes of CUDA to Linux. For a GPU: TORCH_INDEX=
+#   DEMO_CONFIG  run config of `make demo`; COMPARE: options of `make compare`
+
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO_CONFIG ?= devices='224MiB,256MiB,384MiB'
+COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	$$p -c '$(FITS)' 2>/dev/null && command -v $$p && break; done)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv install install-dev demo quick test test-slow lint format compare clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
+
+venv: $(VENV)/.made ## Make the virtual environment
+
+$(VENV)/.made:
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 to 3.14 is needed and none was found" \
+		"(tried $(CANDIDATES)). Install one, or name it: make PYTHON=/path/to/python" >&2; \
+		exit 1; fi
+	@$(PYTHON) -c '$(FITS)' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+		"Python 3.11 to 3.14 is needed" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual" \
+		"environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+install: $(VENV)/.installed ## Install the library there, with tested versions of all else
+
+$(VENV)/.torch: $(VENV)/.made constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt pip
+	$(PIP) install --no-deps --retries 1 --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+install-dev: $(VENV)/.installed-dev ## Install what tests and checks need, too
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --group dev
+	@touch $@
+
+demo: $(VENV)/.installed ## Fine-tune SmolLM2-135M with eight clients, each with a few blocks of it
+	$(BIN)/atlas-flwr fetch
+	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "$(DEMO_CONFIG)"
+
+quick: $(VENV)/.installed ## The same with MiniLM, in a minute or two
+	$(BIN)/atlas-flwr fetch --model minilm
+	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "model='minilm'"
+
+compare: $(VENV)/.installed ## Compare ATLAS with FedAvg and no federation; takes a while
+	$(BIN)/atlas-flwr fetch
+	$(BIN)/atlas-flwr compare $(COMPARE)
+
+test: $(VENV)/.installed-dev ## Run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev ## Run all tests, those that take minutes too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.installed-dev ## Check format, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev ## Put code into the project's format
+	$(BIN)/ruff check --fix --exit-zero
+	$(BIN)/ruff format
+
+clean: ## Remove the environment, caches and build outputs; runs/ and the download cache stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache *.egg-info *.fab
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
