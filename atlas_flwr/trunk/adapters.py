@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters of many sessions on one frozen base.
 
-Each adapted linear layer of the base is wrapped once. What it adds is that of the
-session whose pass is running in the current thread, so that sessions may run side by
-side on the same weights.
+Each linear layer of the base is wrapped once. What it adds is that of the session whose
+pass is running in the current thread, so that sessions may run side by side on the same
+weights, and none of them is written into the base.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import LoraFactors
+from atlas_flwr.errors import AdapterError, TrunkError
+from atlas_flwr.lora import LoraFactors, linear_names
+from atlas_flwr.split import part_info
 
-__all__ = ["ActiveAdapters", "SessionLinear", "trainable", "wrap"]
+__all__ = ["ActiveAdapters", "SessionLinear", "layer_shapes", "trainable", "wrap"]
 
 
 class ActiveAdapters(threading.local):
-    """The adapters in force in the current thread, by layer."""
+    """The adapters in force in the current thread, by layer.
+
+    The layers know only :meth:`added`: a pass over rows of several sessions is another
+    way to answer it.
+    """
 
     def __init__(self) -> None:
         self.factors: Mapping[str, LoraFactors] = {}
@@ -36,6 +41,19 @@ class ActiveAdapters(threading.local):
         finally:
             self.factors = before
 
+    def added(self, name: str, x: Tensor, out: Tensor) -> Tensor:
+        """Return ``out`` + s B A x with the adapter of layer ``name``, if it has one.
+
+        The product is computed in the adapter's dtype, as PEFT does.
+        """
+        found = self.factors.get(name)
+        if found is None:
+            return out
+        low = F.linear(x.to(found.A.dtype), found.A)
+        product = F.linear(low, found.B) * found.scale
+        total: Tensor = out + product.to(out.dtype)
+        return total
+
 
 class SessionLinear(nn.Module):
     """``base(x) + s B A x``, with the running session's factors, if it has any here.
@@ -43,7 +61,7 @@ class SessionLinear(nn.Module):
     Parameters
     ----------
     base : nn.Module
-        The frozen layer.
+        The frozen layer: ``nn.Linear``, or GPT-2's ``Conv1D``.
     name : str
         The layer's name in the whole model.
     active : ActiveAdapters
@@ -56,32 +74,55 @@ class SessionLinear(nn.Module):
         self.name = name
         self.active = active
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, which some models look at."""
+        return self.base.get_parameter("weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., n)."""
-        out: Tensor = self.base(x)
-        found = self.active.factors.get(self.name)
-        if found is None:
-            return out
-        low = F.linear(x.to(found.A.dtype), found.A)
-        return out + (F.linear(low, found.B) * found.scale).to(out.dtype)
+        return self.active.added(self.name, x, self.base(x))
 
 
-def wrap(module: nn.Module, names: Mapping[str, str], active: ActiveAdapters) -> None:
-    """Wrap layers in place.
+def wrap(trunk: nn.Module, active: ActiveAdapters) -> None:
+    """Wrap the linear layers of a trunk's blocks, in place.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The base.
-    names : Mapping[str, str]
-        The layer's name in ``module`` to its name in the whole model.
-    active : ActiveAdapters
-        Where the layers look their factors up.
+    Raises
+    ------
+    TrunkError
+        If they are wrapped already: the trunk serves another engine.
     """
-    for local, name in names.items():
+    if any(isinstance(module, SessionLinear) for module in trunk.modules()):
+        raise TrunkError(
+            "this trunk serves an engine already; open more sessions on that one, or "
+            "partition the model again"
+        )
+    info = part_info(trunk)
+    for local in linear_names(trunk):
         owner, _, last = local.rpartition(".")
-        holder = module.get_submodule(owner)
-        setattr(holder, last, SessionLinear(getattr(holder, last), name, active))
+        holder = trunk.get_submodule(owner)
+        layer = SessionLinear(getattr(holder, last), info.global_name(local), active)
+        setattr(holder, last, layer)
+
+
+def layer_shapes(trunk: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return (outputs, inputs) of the linear layers, by name in the whole model."""
+    info = part_info(trunk)
+    shapes = {}
+    for local in linear_names(trunk):
+        layer = trunk.get_submodule(local)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        m, n = weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1]
+        shapes[info.global_name(local)] = (m, n)
+    return shapes
 
 
 def trainable(
@@ -94,7 +135,8 @@ def trainable(
     Raises
     ------
     AdapterError
-        Naming a layer that the trunk does not have, or factors of another shape.
+        Naming a layer that the trunk does not have, or factors of another shape or
+        with NaN or infinity.
     """
     made = {}
     for name, found in factors.items():
@@ -108,6 +150,7 @@ def trainable(
                 f"layer {name!r} has shape {shapes[name]}; the factors have "
                 f"{found.shape}"
             )
+        found.check_finite(name)
         A, B = (
             nn.Parameter(t.detach().float().to(like.device).clone())
             for t in (found.A, found.B)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-process transports: a trunk module, or an engine, called directly."""
+"""The trunk in this process: a module, an engine, or an engine behind frames."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas_flwr.errors import SessionError, TrunkLost
+from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.split.model import end_model, run_blocks
 from atlas_flwr.trunk.engine import TrunkEngine
+from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
+from atlas_flwr.trunk.patience import patiently
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
+from atlas_flwr.wire.codecs import Codec
 
-__all__ = ["EngineTrunk", "LocalTrunk", "connect_local", "serve_local"]
+__all__ = ["EngineTrunk", "LocalTrunk", "LoopbackTrunk", "connect_local", "serve_local"]
 
 # Engines that connect("local://name") finds, as Ray finds its named actors.
-_ADDRESSES: dict[str, TrunkEngine] = {}
+_ADDRESSES: dict[str, FrameService] = {}
 
 
 @dataclass
@@ -27,15 +30,21 @@ class LocalTrunk(TrunkClient):
     """A trunk module in this process, trained as any other module.
 
     Gradients accumulate in the parameters of ``module``; step them with the optimiser
-    that steps the rest. For many clients use :class:`atlas_flwr.trunk.TrunkEngine`.
+    that steps the rest. Nothing is retried here, so a step is back-propagated once, and
+    asking again is an error. For many clients use
+    :class:`atlas_flwr.trunk.TrunkEngine`.
 
     Parameters
     ----------
     module : nn.Module
         ``parts.trunk`` of :func:`atlas_flwr.split.partition`.
+    max_open : int
+        Forward passes kept for their backward; beyond it the oldest is dropped, as a
+        loss that was never differentiated would stay forever.
     """
 
     module: nn.Module
+    max_open: int = 16
     _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def forward(self, call: TrunkCall) -> Tensor:
@@ -48,12 +57,17 @@ class LocalTrunk(TrunkClient):
         with torch.enable_grad():
             answer = run_blocks(self.module, inputs_embeds=hidden, **inputs)
         self._kept[call.step] = (hidden, answer)
+        for old in list(self._kept)[: -self.max_open]:
+            del self._kept[old]
         return answer.detach()
 
     def backward(self, step: int, grad: Tensor) -> Tensor:
         """Back-propagate into the module's parameters and the hidden states."""
         if step not in self._kept:
-            raise SessionError(f"step {step} was not run forward, or backward already")
+            raise SessionError(
+                f"step {step} is not open: it was back-propagated already, or dropped "
+                f"for {self.max_open} newer ones (LocalTrunk's max_open)"
+            )
         hidden, answer = self._kept.pop(step)
         with torch.enable_grad():
             answer.backward(grad)
@@ -84,7 +98,7 @@ class LocalTrunk(TrunkClient):
 
 @dataclass(frozen=True)
 class EngineTrunk(TrunkClient):
-    """A session of an engine in this process.
+    """A session of an engine in this process, called directly.
 
     Parameters
     ----------
@@ -92,14 +106,18 @@ class EngineTrunk(TrunkClient):
         The engine.
     token : str
         What :meth:`~atlas_flwr.trunk.TrunkEngine.open` returned.
+    timeout : float
+        Seconds to wait for a busy engine; by default a busy one is an error at once,
+        as waiting helps only where other threads use it.
     """
 
     engine: TrunkEngine
     token: str
+    timeout: float = 0.0
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the session's blocks."""
-        return self.engine.forward(self.token, call)
+        return patiently(lambda: self.engine.forward(self.token, call), self.timeout)
 
     def backward(self, step: int, grad: Tensor) -> Tensor:
         """Back-propagate a step."""
@@ -112,6 +130,25 @@ class EngineTrunk(TrunkClient):
         return self.engine.loss(self.token, call, labels, logits_to_keep)
 
 
+@dataclass(kw_only=True)
+class LoopbackTrunk(FramedTrunk):
+    """A session of an engine in this process, reached by frames as from afar.
+
+    Codecs round, and bytes are counted, as they would be between machines.
+
+    Parameters
+    ----------
+    service : FrameService
+        The engine's.
+    """
+
+    service: FrameService
+
+    def exchange(self, request: Request) -> bytes:
+        """Call the service."""
+        return self.service.answer(request)
+
+
 @contextmanager
 def serve_local(name: str, engine: TrunkEngine) -> Iterator[str]:
     """Let ``connect("local://<name>")`` find an engine in this process.
@@ -120,15 +157,22 @@ def serve_local(name: str, engine: TrunkEngine) -> Iterator[str]:
     ------
     str
         The address.
+
+    Raises
+    ------
+    TrunkError
+        If another engine is served under that name.
     """
-    _ADDRESSES[name] = engine
+    service = FrameService(engine)
+    if _ADDRESSES.setdefault(name, service) is not service:
+        raise TrunkError(f"local://{name} is served already; choose another name")
     try:
         yield f"local://{name}"
     finally:
         del _ADDRESSES[name]
 
 
-def connect_local(name: str, token: str) -> EngineTrunk:
+def connect_local(name: str, token: str, codec: Codec) -> LoopbackTrunk:
     """Connect to an engine served in this process.
 
     Raises
@@ -136,12 +180,13 @@ def connect_local(name: str, token: str) -> EngineTrunk:
     TrunkLost
         If there is none of that name.
     """
-    if name not in _ADDRESSES:
+    service = _ADDRESSES.get(name)
+    if service is None:
         raise TrunkLost(
             f"no engine is served as local://{name} in this process; local:// does not "
             "reach other processes, use ray://"
         )
-    return EngineTrunk(_ADDRESSES[name], token)
+    return LoopbackTrunk(token=token, codec=codec, service=service)
 
 
 def _inputs(call: TrunkCall) -> dict[str, Any]:

@@ -1,36 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Ray transport: the engine in a named actor, called by clients in any worker.
 
-Tensors cross as encoded bytes. The actor asks for no CPU, since Flower's client pool
-takes all that the Ray cluster declares; its threads are its own.
+The actor asks for no CPU, since Flower's client pool takes all that the Ray cluster
+declares; its threads are its own. Its owner's calls have a queue of their own, so that
+a ping is answered while long passes run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import ray
 import torch
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
-from torch import Tensor
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayTaskError,
+)
 
 from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitPlan, load_parts
-from atlas_flwr.trunk.engine import Limits, TrunkEngine, TrunkStats
+from atlas_flwr.trunk.engine import TrunkEngine
+from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
+from atlas_flwr.trunk.host import TrunkStats
 from atlas_flwr.trunk.session import SessionSpec
-from atlas_flwr.types import LossReply, Role, Side, TrunkCall, TrunkClient
-from atlas_flwr.wire import ByteMeter, Codec, codec_named
+from atlas_flwr.trunk.table import Limits
+from atlas_flwr.types import Side
+from atlas_flwr.wire.codecs import Codec
 
-__all__ = ["NAMESPACE", "RayTrunk", "RayTrunkHost", "TrunkSource", "start_ray_trunk"]
+__all__ = [
+    "NAMESPACE",
+    "RayTrunk",
+    "RayTrunkHost",
+    "TrunkSource",
+    "connect_ray",
+    "start_ray_trunk",
+]
 
 NAMESPACE = "atlas-flwr"
-Frame = bytes | None
-T = TypeVar("T")
+_CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -92,58 +104,50 @@ class TrunkSource:
 
 
 class TrunkActor:
-    """The actor's side: frames in, frames out."""
+    """The actor: an engine behind frames."""
 
-    def __init__(self, source: TrunkSource, threads: int) -> None:
-        torch.set_num_threads(1 if threads > 1 else threads)
-        self.engine = source.engine()
+    def load(self, source: TrunkSource) -> None:
+        """Load the blocks; here and not before, so that errors reach the owner."""
+        torch.set_num_threads(1)
+        self.service = FrameService(source.engine())
 
+    @ray.method(concurrency_group=_CONTROL)
     def open(self, spec: SessionSpec) -> str:
         """Open a session."""
-        return self.engine.open(spec)
+        return self.service.engine.open(spec)
 
+    @ray.method(concurrency_group=_CONTROL)
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained."""
-        return self.engine.adapters(token)
+        return self.service.engine.adapters(token)
 
+    @ray.method(concurrency_group=_CONTROL)
     def close(self, token: str) -> None:
         """Close a session."""
-        self.engine.close(token)
+        self.service.engine.close(token)
 
+    @ray.method(concurrency_group=_CONTROL)
     def stats(self) -> TrunkStats:
         """Return an account."""
-        return self.engine.stats()
+        return self.service.engine.stats()
 
-    def forward(self, token: str, codec: str, frames: list[Frame], step: Any) -> bytes:
-        """Run a session's blocks."""
-        torch.set_num_threads(1)
-        answer = self.engine.forward(token, _call(codec_named(codec), frames, step))
-        return _encode(codec_named(codec), answer, Role.ACTIVATION)
+    @ray.method(concurrency_group=_CONTROL)
+    def ping(self) -> None:
+        """Answer."""
 
-    def backward(self, token: str, codec: str, frame: bytes, step: int) -> bytes:
-        """Back-propagate a step."""
-        torch.set_num_threads(1)
-        grad = _decode(codec_named(codec), frame)
-        answer = self.engine.backward(token, step, grad)
-        return _encode(codec_named(codec), answer, Role.GRADIENT)
-
-    def loss(
-        self, token: str, codec: str, frames: list[Frame], step: Any, keep: int
-    ) -> list[Frame]:
-        """End the model."""
-        torch.set_num_threads(1)
-        how = codec_named(codec)
-        labels = None if frames[3] is None else _decode(how, frames[3])
-        reply = self.engine.loss(token, _call(how, frames, step), labels, keep)
-        return [
-            _optional(how, reply.loss, Role.ADAPTER),
-            _encode(how, reply.logits, Role.ACTIVATION),
-            _optional(how, reply.grad, Role.GRADIENT),
-        ]
+    def answer(self, request: Request) -> bytes:
+        """Answer a client."""
+        torch.set_num_threads(1)  # OpenMP keeps the number for each thread
+        return self.service.answer(request)
 
 
 def start_ray_trunk(
-    name: str, source: TrunkSource, *, threads: int = 2, timeout: float = 300.0
+    name: str,
+    source: TrunkSource,
+    *,
+    threads: int = 2,
+    timeout: float = 300.0,
+    num_gpus: float | None = None,
 ) -> RayTrunkHost:
     """Start the actor and wait until it has loaded its blocks.
 
@@ -158,41 +162,57 @@ def start_ray_trunk(
     timeout : float
         Seconds to wait, for Ray (which Flower's simulation starts a moment after the
         ServerApp) and for loading.
+    num_gpus : float, optional
+        What the actor takes of Ray's GPUs. Default: 1 on a GPU, else 0.
 
     Raises
     ------
     TrunkError
-        If Ray is not running in this process.
+        If Ray is not running in this process, the name is taken, or loading takes too
+        long.
+    PlanError
+        If the model cannot be cut so.
     """
     deadline = time.monotonic() + timeout
-    while not ray.is_initialized():
-        if time.monotonic() > deadline:
-            raise TrunkError(
-                f"Ray did not start in this process within {timeout:.0f} s; the Ray "
-                "trunk is for Flower's simulation (flwr run on a local SuperLink)"
-            )
-        time.sleep(0.05)
-    actor = (
-        ray.remote(TrunkActor)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            num_cpus=0,
-            num_gpus=1 if source.device == "cuda" else 0,
-            max_concurrency=threads,
-            max_restarts=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-        )
-        .remote(source, threads)
+    _wait_for_ray(timeout)
+    on_gpu = source.device.startswith("cuda")
+    as_actor: Any = ray.remote  # its types know no concurrency groups
+    make = as_actor(concurrency_groups={_CONTROL: 2})(TrunkActor).options(
+        name=name,
+        namespace=NAMESPACE,
+        num_cpus=0,
+        num_gpus=float(on_gpu) if num_gpus is None else num_gpus,
+        max_concurrency=threads,
+        max_restarts=0,
     )
+    try:
+        actor = make.remote()
+    except ValueError as error:
+        raise TrunkError(f"a Ray trunk {name!r} cannot be started: {error}") from None
     host = RayTrunkHost(actor, name)
-    host.ping(max(deadline - time.monotonic(), 1.0))
+    is_loaded = False
+    try:
+        _result(actor.load.remote(source), max(deadline - time.monotonic(), 1.0))
+        is_loaded = True
+    finally:
+        if not is_loaded:
+            host.stop()
     return host
 
 
 @dataclass(frozen=True)
 class RayTrunkHost:
-    """The owner's handle of the actor (see :class:`~atlas_flwr.trunk.TrunkHost`)."""
+    """The owner's handle of the actor (see :class:`~atlas_flwr.trunk.TrunkHost`).
+
+    Parameters
+    ----------
+    actor : Any
+        Ray's handle.
+    name : str
+        Clients connect to ``ray://<name>``.
+    timeout : float
+        Seconds to wait for each answer.
+    """
 
     actor: Any
     name: str
@@ -223,113 +243,68 @@ class RayTrunkHost:
         assert isinstance(stats, TrunkStats)
         return stats
 
-    def ping(self, timeout: float | None = None) -> None:
+    def ping(self) -> None:
         """Check that the actor lives."""
-        _result(self.actor.stats.remote(), timeout or self.timeout)
+        self._get(self.actor.ping.remote())
 
     def stop(self) -> None:
-        """End the actor."""
-        ray.kill(self.actor)
+        """End the actor, if Ray itself has not ended."""
+        if ray.is_initialized():
+            ray.kill(self.actor)
 
     def _get(self, reference: Any) -> Any:
         return _result(reference, self.timeout)
 
 
-@dataclass
-class RayTrunk(TrunkClient):
-    """A client's session on the actor.
+@dataclass(kw_only=True)
+class RayTrunk(FramedTrunk):
+    """A client's session on the actor; made by :func:`connect_ray`.
 
     Parameters
     ----------
-    name : str
-        The actor's name.
-    token : str
-        The session's.
-    codec : Codec
-        How tensors cross.
-    timeout : float
-        Seconds to wait for an answer, and in all for a busy trunk.
+    actor : Any
+        Ray's handle.
     """
 
-    name: str
-    token: str
-    codec: Codec
-    timeout: float = 600.0
-    meter: ByteMeter = field(default_factory=ByteMeter)
+    actor: Any
 
-    def __post_init__(self) -> None:
-        try:
-            self._actor: Any = ray.get_actor(self.name, namespace=NAMESPACE)
-        except ValueError:
-            raise _lost(self.name) from None
-
-    def forward(self, call: TrunkCall) -> Tensor:
-        """Run the session's blocks."""
-        frames = self._frames(call)
-
-        def ask() -> Any:
-            return self._actor.forward.remote(
-                self.token, self.codec.name, frames, call.step
-            )
-
-        return self._received(self._patiently(ask), Role.ACTIVATION).to(call.hidden)
-
-    def backward(self, step: int, grad: Tensor) -> Tensor:
-        """Back-propagate a step."""
-        frame = self._sent(grad, Role.GRADIENT)
-
-        def ask() -> Any:
-            return self._actor.backward.remote(self.token, self.codec.name, frame, step)
-
-        return self._received(self._patiently(ask), Role.GRADIENT).to(grad)
-
-    def loss(
-        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
-    ) -> LossReply:
-        """End the model."""
-        sent = None if labels is None else self._sent(labels, Role.ACTIVATION)
-        frames = [*self._frames(call), sent]
-
-        def ask() -> Any:
-            return self._actor.loss.remote(
-                self.token, self.codec.name, frames, call.step, logits_to_keep
-            )
-
-        loss, logits, grad = self._patiently(ask)
-        return LossReply(
-            None if loss is None else self._received(loss, Role.ACTIVATION),
-            self._received(logits, Role.ACTIVATION),
-            None if grad is None else self._received(grad, Role.GRADIENT),
-        )
-
-    def _frames(self, call: TrunkCall) -> list[Frame]:
-        rest = (call.attention_mask, call.position_ids)
-        small = [None if t is None else t.to(torch.int32) for t in rest]
-        return [
-            self._sent(call.hidden, Role.ACTIVATION),
-            *(None if t is None else self._sent(t, Role.ACTIVATION) for t in small),
-        ]
-
-    def _sent(self, tensor: Tensor, role: Role) -> bytes:
-        frame = _encode(self.codec, tensor, role)
-        self.meter.up[role] += len(frame)
+    def exchange(self, request: Request) -> bytes:
+        """Call the actor."""
+        frame = _result(self.actor.answer.remote(request), self.timeout)
+        assert isinstance(frame, bytes)
         return frame
 
-    def _received(self, frame: bytes, role: Role) -> Tensor:
-        self.meter.down[role] += len(frame)
-        return _decode(self.codec, frame)
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """Ask again while the trunk is busy."""
-        deadline, pause = time.monotonic() + self.timeout, 0.05
-        while True:
-            try:
-                return _result(ask(), self.timeout)
-            except TrunkBusy:
-                if time.monotonic() + pause > deadline:
-                    raise
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
+def connect_ray(name: str, token: str, codec: Codec) -> RayTrunk:
+    """Connect to a session on an actor of this Ray cluster.
+
+    Raises
+    ------
+    TrunkLost
+        If there is no such actor, or this process is in no Ray cluster.
+    """
+    if not ray.is_initialized():
+        raise TrunkLost(
+            f"ray://{name} is reached from a worker of the same Ray cluster only, and "
+            "this process is in none; in a deployment use another transport"
+        )
+    try:
+        actor = ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        raise _lost(f"no actor {name!r}") from None
+    return RayTrunk(token=token, codec=codec, actor=actor)
+
+
+def _wait_for_ray(timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not ray.is_initialized():
+        if time.monotonic() > deadline:
+            raise TrunkError(
+                f"Ray did not start in this process within {timeout:.0f} s; the Ray "
+                "trunk is for Flower's simulation (flwr run on a local SuperLink), "
+                "elsewhere choose another trunk"
+            )
+        time.sleep(0.05)
 
 
 def _result(reference: Any, timeout: float) -> Any:
@@ -340,7 +315,9 @@ def _result(reference: Any, timeout: float) -> Any:
         if isinstance(error.cause, AtlasError):
             raise error.cause from None
         raise
-    except (RayActorError, ActorDiedError) as error:
+    except ActorUnavailableError as error:
+        raise TrunkBusy(f"the trunk cannot be reached right now: {error}") from None
+    except RayActorError as error:
         raise _lost(str(error).partition("\n")[0]) from None
     except GetTimeoutError:
         raise TrunkError(
@@ -351,31 +328,7 @@ def _result(reference: Any, timeout: float) -> Any:
 
 def _lost(what: str) -> TrunkLost:
     return TrunkLost(
-        f"the trunk is gone ({what}), and with it the steps of this round; continue the "
-        "run from its last checkpoint with --run-config \"resume='<run folder>'\""
+        f"the trunk is gone ({what}), and with it the steps of this round; continue "
+        "the run from its last checkpoint with "
+        "--run-config \"resume='<run folder>'\""
     )
-
-
-def _call(codec: Codec, frames: list[Frame], step: int | None) -> TrunkCall:
-    hidden, mask, positions = (
-        None if f is None else _decode(codec, f) for f in frames[:3]
-    )
-    assert hidden is not None
-    ids = None if positions is None else positions.long()
-    return TrunkCall(hidden, mask, ids, step)
-
-
-def _encode(codec: Codec, tensor: Tensor, role: Role) -> bytes:
-    plain = tensor.detach().cpu()
-    if plain.dtype in (torch.bfloat16, torch.float16):
-        plain = plain.float()
-    return codec.encode(plain.numpy(), role)
-
-
-def _optional(codec: Codec, tensor: Tensor | None, role: Role) -> Frame:
-    return None if tensor is None else _encode(codec, tensor, role)
-
-
-def _decode(codec: Codec, frame: bytes) -> Tensor:
-    array = codec.decode(frame)
-    return torch.from_numpy(np.require(array, requirements="W"))

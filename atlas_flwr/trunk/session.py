@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlas_flwr.errors import SessionError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.types import LossReply, OptimizerSpec, TrunkCall
+from atlas_flwr.trunk.steps import Load, StepLog
+from atlas_flwr.types import OptimizerSpec
 
-__all__ = ["Pass", "Session", "SessionSpec"]
-
-# Steps remembered after their backward, so that a repeated call is answered alike.
-REMEMBERED = 2
+__all__ = ["Session", "SessionSpec"]
 
 
 @dataclass(frozen=True)
@@ -44,130 +41,70 @@ class SessionSpec:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
 
 
-@dataclass
-class Pass:
-    """One step's way through the trunk.
-
-    Attributes
-    ----------
-    hidden : Tensor
-        What came in; a leaf.
-    answer : Tensor
-        What went out; with its graph until the backward pass.
-    grad : Tensor, optional
-        What the backward pass answered.
-    reply : LossReply, optional
-        What a vanilla step answered.
-    call : TrunkCall, optional
-        Kept where backward has to run forward again.
-    """
-
-    hidden: Tensor
-    answer: Tensor | None = None
-    grad: Tensor | None = None
-    reply: LossReply | None = None
-    call: TrunkCall | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the step is complete."""
-        return self.grad is not None or self.reply is not None
-
-
-@dataclass
 class Session:
     """State of one client on the trunk. One call at a time: hold :attr:`lock`.
 
+    Parameters
+    ----------
+    spec : SessionSpec
+        As opened.
+    view : Any
+        The session's blocks, shared with all others; its classifier, if it trains one,
+        is its own.
+    factors : Mapping[str, LoraFactors]
+        Its adapters, as parameters, by layer.
+    dense : Mapping[str, nn.Parameter]
+        Its parameters that are trained in full.
+    log : StepLog
+        Its steps.
+    now : float
+        Seconds on the engine's clock.
+
     Attributes
     ----------
-    view : nn.Module
-        The slice of the base that the client's plan asks for.
-    factors : Mapping[str, LoraFactors]
-        Its adapters, as parameters.
-    dense : Mapping[str, nn.Parameter]
-        Its own copy of what is trained in full.
-    spec : SessionSpec
-        What it was opened with.
+    load : Load
+        What its open steps keep, published for other threads to read.
+    is_begun : bool
+        Whether any call came yet.
     """
 
-    view: nn.Module
-    factors: Mapping[str, LoraFactors]
-    dense: Mapping[str, nn.Parameter]
-    spec: SessionSpec
-    last_used: float = 0.0
-    backwards: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    passes: OrderedDict[int, Pass] = field(default_factory=OrderedDict)
-    _optimizer: torch.optim.Optimizer | None = None
+    def __init__(
+        self,
+        spec: SessionSpec,
+        view: Any,
+        factors: Mapping[str, LoraFactors],
+        dense: Mapping[str, nn.Parameter],
+        log: StepLog,
+        now: float,
+    ) -> None:
+        self.spec = spec
+        self.view = view
+        self.factors = factors
+        self.dense = dense
+        self.log = log
+        self.lock = threading.Lock()
+        self.last_used = now
+        self.is_begun = False
+        self.load = Load()
+        self.parameters = [t for f in factors.values() for t in (f.A, f.B)]
+        self.parameters += dense.values()
+        self._backwards = 0
+        self._optimizer = _adamw(self.parameters, spec.optimizer)
 
-    def __post_init__(self) -> None:
-        parameters = [*self.dense.values()]
-        for found in self.factors.values():
-            parameters += [found.A, found.B]  # type: ignore[list-item]
-        if parameters:
-            spec = self.spec.optimizer
-            self._optimizer = torch.optim.AdamW(
-                parameters,
-                lr=spec.lr,
-                betas=spec.betas,
-                eps=spec.eps,
-                weight_decay=spec.weight_decay,
-            )
+    def learn(self, grads: Sequence[Tensor | None]) -> None:
+        """Add the gradients of :attr:`parameters`; step when enough have come.
 
-    @property
-    def open_passes(self) -> int:
-        """Forward passes whose activations wait for their backward."""
-        return sum(not found.done for found in self.passes.values())
-
-    def known(self, step: int, hidden: Tensor) -> Pass | None:
-        """Find the pass that a repeated forward asks for.
-
-        ``None`` for a new step, and for one that was begun with other hidden states and
-        never finished: its client died and started over.
-
-        Raises
-        ------
-        SessionError
-            If the step is complete, but with other hidden states, or too long ago.
+        A step makes the open passes stale, which are dropped.
         """
-        found = self.passes.get(step)
-        if found is not None and torch.equal(found.hidden, hidden):
-            return found
-        if (found is not None and found.done) or self._is_past(step):
-            raise SessionError(
-                f"step {step} was completed before; steps of a session must be numbered "
-                "upwards (first_step= of SplitModel)"
-            )
-        return None
-
-    def keep(self, step: int, found: Pass) -> None:
-        """Remember a pass; forget the oldest complete ones."""
-        self.passes[step] = found
-        done = [s for s, p in self.passes.items() if p.done]
-        for old in done[:-REMEMBERED]:
-            del self.passes[old]
-
-    def pending(self, step: int) -> Pass:
-        """Return a step's pass.
-
-        Raises
-        ------
-        SessionError
-            If there is none.
-        """
-        if step not in self.passes:
-            raise SessionError(
-                f"step {step} is unknown here: its forward pass never came, was "
-                "dropped for newer ones, or lies too far back; run the step again"
-            )
-        return self.passes[step]
-
-    def step_optimizer(self) -> None:
-        """Count a backward pass; step when enough gradients have accumulated."""
-        self.backwards += 1
-        if self._optimizer and self.backwards % self.spec.optimizer.accumulate == 0:
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            if grad is not None:
+                sum_ = grad if parameter.grad is None else parameter.grad + grad
+                parameter.grad = sum_
+        self._backwards += 1
+        if self._optimizer and self._backwards % self.spec.optimizer.accumulate == 0:
             self._optimizer.step()
             self._optimizer.zero_grad()
+            self.log.drop_open()
 
     def state(self) -> AdapterState:
         """Copy everything that was trained here."""
@@ -180,9 +117,19 @@ class Session:
         }
         return AdapterState(factors, dense)
 
-    def _is_past(self, step: int) -> bool:
-        done = [s for s, p in self.passes.items() if p.done]
-        return bool(done) and step < min(done)
+
+def _adamw(
+    parameters: Sequence[Tensor], spec: OptimizerSpec
+) -> torch.optim.AdamW | None:
+    if not parameters:
+        return None
+    return torch.optim.AdamW(
+        parameters,
+        lr=spec.lr,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+    )
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -7,23 +7,23 @@ from collections.abc import Callable, Mapping
 
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.types import TrunkClient
-from atlas_flwr.wire import codec_named
+from atlas_flwr.wire.codecs import Codec, codec_named
 
 __all__ = ["TRANSPORTS", "connect"]
 
-Opener = Callable[[str, str, str | None, str], TrunkClient]
+Opener = Callable[[str, str, Codec], TrunkClient]
 
 
-def _ray(name: str, token: str, ca: str | None, codec: str) -> TrunkClient:
-    from atlas_flwr.trunk.ray import RayTrunk
+def _ray(name: str, token: str, codec: Codec) -> TrunkClient:
+    from atlas_flwr.trunk.ray import connect_ray
 
-    return RayTrunk(name, token, codec_named(codec))
+    return connect_ray(name, token, codec)
 
 
-def _local(name: str, token: str, ca: str | None, codec: str) -> TrunkClient:
+def _local(name: str, token: str, codec: Codec) -> TrunkClient:
     from atlas_flwr.trunk.local import connect_local
 
-    return connect_local(name, token)
+    return connect_local(name, token, codec)
 
 
 TRANSPORTS: Mapping[str, Opener] = {"local": _local, "ray": _ray}
@@ -39,19 +39,22 @@ def connect(
     address : str
         ``ray://<name>`` for an actor of this Ray cluster; ``local://<name>`` for an
         engine in this process.
-    token : str
-        The session's token, which the server sends with a round.
+    token : str, optional
+        The session's token, which the server sends with a round; required.
     ca : str, optional
-        Certificate of the server's authority, for transports with TLS.
+        Certificate of the server's authority, for a transport with TLS.
     codec : str
         A key of :data:`atlas_flwr.wire.CODECS`.
 
     Raises
     ------
     TrunkError
-        If the address has no known scheme, or the token is missing.
+        If the address has no known scheme, the token is missing, or a certificate was
+        given to a transport without TLS.
     TrunkLost
         If nothing answers there.
+    WireError
+        If there is no such codec.
     """
     scheme, separator, name = address.partition("://")
     if not separator or scheme not in TRANSPORTS:
@@ -59,4 +62,9 @@ def connect(
         raise TrunkError(f"trunk address {address!r}; allowed schemes: {allowed}")
     if not token:
         raise TrunkError(f"{address} needs the token of a session, and none was given")
-    return TRANSPORTS[scheme](name, token, ca, codec)
+    if ca is not None:
+        raise TrunkError(
+            f"{address} takes no certificate (ca=): {scheme}:// does not leave this "
+            "machine's cluster and has no TLS; leave it out"
+        )
+    return TRANSPORTS[scheme](name, token, codec_named(codec))

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen base that all sessions share: its slices, and passes through them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atlas_flwr.errors import AdapterError, TrunkError
+from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.split import SplitPlan, part_info, trunk_view
+from atlas_flwr.split.model import end_model, run_blocks
+from atlas_flwr.trunk.adapters import ActiveAdapters, layer_shapes, trainable, wrap
+from atlas_flwr.trunk.session import Session
+from atlas_flwr.types import TrunkCall
+
+__all__ = ["KeptBytes", "SharedBase", "Slice"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The blocks of one plan, and what a session trains on them.
+
+    Attributes
+    ----------
+    view : Any
+        A model of those blocks.
+    factors : Mapping[str, LoraFactors]
+        The session's own adapters.
+    dense : Mapping[str, nn.Parameter]
+        The session's own dense parameters.
+    """
+
+    view: Any
+    factors: Mapping[str, LoraFactors]
+    dense: Mapping[str, nn.Parameter]
+
+
+class SharedBase:
+    """A trunk that is never written to once it is made.
+
+    Parameters
+    ----------
+    trunk : nn.Module
+        Made by :func:`atlas_flwr.split.partition`. It is changed: its weights are
+        frozen and its linear layers wrapped.
+    """
+
+    def __init__(self, trunk: Any) -> None:
+        self.info = part_info(trunk)
+        self.trunk = trunk.requires_grad_(False)
+        self.width = int(trunk.config.get_text_config().hidden_size)
+        self.shapes = layer_shapes(trunk)
+        self._active = ActiveAdapters()
+        wrap(trunk, self._active)
+        self._views: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+        self._storages = frozenset(map(_storage, trunk.parameters()))
+
+    @property
+    def like(self) -> Tensor:
+        """Any of its tensors, for their device and dtype."""
+        tensor = next(self.trunk.parameters())
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def slice(self, plan: SplitPlan, state: AdapterState) -> Slice:
+        """Make a session's slice; its weights are shared, what it trains is its own.
+
+        Raises
+        ------
+        PlanError
+            If the plan is illegal, or asks for blocks that this trunk has not.
+        AdapterError
+            If an adapter is of no layer of the slice, or a dense array of no parameter.
+        """
+        plan.check(self.info.num_layers)
+        blocks = plan.trunk_range(self.info.num_layers)
+        view = self._view(blocks.start, blocks.stop)
+        shapes = {
+            name: shape
+            for name, shape in self.shapes.items()
+            if self.info.block_of(name) in blocks
+        }
+        factors = trainable(state.factors, shapes, self.like)
+        view, dense = _own_dense(view, state.dense)
+        # A trunk that ends the model can serve U-shaped plans too, by its base alone.
+        return Slice(view if plan.tail is None else view.base_model, factors, dense)
+
+    def received(self, call: TrunkCall) -> TrunkCall:
+        """Bring a call here; its hidden states become a leaf of a new graph.
+
+        Raises
+        ------
+        TrunkError
+            If a shape is wrong.
+        """
+        hidden, mask, positions = call.hidden, call.attention_mask, call.position_ids
+        if hidden.dim() != 3 or hidden.shape[-1] != self.width:
+            raise TrunkError(
+                f"hidden states of shape {tuple(hidden.shape)}; this trunk takes "
+                f"(B, T, {self.width}): client and trunk run different models"
+            )
+        for name, tensor in (("attention_mask", mask), ("position_ids", positions)):
+            if tensor is not None and tensor.shape[-1] != hidden.shape[1]:
+                raise TrunkError(
+                    f"{name} of shape {tuple(tensor.shape)} beside hidden states of "
+                    f"shape {tuple(hidden.shape)}"
+                )
+        device = self.like.device
+        return replace(
+            call,
+            hidden=hidden.to(self.like).detach().requires_grad_(call.step is not None),
+            attention_mask=None if mask is None else mask.to(device),
+            position_ids=None if positions is None else positions.to(device),
+        )
+
+    def run(self, session: Session, call: TrunkCall) -> Tensor:
+        """Run a session's blocks; return hidden states of shape (B, T, D)."""
+        with self._active.using(session.factors):
+            return run_blocks(session.view, inputs_embeds=call.hidden, **_rest(call))
+
+    def end(
+        self, session: Session, call: TrunkCall, labels: Tensor | None, keep: int
+    ) -> tuple[Tensor | None, Tensor]:
+        """End the model; return the loss, if there are labels, and the logits."""
+        if labels is not None:
+            labels = labels.to(self.like.device)
+        with self._active.using(session.factors):
+            out = end_model(
+                session.view,
+                call.hidden,
+                labels=labels,
+                logits_to_keep=keep,
+                **_rest(call),
+            )
+        return (None if labels is None else out["loss"]), out["logits"]
+
+    @contextmanager
+    def counting(self, session: Session) -> Iterator[KeptBytes]:
+        """Count the activations that a pass keeps for its backward."""
+        own = map(_storage, session.parameters)
+        kept = KeptBytes({*self._storages, *own})
+        with torch.autograd.graph.saved_tensors_hooks(kept.count, _unchanged):
+            yield kept
+
+    def _view(self, start: int, stop: int) -> Any:
+        with self._lock:
+            if (start, stop) not in self._views:
+                self._views[start, stop] = trunk_view(self.trunk, start, stop)
+            return self._views[start, stop]
+
+
+@dataclass
+class KeptBytes:
+    """Bytes of the tensors that autograd keeps, each storage once.
+
+    Attributes
+    ----------
+    seen : set[int]
+        Addresses of storages that are counted already, or are no activations.
+    total : int
+        Bytes.
+    """
+
+    seen: set[int]
+    total: int = 0
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that is being kept; return it."""
+        address = _storage(tensor)
+        if address not in self.seen:
+            self.seen.add(address)
+            self.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _rest(call: TrunkCall) -> dict[str, Tensor | None]:
+    return {"attention_mask": call.attention_mask, "position_ids": call.position_ids}
+
+
+def _own_dense(
+    view: Any, arrays: Mapping[str, NDArray[np.float32]]
+) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Give a session its own copy of the modules that it trains in full."""
+    if not arrays:
+        return view, {}
+    known = dict(view.named_parameters())
+    for key, value in arrays.items():
+        if key not in known or tuple(known[key].shape) != value.shape:
+            raise AdapterError(
+                f"array {key!r} of shape {value.shape} is no parameter of this slice "
+                "of the trunk; arrays belong to the side that ends the model"
+            )
+    own = copy.copy(view)
+    own._modules = dict(view._modules)
+    for top in {key.partition(".")[0] for key in arrays}:
+        own._modules[top] = copy.deepcopy(getattr(view, top))
+    parameters = dict(own.named_parameters())
+    dense = {key: parameters[key].requires_grad_(True) for key in arrays}
+    with torch.no_grad():
+        for key, value in arrays.items():
+            dense[key].copy_(torch.from_numpy(np.asarray(value)))
+    return own, dense

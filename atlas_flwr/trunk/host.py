@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trunk as its owner, the ServerApp, sees it: in process or far away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from atlas_flwr.lora import AdapterState
+from atlas_flwr.trunk.session import SessionSpec
+
+__all__ = ["TrunkHost", "TrunkStats"]
+
+
+@dataclass(frozen=True)
+class TrunkStats:
+    """A trunk's account of itself.
+
+    Attributes
+    ----------
+    sessions : int
+        Open now.
+    passes : int
+        Kept for a backward now.
+    steps : int
+        Training steps done.
+    busy_seconds : float
+        Spent in passes, summed over threads.
+    peak_bytes : int
+        Largest resident memory of the process so far.
+    kept_bytes : int
+        Activations kept for a backward now, the base's and the adapters' weights aside.
+    bytes_in, bytes_out : int
+        Of all frames received and answered; 0 where calls come without frames.
+    device_peak_bytes : int
+        Largest memory allocated on the trunk's GPU; 0 on a CPU.
+    """
+
+    sessions: int
+    passes: int
+    steps: int
+    busy_seconds: float
+    peak_bytes: int
+    kept_bytes: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    device_peak_bytes: int = 0
+
+
+@runtime_checkable
+class TrunkHost(Protocol):
+    """Sessions of clients, opened and closed by their server."""
+
+    def open(self, spec: SessionSpec) -> str:
+        """Open a session; return its token."""
+        ...
+
+    def adapters(self, token: str) -> AdapterState:
+        """Copy out what a session has trained."""
+        ...
+
+    def close(self, token: str) -> None:
+        """Close a session; unknown ones are closed already."""
+        ...
+
+    def stats(self) -> TrunkStats:
+        """Return an account."""
+        ...
+
+    def ping(self) -> None:
+        """Raise :class:`~atlas_flwr.errors.TrunkLost` if the trunk is gone."""
+        ...

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of a session's steps, by which each of them is done once.
+
+A step is *open* from its forward pass to its backward pass, and *complete* afterwards.
+The last few complete steps are remembered with their answers; of older ones only the
+highest number is, which is enough to refuse them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atlas_flwr.errors import SessionError
+from atlas_flwr.types import LossReply, TrunkCall
+
+__all__ = ["Load", "Pass", "StepLog"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is kept for backward passes to come.
+
+    Attributes
+    ----------
+    passes : int
+        Open steps.
+    nbytes : int
+        Their activations.
+    """
+
+    passes: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.passes + other.passes, self.nbytes + other.nbytes)
+
+
+@dataclass
+class Pass:
+    """One step's way through the trunk.
+
+    Attributes
+    ----------
+    call : TrunkCall
+        What came in; ``call.hidden`` is a leaf.
+    answer : Tensor, optional
+        What went out.
+    output : Tensor, optional
+        The same with its graph, until the backward pass; ``None`` where that has to
+        run forward again.
+    grad : Tensor, optional
+        What the backward pass answered.
+    reply : LossReply, optional
+        What a vanilla step answered.
+    nbytes : int
+        Activations kept for the backward pass.
+    """
+
+    call: TrunkCall
+    answer: Tensor | None = None
+    output: Tensor | None = None
+    grad: Tensor | None = None
+    reply: LossReply | None = None
+    nbytes: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the step is."""
+        return self.grad is not None or self.reply is not None
+
+
+class StepLog:
+    """Open and complete steps of one session; not safe to share between threads.
+
+    Parameters
+    ----------
+    max_open : int
+        Open steps kept; a new one drops the oldest.
+    remembered : int
+        Complete steps whose answers are kept.
+    """
+
+    def __init__(self, max_open: int, remembered: int = 2) -> None:
+        self.max_open = max_open
+        self.remembered = remembered
+        self._open: dict[int, Pass] = {}
+        self._complete: dict[int, Pass] = {}
+        self._last_forgotten = -1
+
+    @property
+    def load(self) -> Load:
+        """What the open steps keep."""
+        kept = (Load(1, found.nbytes) for found in self._open.values())
+        return sum(kept, Load())
+
+    def find(self, step: int, call: TrunkCall) -> Pass | None:
+        """Find the pass that a repeated forward or loss asks for.
+
+        ``None`` for a new step, and for an open one that was begun with other inputs:
+        its client died and started over.
+
+        Raises
+        ------
+        SessionError
+            If the step is complete, but with other inputs, or was too long ago.
+        """
+        found = self._open.get(step) or self._complete.get(step)
+        if found is not None and _same(found.call, call):
+            return found
+        if step in self._complete or step <= self._last_forgotten:
+            raise SessionError(
+                f"step {step} was completed before, with other inputs or too long ago; "
+                "number the steps of a session upwards (first_step= of SplitModel)"
+            )
+        return None
+
+    def make_room(self, step: int) -> None:
+        """Drop the step's earlier pass, and the oldest open ones over the limit."""
+        self._open.pop(step, None)
+        for old in list(self._open)[: len(self._open) - self.max_open + 1]:
+            del self._open[old]
+
+    def begin(self, step: int, made: Pass) -> None:
+        """Keep a pass until its backward."""
+        self._open[step] = made
+
+    def take(self, step: int) -> Pass:
+        """Return a step's pass for its backward; an open one leaves the log.
+
+        Should the backward fail, the step has to be run forward again.
+
+        Raises
+        ------
+        SessionError
+            If there is none.
+        """
+        found = self._open.pop(step, None) or self._complete.get(step)
+        if found is None:
+            raise SessionError(
+                f"step {step} is not open here: its forward pass never came, or it was "
+                "dropped (for newer steps, or because the adapters have moved since: "
+                "set OptimizerSpec.accumulate to the forward passes that come before a "
+                "backward), or lies too far back; run the step again from its forward"
+            )
+        return found
+
+    def complete(self, step: int, found: Pass) -> None:
+        """Remember a complete step; forget the answers of the oldest."""
+        found.output = None
+        self._complete[step] = found
+        while len(self._complete) > self.remembered:
+            oldest = next(iter(self._complete))
+            del self._complete[oldest]
+            self._last_forgotten = max(self._last_forgotten, oldest)
+
+    def drop_open(self) -> None:
+        """Drop open steps: the adapters that they were run with have changed."""
+        self._open.clear()
+
+
+def _same(one: TrunkCall, other: TrunkCall) -> bool:
+    pairs = (
+        (one.hidden, other.hidden),
+        (one.attention_mask, other.attention_mask),
+        (one.position_ids, other.position_ids),
+    )
+    return all(_equal(a, b) for a, b in pairs)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)
