@@ -22,13 +22,13 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
 from atlas_flwr.errors import PlanError
-from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split.anatomy import (
     blocks_name,
     bypass_embeddings,
     bypass_norm,
     slice_blocks,
 )
+from atlas_flwr.split.filling import fill
 from atlas_flwr.split.part import PartInfo, part_info, set_part_info
 from atlas_flwr.split.plan import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
@@ -87,7 +87,8 @@ def partition(
     device : torch.device or str, optional
         Default: as stored, or the CPU.
     config_overrides : Mapping[str, Any], optional
-        E.g. ``{"num_labels": 6}``.
+        E.g. ``{"num_labels": 6}``: a stored classifier of another size is not used, but
+        made anew.
     seed : int
         Initialises what the checkpoint lacks: a new classifier, the same everywhere.
 
@@ -136,15 +137,17 @@ def load_parts(
     config = copy.deepcopy(config)
     for key, value in (config_overrides or {}).items():
         setattr(config, key, value)
+    if dtype is not None:
+        config.dtype = dtype  # buffers computed from the configuration follow it
     whole = skeleton(cls, config)
     blocks = blocks_name(whole)
     count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
     plan.check(count)
     if isinstance(model_or_path, PreTrainedModel):
-        source: TensorSource = ModelTensors(model_or_path)
+        source: TensorSource = ModelTensors(model_or_path, dtype, device)
         _refuse_strangers(source, whole)
     else:
-        source = CheckpointTensors(model_or_path, whole.base_model_prefix)
+        source = CheckpointTensors(model_or_path, whole, dtype, device)
     ends = {
         Side.HEAD: (0, plan.head),
         Side.TRUNK: (plan.head, count - (plan.tail or 0)),
@@ -157,7 +160,7 @@ def load_parts(
         start, stop = ends[side]
         empty = skeleton(cls, config)
         part = _cut(empty, PartInfo(side, "", blocks, start, stop, count))
-        _fill(part, source, whole, dtype=dtype, device=device, seed=seed)
+        fill(part, source, whole, seed)
         made[side] = part.eval()
     return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
 
@@ -185,9 +188,10 @@ def trunk_view(trunk: PreTrainedModel, start: int, stop: int) -> PreTrainedModel
     local = info.blocks.removeprefix(info.prefix)
     view = _shallow(trunk, local)
     slice_blocks(view, local, start - info.start, stop - info.start)
-    if stop < info.stop:
-        bypass_norm(view, local)
-    new = PartInfo(Side.TRUNK, info.prefix, info.blocks, start, stop, info.num_layers)
+    prefix = info.prefix
+    if stop < info.stop == info.num_layers:
+        view, prefix = _without_end(view, local)
+    new = PartInfo(Side.TRUNK, prefix, info.blocks, start, stop, info.num_layers)
     set_part_info(view, new)
     return view
 
@@ -217,13 +221,9 @@ def _cut(model: PreTrainedModel, info: PartInfo) -> PreTrainedModel:
     slice_blocks(model, info.blocks, info.start, info.stop)
     if info.start > 0:
         bypass_embeddings(model, info.blocks)
-    prefix = ""
-    part = model
+    part, prefix = model, ""
     if info.stop < info.num_layers:
-        bypass_norm(model, info.blocks)
-        part = model.base_model
-        assert isinstance(part, PreTrainedModel)
-        prefix = "" if part is model else f"{model.base_model_prefix}."
+        part, prefix = _without_end(model, info.blocks)
     set_part_info(
         part,
         PartInfo(
@@ -233,68 +233,16 @@ def _cut(model: PreTrainedModel, info: PartInfo) -> PreTrainedModel:
     return part
 
 
-def _fill(
-    part: PreTrainedModel,
-    source: TensorSource,
-    whole: PreTrainedModel,
-    *,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    seed: int,
-) -> None:
-    """Give every parameter of a part its tensor."""
-    info = part_info(part)
-    tied = _tied_names(whole)
-    for local, parameter in list(part.named_parameters(remove_duplicate=False)):
-        name = info.global_name(local)
-        known = next((n for n in (name, *tied.get(name, ())) if n in source.names), "")
-        if known:
-            tensor = source.get(known)
-        elif _is_new(name, whole):
-            tensor = _initial(name, parameter, whole, seed)
-        else:
-            raise PlanError(
-                f"the checkpoint has no tensor {name!r}; if it stores weights under "
-                "other names, load it with from_pretrained(), save it with "
-                "save_pretrained(), and use that folder"
-            )
-        _set(part, local, tensor.to(device=device, dtype=dtype))
-    for local, buffer in list(part.named_buffers()):
-        name = info.global_name(local)
-        value = source.get(name) if name in source.names else buffer
-        _set_buffer(part, local, value.to(device=device))
-
-
-def _tied_names(whole: PreTrainedModel) -> dict[str, tuple[str, ...]]:
-    """Map each parameter to those that it shares its tensor with."""
-    if not getattr(whole.config.get_text_config(), "tie_word_embeddings", False):
-        return {}
-    table, out = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if out is None:
-        return {}
-    names = {id(module): name for name, module in whole.named_modules()}
-    first, last = f"{names[id(table)]}.weight", f"{names[id(out)]}.weight"
-    return {first: (last,), last: (first,)}
-
-
-def _is_new(name: str, whole: PreTrainedModel) -> bool:
-    """Tell whether a parameter belongs to a classifier that may have to be made."""
-    prefix = f"{whole.base_model_prefix}."
-    return not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
-
-
-def _initial(
-    name: str, parameter: nn.Parameter, whole: PreTrainedModel, seed: int
-) -> torch.Tensor:
-    if parameter.dim() == 1:
-        return torch.zeros(parameter.shape)
-    std = getattr(whole.config, "initializer_range", 0.02)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "new", name))
-    return std * torch.randn(parameter.shape, generator=generator)
+def _without_end(model: PreTrainedModel, blocks: str) -> tuple[PreTrainedModel, str]:
+    """Drop what comes after the blocks; return the base model and its prefix."""
+    bypass_norm(model, blocks)
+    base = model.base_model
+    assert isinstance(base, PreTrainedModel)
+    return base, "" if base is model else f"{model.base_model_prefix}."
 
 
 def _refuse_strangers(source: TensorSource, whole: PreTrainedModel) -> None:
-    plain = set(whole.state_dict().keys())
+    plain = {*whole.state_dict().keys(), *dict(whole.named_buffers())}
     strangers = sorted(set(source.names) - plain)
     if strangers:
         raise PlanError(
@@ -302,18 +250,6 @@ def _refuse_strangers(source: TensorSource, whole: PreTrainedModel) -> None:
             f"not, the first: {strangers[0]!r}; cut the model before adapters are "
             "attached"
         )
-
-
-def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    owner, _, last = name.rpartition(".")
-    floating = tensor.is_floating_point()
-    value = nn.Parameter(tensor, requires_grad=floating)
-    module.get_submodule(owner)._parameters[last] = value
-
-
-def _set_buffer(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    owner, _, last = name.rpartition(".")
-    module.get_submodule(owner)._buffers[last] = tensor
 
 
 def _shallow(model: PreTrainedModel, blocks: str) -> PreTrainedModel:

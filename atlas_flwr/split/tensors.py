@@ -8,8 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.utils.hub import cached_file
 
 from atlas_flwr.errors import PlanError
@@ -21,10 +25,23 @@ INDEX = "model.safetensors.index.json"
 
 
 class TensorSource(ABC):
-    """Tensors by their name in the whole model; each is read once and shared."""
+    """Tensors by their name in the whole model; each is read once and shared.
 
-    def __init__(self) -> None:
-        self._read: dict[str, Tensor] = {}
+    Parameters
+    ----------
+    dtype : torch.dtype, optional
+        Floating tensors are given in it. Default: as stored.
+    device : torch.device or str, optional
+        Where tensors are given. Default: where they are.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._dtype, self._device = dtype, device
+        self._given: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -36,18 +53,30 @@ class TensorSource(ABC):
         """Read one tensor."""
 
     def get(self, name: str) -> Tensor:
-        """Return one tensor, the same object every time."""
-        if name not in self._read:
-            self._read[name] = self.read(name)
-        return self._read[name]
+        """Return one tensor, the same object every time: tied weights stay one."""
+        if name not in self._given:
+            self._given[name] = self.placed(self.read(name))
+        return self._given[name]
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device and, if it is floating, in the dtype."""
+        dtype = self._dtype if tensor.is_floating_point() else None
+        return tensor.to(device=self._device, dtype=dtype)
 
 
 class ModelTensors(TensorSource):
     """The tensors of a model in memory, shared, not copied."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._tensors = {name: p.detach() for name, p in model.state_dict().items()}
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(dtype, device)
+        # Buffers that are not stored may have been cast with the model.
+        everything = {**dict(model.named_buffers()), **model.state_dict()}
+        self._tensors = {name: tensor.detach() for name, tensor in everything.items()}
 
     @property
     def names(self) -> Collection[str]:
@@ -62,15 +91,16 @@ class ModelTensors(TensorSource):
 class CheckpointTensors(TensorSource):
     """The tensors of a folder, or of a model on the hub, read one by one.
 
-    Tensors are memory-mapped: what a part does not touch stays on the disk.
+    Shards are fetched when one of their tensors is read, and tensors are
+    memory-mapped: what a part does not touch stays on the hub and on the disk.
 
     Parameters
     ----------
     path : str or Path
         A local folder or a hub name.
-    prefix : str
-        Name of the base model in the whole, e.g. ``"bert"``: checkpoints of a bare base
-        model lack it.
+    whole : PreTrainedModel
+        Says what tensors are called: checkpoints of a bare base model lack its prefix,
+        and old ones use names that Transformers maps to today's.
 
     Raises
     ------
@@ -78,11 +108,17 @@ class CheckpointTensors(TensorSource):
         If there are no safetensors.
     """
 
-    def __init__(self, path: str | Path, prefix: str) -> None:
-        super().__init__()
-        self._files = _shards(str(path))
-        bare = not any(name.startswith(f"{prefix}.") for name in self._files)
-        self._stored = {(f"{prefix}.{n}" if bare else n): n for n in self._files}
+    def __init__(
+        self,
+        path: str | Path,
+        whole: PreTrainedModel,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(dtype, device)
+        self._path = str(path)
+        self._shards = _shards(self._path)
+        self._stored = _todays_names(self._shards, whole)
 
     @property
     def names(self) -> Collection[str]:
@@ -92,20 +128,19 @@ class CheckpointTensors(TensorSource):
     def read(self, name: str) -> Tensor:
         """Map one tensor from its shard."""
         stored = self._stored[name]
-        with safe_open(self._files[stored], framework="pt") as shard:
+        file = cached_file(self._path, self._shards[stored])
+        with safe_open(file, framework="pt") as shard:
             tensor = shard.get_tensor(stored)
         assert isinstance(tensor, Tensor)
         return tensor
 
 
 def _shards(path: str) -> dict[str, str]:
-    """Map each tensor's name to the file that holds it."""
+    """Map each tensor's name to the name of the file that holds it."""
     index = cached_file(path, INDEX, _raise_exceptions_for_missing_entries=False)
     if index is not None:
         weights = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        shards = set(weights.values())
-        files = {name: cached_file(path, name) for name in shards}
-        return {name: str(files[shard]) for name, shard in weights.items()}
+        return {str(name): str(shard) for name, shard in weights.items()}
     single = cached_file(path, SINGLE, _raise_exceptions_for_missing_entries=False)
     if single is None:
         raise PlanError(
@@ -113,4 +148,23 @@ def _shards(path: str) -> dict[str, str]:
             "which writes safetensors"
         )
     with safe_open(single, framework="pt") as shard:
-        return dict.fromkeys(shard.keys(), single)
+        return dict.fromkeys(shard.keys(), SINGLE)
+
+
+def _todays_names(stored: Collection[str], whole: PreTrainedModel) -> dict[str, str]:
+    """Map names in the model to names in the checkpoint; leave out what it has not."""
+    wanted = set(whole.state_dict().keys())
+    renamings = [
+        found
+        for found in get_model_conversion_mapping(whole)
+        if isinstance(found, WeightRenaming)
+    ]
+    prefix = f"{whole.base_model_prefix}."
+    names = {}
+    for old in stored:
+        name = old
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        spellings = (name, prefix + name, name.removeprefix(prefix))
+        names.update({found: old for found in spellings if found in wanted})
+    return names

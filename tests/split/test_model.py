@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
+
 from atlas_flwr.lora import attach, linear_names
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import LocalTrunk
 from tests.families import batch, build
-from transformers import Trainer, TrainingArguments
 
 
 def split(family, plan=SplitPlan(1, 1)):  # noqa: B008

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from atlas_flwr.lora import LoraFactors, attach, linear_names, load
 from atlas_flwr.split import SplitModel, legal_plans, part_info, partition
 from atlas_flwr.trunk import LocalTrunk

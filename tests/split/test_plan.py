@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from atlas_flwr.errors import PlanError
-from atlas_flwr.split import SplitPlan, legal_plans
 from hypothesis import given
 from hypothesis import strategies as st
+
+from atlas_flwr.errors import PlanError
+from atlas_flwr.split import SplitPlan, legal_plans
 
 TAILS = st.one_of(st.none(), st.integers(1, 40))
 
