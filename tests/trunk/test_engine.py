@@ -4,14 +4,21 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from atlas_flwr.errors import AdapterError, PlanError, SessionError, TrunkBusy
-from atlas_flwr.lora import AdapterState, attach, extract, linear_names, load
-from atlas_flwr.lora import initial_factors
+from atlas_flwr.lora import (
+    AdapterState,
+    attach,
+    extract,
+    initial_factors,
+    linear_names,
+    load,
+)
 from atlas_flwr.split import SplitPlan, part_info, partition
 from atlas_flwr.trunk import EngineTrunk, Limits, LocalTrunk, SessionSpec, TrunkEngine
 from atlas_flwr.types import OptimizerSpec, TrunkCall
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.families import build
 
 PLAN = SplitPlan(1, 1)

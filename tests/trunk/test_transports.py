@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from atlas_flwr.errors import AdapterError, SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan, partition

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -199,3 +201,20 @@ def test_strided_tensors_cross_by_value():
     hidden = torch.randn(4, 6).T
     frame = encode_tensors(CODECS["raw"], {"h": (hidden, Role.ACTIVATION)})
     assert torch.equal(decode_tensors(CODECS["raw"], frame)["h"], hidden)
+
+
+@pytest.mark.parametrize(("name", "size"), [("raw", 4), ("fp16", 2), ("int8", 1)])
+def test_bytes_are_the_payload_and_little_more(name, size):
+    array = np.ones((8, 32, 576), np.float32)
+    frame = CODECS[name].encode(array, Role.ACTIVATION)
+    assert size * array.size <= len(frame) < size * array.size * 1.02
+
+
+@given(st.data(), st.sampled_from(sorted(CODECS)))
+def test_a_damaged_frame_is_refused_or_read_as_an_array(data, name):
+    frame = bytearray(CODECS[name].encode(np.ones((3, 4), np.float32), Role.GRADIENT))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(frame) - 1))
+        frame[place] = data.draw(st.integers(0, 255))
+    with suppress(WireError):
+        assert isinstance(CODECS[name].decode(bytes(frame)), np.ndarray)
