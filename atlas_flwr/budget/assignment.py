@@ -100,9 +100,9 @@ def assign(
     if best is None:
         least = at(min(heads), min(ranks)).estimate.total
         raise BudgetError(
-            f"a device of {(memory or 0) / MIB:.0f} MiB holds no part of this model: "
+            f"a device of {(memory or 0) / MIB:.1f} MiB holds no part of this model: "
             f"the smallest, {min(heads)} block(s) in the head at rank {min(ranks)}, "
-            f"takes {least / MIB:.0f} MiB with batch-size {batch} and max-length "
+            f"takes {least / MIB:.1f} MiB with batch-size {batch} and max-length "
             f"{length}; give it at least that, or lower those"
         )
     return best

@@ -11,6 +11,7 @@ from typing import cast
 from flwr.app import Message
 
 from atlas_flwr.clustering import quality
+from atlas_flwr.errors import AtlasError
 from atlas_flwr.report import (
     ClientEvaluated,
     ClientTrained,
@@ -57,6 +58,8 @@ class Recorder:
         self._bytes_down += exchange.bytes_down
         good = [reply for reply in exchange.replies if reply.has_content()]
         self._failures += exchange.sent - len(good)
+        if self.round == 0 and not good:
+            raise _nobody(exchange)
         for reply in good:
             if exchange.kind == "train":
                 self._trained(reply)
@@ -167,6 +170,16 @@ class Recorder:
     def _record_majority(self) -> None:
         for task, (right, total) in self._majority.items():
             self.folder.record(Baseline(task, right / total))
+
+
+def _nobody(exchange: Exchange) -> AtlasError:
+    """Where no client at all can do its work, no later round will be better."""
+    reasons = [r.error.reason for r in exchange.replies if r.has_error()]
+    first = reasons[0].strip() if reasons else "no reply came within round-timeout"
+    return AtlasError(
+        f"all {exchange.sent} clients failed in {exchange.kind!r} before the first "
+        f"round; the first of them: {first}"
+    )
 
 
 def _metrics(reply: Message) -> Metrics:

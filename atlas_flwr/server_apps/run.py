@@ -44,6 +44,7 @@ from atlas_flwr.strategies.roster import Roster
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import TrunkHost
+from atlas_flwr.wire import CODECS
 
 __all__ = ["Run"]
 
@@ -81,7 +82,7 @@ class Run:
         ResumeError
             If the run to resume has no checkpoint, or was another one.
         """
-        given = load_config(run_config)
+        given = load_config(run_config, known={"codec": CODECS})
         if not given.resume:
             prepare(given.model, given.task_list, max_length=given.max_length)
             return cls(given, RunFolder.create(given), None)
@@ -117,10 +118,10 @@ class Run:
         arrays = saved.arrays if saved else initial_arrays(setting)
         if saved and isinstance(inner, Stateful):
             inner.restore(saved.state, saved.values)
+        self.folder.record(RunStarted(done, len(list(grid.get_node_ids()))))
         if done >= config.num_rounds:
             log(INFO, "all %d rounds are done already", done)
             return arrays
-        self.folder.record(RunStarted(done, len(list(grid.get_node_ids()))))
         recorder.round = done
 
         def end_round(number: int, now: ArrayRecord) -> None:
@@ -164,15 +165,12 @@ class Run:
         inner.aggregate_evaluate(0, replies)
 
     def _report(self) -> None:
-        summary = summarize_folder(self.folder)
-        self.folder.write_summary(summary.to_json())
-        log(INFO, "\n%s", round_table(summary))
+        log(INFO, "\n%s", round_table(summarize_folder(self.folder)))
 
     def _finish(self, inner: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
         paths = export_adapters(self.folder, inner, setting, arrays)
         self.folder.record(RunEnded(self.config.num_rounds))
         summary = summarize_folder(self.folder)
-        self.folder.write_summary(summary.to_json())
         write_report(self.folder)
         log(INFO, "\n%s", final_table(summary))
         log(INFO, "report:   %s", self.folder.report_path.resolve())

@@ -55,16 +55,22 @@ class TrunkSessions:
         return self._tokens[client]
 
     def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
-        """Return the layers of ``state`` that the trunk runs under ``plan``."""
+        """Return what of ``state`` is trained on the trunk under ``plan``.
+
+        In a vanilla split that includes the dense arrays, since the trunk has the
+        classifier.
+        """
         blocks = plan.trunk_range(self.num_layers)
         names = [n for n in state.factors if self.layer_block(n) in blocks]
-        return AdapterState(state.select(names).factors)
+        dense = {} if plan.tail else state.dense
+        return AdapterState(state.select(names).factors, dense)
 
     def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
-        """Return the layers and arrays that the client runs under ``plan``."""
-        blocks = plan.trunk_range(self.num_layers)
-        names = [n for n in state.factors if self.layer_block(n) not in blocks]
-        return state.select(names)
+        """Return the layers and arrays that are trained on the client."""
+        mine = self.on_trunk(plan, state)
+        names = [n for n in state.factors if n not in mine.factors]
+        dense = {k: v for k, v in state.dense.items() if k not in mine.dense}
+        return AdapterState(state.select(names).factors, dense)
 
     def collect(self, client: str) -> AdapterState:
         """Return the trained adapters of a client's session and close it.

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from atlas_flwr.strategies import Atlas
-from atlas_flwr.testing import local_grid
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
+
+from atlas_flwr.strategies import Atlas
+from atlas_flwr.testing import local_grid
 from tests.strategies.conftest import KEYS, client_app, initial, trained
 
 
@@ -32,7 +33,9 @@ def node(client):
 
 
 def test_fedavgs_arguments_are_taken_by_position_as_it_takes_them():
-    names = FedAvg.__init__.__code__.co_varnames[1 : FedAvg.__init__.__code__.co_argcount]
+    names = FedAvg.__init__.__code__.co_varnames[
+        1 : FedAvg.__init__.__code__.co_argcount
+    ]
     code = Atlas.__init__.__code__
     assert code.co_varnames[1 : code.co_argcount] == names
 
@@ -41,9 +44,10 @@ def test_plain_clients_are_clustered_by_their_first_updates():
     strategy = Atlas()
     start(strategy)
     labels = strategy.clusters
-    groups = {labels[str(node(c))] for c in (0, 2, 4)}, {
-        labels[str(node(c))] for c in (1, 3, 5)
-    }
+    groups = (
+        {labels[str(node(c))] for c in (0, 2, 4)},
+        {labels[str(node(c))] for c in (1, 3, 5)},
+    )
     assert len(groups[0]) == len(groups[1]) == 1
     assert groups[0] != groups[1]
 

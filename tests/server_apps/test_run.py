@@ -1,0 +1,205 @@
+"""Whole runs on a local Grid: a tiny model, the real apps, and a trunk in process."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from flwr.app import MessageType
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from atlas_flwr.client_apps.app import app
+from atlas_flwr.data import (
+    CausalCollator,
+    ClassifierCollator,
+    in_order,
+    load_task,
+    make_shard,
+    resolve_model,
+    tokenizer_of,
+)
+from atlas_flwr.errors import AtlasError, ConfigError, ResumeError
+from atlas_flwr.report import RunFolder
+from atlas_flwr.server_apps.checkpoint import load_checkpoint
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.testing import local_grid
+from atlas_flwr.train.evaluation import evaluate
+
+NODES = 4
+BASE = {
+    "model": "tiny",
+    "trunk": "local",
+    "tasks": "questions,movies",
+    "num-rounds": 2,
+    "local-steps": 2,
+    "train-examples": 16,
+    "test-examples": 8,
+    "fingerprint-batches": 2,
+    "learning-rate": 0.01,
+}
+
+
+class Killed(BaseException):
+    """What ends a process: no ClientApp or strategy catches it."""
+
+
+def run(folder, intercept=None, nodes=NODES, **changes) -> RunFolder:
+    given = {key.replace("_", "-"): value for key, value in changes.items()}
+    clusters = {"num-clusters": 2} if "strategy" not in changes else {}
+    config = {**BASE, **clusters, "runs-dir": str(folder), **given}
+    with local_grid(app, nodes, run_config=config, intercept=intercept) as grid:
+        begun = Run.begin(config)
+        begun.execute(grid)
+    return begun.folder
+
+
+def summary(folder: RunFolder):
+    return json.loads(folder.summary_path.read_text())
+
+
+def accuracies(folder: RunFolder):
+    rounds = summary(folder)["per_round"]
+    return [(r["round"], r["client_accuracy"], r["mean_loss"]) for r in rounds]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("runs"), num_rounds=3)
+
+
+def test_a_run_leaves_its_folder(unbroken):
+    found = {path.name for path in unbroken.path.iterdir()}
+    expected = {"config.yaml", "metrics.jsonl", "summary.json", "report.html"}
+    assert found >= expected | {"adapters", "checkpoint"}
+    told = summary(unbroken)
+    assert told["clusters"].keys() == {"0", "1", "2", "3"}
+    assert told["true_tasks"]["1"] == "movies"
+    assert told["bytes_up"] > 0
+    assert told["plans"]["0"] == "4/1"
+    assert told["ranks"]["0"] == 8
+
+
+def test_training_lowers_the_loss(unbroken):
+    losses = [r["mean_loss"] for r in summary(unbroken)["per_round"]]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def arrays(folder: RunFolder):
+    found = load_checkpoint(folder.checkpoint_dir)
+    return {key: torch.from_numpy(value) for key, value in found.state.items()}
+
+
+@pytest.mark.parametrize("moment", [MessageType.TRAIN, MessageType.EVALUATE])
+def test_a_killed_run_continues_to_the_numbers_of_an_unbroken_one(
+    unbroken, tmp_path, moment
+):
+    def kill(message):
+        config = next(iter(message.content.config_records.values()))
+        third = config.get("server-round") == 3
+        late = third and message.metadata.dst_node_id > 1_010
+        if late and message.metadata.message_type == moment:
+            raise Killed
+        return "deliver"
+
+    with pytest.raises(Killed):
+        run(tmp_path, kill, num_rounds=3, run_name="broken")
+    folder = tmp_path / "broken"
+    assert not (folder / "adapters").exists()
+    continued = run(tmp_path, resume=str(folder), num_rounds=3)
+    assert continued.path == folder
+    assert accuracies(continued) == accuracies(unbroken)
+    expected, got = arrays(unbroken), arrays(continued)
+    assert expected.keys() == got.keys()
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "local", "centralized"])
+def test_baselines_resume_too(tmp_path, strategy):
+    whole = run(tmp_path, strategy=strategy, run_name="whole")
+    run(tmp_path, strategy=strategy, run_name="part", num_rounds=1)
+    part = tmp_path / "part"
+    continued = run(tmp_path, strategy=strategy, resume=str(part), num_rounds=2)
+    assert accuracies(continued) == accuracies(whole)
+
+
+def test_a_resumed_run_with_other_settings_is_refused(unbroken, tmp_path):
+    with pytest.raises(ResumeError, match="learning-rate"):
+        run(tmp_path, resume=str(unbroken.path), learning_rate=0.5)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-bert"])
+@pytest.mark.parametrize("split", ["u-shaped", "vanilla"])
+def test_exported_adapters_on_the_whole_model_score_as_the_split_run_did(
+    tmp_path, model, split
+):
+    folder = run(tmp_path, model=model, split=split, local_steps=4)
+    told = summary(folder)
+    source = resolve_model(model)
+    tokenizer = tokenizer_of(source)
+    causal = source.kind == "causal"
+    tasks = [load_task(name) for name in ("questions", "movies")]
+    for client in range(NODES):
+        if causal:
+            whole = AutoModelForCausalLM.from_pretrained(source.path)
+        else:
+            whole = AutoModelForSequenceClassification.from_pretrained(
+                source.path, num_labels=6
+            )
+        path = folder.adapter_dir(told["clusters"][str(client)])
+        model_ = PeftModel.from_pretrained(whole, str(path))
+        shard = make_shard(
+            client, NODES, tasks, train_examples=16, test_examples=8, seed=0
+        )
+        collator = CausalCollator if causal else ClassifierCollator
+        collate = collator(tokenizer, shard.task, 48)
+        found = evaluate(model_, in_order(shard.test, collate, 16), collate.label_ids)
+        last = [
+            record
+            for record in folder.records()
+            if record["event"] == "client-evaluated"
+            and record["client"] == str(client)
+            and record["round"] == 2
+        ]
+        assert found.accuracy == last[0]["accuracy"]
+        assert found.loss == pytest.approx(last[0]["loss"], rel=1e-4)
+
+
+def test_devices_get_the_ranks_and_cuts_that_they_hold(tmp_path):
+    sizes = "1620KiB,1700KiB,2200KiB,64MiB"
+    folder = run(tmp_path, devices=sizes, device_order="cycle", num_rounds=1)
+    told = summary(folder)
+    heads = [int(told["plans"][str(c)].split("/")[0]) for c in range(NODES)]
+    assert heads == sorted(heads)
+    assert heads[0] < heads[-1]
+    assert math.isfinite(told["per_round"][-1]["mean_loss"])
+
+
+def test_a_device_that_holds_nothing_is_told_what_would_do(tmp_path):
+    with pytest.raises(AtlasError, match=r"takes 1\.\d MiB"):
+        run(tmp_path, devices="100KiB")
+
+
+def test_a_run_in_which_nobody_can_work_ends_at_once(tmp_path):
+    with pytest.raises(AtlasError, match="out of memory"):
+        run(tmp_path, lambda message: "out of memory")
+
+
+def test_every_problem_of_a_configuration_is_told_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, num_rounds=0, modle="x", codec="zip", aggregation="median")
+    assert len(caught.value.problems) == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_client_failing_in_the_middle_of_a_step_leaves_a_run_that_ends(tmp_path):
+    def intercept(message):
+        train = message.metadata.message_type == MessageType.TRAIN
+        return "died" if train and message.metadata.dst_node_id == 1_000 else "deliver"
+
+    told = summary(run(tmp_path, intercept))
+    assert [r["failures"] for r in told["per_round"]] == [0, 1, 1]
+    assert told["finished"]
