@@ -24,7 +24,17 @@ __all__ = ["blocks_name", "bypass_embeddings", "bypass_norm", "slice_blocks"]
 
 
 class PassedThrough(nn.Module):
-    """Stands for an embeddings module: returns ``inputs_embeds`` unchanged."""
+    """Stands for an embeddings module: returns ``inputs_embeds`` unchanged.
+
+    Parameters
+    ----------
+    table : str
+        Where the module keeps its table, which ``get_input_embeddings`` still finds.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__()
+        self.set_submodule(table, nn.Identity())
 
     def forward(
         self, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
@@ -98,8 +108,8 @@ def bypass_embeddings(model: PreTrainedModel, blocks: str) -> None:
             setattr(parent, name, nn.Identity())
         elif isinstance(child, nn.Embedding):
             setattr(parent, name, NoPosition())
-        elif any(module is table for module in child.modules()):
-            setattr(parent, name, PassedThrough())
+        elif found := [n for n, module in child.named_modules() if module is table]:
+            setattr(parent, name, PassedThrough(found[0]))
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Dropout(0.0))
         elif _is_norm(child) and "emb" in name:

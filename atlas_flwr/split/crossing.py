@@ -8,6 +8,7 @@ the gradient at once, and ``backward`` only hands it on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +28,7 @@ class _Crossing(torch.autograd.Function):
     ) -> Tensor:
         ctx.trunk, ctx.step = trunk, call.step
         answer = trunk.forward(replace(call, hidden=hidden.detach()))
-        _check_shape(answer, hidden)
-        return answer.to(device=hidden.device, dtype=hidden.dtype)
+        return _received(answer, hidden)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -68,9 +68,10 @@ def cross(call: TrunkCall, trunk: TrunkClient, step: int) -> Tensor:
         Shape (B, T, D).
     """
     if not torch.is_grad_enabled():
-        return trunk.forward(replace(call, step=None))
+        return _received(trunk.forward(replace(call, step=None)), call.hidden)
     numbered = replace(call, step=step)
-    answer: Tensor = _Crossing.apply(_tracked(call.hidden), trunk, numbered)
+    apply: Callable[..., Tensor] = _Crossing.apply
+    answer = apply(_tracked(call.hidden), trunk, numbered)
     return answer
 
 
@@ -99,7 +100,8 @@ def cross_to_loss(
         raise TrunkError("the trunk answered a training step without a gradient")
     grad = reply.grad.to(device=device, dtype=call.hidden.dtype)
     loss = reply.loss.to(device)
-    return _LossCrossing.apply(_tracked(call.hidden), loss, grad), logits
+    apply: Callable[..., Tensor] = _LossCrossing.apply
+    return apply(_tracked(call.hidden), loss, grad), logits
 
 
 def _tracked(hidden: Tensor) -> Tensor:
@@ -108,9 +110,10 @@ def _tracked(hidden: Tensor) -> Tensor:
     return hidden if hidden.requires_grad else hidden.detach().requires_grad_()
 
 
-def _check_shape(answer: Tensor, hidden: Tensor) -> None:
+def _received(answer: Tensor, hidden: Tensor) -> Tensor:
     if answer.shape != hidden.shape:
         raise TrunkError(
             f"the trunk answered with shape {tuple(answer.shape)} to hidden states of "
             f"shape {tuple(hidden.shape)}; client and trunk run different models"
         )
+    return answer.to(device=hidden.device, dtype=hidden.dtype)

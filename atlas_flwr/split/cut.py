@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
@@ -29,7 +35,7 @@ from atlas_flwr.split.anatomy import (
     slice_blocks,
 )
 from atlas_flwr.split.filling import fill
-from atlas_flwr.split.part import PartInfo, part_info, set_part_info
+from atlas_flwr.split.part import PartInfo, mark_part, part_info, whole_config
 from atlas_flwr.split.plan import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
 from atlas_flwr.types import Side
@@ -162,6 +168,8 @@ def load_parts(
         part = _cut(empty, PartInfo(side, "", blocks, start, stop, count))
         fill(part, source, whole, seed)
         made[side] = part.eval()
+    if Side.HEAD in made:
+        made[Side.HEAD].generation_config = _generation(model_or_path)
     return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
 
 
@@ -191,15 +199,25 @@ def trunk_view(trunk: PreTrainedModel, start: int, stop: int) -> PreTrainedModel
     prefix = info.prefix
     if stop < info.stop == info.num_layers:
         view, prefix = _without_end(view, local)
-    new = PartInfo(Side.TRUNK, prefix, info.blocks, start, stop, info.num_layers)
-    set_part_info(view, new)
+    new = replace(info, prefix=prefix, start=start, stop=stop)
+    mark_part(view, new, whole_config(trunk))
     return view
+
+
+def _generation(model_or_path: PreTrainedModel | str | Path) -> Any:
+    """Return how the model wants to generate, if it says so."""
+    if isinstance(model_or_path, PreTrainedModel):
+        return getattr(model_or_path, "generation_config", None)
+    try:
+        return GenerationConfig.from_pretrained(model_or_path)
+    except OSError:  # no such file: what the configuration says will do
+        return None
 
 
 def _named_class(config: Any) -> Any:
     """Return the class that the configuration names, or the causal one."""
     for name in config.architectures or ():
-        found = getattr(__import__("transformers"), name, None)
+        found = getattr(transformers, name, None)
         mapping = modeling_auto.MODEL_MAPPING_NAMES.values()
         if found is not None and name not in mapping:
             return found
@@ -211,25 +229,21 @@ def skeleton(cls: Any, config: Any) -> PreTrainedModel:
     config = copy.deepcopy(config)
     make = cls.from_config if hasattr(cls, "from_config") else cls
     with init_empty_weights(include_buffers=False), no_init_weights():
-        model = make(config)
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+        model: PreTrainedModel = make(config)
+    model.eval()
+    return model
 
 
 def _cut(model: PreTrainedModel, info: PartInfo) -> PreTrainedModel:
     """Turn a whole skeleton into the part that ``info`` says."""
+    config = model.config
     slice_blocks(model, info.blocks, info.start, info.stop)
     if info.start > 0:
         bypass_embeddings(model, info.blocks)
     part, prefix = model, ""
     if info.stop < info.num_layers:
         part, prefix = _without_end(model, info.blocks)
-    set_part_info(
-        part,
-        PartInfo(
-            info.side, prefix, info.blocks, info.start, info.stop, info.num_layers
-        ),
-    )
+    mark_part(part, replace(info, prefix=prefix), config)
     return part
 
 
@@ -254,7 +268,7 @@ def _refuse_strangers(source: TensorSource, whole: PreTrainedModel) -> None:
 
 def _shallow(model: PreTrainedModel, blocks: str) -> PreTrainedModel:
     """Copy the modules on the way to the blocks; share all others."""
-    top = _copied(model)
+    top: PreTrainedModel = _copied(model)
     here: nn.Module = top
     for step in blocks.split(".")[:-1]:
         here._modules[step] = _copied(getattr(here, step))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 from transformers.utils.generic import ModelOutput
 
 from atlas_flwr.split.crossing import cross, cross_to_loss
-from atlas_flwr.split.part import part_info
+from atlas_flwr.split.part import part_info, whole_config
 from atlas_flwr.types import TrunkCall, TrunkClient
 
 __all__ = ["SplitModel", "end_model", "run_blocks"]
@@ -41,6 +41,7 @@ def end_model(
     position_ids: Tensor | None = None,
     labels: Tensor | None = None,
     logits_to_keep: int = 0,
+    num_items_in_batch: Tensor | int | None = None,
 ) -> ModelOutput:
     """Run a tail, or a vanilla trunk, with its LM head or classifier.
 
@@ -56,6 +57,9 @@ def end_model(
     logits_to_keep : int
         Above 0, a causal model's LM head runs on its last positions only, and the loss
         is over ``labels[:, -logits_to_keep:]``.
+    num_items_in_batch : Tensor or int, optional
+        A causal model's loss is the sum over its labels, divided by this, instead of
+        their mean.
 
     Returns
     -------
@@ -69,16 +73,18 @@ def end_model(
     }
     if _pools_last_token(part):
         return _classify_last_token(part, inputs, labels)
-    kept: dict[str, Any] = {}
+    given = {**_given(part, inputs), **_no_cache(part)}
+    loss: dict[str, Any] = {}
+    if num_items_in_batch is not None and _is_causal(part):
+        loss["num_items_in_batch"] = num_items_in_batch
     if logits_to_keep:
-        kept["logits_to_keep"] = logits_to_keep
-        out = part(**_given(part, inputs), **kept, **_no_cache(part))
+        out = part(**given, logits_to_keep=logits_to_keep)
         if labels is not None:
             cut = labels[:, -logits_to_keep:]
             size = part.config.get_text_config().vocab_size
-            out.loss = part.loss_function(out.logits, cut, vocab_size=size)
+            out.loss = part.loss_function(out.logits, cut, vocab_size=size, **loss)
     else:
-        out = part(**_given(part, inputs), labels=labels, **_no_cache(part))
+        out = part(**given, labels=labels, **loss)
     assert isinstance(out, ModelOutput)
     return out
 
@@ -112,6 +118,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
 
     def __init__(
         self,
@@ -121,13 +128,19 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         *,
         first_step: int = 0,
     ) -> None:
-        config = copy.deepcopy(head.config)
-        config.num_hidden_layers = part_info(head).num_layers
-        super().__init__(config)
+        super().__init__(copy.deepcopy(whole_config(head)))
         self.head = head
         self.tail = tail
         self.trunk = trunk
         self._steps = count(first_step)
+        if head.generation_config is not None:
+            self.generation_config = copy.deepcopy(head.generation_config)
+        # What Trainer asks a model, to normalise accumulated losses as for the whole.
+        self.loss_type = getattr(tail, "loss_type", "")
+        self.accepts_loss_kwargs = _is_causal(tail)
+        # What save_pretrained asks: tied weights are stored once. Not post_init(),
+        # which would initialise them.
+        self.all_tied_weights_keys = _tied_across(head, tail)
 
     def forward(
         self,
@@ -153,14 +166,22 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         logits_to_keep : int
             See :func:`end_model`.
         **kwargs : Any
-            What ``generate`` and ``Trainer`` pass besides; ``use_cache`` is ignored,
+            What ``generate`` and ``Trainer`` pass besides: ``num_items_in_batch`` goes
+            to a causal tail's loss; ``use_cache`` and ``return_dict`` change nothing,
             since a trunk keeps no cache for its clients.
 
         Returns
         -------
         ModelOutput
             With ``loss`` and ``logits``, equal to the unsplit model's.
+
+        Raises
+        ------
+        TypeError
+            If an input is not known to the model, or asks for what only the trunk has.
         """
+        items = kwargs.pop("num_items_in_batch", None)
+        _refuse(kwargs)
         hidden = run_blocks(
             self.head,
             input_ids=input_ids,
@@ -176,7 +197,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
                 call, labels, self.trunk, step, int(logits_to_keep)
             )
             made = SequenceClassifierOutput if logits.dim() == 2 else CausalLMOutput
-            return made(loss=loss, logits=logits)  # type: ignore[arg-type]
+            return cast("ModelOutput", made(loss=loss, logits=logits))
         return end_model(
             self.tail,
             cross(call, self.trunk, step),
@@ -184,9 +205,10 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             labels=labels,
             logits_to_keep=int(logits_to_keep),
+            num_items_in_batch=items,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -203,7 +225,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the unsplit model does, one crossing a token."""
-        return super().generate(*args, **{**kwargs, "use_cache": False})
+        generate: Any = GenerationMixin.generate
+        return generate(self, *args, **{**kwargs, "use_cache": False})
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the head's table of embeddings."""
@@ -221,6 +244,28 @@ def _given(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
             f"{type(part).__name__} takes no {', '.join(unknown)}; leave it out"
         )
     return given
+
+
+def _refuse(rest: dict[str, Any]) -> None:
+    asked = {"use_cache", "return_dict", "past_key_values", "cache_position"}
+    unknown = sorted(k for k in set(rest) - asked if rest[k] not in (None, False))
+    if unknown:
+        raise TypeError(
+            f"a split model takes no {', '.join(unknown)}: what happens between its "
+            "blocks is seen where they run; leave it out"
+        )
+
+
+def _tied_across(head: Any, tail: Any | None) -> dict[str, str]:
+    """Map parameters of the tail to those of the head that they are tied to."""
+    local = part_info(head).local_name
+    pairs = {} if tail is None else tail.all_tied_weights_keys
+    places = {f"tail.{target}": local(source) for target, source in pairs.items()}
+    return {target: f"head.{name}" for target, name in places.items() if name}
+
+
+def _is_causal(part: Any) -> bool:
+    return getattr(part, "loss_type", None) == "ForCausalLM"
 
 
 def _no_cache(part: Any) -> dict[str, bool]:

@@ -7,13 +7,15 @@ import re
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from atlas_flwr.errors import PlanError
 from atlas_flwr.types import Side
 
-__all__ = ["PartInfo", "part_info", "set_part_info"]
+__all__ = ["PartInfo", "mark_part", "part_info", "whole_config"]
 
-_ATTRIBUTE = "_atlas_part"
+_INFO = "_atlas_part"
+_CONFIG = "_atlas_whole_config"
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ class PartInfo:
         return f"{self.blocks}.{block + by}{rest}"
 
 
-def set_part_info(module: nn.Module, info: PartInfo) -> None:
-    """Mark a module as a part."""
-    object.__setattr__(module, _ATTRIBUTE, info)
+def mark_part(module: nn.Module, info: PartInfo, config: PreTrainedConfig) -> None:
+    """Mark a module as a part of a model with this configuration."""
+    object.__setattr__(module, _INFO, info)
+    object.__setattr__(module, _CONFIG, config)
 
 
 def part_info(module: nn.Module) -> PartInfo:
@@ -81,10 +84,18 @@ def part_info(module: nn.Module) -> PartInfo:
     PlanError
         If the module was not made by :func:`atlas_flwr.split.partition`.
     """
-    info = getattr(module, _ATTRIBUTE, None)
+    info = getattr(module, _INFO, None)
     if not isinstance(info, PartInfo):
         raise PlanError(
             f"{type(module).__name__} is not a part of a split model; make parts with "
             "atlas_flwr.split.partition(model_or_path, plan)"
         )
     return info
+
+
+def whole_config(part: nn.Module) -> PreTrainedConfig:
+    """Return the configuration of the whole model that a part was cut from."""
+    part_info(part)
+    config = getattr(part, _CONFIG)
+    assert isinstance(config, PreTrainedConfig)
+    return config

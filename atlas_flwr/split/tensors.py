@@ -75,8 +75,8 @@ class ModelTensors(TensorSource):
     ) -> None:
         super().__init__(dtype, device)
         # Buffers that are not stored may have been cast with the model.
-        everything = {**dict(model.named_buffers()), **model.state_dict()}
-        self._tensors = {name: tensor.detach() for name, tensor in everything.items()}
+        found: dict[str, Tensor] = {**dict(model.named_buffers()), **model.state_dict()}
+        self._tensors = {name: tensor.detach() for name, tensor in found.items()}
 
     @property
     def names(self) -> Collection[str]:
