@@ -3,10 +3,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atlas_flwr.errors import AdapterError, SessionError, TrunkError, TrunkLost
+from atlas_flwr.errors import (
+    AdapterError,
+    PlanError,
+    SessionError,
+    TrunkError,
+    TrunkLost,
+)
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan, partition
-from atlas_flwr.trunk import SessionSpec, TrunkEngine, connect, serve_local
+from atlas_flwr.trunk import (
+    SessionSpec,
+    TrunkEngine,
+    TrunkHost,
+    connect,
+    serve_local,
+)
 from atlas_flwr.types import TrunkCall
 from tests.families import build
 
@@ -44,6 +56,24 @@ def cluster():
     ray.shutdown()
 
 
+def test_without_ray_its_trunk_is_told_apart_from_a_lost_one():
+    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+
+    with pytest.raises(TrunkLost, match="same Ray cluster"):
+        connect("ray://anywhere", token="t")
+    with pytest.raises(TrunkError, match="did not start"):
+        start_ray_trunk("t", TrunkSource("nowhere", PLAN), timeout=0.1)
+
+
+def test_a_ray_trunk_that_cannot_load_says_why_and_leaves_its_name(cluster, tmp_path):
+    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+
+    build("llama").save_pretrained(tmp_path)
+    impossible = TrunkSource(str(tmp_path), SplitPlan(4, 1))
+    with pytest.raises(PlanError, match="leaves none to the trunk"):
+        start_ray_trunk("t", impossible)  # and the next test takes the name
+
+
 def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tmp_path):
     from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
 
@@ -61,6 +91,11 @@ def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tm
     assert torch.equal(far.backward(0, grad), engine.backward(near_token, 0, grad))
     sent = far.meter.total_up
     assert 2 * 2 * 4 * 32 * 4 < sent < 2 * 2 * 4 * 32 * 4 + 1024
+    stats = host.stats()
+    assert (stats.steps, stats.bytes_in) == (1, sent)
+    assert isinstance(host, TrunkHost)
+    with pytest.raises(TrunkError, match="'t'"):
+        start_ray_trunk("t", TrunkSource(str(tmp_path), PLAN))
 
     with pytest.raises(SessionError, match="not open"):
         connect(host.address, token="guess").forward(call)
