@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from atlas_flwr.data.readers import READERS, Reading, Row
+from atlas_flwr.data.definitions import read_definition
+from atlas_flwr.data.readers import Reading, Row
 from atlas_flwr.errors import DataError
 
 __all__ = ["Example", "Task", "load_examples", "load_task", "task_names"]
@@ -49,6 +45,10 @@ class Task:
     above : float, optional
         Labels are numbers: the last class is those above this, the first those below
         ``-above``, and what lies between is left out.
+    max_chars : int
+        Longer texts are cut at the last word that fits; 0 for no limit.
+    description, licence : str
+        For people.
     """
 
     name: str
@@ -58,27 +58,9 @@ class Task:
     balance: bool
     reading: Reading
     above: float | None
-
-
-@dataclass
-class _Schema:
+    max_chars: int = 0
     description: str = ""
     licence: str = ""
-    format: str = MISSING
-    package: str = ""
-    member: str = ""
-    path: str = ""
-    dataset: str = ""
-    split: str = "train"
-    encoding: str = "utf-8"
-    pattern: str = ""
-    text: list[str] = field(default_factory=lambda: ["text"])
-    label: str = "label"
-    labels: dict[str, str] = MISSING
-    template: str = "{text}\nLabel:"
-    balance: bool = False
-    above: float | None = None
-    max_lines: int = 0
 
 
 def task_names() -> list[str]:
@@ -124,8 +106,9 @@ def load_examples(task: Task) -> tuple[Example, ...]:
     found: dict[str, int] = {}
     for row in task.reading.rows():
         label = _class(task, row)
-        if label is not None and row.text.strip():
-            found.setdefault(" ".join(row.text.split()), label)
+        text = _shortened(" ".join(row.text.split()), task.max_chars)
+        if label is not None and text:
+            found.setdefault(text, label)
     examples = tuple(Example(text, label) for text, label in sorted(found.items()))
     present = {example.label for example in examples}
     if len(present) < len(task.labels):
@@ -136,9 +119,15 @@ def load_examples(task: Task) -> tuple[Example, ...]:
     return examples
 
 
+def _shortened(text: str, limit: int) -> str:
+    if not limit or len(text) <= limit:
+        return text
+    return text[: limit + 1].rpartition(" ")[0] or text[:limit]
+
+
 def _class(task: Task, row: Row) -> int | None:
     if task.above is not None:
-        value = float(row.label)
+        value = _number(task, row.label)
         if abs(value) <= task.above:
             return None
         return len(task.labels) - 1 if value > 0 else 0
@@ -150,21 +139,23 @@ def _class(task: Task, row: Row) -> int | None:
     return task.raw_labels.index(row.label)
 
 
-def _parse(name: str, text: str, folder: Path) -> Task:
+def _number(task: Task, label: str) -> float:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(_Schema), OmegaConf.create(text))
-        given: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"task {name}: {reason}; see docs/tasks.md") from None
-    problems = list(_problems(given))
-    if problems:
-        raise DataError(f"task {name}: " + "; ".join(problems))
-    labels: Mapping[str, str] = given.labels
+        return float(label)
+    except ValueError:
+        raise DataError(
+            f"task {task.name}: label {label!r} in {task.reading.where} is not a "
+            "number, which `above` needs"
+        ) from None
+
+
+@lru_cache(maxsize=64)
+def _parse(name: str, text: str, folder: Path) -> Task:
+    given = read_definition(name, text)
     return Task(
         name=name,
-        labels=tuple(labels.values()),
-        raw_labels=tuple(str(raw) for raw in labels),
+        labels=tuple(given.labels.values()),
+        raw_labels=tuple(given.labels),
         template=given.template,
         balance=given.balance,
         reading=Reading(
@@ -179,24 +170,10 @@ def _parse(name: str, text: str, folder: Path) -> Task:
             text=tuple(given.text),
             label=given.label,
             max_lines=given.max_lines,
+            skip_rows=given.skip_rows,
         ),
         above=given.above,
+        max_chars=given.max_chars,
+        description=given.description,
+        licence=given.licence,
     )
-
-
-def _problems(given: Any) -> Iterator[str]:
-    if given.format not in READERS:
-        yield f"format {given.format!r}; allowed: {', '.join(READERS)}"
-    sources = [key for key in ("package", "path", "dataset") if getattr(given, key)]
-    if len(sources) != 1:
-        yield f"give one of package, path, dataset; got {', '.join(sources) or 'none'}"
-    if len(given.labels) < 2:
-        yield f"{len(given.labels)} labels; a classification needs at least 2"
-    if len(set(given.labels.values())) < len(given.labels):
-        yield "two classes have the same word in `labels`"
-    if "{text}" not in given.template:
-        yield "the template has no {text}"
-    elif given.template.rstrip() != given.template:
-        yield "the template ends in white space; the label's word brings its own"
-    if given.format in ("lines", "folder") and "?P<label>" not in given.pattern:
-        yield f"format {given.format} needs a pattern with (?P<label>...)"

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task's YAML file, checked: every problem of it is told at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atlas_flwr.data.readers import READERS
+from atlas_flwr.errors import DataError
+
+__all__ = ["Definition", "read_definition"]
+
+_REQUIRED = ("format", "labels")
+_SOURCES = ("package", "path", "dataset")
+_PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
+
+
+@dataclass
+class Definition:
+    """What a task file may say.
+
+    Attributes
+    ----------
+    description, licence : str
+        For people.
+    format, package, member, path, dataset, split, encoding, pattern, text, label, \
+max_lines, skip_rows
+        See :class:`atlas_flwr.data.readers.Reading`.
+    labels : dict[str, str]
+        What each class is called in the source, to the word that says it. Words that
+        are one token of the model, and differ in it, are learnt fastest.
+    template, balance, above, max_chars
+        See :class:`atlas_flwr.data.Task`.
+    """
+
+    description: str = ""
+    licence: str = ""
+    format: str = MISSING
+    package: str = ""
+    member: str = ""
+    path: str = ""
+    dataset: str = ""
+    split: str = "train"
+    encoding: str = "utf-8-sig"
+    pattern: str = ""
+    text: list[str] = field(default_factory=lambda: ["text"])
+    label: str = "label"
+    labels: dict[str, str] = MISSING
+    template: str = "{text}\nLabel:"
+    balance: bool = False
+    above: float | None = None
+    max_chars: int = 0
+    max_lines: int = 0
+    skip_rows: int = 0
+
+
+def read_definition(name: str, text: str) -> Definition:
+    """Read a task file.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    text : str
+        The file's content.
+
+    Raises
+    ------
+    DataError
+        With all its problems.
+    """
+    given = _mapping(name, text)
+    problems = [*_key_problems(given), *_label_problems(given.get("labels", {}))]
+    values, wrong = _typed(given)
+    problems += wrong
+    if not wrong:
+        problems += _value_problems(values)
+    if problems:
+        raise DataError(
+            f"task {name} has {len(problems)} problem(s), see docs/tasks.md:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+    return values
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"task {name} is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise DataError(
+            f"task {name} is not a mapping of keys to values but "
+            f"{type(given).__name__}; see docs/tasks.md"
+        )
+    return {str(key): value for key, value in given.items()}
+
+
+def _key_problems(given: Mapping[str, Any]) -> Iterator[str]:
+    known = [entry.name for entry in fields(Definition)]
+    for key in given:
+        if key not in known:
+            close = get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else ", ".join(known)
+            yield f"unknown key {key!r}; {hint}"
+    for key in _REQUIRED:
+        if key not in given:
+            yield f"`{key}` is missing"
+
+
+def _label_problems(labels: Any) -> Iterator[str]:
+    """Problems that the schema's conversion to str would hide."""
+    if not isinstance(labels, dict):
+        return
+    for pair in labels.items():
+        for word in pair:
+            if isinstance(word, bool):
+                yield (
+                    "`labels`: YAML takes an unquoted yes, no, on, off, true or false "
+                    f"for the truth value {word}; put it in quotes"
+                )
+
+
+def _typed(given: Mapping[str, Any]) -> tuple[Definition, list[str]]:
+    """Convert value by value, so that one wrong type does not hide the next."""
+    values: Any = OmegaConf.structured(Definition)
+    problems = []
+    for entry in fields(Definition):
+        if entry.name in given:
+            value = _text_keys(given[entry.name])
+            if entry.name == "text" and isinstance(value, str):
+                value = [value]
+            try:
+                values = OmegaConf.merge(values, {entry.name: value})
+            except OmegaConfBaseException as error:
+                problems.append(f"`{entry.name}`: {str(error).partition(chr(10))[0]}")
+        elif entry.name in _REQUIRED:
+            empty = {"format": "", "labels": {}}[entry.name]
+            values = OmegaConf.merge(values, {entry.name: empty})
+    return values, problems
+
+
+def _text_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): content for key, content in value.items()}
+    return value
+
+
+def _value_problems(given: Definition) -> Iterator[str]:
+    if given.format and given.format not in READERS:
+        yield f"format {given.format!r}; allowed: {', '.join(READERS)}"
+    sources = [key for key in _SOURCES if getattr(given, key)]
+    if len(sources) != 1:
+        yield (
+            f"give exactly one of {', '.join(_SOURCES)}; got "
+            f"{', '.join(sources) or 'none'}"
+        )
+    if (given.format == "hub") != bool(given.dataset):
+        yield "`format: hub` and `dataset` go together"
+    yield from _word_problems(given)
+    if given.template.count("{text}") != 1:
+        yield f"the template has {given.template.count('{text}')} {{text}}; exactly 1"
+    if given.template.rstrip() != given.template:
+        yield "the template ends in white space; the label's word brings its own"
+    yield from _pattern_problems(given)
+
+
+def _word_problems(given: Definition) -> Iterator[str]:
+    words = list(given.labels.values())
+    if given.labels and len(words) < 2:
+        yield f"{len(words)} labels; a classification needs at least 2"
+    if given.above is not None and len(words) != 2:
+        yield f"`above` makes two classes; `labels` has {len(words)}"
+    if any(word != word.strip() or not word for word in words):
+        yield "a word in `labels` is empty, or has white space around it"
+    if len(set(words)) < len(words):
+        yield "two classes have the same word in `labels`"
+
+
+def _pattern_problems(given: Definition) -> Iterator[str]:
+    try:
+        groups = re.compile(given.pattern).groupindex
+    except re.error as error:
+        yield f"`pattern` is not a regular expression: {error}"
+        return
+    for group in _PATTERN_GROUPS.get(given.format, ()):
+        if group not in groups:
+            yield f"format {given.format} needs a pattern with (?P<{group}>...)"
