@@ -114,7 +114,8 @@ class CausalCollator(Collator):
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
         self._tokenizer = tokenizer
         before, after = task.template.split("{text}")
-        self._before, self._after = self._ids(before), self._ids(after)
+        self._before = _start(tokenizer) + self._ids(before)
+        self._after = self._ids(after)
         self._words = [self._ids(f" {word}") for word in task.labels]
         self._room = max_length - len(self._before) - len(self._after)
         if self._room < 1:
@@ -129,9 +130,8 @@ class CausalCollator(Collator):
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
         """Collate examples."""
         words = [[] if prompt else self._words[e.label] for e in examples]
-        rows = [
-            self._prompt(e.text) + word for e, word in zip(examples, words, strict=True)
-        ]
+        prompts = self._prompts([e.text for e in examples])
+        rows = [begun + word for begun, word in zip(prompts, words, strict=True)]
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), self._pad)
         mask = torch.zeros_like(ids)
@@ -150,8 +150,11 @@ class CausalCollator(Collator):
             logits_to_keep=max(map(len, words)) + 1,
         )
 
-    def _prompt(self, text: str) -> list[int]:
-        return self._before + self._ids(text)[: self._room] + self._after
+    def _prompts(self, texts: list[str]) -> list[list[int]]:
+        made = self._tokenizer(texts, add_special_tokens=False, verbose=False)
+        return [
+            self._before + ids[: self._room] + self._after for ids in made["input_ids"]
+        ]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -213,6 +216,12 @@ def in_order(
     by_length = sorted(examples, key=lambda example: len(example.text))
     for start in range(0, len(by_length), batch_size):
         yield collate(by_length[start : start + batch_size], prompt=True)
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """Return the token that this tokenizer begins every text with, if any."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[:1] if ids[0] == tokenizer.bos_token_id else []
 
 
 def _first_tokens(task: Task, words: Sequence[Sequence[int]]) -> list[int]:

