@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""client_apps."""
+"""Flower's ClientApp, and what it does for each message."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""server_apps."""
+"""Flower's ServerApp: a run, from its configuration to its folder."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train."""
+"""A client's training: its model, a step, a round, evaluation."""
