@@ -20,7 +20,13 @@ from transformers import PreTrainedModel
 
 from atlas_flwr.errors import PlanError
 
-__all__ = ["blocks_name", "bypass_embeddings", "bypass_norm", "slice_blocks"]
+__all__ = [
+    "around_blocks",
+    "blocks_name",
+    "bypass_embeddings",
+    "bypass_norm",
+    "slice_blocks",
+]
 
 
 class PassedThrough(nn.Module):
@@ -62,7 +68,12 @@ def blocks_name(model: PreTrainedModel) -> str:
     PlanError
         If there is no such list, or more than one (encoder-decoder models).
     """
-    count = model.config.get_text_config().num_hidden_layers
+    if model.config.get_text_config() is not model.config:
+        raise PlanError(
+            f"{type(model).__name__} is more than a language model; cut the language "
+            "model in it alone"
+        )
+    count = model.config.num_hidden_layers
     lists = [
         name
         for name, module in model.named_modules()
@@ -91,6 +102,8 @@ def slice_blocks(model: PreTrainedModel, blocks: str, start: int, stop: int) -> 
     setattr(holder, last, nn.ModuleList(kept[start:stop]))
     config: Any = copy.deepcopy(model.config)
     for name, value in list(vars(config).items()):
+        if name.endswith("_token_id") or name == "architectures":
+            continue
         if isinstance(value, list | tuple) and len(value) == count:
             setattr(config, name, list(value[start:stop]))
     config.num_hidden_layers = stop - start
@@ -101,41 +114,36 @@ def slice_blocks(model: PreTrainedModel, blocks: str, start: int, stop: int) -> 
 
 def bypass_embeddings(model: PreTrainedModel, blocks: str) -> None:
     """Replace what comes before the first block, so that hidden states pass through."""
-    owner, _, _ = blocks.rpartition(".")
     table = _base(model).get_input_embeddings()
-    for parent, name, child in _around_blocks(model, owner, blocks):
-        if child is table:
+    beside = list(around_blocks(model, blocks))
+    homes = [parent for parent, _, child in beside if child is table]
+    for parent, name, child in beside:
+        inside = [n for n, module in child.named_modules() if module is table]
+        if isinstance(child, nn.Embedding) and child is not table:
+            if parent in homes:  # others are relative positions, used in the blocks
+                setattr(parent, name, NoPosition())
+        elif inside and child is not table:
+            setattr(parent, name, PassedThrough(inside[0]))
+        elif inside or _is_entry(name, child, table):
             setattr(parent, name, nn.Identity())
-        elif isinstance(child, nn.Embedding):
-            setattr(parent, name, NoPosition())
-        elif found := [n for n, module in child.named_modules() if module is table]:
-            setattr(parent, name, PassedThrough(found[0]))
-        elif isinstance(child, nn.Dropout):
-            setattr(parent, name, nn.Dropout(0.0))
-        elif _is_norm(child) and "emb" in name:
-            setattr(parent, name, nn.Identity())
-        elif isinstance(child, nn.Linear):
-            raise PlanError(
-                f"{type(model).__name__} projects its embeddings ({name}); models "
-                "whose embeddings are not as wide as their blocks cannot be cut"
-            )
 
 
 def bypass_norm(model: PreTrainedModel, blocks: str) -> None:
-    """Replace what comes after the last block: the final norm and the pooler."""
-    owner, _, _ = blocks.rpartition(".")
-    for parent, name, child in _around_blocks(model, owner, blocks):
+    """Replace what comes after the last block: final norm, projection and pooler."""
+    table = _base(model).get_input_embeddings()
+    for parent, name, child in around_blocks(model, blocks):
         if name == "pooler":
             setattr(parent, name, None)
-        elif _is_norm(child) and "emb" not in name:
+        elif _is_exit(name, child, table):
             setattr(parent, name, nn.Identity())
 
 
-def _around_blocks(
-    model: PreTrainedModel, owner: str, blocks: str
+def around_blocks(
+    model: PreTrainedModel, blocks: str
 ) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Yield (parent, name, child) beside the way from the base model to the blocks."""
     base = _base(model)
+    owner, _, _ = blocks.rpartition(".")
     for parent in _path(model, owner):
         if parent is model and parent is not base:
             continue  # the head of the whole model (lm_head, classifier) is beyond
@@ -156,6 +164,24 @@ def _base(model: PreTrainedModel) -> PreTrainedModel:
     base = model.base_model
     assert isinstance(base, PreTrainedModel)
     return base
+
+
+def _is_entry(name: str, child: nn.Module, table: Any) -> bool:
+    if isinstance(child, nn.Linear):
+        return _widens(child, table)
+    return isinstance(child, nn.Dropout) or (_is_norm(child) and "emb" in name)
+
+
+def _is_exit(name: str, child: nn.Module, table: Any) -> bool:
+    if isinstance(child, nn.Linear):
+        return not _widens(child, table)
+    return _is_norm(child) and "emb" not in name
+
+
+def _widens(linear: nn.Linear, table: Any) -> bool:
+    """Tell whether a projection leads from the embeddings to the blocks."""
+    width = getattr(table, "embedding_dim", None)
+    return linear.in_features == width and linear.out_features != width
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from atlas_flwr.split.anatomy import (
 from atlas_flwr.split.filling import fill
 from atlas_flwr.split.part import PartInfo, mark_part, part_info, whole_config
 from atlas_flwr.split.plan import SplitPlan
+from atlas_flwr.split.rehearsal import rehearse
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
 from atlas_flwr.types import Side
 
@@ -145,27 +147,18 @@ def load_parts(
         setattr(config, key, value)
     if dtype is not None:
         config.dtype = dtype  # buffers computed from the configuration follow it
-    whole = skeleton(cls, config)
+    make = partial(skeleton, cls, config)
+    whole = make()
     blocks = blocks_name(whole)
     count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
     plan.check(count)
-    if isinstance(model_or_path, PreTrainedModel):
-        source: TensorSource = ModelTensors(model_or_path, dtype, device)
-        _refuse_strangers(source, whole)
-    else:
-        source = CheckpointTensors(model_or_path, whole, dtype, device)
-    ends = {
-        Side.HEAD: (0, plan.head),
-        Side.TRUNK: (plan.head, count - (plan.tail or 0)),
-        Side.TAIL: (count - (plan.tail or 0), count),
-    }
+    ends = _ends(plan, count)
+    rehearse(make, blocks, ends.values())
+    source = _source(model_or_path, whole, dtype, device)
     made: dict[Side, nn.Module] = {}
-    for side in sides:
-        if side is Side.TAIL and plan.tail is None:
-            continue
+    for side in [side for side in sides if side in ends]:
         start, stop = ends[side]
-        empty = skeleton(cls, config)
-        part = _cut(empty, PartInfo(side, "", blocks, start, stop, count))
+        part = _cut(make(), PartInfo(side, "", blocks, start, stop, count))
         fill(part, source, whole, seed)
         made[side] = part.eval()
     if Side.HEAD in made:
@@ -202,6 +195,30 @@ def trunk_view(trunk: PreTrainedModel, start: int, stop: int) -> PreTrainedModel
     new = replace(info, prefix=prefix, start=start, stop=stop)
     mark_part(view, new, whole_config(trunk))
     return view
+
+
+def _ends(plan: SplitPlan, count: int) -> dict[Side, tuple[int, int]]:
+    """Return the first block and the end of each part that there is."""
+    middle = plan.trunk_range(count)
+    ends = {
+        Side.HEAD: (0, middle.start),
+        Side.TRUNK: (middle.start, middle.stop),
+        Side.TAIL: (middle.stop, count),
+    }
+    return {side: end for side, end in ends.items() if len(range(*end))}
+
+
+def _source(
+    model_or_path: PreTrainedModel | str | Path,
+    whole: PreTrainedModel,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> TensorSource:
+    if not isinstance(model_or_path, PreTrainedModel):
+        return CheckpointTensors(model_or_path, whole, dtype, device)
+    source = ModelTensors(model_or_path, dtype, device)
+    _refuse_strangers(source, whole)
+    return source
 
 
 def _generation(model_or_path: PreTrainedModel | str | Path) -> Any:

@@ -228,6 +228,10 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         generate: Any = GenerationMixin.generate
         return generate(self, *args, **{**kwargs, "use_cache": False})
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # the parts have checked theirs
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the head's table of embeddings."""
         table = self.head.get_input_embeddings()
