@@ -12,6 +12,7 @@ only. The mean of the factors, mean(B) mean(A), is another matrix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,24 +48,20 @@ def concatenate(
     Raises
     ------
     AdapterError
-        If there is none, the counts differ, or a shape differs: naming which.
+        If there is none, the counts differ, a weight is not finite, or a shape
+        differs: naming which.
     """
     if not factors or len(factors) != len(weights):
         raise AdapterError(
             f"{len(factors)} adapters and {len(weights)} weights: there must be at "
             "least one, and one weight for each"
         )
-    shape = factors[0].shape
-    for index, found in enumerate(factors):
-        if found.shape != shape:
-            raise AdapterError(
-                f"adapter {index} is of a layer of shape {found.shape}, adapter 0 of "
-                f"{shape}: only adapters of one layer can be added"
-            )
+    _refuse_unlike(factors, weights)
     scaled = [
         (p * f.scale) * f.A.detach() for p, f in zip(weights, factors, strict=True)
     ]
-    return LoraFactors(torch.cat(scaled, 0), torch.cat([f.B for f in factors], 1), 1.0)
+    columns = [f.B.detach() for f in factors]
+    return LoraFactors(torch.cat(scaled, 0), torch.cat(columns, 1), 1.0)
 
 
 def recompress(
@@ -84,7 +81,7 @@ def recompress(
         is exact, and its further directions, A's rows orthogonal to the others and B's
         columns zero, are free to be trained.
     scale : float
-        Scale of the result.
+        Scale of the result, not 0.
     balanced : bool
         Where the singular values go. By default all into B, while A's rows keep the
         norm of LoRA's initialisation: after a round Delta W is small, and an A as
@@ -94,13 +91,15 @@ def recompress(
     Raises
     ------
     AdapterError
-        If the rank is impossible.
+        If the rank is impossible, the scale is 0, or the factors are not finite.
     """
     m, n = factors.shape
     if not 1 <= rank <= min(m, n):
         raise AdapterError(
             f"rank {rank} for a layer of shape {(m, n)}; allowed: 1 to {min(m, n)}"
         )
+    if scale == 0:
+        raise AdapterError("scale 0 cannot carry an adapter; give it a value > 0")
     U, S, V = _thin_svd(factors)
     kept = min(rank, len(S))
     left = torch.zeros(m, rank, dtype=U.dtype, device=U.device)
@@ -123,8 +122,23 @@ def spectral_error(factors: LoraFactors, rank: int) -> float:
     return (float(S[rank:].square().sum()) / total) ** 0.5 if total else 0.0
 
 
+def _refuse_unlike(factors: Sequence[LoraFactors], weights: Sequence[float]) -> None:
+    shape = factors[0].shape
+    for index, (found, weight) in enumerate(zip(factors, weights, strict=True)):
+        if found.shape != shape:
+            raise AdapterError(
+                f"adapter {index} is of a layer of shape {found.shape}, adapter 0 of "
+                f"{shape}: only adapters of one layer can be added"
+            )
+        if not math.isfinite(weight):
+            raise AdapterError(
+                f"adapter {index} has weight {weight}; it must be finite"
+            )
+
+
 def _thin_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
     """SVD of scale * B @ A, in float64: U (m, k), S (k,), V (n, k)."""
+    factors.check_finite(f"a layer of shape {factors.shape}")
     B, A = factors.B.detach().double(), factors.A.detach().double()
     Qb, Rb = torch.linalg.qr(B)
     Qa, Ra = torch.linalg.qr(A.T)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,8 @@ class LoraFactors:
     Raises
     ------
     AdapterError
-        If A and B are not matrices with the same rank of at least 1.
+        If A and B are not matrices with the same rank of at least 1, or the scale is
+        not finite.
     """
 
     A: Tensor
@@ -43,6 +45,8 @@ class LoraFactors:
                 f"LoRA factors A {a} and B {b}: A must be (r, n) and B (m, r) with the "
                 "same r >= 1; were they swapped or transposed?"
             )
+        if not math.isfinite(self.scale):
+            raise AdapterError(f"LoRA scale {self.scale}; it must be a finite number")
 
     @property
     def rank(self) -> int:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import LoraFactors, concatenate, recompress, spectral_error
-from atlas_flwr.lora.algebra import INITIAL_ROW_NORM
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora import LoraFactors, concatenate, recompress, spectral_error
+from atlas_flwr.lora.algebra import INITIAL_ROW_NORM
 
 SIDES = st.integers(3, 24)
 RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
@@ -147,3 +148,79 @@ def test_an_impossible_rank_is_refused(rank):
 def test_factors_that_do_not_fit_each_other_are_refused(a, b):
     with pytest.raises(AdapterError, match="same r >= 1"):
         LoraFactors(torch.zeros(a), torch.zeros(b))
+
+
+@given(SIDES, SIDES, RANKS, st.randoms())
+def test_the_order_of_the_adapters_does_not_matter(m, n, ranks, random):
+    many = [(factors(m, n, r, i), 0.1 + i) for i, r in enumerate(ranks)]
+    shuffled = list(many)
+    random.shuffle(shuffled)
+    one = concatenate(*zip(*many, strict=True))
+    other = concatenate(*zip(*shuffled, strict=True))
+    close(one.delta(), other.delta())
+
+
+@given(SIDES, SIDES, st.integers(1, 6), st.integers(0, 99))
+def test_a_balanced_recompression_has_the_smallest_norms(m, n, rank, seed):
+    one = factors(m, n, rank, seed)
+    rank = min(rank, m, n)
+    even = recompress(one, rank, balanced=True)
+    close(even.A.norm(dim=1), even.B.norm(dim=0))
+    # ||A||^2 + ||B||^2 >= 2 ||B A||_* with equality when they are balanced.
+    nuclear = torch.linalg.svdvals(even.delta().double()).sum()
+    close(even.A.square().sum() + even.B.square().sum(), 2 * nuclear)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_recompression_keeps_the_dtype(dtype):
+    one = factors(9, 8, 3, 1).to(dtype=dtype)
+    got = recompress(one, 5)
+    assert got.A.dtype == got.B.dtype == dtype
+    expected, found = one.to(dtype=torch.float64), got.to(dtype=torch.float64)
+    error = (found.delta() - expected.delta()).norm() / expected.delta().norm()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("spread", [1e-12, 1e-4, 1e6])
+def test_tiny_and_large_products_are_kept_relatively(spread):
+    one = factors(9, 8, 3, 1)
+    one = LoraFactors(one.A, spread * one.B, 0.5)
+    got = recompress(one, 3)
+    error = (got.delta() - one.delta()).norm() / one.delta().norm()
+    assert error < 1e-5
+
+
+def test_a_zero_product_still_has_directions_to_train():
+    got = recompress(LoraFactors(torch.zeros(2, 8), torch.zeros(9, 2)), 4)
+    assert not got.B.any()
+    assert torch.linalg.matrix_rank(got.A) == 4
+
+
+def test_a_sum_is_cut_off_from_the_graph_of_its_parts():
+    one = factors(4, 5, 2, 0)
+    trained = LoraFactors(one.A.requires_grad_(), one.B.requires_grad_(), 1.0)
+    for got in (concatenate([trained], [1.0]), recompress(trained, 2)):
+        assert not got.A.requires_grad
+        assert not got.B.requires_grad
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(value):
+    one = factors(4, 5, 2, 0)
+    with pytest.raises(AdapterError, match="adapter 1 has weight"):
+        concatenate([one, one], [1.0, value])
+    with pytest.raises(AdapterError, match="scale"):
+        LoraFactors(one.A, one.B, value)
+    bad = LoraFactors(one.A, torch.full_like(one.B, value))
+    with pytest.raises(AdapterError, match="NaN or infinity"):
+        recompress(bad, 2)
+    with pytest.raises(AdapterError, match="'q_proj' has NaN"):
+        bad.check_finite("q_proj")
+
+
+def test_a_scale_of_zero_cannot_carry_an_adapter():
+    one = factors(4, 5, 2, 0)
+    with pytest.raises(AdapterError, match="scale 0"):
+        recompress(one, 2, scale=0.0)
+    with pytest.raises(AdapterError, match="scale 0"):
+        one.with_scale(0.0)
