@@ -27,7 +27,7 @@ def linear_names(module: nn.Module, targets: Sequence[str] = ALL_LINEAR) -> list
     """List the linear layers inside the model's blocks, by their names in ``module``.
 
     Embeddings, LM heads, poolers and classifiers lie outside the blocks and are left
-    alone.
+    alone. A layer has the same name with an adapter on it as without.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def linear_names(module: nn.Module, targets: Sequence[str] = ALL_LINEAR) -> list
     """
     found = [
         name
-        for name, layer in module.named_modules()
+        for name, layer in _bare_modules(module)
         if isinstance(layer, nn.Linear | Conv1D) and _IN_BLOCK.search(name)
     ]
     if tuple(targets) == ALL_LINEAR:
@@ -66,27 +66,24 @@ def attach(module: nn.Module, ranks: Mapping[str, int], alpha: float) -> None:
     module : nn.Module
         Changed in place; :func:`detach` restores it.
     ranks : Mapping[str, int]
-        Rank by the layer's name in ``module``. Empty attaches nothing.
+        Rank by the layer's name in ``module``; at rank 0 it stays bare.
     alpha : float
         Each layer's product is scaled by alpha / rank.
 
     Raises
     ------
     AdapterError
-        If a name is no linear layer of the module, or adapters are there already.
+        If a name is no linear layer of the module, a rank is below 0, or adapters are
+        there already.
     """
     if any(True for _ in _layers(module)):
         raise AdapterError("the module has adapters already; detach() them first")
     module.requires_grad_(False)
+    layers = dict(module.named_modules())
+    _refuse_odd(layers, ranks)
+    ranks = {name: rank for name, rank in ranks.items() if rank}
     if not ranks:
         return
-    layers = dict(module.named_modules())
-    unknown = [name for name in ranks if name not in layers]
-    if unknown:
-        raise AdapterError(
-            f"{len(unknown)} of {len(ranks)} layers are not in this module, the first: "
-            f"{unknown[0]!r}"
-        )
     by_rank: dict[int, list[str]] = {}
     for name, rank in ranks.items():
         by_rank.setdefault(rank, []).append(name)
@@ -145,6 +142,20 @@ def detach(module: nn.Module) -> None:
         del module.peft_config
 
 
+def _refuse_odd(layers: Mapping[str, nn.Module], ranks: Mapping[str, int]) -> None:
+    unknown = [
+        name for name in ranks if not isinstance(layers.get(name), nn.Linear | Conv1D)
+    ]
+    if unknown:
+        raise AdapterError(
+            f"{len(unknown)} of {len(ranks)} layers are no linear layers of this "
+            f"module, the first: {unknown[0]!r}; see linear_names()"
+        )
+    for name, rank in ranks.items():
+        if rank < 0:
+            raise AdapterError(f"layer {name!r}: rank {rank}; allowed: 0 (none) and up")
+
+
 def _load_one(name: str, layer: Any, given: LoraFactors) -> None:
     A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
     if A.shape != given.A.shape or B.shape != given.B.shape:
@@ -162,3 +173,12 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer
+
+
+def _bare_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Walk the modules as they were before any adapter was attached."""
+    adapted = {name: layer.get_base_layer() for name, layer in _layers(module)}
+    inside = tuple(f"{name}." for name in adapted)
+    for name, found in module.named_modules():
+        if not name.startswith(inside):
+            yield name, adapted.get(name, found)

@@ -2,20 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import (
-    AdapterState,
     LoraFactors,
     attach,
     detach,
     extract,
-    initial_factors,
     linear_names,
     load,
-    save_peft,
 )
-from peft import PeftModel
-from tests.families import CLASSES, build
+from tests.families import build
 
 
 def ranks(model):
@@ -70,6 +67,43 @@ def test_only_adapters_are_trainable():
     assert all("lora_" in name for name in trained)
 
 
+def test_a_layer_of_rank_0_stays_bare():
+    model = build("llama")
+    first, second = linear_names(model)[:2]
+    attach(model, {first: 0, second: 2}, 6.0)
+    assert [*extract(model)] == [second]
+    assert isinstance(model.get_submodule(first), torch.nn.Linear)
+
+
+def test_targets_have_the_same_names_with_adapters_on():
+    model = build("gpt2")
+    names = linear_names(model)
+    attach(model, ranks(model), 6.0)
+    assert linear_names(model) == names
+
+
+def blocks(**extra):
+    inside = torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 4)})
+    return torch.nn.ModuleDict({"layers": torch.nn.ModuleList([inside]), **extra})
+
+
+def test_a_layer_whose_name_ends_as_anothers_keeps_its_own_rank():
+    model = blocks(inner=blocks())
+    asked = {"layers.0.fc": 1, "inner.layers.0.fc": 3}
+    attach(model, asked, 6.0)
+    assert {name: f.rank for name, f in extract(model).items()} == asked
+
+
+def test_extracted_factors_do_not_follow_the_training():
+    model = build("llama")
+    attach(model, {linear_names(model)[0]: 2}, 6.0)
+    (before,) = extract(model).values()
+    for parameter in model.parameters():
+        parameter.data.add_(1.0)
+    assert not before.B.any()
+    assert not before.B.requires_grad
+
+
 def test_heads_and_embeddings_are_no_targets():
     names = linear_names(build("bert"))
     assert not [n for n in names if "classifier" in n or "pooler" in n]
@@ -93,57 +127,8 @@ def test_what_does_not_fit_is_refused_by_name():
         load(model, {**found, name: short})
     with pytest.raises(AdapterError, match="detach"):
         attach(model, {name: 2}, 6.0)
-
-
-def test_initial_adapters_are_nested_over_ranks():
-    big = initial_factors("x", (5, 700), 8, alpha=16, seed=3)
-    small = initial_factors("x", (5, 700), 3, alpha=16, seed=3)
-    assert torch.equal(big.A[:3], small.A)
-    assert not big.B.any()
-    assert (small.scale, big.scale) == (16 / 3, 2)
-
-
-def test_initial_adapters_differ_by_layer_and_seed_and_spread_as_kaiming():
-    one = initial_factors("x", (5, 400), 8, alpha=16, seed=3)
-    assert not torch.equal(one.A, initial_factors("y", (5, 400), 8, alpha=1, seed=3).A)
-    assert not torch.equal(one.A, initial_factors("x", (5, 400), 8, alpha=1, seed=4).A)
-    assert one.A.abs().max() <= 400**-0.5
-    assert float(one.A.std()) == pytest.approx((3 * 400) ** -0.5, rel=0.05)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_peft_loads_what_is_saved_and_computes_the_same(family, tmp_path):
-    model = build(family)
-    model.save_pretrained(tmp_path / "whole")
-    attach(model, ranks(model), 6.0)
-    drawn = {
-        name: LoraFactors(torch.randn_like(f.A), 0.1 * torch.randn_like(f.B), 0.4)
-        for name, f in extract(model).items()
-    }
-    load(model, drawn)
-    dense = {}
-    if family == "bert":
-        with torch.no_grad():
-            model.classifier.weight.normal_()
-        dense = {
-            "classifier.weight": model.classifier.weight.detach().numpy(),
-            "classifier.bias": model.classifier.bias.detach().numpy(),
-        }
-    save_peft(
-        tmp_path / "adapter",
-        AdapterState(drawn, dense),
-        base_model=str(tmp_path / "whole"),
-        causal=family != "bert",
-    )
-    extra = {"num_labels": CLASSES} if family == "bert" else {}
-    whole = type(model).from_pretrained(tmp_path / "whole", **extra)
-    loaded = PeftModel.from_pretrained(whole, str(tmp_path / "adapter")).eval()
-    ids = torch.randint(3, 61, (2, 9))
-    torch.testing.assert_close(
-        loaded(input_ids=ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_an_empty_adapter_is_not_saved(tmp_path):
-    with pytest.raises(AdapterError, match="no adapter"):
-        save_peft(tmp_path, AdapterState(), base_model="x", causal=True)
+    with pytest.raises(AdapterError, match="rank -1"):
+        attach(build("llama"), {name: -1}, 6.0)
+    for odd in ("nowhere", "model.embed_tokens"):
+        with pytest.raises(AdapterError, match=f"{odd}.*linear_names"):
+            attach(build("llama"), {odd: 2}, 6.0)
