@@ -18,6 +18,7 @@ from atlas_flwr.lora.state import AdapterState
 __all__ = ["save_peft"]
 
 _BASE = "base_model.model."
+_HEADS = ("classifier.", "score.")
 
 
 def save_peft(
@@ -77,4 +78,10 @@ def _config(state: AdapterState, base_model: str, causal: bool) -> LoraConfig:
 
 
 def _owners(dense: Mapping[str, object]) -> list[str]:
-    return sorted({key.rpartition(".")[0] for key in dense})
+    """Name the modules to save, none inside another.
+
+    PEFT adds a sequence classifier's head on its own, whole; RoBERTa's has layers in
+    it, which must not be named again.
+    """
+    owners = (key.rpartition(".")[0] for key in dense)
+    return sorted({o.split(".")[0] if o.startswith(_HEADS) else o for o in owners})

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters read back from a folder in PEFT's format, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+from torch import Tensor
+
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora.factors import LoraFactors
+from atlas_flwr.lora.state import AdapterState
+
+__all__ = ["load_peft"]
+
+_BASE = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+def load_peft(folder: Path | str) -> AdapterState:
+    """Read ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Parameters
+    ----------
+    folder : Path or str
+        Written by :func:`~atlas_flwr.lora.save_peft` or by PEFT itself.
+
+    Returns
+    -------
+    AdapterState
+        Factors by the layer's name in the whole model, at the scale that PEFT applies;
+        PEFT's ``modules_to_save`` as dense float32 arrays.
+
+    Raises
+    ------
+    AdapterError
+        If a file is missing, or the adapter is not LoRA on linear layers alone.
+    """
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise AdapterError(f"{folder}: no {name}; is it a folder in PEFT's format?")
+    config = _lora_config(folder)
+    tensors = {
+        key.removeprefix(_BASE): value
+        for key, value in load_file(folder / "adapter_model.safetensors").items()
+    }
+    layers = sorted(key.removesuffix(_A) for key in tensors if key.endswith(_A))
+    factors = {name: _factors(name, tensors, config) for name in layers}
+    dense = {k: v for k, v in tensors.items() if not k.endswith((_A, _B))}
+    strange = sorted(key for key in dense if ".lora_" in key)
+    if strange:
+        raise AdapterError(f"{folder}: {strange[0]!r} is not LoRA of a linear layer")
+    return AdapterState(factors, {k: v.float().numpy() for k, v in dense.items()})
+
+
+def _lora_config(folder: Path) -> LoraConfig:
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise AdapterError(f"{folder}: adapters of type {config.peft_type}; only LORA")
+    more = [name for name in ("use_dora", "lora_bias") if getattr(config, name)]
+    more += ["bias"] if config.bias != "none" else []
+    if more:
+        raise AdapterError(
+            f"{folder}: trained with {', '.join(more)}, which A and B alone cannot "
+            "express"
+        )
+    return config
+
+
+def _factors(
+    name: str, tensors: Mapping[str, Tensor], config: LoraConfig
+) -> LoraFactors:
+    if name + _B not in tensors:
+        raise AdapterError(f"layer {name!r}: {_A[1:]} without {_B[1:]}")
+    A, B = tensors[name + _A], tensors[name + _B]
+    alphas = config.alpha_pattern or {}
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
+    rank = A.shape[0]
+    return LoraFactors(A, B, alpha / (rank**0.5 if config.use_rslora else rank))
