@@ -62,7 +62,7 @@ def cluster(
     max_k: int = 8,
     seed: int = 0,
 ) -> Clusters:
-    """Cluster fingerprints.
+    """Cluster fingerprints, in whatever order they come.
 
     Parameters
     ----------
@@ -85,20 +85,23 @@ def cluster(
         raise DataError(f"points of shape {points.shape}: (n, dim), n >= 1, all finite")
     if k is not None and not 1 <= k <= len(points):
         raise DataError(f"k={k} clusters of {len(points)} points; allowed: 1 to n")
-    mean = points.mean(0)
-    rows = _directions(points - mean)
+    # k-means starts from rows drawn by number: a fixed order of rows, that of their
+    # values, gives the same clusters whoever answered first.
+    order = np.lexsort(points.T[::-1])
+    mean = points[order].mean(0)
+    rows = _directions(points[order] - mean)
     if k is None:
         k = _choose(rows, min(max_k, len(points) - 1), seed)
-    labels, centroids = _kmeans(rows, k, seed)
-    return Clusters(labels, centroids, mean, k, _silhouette(rows, labels))
+    found, centroids = _kmeans(rows, k, seed)
+    silhouette = _silhouette(rows, found)
+    labels, centroids = _renumbered(found[np.argsort(order)], centroids)
+    return Clusters(labels, centroids, mean, k, silhouette)
 
 
 def _choose(rows: NDArray[np.float64], max_k: int, seed: int) -> int:
-    k, score, labels = _best(rows, max_k, seed)
+    k, score, inside = _best(rows, max_k, seed)
     if k == 1:
         return 1
-    centroids = np.stack([rows[labels == label].mean(0) for label in range(k)])
-    inside = rows - centroids[labels]
     rng = np.random.default_rng(seed)
     null = (
         _best(_structureless(inside, rng), max_k, seed, restarts=3)[1]
@@ -109,17 +112,16 @@ def _choose(rows: NDArray[np.float64], max_k: int, seed: int) -> int:
 
 def _best(
     rows: NDArray[np.float64], max_k: int, seed: int, restarts: int = _RESTARTS
-) -> tuple[int, float, NDArray[np.int64]]:
-    """Return the k of the best silhouette, which that is, and its labels."""
-    best, score = 1, 0.0
-    labels = np.zeros(len(rows), np.int64)
+) -> tuple[int, float, NDArray[np.float64]]:
+    """Return the k of the best silhouette, which that is, and what it leaves over."""
+    best, score, inside = 1, 0.0, rows
     distinct = len(np.unique(rows.round(9), axis=0))
     for k in range(2, min(max_k, distinct) + 1):
-        tried, _ = _kmeans(rows, k, seed, restarts)
-        found = _silhouette(rows, tried)
+        labels, centroids = _kmeans(rows, k, seed, restarts)
+        found = _silhouette(rows, labels)
         if found is not None and found > score:
-            best, score, labels = k, found, tried
-    return best, score, labels
+            best, score, inside = k, found, rows - centroids[labels]
+    return best, score, inside
 
 
 def _structureless(
@@ -135,11 +137,18 @@ def _structureless(
 def _kmeans(
     rows: NDArray[np.float64], k: int, seed: int, restarts: int = _RESTARTS
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    found = KMeans(k, n_init=restarts, random_state=seed % 2**32).fit(rows)
-    order = list(dict.fromkeys(found.labels_.tolist()))
-    order += [label for label in range(k) if label not in order]
-    renumbered = np.array([order.index(label) for label in found.labels_], np.int64)
-    return renumbered, np.asarray(found.cluster_centers_, np.float64)[order]
+    kmeans = KMeans(k, n_init=restarts, random_state=seed % 2**32)  # pyright: ignore[reportArgumentType]
+    labels = np.asarray(kmeans.fit_predict(rows), np.int64)
+    return labels, np.asarray(kmeans.cluster_centers_, np.float64)
+
+
+def _renumbered(
+    labels: NDArray[np.int64], centroids: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Number the clusters in order of first appearance, those without points last."""
+    order = list(dict.fromkeys(labels.tolist()))
+    order += [label for label in range(len(centroids)) if label not in order]
+    return np.argsort(order)[labels], centroids[order]
 
 
 def _silhouette(rows: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
