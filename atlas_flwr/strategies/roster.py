@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from atlas_flwr.errors import AtlasError
 from atlas_flwr.log import log
 
 __all__ = ["DESCRIBE", "PROFILE_KEY", "Profile", "Roster"]
@@ -80,6 +81,11 @@ class Roster:
         """Ask the nodes that have not been asked before.
 
         Nodes that fail to answer keep no profile and are asked again next time.
+
+        Raises
+        ------
+        AtlasError
+            If none has ever answered: there is nobody to wait for.
         """
         unseen = [node for node in node_ids if node not in self.profiles]
         if not self.ask:
@@ -89,6 +95,7 @@ class Roster:
         messages = [Message(content, node, DESCRIBE) for node in unseen]
         if not messages:
             return
+        reason = "no reply came in time"
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             node = reply.metadata.src_node_id
             if reply.has_error():
@@ -97,6 +104,11 @@ class Roster:
                 continue
             record = reply.content.config_records[PROFILE_KEY]
             self.profiles[node] = Profile.from_record(record)
+        if not self.profiles:
+            raise AtlasError(
+                f"none of {len(messages)} clients could describe itself; one of them: "
+                f"{reason.strip()}"
+            )
 
     def order(self, node_ids: Iterable[int]) -> list[int]:
         """Sort the nodes that have a profile by their client's id."""

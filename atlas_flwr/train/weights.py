@@ -24,6 +24,7 @@ from atlas_flwr.lora import linear_names
 from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name
 from atlas_flwr.split.cut import skeleton
+from atlas_flwr.split.tensors import CheckpointTensors
 from atlas_flwr.types import Side
 
 __all__ = ["ModelFiles"]
@@ -110,15 +111,24 @@ class ModelFiles:
         return Outline(skeleton(self.auto_class, config))
 
     def dense(self) -> dict[str, NDArray[np.float32]]:
-        """Initial values of what is trained in full: a classifier; else nothing."""
+        """Initial values of what is trained in full: a classifier; else nothing.
+
+        A pooler that the checkpoint lacks is new, too, and no adapter could stand for
+        it.
+        """
         if not self.classes:
             return {}
         tail = self.parts(SplitPlan(1, 1), sides=(Side.TAIL,)).tail
+        stored = CheckpointTensors(self.source.path, self.outline().model).names
         prefix = f"{tail.base_model_prefix}."
-        return {
-            part_info(tail).global_name(name): value.detach().float().cpu().numpy()
+        named = {
+            part_info(tail).global_name(name): value
             for name, value in tail.named_parameters()
-            if not name.startswith(prefix)
+        }
+        return {
+            name: value.detach().float().cpu().numpy()
+            for name, value in named.items()
+            if not name.startswith(prefix) or name not in stored
         }
 
 

@@ -209,13 +209,24 @@ def _own_dense(
                 f"array {key!r} of shape {value.shape} is no parameter of this slice "
                 "of the trunk; arrays belong to the side that ends the model"
             )
-    own = copy.copy(view)
-    own._modules = dict(view._modules)
-    for top in {key.partition(".")[0] for key in arrays}:
-        own._modules[top] = copy.deepcopy(getattr(view, top))
+    own = _twin(view)
+    for owner in {key.rpartition(".")[0] for key in arrays}:
+        *way, last = owner.split(".")
+        here = own
+        for step in way:  # what is not trained stays shared
+            here._modules[step] = _twin(getattr(here, step))
+            here = getattr(here, step)
+        here._modules[last] = copy.deepcopy(getattr(here, last))
     parameters = dict(own.named_parameters())
     dense = {key: parameters[key].requires_grad_(True) for key in arrays}
     with torch.no_grad():
         for key, value in arrays.items():
             dense[key].copy_(torch.from_numpy(np.asarray(value)))
     return own, dense
+
+
+def _twin(module: Any) -> Any:
+    """Copy a module, but none of those in it."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin

@@ -11,7 +11,9 @@ from flwr.app import MessageType
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from atlas_flwr.budget import client_memory
 from atlas_flwr.client_apps.app import app
+from atlas_flwr.config import load_config
 from atlas_flwr.data import (
     CausalCollator,
     ClassifierCollator,
@@ -27,6 +29,7 @@ from atlas_flwr.server_apps.checkpoint import load_checkpoint
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from atlas_flwr.train.evaluation import evaluate
+from atlas_flwr.train.weights import ModelFiles
 
 NODES = 4
 BASE = {
@@ -168,18 +171,32 @@ def test_exported_adapters_on_the_whole_model_score_as_the_split_run_did(
         assert found.loss == pytest.approx(last[0]["loss"], rel=1e-4)
 
 
+def sizes_of(*choices):
+    """Budgets that just hold the given (head, rank)."""
+    config = load_config(BASE)
+    architecture = ModelFiles.of(config).outline().architecture(config.target_list)
+    return [
+        client_memory(
+            architecture, head=head, tail=1, rank=rank, batch=8, length=48
+        ).total
+        for head, rank in choices
+    ]
+
+
 def test_devices_get_the_ranks_and_cuts_that_they_hold(tmp_path):
-    sizes = "1620KiB,1700KiB,2200KiB,64MiB"
-    folder = run(tmp_path, devices=sizes, device_order="cycle", num_rounds=1)
+    choices = (1, 2), (1, 4), (1, 8), (3, 8)
+    devices = ",".join(f"{size}B" for size in sizes_of(*choices))
+    folder = run(tmp_path, devices=devices, device_order="cycle", num_rounds=1)
     told = summary(folder)
-    heads = [int(told["plans"][str(c)].split("/")[0]) for c in range(NODES)]
-    assert heads == sorted(heads)
-    assert heads[0] < heads[-1]
+    for client, (head, rank) in enumerate(choices):
+        assert told["plans"][str(client)] == f"{head}/1"
+        assert told["ranks"][str(client)] == rank
     assert math.isfinite(told["per_round"][-1]["mean_loss"])
 
 
 def test_a_device_that_holds_nothing_is_told_what_would_do(tmp_path):
-    with pytest.raises(AtlasError, match=r"takes 1\.\d MiB"):
+    least = sizes_of((1, 2))[0] / 2**20
+    with pytest.raises(AtlasError, match=f"takes {least:.1f} MiB"):
         run(tmp_path, devices="100KiB")
 
 
