@@ -1,7 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where text and weights come from, and how they become batches."""
 
+from typing import TYPE_CHECKING
+
 from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.data.batches import (
+        Batch,
+        CausalCollator,
+        ClassifierCollator,
+        Collator,
+        in_order,
+        sample_batches,
+    )
+    from atlas_flwr.data.cache import cache_folder
+    from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
+    from atlas_flwr.data.preparation import prepare
+    from atlas_flwr.data.shards import Shard, majority_accuracy, make_shard
+    from atlas_flwr.data.tasks import (
+        Example,
+        Task,
+        load_examples,
+        load_task,
+        task_names,
+    )
 
 __all__ = [
     "Batch",

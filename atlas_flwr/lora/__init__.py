@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapter algebra: attach, concatenate, recompress, export."""
 
+from typing import TYPE_CHECKING
+
 from atlas_flwr._lazy import attach as _attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.lora.algebra import concatenate, recompress, spectral_error
+    from atlas_flwr.lora.attachment import attach, detach, extract, linear_names, load
+    from atlas_flwr.lora.export import save_peft
+    from atlas_flwr.lora.exported import load_peft
+    from atlas_flwr.lora.factors import LoraFactors
+    from atlas_flwr.lora.initial import initial_factors
+    from atlas_flwr.lora.state import AdapterState
 
 __all__ = [
     "AdapterState",

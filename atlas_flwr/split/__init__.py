@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cut: plan, partition, crossing, split model."""
 
+from typing import TYPE_CHECKING
+
 from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.split.cut import Parts, load_parts, partition, trunk_view
+    from atlas_flwr.split.model import SplitModel
+    from atlas_flwr.split.part import PartInfo, part_info
+    from atlas_flwr.split.plan import SplitPlan, legal_plans
 
 __all__ = [
     "PartInfo",

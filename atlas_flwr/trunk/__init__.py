@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trunk: engine, sessions, and the transports that reach them."""
 
+from typing import TYPE_CHECKING
+
 from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.trunk.engine import TrunkEngine
+    from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
+    from atlas_flwr.trunk.host import TrunkHost, TrunkStats
+    from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, serve_local
+    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.session import SessionSpec
+    from atlas_flwr.trunk.table import Limits
+    from atlas_flwr.trunk.transports import connect
 
 __all__ = [
     "EngineTrunk",
