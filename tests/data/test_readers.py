@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas_flwr.data.readers import READERS, Reading, Row
+from atlas_flwr.errors import DataError
+
+_ROWS = [Row('it\'s, "so" said', "a"), Row("línea\u2028dos", "b")]
+
+
+def _records() -> list[dict[str, str]]:
+    return [{"text": row.text, "label": row.label, "id": "7"} for row in _ROWS]
+
+
+def _csv(path: Path) -> None:
+    path.write_text('text,label\n"it\'s, ""so"" said",a\nlínea\u2028dos,b\n')
+
+
+def _tsv(path: Path) -> None:
+    path.write_text('text\tlabel\nit\'s, "so" said\ta\nlínea\u2028dos\tb\n')
+
+
+def _jsonl(path: Path) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) for record in _records()]
+    path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\n", encoding="utf-8")
+
+
+def _parquet(path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(_records()), path)
+
+
+def _lines(path: Path) -> None:
+    path.write_text("".join(f"{row.label}|{row.text}\n" for row in _ROWS))
+
+
+def _folder(path: Path) -> None:
+    for i, row in enumerate(_ROWS):
+        (path / row.label).mkdir(parents=True)
+        (path / row.label / f"{i}.txt").write_text(row.text)
+    (path / "README").write_text("not a text")
+
+
+_WRITERS = {
+    "csv": _csv,
+    "folder": _folder,
+    "jsonl": _jsonl,
+    "lines": _lines,
+    "parquet": _parquet,
+    "tsv": _tsv,
+}
+_PATTERNS = {
+    "lines": r"(?P<label>\w+)\|(?P<text>.*)",
+    "folder": r"(?P<label>\w+)/\d+\.txt$",
+}
+
+
+def _read(name: str, path: Path, **more: Any) -> list[Row]:
+    pattern = _PATTERNS.get(name, "")
+    return list(Reading(format=name, path=str(path), pattern=pattern, **more).rows())
+
+
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"hub"}))
+def test_every_format_gives_back_the_rows_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    _WRITERS[name](path)
+    read = _read(name, path)
+    if name == "folder":  # takes a text's lines together
+        read = [Row(row.text.replace(" dos", "\u2028dos"), row.label) for row in read]
+    assert read == _ROWS
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)))
+def test_json_lines_give_back_any_text(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("json") / "rows.jsonl"
+    lines = [
+        json.dumps({"text": text, "label": 1}, ensure_ascii=False) for text in texts
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8", newline="")
+    assert _read("jsonl", path) == [Row(text, "1") for text in texts]
+
+
+def test_fields_are_joined_in_the_order_asked(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "rows")
+    read = _read("jsonl", tmp_path / "rows", text=("id", "text"), label="id")
+    assert read[0] == Row('7 it\'s, "so" said', "7")
+
+
+def test_rows_below_the_header_can_be_skipped(tmp_path: Path) -> None:
+    (tmp_path / "rows.tab").write_text("text\tlabel\nstring\td\nclass\t\n\nwords\ta\n")
+    assert _read("tsv", tmp_path / "rows.tab", skip_rows=2) == [Row("words", "a")]
+
+
+def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_text("Title\n\nFirst.\nSecond.")
+    assert _read("folder", tmp_path, max_lines=3) == [Row("Title First.", "a")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("csv", b"text,topic\nx,y\n", "'label'; its fields are text, topic"),
+        ("csv", b"text,label\nonly text\n", "without 'label'"),
+        ("csv", b"text,label\n" + b"x" * 140_000, "after line 1"),
+        ("jsonl", b'{"text": "x", "label": 1}\n{"text"', "line 2"),
+        ("jsonl", b"[1]", "line 1: not a JSON object"),
+        ("lines", b"a|b\nnothing\n", "line 2: 'nothing'"),
+        ("parquet", b"PAR?", "is not Parquet"),
+        ("tsv", b"text\tlabel\nl\xednea\ta", "latin-1"),
+    ],
+)
+def test_a_damaged_file_is_told_with_its_place(
+    name: str, content: bytes, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        _read(name, path)
+    assert told in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        _read("csv", tmp_path / "none.csv")
+
+
+def test_a_dataset_of_a_hub_is_read_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def load_dataset(name: str, split: str) -> list[dict[str, Any]]:
+        asked.append((name, split))
+        return [{"text": "some", "label": 3}]
+
+    library = types.ModuleType("datasets")
+    vars(library)["load_dataset"] = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    reading = Reading(format="hub", dataset="some/set", split="validation")
+    assert list(reading.rows()) == [Row("some", "3")]
+    assert asked == [("some/set", "validation")]
+
+
+def test_without_the_library_for_hubs_its_installation_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="pip install datasets"):
+        list(Reading(format="hub", dataset="some/set").rows())
