@@ -157,7 +157,7 @@ def _delimited(dialect: type[csv.Dialect]) -> Callable[[Reading], Iterator[Row]]
         try:
             yield from reading.picked(islice(table, reading.skip_rows, None))
         except csv.Error as error:
-            where = f"{reading.where}, line {table.line_num}"
+            where = f"{reading.where}, after line {table.line_num}"
             raise DataError(f"{where}: {error}") from None
 
     return read
