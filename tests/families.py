@@ -142,7 +142,7 @@ def build(family: str) -> Any:
 
 
 def batch(family: str, pad: str = "") -> dict[str, torch.Tensor]:
-    """Make a random batch of 3 texts of 12 tokens; ``pad`` is left, right or nothing."""
+    """Make a random batch of 3 texts of 12 tokens, padded left, right or not."""
     _, config = FAMILIES[family]
     ids = torch.randint(3, 61, (3, 12))
     mask = torch.ones_like(ids)

@@ -6,7 +6,7 @@ Bytes, for a head of h and a tail of t blocks, ranks r, batch B, length T::
     weights      b (embeddings + output + (h + t) block)    b bytes a frozen weight
     adapters     16 sum r (d_in + d_out)       value, gradient and Adam's two moments
     activations  4 B T (h + t) (14 d + 5 w)    d hidden, w the widest layer
-    logits       12 B K V                      K positions of V: logits, softmax, gradient
+    logits       12 B K V     K positions: logits, softmax and gradient of each
 """
 
 from __future__ import annotations

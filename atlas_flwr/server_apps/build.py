@@ -15,11 +15,11 @@ from atlas_flwr.config import RunConfig
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.report.events import Event
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.atlas import Assigned, Atlas
+from atlas_flwr.strategies.atlas import Atlas
 from atlas_flwr.strategies.centralized import Centralized
 from atlas_flwr.strategies.local import Local
 from atlas_flwr.strategies.records import write_state
-from atlas_flwr.strategies.roster import Profile, Roster
+from atlas_flwr.strategies.roster import Assigned, Profile, Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import ModelFiles, Outline

@@ -174,7 +174,7 @@ class Recorder:
 
 def _nobody(exchange: Exchange) -> AtlasError:
     """Where no client at all can do its work, no later round will be better."""
-    reasons = [r.error.reason for r in exchange.replies if r.has_error()]
+    reasons = [str(r.error.reason) for r in exchange.replies if r.has_error()]
     first = reasons[0].strip() if reasons else "no reply came within round-timeout"
     return AtlasError(
         f"all {exchange.sent} clients failed in {exchange.kind!r} before the first "

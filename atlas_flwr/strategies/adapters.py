@@ -63,6 +63,11 @@ class ClusterAdapters:
         return self._initial
 
     @property
+    def initial_rank(self) -> int:
+        """The largest rank of the initial arrays."""
+        return max((f.rank for f in self.initial.factors.values()), default=1)
+
+    @property
     def overall(self) -> AdapterState:
         """All clients' adapters together, at the initial rank."""
         return self._overall or self.initial

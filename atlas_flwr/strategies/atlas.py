@@ -12,7 +12,6 @@ concatenated, never averaged factor by factor (see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
 
@@ -33,36 +32,19 @@ from atlas_flwr.errors import AdapterError, SessionError
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.report.events import Clustered, Event
-from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.adapters import ClusterAdapters
 from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution
 from atlas_flwr.strategies.discovery import CLUSTERINGS, Discovery
+from atlas_flwr.strategies.fingerprints import ask_fingerprints
 from atlas_flwr.strategies.replies import check_trained, records_of, update_sketch
-from atlas_flwr.strategies.roster import Profile, Roster
+from atlas_flwr.strategies.roster import Assigned, Profile, Roster
 from atlas_flwr.strategies.sampling import draw, sample_size
 from atlas_flwr.strategies.sessions import TrunkSessions
 
-__all__ = ["Assigned", "Atlas"]
+__all__ = ["Atlas"]
 
-FINGERPRINT = "query.fingerprint"
 FINGERPRINTS = ("updates", "gradients")
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """What phase 2 gives a client.
-
-    Attributes
-    ----------
-    rank : int
-        LoRA rank of all its layers, on its own side and on the trunk.
-    plan : SplitPlan, optional
-        Its cut; ``None`` where it trains the whole model.
-    """
-
-    rank: int
-    plan: SplitPlan | None = None
 
 
 class Atlas(FedAvg):
@@ -81,24 +63,20 @@ class Atlas(FedAvg):
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in :class:`flwr.serverapp.strategy.FedAvg`.
     lora_alpha : float, optional
-        The clients' LoRA alpha, so that a factor of rank r is scaled by alpha / r.
-        Needed only where ranks differ.
+        The clients' LoRA alpha (scale alpha / r); needed only where ranks differ.
     fingerprints : str
-        ``"updates"``: sketch each client's first adapter update, which asks nothing of
-        the clients. ``"gradients"``: ask them with ``query.fingerprint`` before they
-        train, as ATLAS's own ClientApp understands.
+        ``"updates"``: sketch each client's first update, which asks nothing of it.
+        ``"gradients"``: ask with ``query.fingerprint``, which ATLAS's clients know.
     clustering : str
         ``"kmeans"`` or ``"none"``.
     num_clusters : int, optional
-        Give it where it is known: choosing it is the hardest part. ``None`` chooses.
+        Give it where it is known; ``None`` chooses.
     max_clusters : int
         Largest number to choose from.
     recluster_every : int
-        Rounds between clusterings with all sketches known by then; 0 for never.
-        Adapters follow their members.
+        Rounds between clusterings; 0 for never. Adapters follow their members.
     aggregation : str
-        ``"concat"`` is exact; ``"mean"`` averages factors; ``"none"`` leaves each
-        client its own. The latter two are there to be compared with.
+        ``"concat"`` is exact. To compare: ``"mean"`` of factors; ``"none"`` at all.
     max_rank : int
         A cluster's adapters are kept exactly up to this rank.
     assign : Callable[[Profile], Assigned], optional
@@ -193,8 +171,8 @@ class Atlas(FedAvg):
         found = self.discovery
         log(INFO, "\t├──> ATLAS settings:")
         log(INFO, "\t│\t├── Fingerprints from: %s", self.fingerprints)
-        log(INFO, "\t│\t├── Clustering: %s", found.method)
-        log(INFO, "\t│\t├── Clusters: %s", found.num_clusters or "chosen")
+        clusters = found.num_clusters or "as many as are seen"
+        log(INFO, "\t│\t├── Clustering: %s, %s", found.method, clusters)
         log(INFO, "\t│\t├── Split: %s", "yes" if self.sessions else "no")
         log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
         super().summary()
@@ -215,8 +193,6 @@ class Atlas(FedAvg):
         self.adapters.restore(arrays, values)
         sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
         self.discovery.restore(sketches, values["fitted-on"])
-
-    # --- training --------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -335,8 +311,6 @@ class Atlas(FedAvg):
             self.sessions.close_all()
             self.sessions.host.ping()
 
-    # --- discovery -------------------------------------------------------------------
-
     def _group(self, client: str) -> str | None:
         if self.aggregation == "none":
             return client
@@ -356,33 +330,12 @@ class Atlas(FedAvg):
         self, server_round: int, nodes: list[int], config: ConfigRecord, grid: Grid
     ) -> None:
         unknown = [n for n in nodes if not self.discovery.knows(self.roster.client(n))]
-        if not unknown:
-            return
-        messages = [self._fingerprint_message(server_round, n, config) for n in unknown]
-        replies = grid.send_and_receive(messages, timeout=self.roster.timeout)
-        for reply in self.roster.sorted_replies(replies):
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                reason = reply.error.reason
-                log(WARNING, "node %d sent no fingerprint: %s", node, reason)
-                continue
-            array = next(iter(reply.content.array_records.values()))["sketch"]
-            self.discovery.add(self.roster.client(node), array.numpy())
-        self._end_sessions()
-
-    def _fingerprint_message(
-        self, server_round: int, node: int, config: ConfigRecord
-    ) -> Message:
-        entries = ConfigRecord(dict(config))
-        entries["server-round"] = server_round
-        if self.sessions is not None:
-            # One cut for all, so that every sketch is of the same tensors.
-            plan = SplitPlan(head=1, tail=1)
-            entries["plan"] = str(plan)
-            entries["trunk-address"] = self.sessions.address
-            client = self.roster.client(node)
-            entries["trunk-token"] = self.sessions.open(client, plan, AdapterState())
-        return Message(RecordDict({self.configrecord_key: entries}), node, FINGERPRINT)
+        if unknown:
+            entries = ConfigRecord({**config, "server-round": server_round})
+            found = ask_fingerprints(grid, unknown, entries, self.roster, self.sessions)
+            for client, sketch in found.items():
+                self.discovery.add(client, sketch)
+            self._end_sessions()
 
     def _cluster(self, server_round: int) -> None:
         due = self.recluster_every and (server_round - 1) % self.recluster_every == 0
@@ -406,8 +359,6 @@ class Atlas(FedAvg):
                 start = self._sent[message.metadata.src_node_id]
                 self.discovery.add(part.client, update_sketch(start, part.state))
         self._cluster(server_round)
-
-    # --- evaluation ------------------------------------------------------------------
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -433,8 +384,7 @@ class Atlas(FedAvg):
         return self._message(MessageType.EVALUATE, server_round, node, state, config)
 
     def _unsplit_rank(self, given: Assigned | None) -> int:
-        ranks = (f.rank for f in self.adapters.initial.factors.values())
-        return given.rank if given else max(ranks, default=1)
+        return given.rank if given else self.adapters.initial_rank
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

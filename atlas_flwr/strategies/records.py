@@ -139,8 +139,8 @@ class Layout:
         for name, factors in state.factors.items():
             layer = self.layers[name]
             scaled = factors.with_scale(self.scale(factors.rank))
-            for key, value in zip(layer.keys, (scaled.A, scaled.B), strict=True):
-                out[key] = Array(np.ascontiguousarray(value.numpy(), layer.dtype))
+            for key, factor in zip(layer.keys, (scaled.A, scaled.B), strict=True):
+                out[key] = Array(np.ascontiguousarray(factor.numpy(), layer.dtype))
         for key, value in state.dense.items():
             out[key] = Array(np.ascontiguousarray(value, self.dense[key][1]))
         return ArrayRecord(out)

@@ -16,8 +16,9 @@ from flwr.serverapp import Grid
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.log import log
+from atlas_flwr.split import SplitPlan
 
-__all__ = ["DESCRIBE", "PROFILE_KEY", "Profile", "Roster"]
+__all__ = ["DESCRIBE", "PROFILE_KEY", "Assigned", "Profile", "Roster"]
 
 DESCRIBE = "query.describe"
 PROFILE_KEY = "profile"
@@ -56,6 +57,22 @@ class Profile:
             memory=int(str(record["memory"])) or None,
             task=str(record["task"]),
         )
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What phase 2 gives a client.
+
+    Attributes
+    ----------
+    rank : int
+        LoRA rank of all its layers, on its own side and on the trunk.
+    plan : SplitPlan, optional
+        Its cut; ``None`` where it trains the whole model.
+    """
+
+    rank: int
+    plan: SplitPlan | None = None
 
 
 @dataclass
@@ -99,7 +116,7 @@ class Roster:
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                reason = reply.error.reason
+                reason = str(reply.error.reason)
                 log(_WARNING, "node %d did not describe itself: %s", node, reason)
                 continue
             record = reply.content.config_records[PROFILE_KEY]

@@ -54,6 +54,6 @@ def sketch_gradients(
         for key, parameter in model.named_parameters()
         if "lora_B" in key and parameter.grad is not None
     }
-    sketch = fingerprint(gradients, dim=dim, seed=seed)
+    sketch: NDArray[np.float32] = fingerprint(gradients, dim=dim, seed=seed)
     model.zero_grad()
     return sketch
