@@ -72,7 +72,7 @@ class Atlas(FedAvg):
     num_clusters : int, optional
         Give it where it is known; ``None`` chooses.
     max_clusters : int
-        Largest number to choose from.
+        Most to choose.
     recluster_every : int
         Rounds between clusterings; 0 for never. Adapters follow their members.
     aggregation : str
@@ -80,15 +80,15 @@ class Atlas(FedAvg):
     max_rank : int
         A cluster's adapters are kept exactly up to this rank.
     assign : Callable[[Profile], Assigned], optional
-        Phase 2. ``None``: everyone at the rank of the initial arrays, unsplit.
+        Phase 2. ``None``: everyone unsplit, at the initial arrays' rank.
     sessions : TrunkSessions, optional
         The trunk, for split clients.
     roster : Roster, optional
-        Who the clients are; ``None``: node ids are their names.
+        Who the clients are; by default, node ids are their names.
     seed : int
         Draws the sampled nodes and seeds k-means.
     on_event : Callable[[Event], None], optional
-        Receives :class:`~atlas_flwr.report.Clustered` when it happens.
+        Receives :class:`~atlas_flwr.report.Clustered`.
     """
 
     def __init__(

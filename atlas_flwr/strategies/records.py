@@ -141,8 +141,8 @@ class Layout:
             scaled = factors.with_scale(self.scale(factors.rank))
             for key, factor in zip(layer.keys, (scaled.A, scaled.B), strict=True):
                 out[key] = Array(np.ascontiguousarray(factor.numpy(), layer.dtype))
-        for key, value in state.dense.items():
-            out[key] = Array(np.ascontiguousarray(value, self.dense[key][1]))
+        for key, array in state.dense.items():
+            out[key] = Array(np.ascontiguousarray(array, self.dense[key][1]))
         return ArrayRecord(out)
 
     def scale(self, rank: int) -> float:

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from atlas_flwr.data import Batch
+from atlas_flwr.errors import AtlasError
+from atlas_flwr.seeds import derive_seed
+from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.train.evaluation import evaluate
+from atlas_flwr.train.loop import train
+from atlas_flwr.train.memory import PeakMeter
+from atlas_flwr.train.step import batch_loss
+from atlas_flwr.trunk import LocalTrunk
+from atlas_flwr.types import OptimizerSpec
+from tests.families import build
+
+
+def causal_batch(keep=3):
+    ids = torch.randint(3, 61, (4, 10))
+    labels = torch.full_like(ids, -100)
+    labels[:, -keep + 1 :] = ids[:, -keep + 1 :]
+    return Batch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=labels,
+        targets=torch.zeros(4, dtype=torch.long),
+        logits_to_keep=keep,
+    )
+
+
+def test_the_loss_of_kept_positions_is_hugging_faces_loss():
+    model, batch = build("llama"), causal_batch()
+    expected = model(input_ids=batch.input_ids, labels=batch.labels).loss
+    torch.testing.assert_close(batch_loss(model, batch), expected)
+
+
+@pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, None)], ids=str)
+def test_split_and_whole_models_have_the_same_loss(plan):
+    model, batch = build("llama"), causal_batch()
+    parts = partition(model, plan)
+    split = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk))
+    torch.testing.assert_close(batch_loss(split, batch), batch_loss(model, batch))
+
+
+def weights_after(mu, steps=3):
+    torch.manual_seed(0)
+    model = build("llama")
+    start = [p.detach().clone() for p in model.parameters()]
+    torch.manual_seed(1)
+    batches = [causal_batch() for _ in range(steps)]
+    train(model, batches, OptimizerSpec(lr=1e-2), proximal_mu=mu)
+    moved = [p.detach() - p0 for p, p0 in zip(model.parameters(), start, strict=True)]
+    return sum(float(m.square().sum()) for m in moved)
+
+
+def test_the_proximal_term_holds_the_weights_back():
+    free, held = weights_after(0.0), weights_after(1000.0)
+    assert held < 0.9 * free
+
+
+def test_the_first_step_does_not_feel_the_proximal_term():
+    assert weights_after(0.0, steps=1) == pytest.approx(weights_after(5.0, steps=1))
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_advice():
+    model = build("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(AtlasError, match="learning-rate"):
+        train(model, [causal_batch()], OptimizerSpec())
+
+
+def test_accuracy_is_that_of_the_best_label_alone():
+    class Fixed(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, logits_to_keep):
+            logits = torch.zeros(len(input_ids), 1, 10)
+            logits[:, 0, 9] = 5.0  # the likeliest token is no label
+            logits[:, 0, 4] = 1.0
+            return type("Out", (), {"logits": logits})
+
+    batch = Batch(
+        input_ids=torch.zeros(4, 2, dtype=torch.long),
+        attention_mask=torch.ones(4, 2, dtype=torch.long),
+        labels=torch.full((4, 2), -100),
+        targets=torch.tensor([0, 1, 1, 0]),
+        logits_to_keep=1,
+    )
+    found = evaluate(Fixed(), [batch], label_ids=[4, 7])
+    assert found.accuracy == 0.5
+    assert found.examples == 4
+    logits = torch.zeros(10)
+    logits[9], logits[4] = 5.0, 1.0
+    chance = torch.log_softmax(logits, 0)
+    expected = -(2 * chance[4] + 2 * chance[7]) / 4
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_of_a_block_is_its_own_even_after_a_larger_one():
+    def peak(mib):
+        with PeakMeter() as meter:
+            block = torch.ones(mib * 2**18)
+            del block
+        return meter.peak_bytes / 2**20
+
+    assert peak(200) == pytest.approx(200, abs=20)
+    assert peak(50) == pytest.approx(50, abs=20)
+
+
+def test_derived_seeds_differ_by_every_name_and_stay_the_same():
+    seeds = {derive_seed(s, n, r) for s in range(5) for n in "ab" for r in range(5)}
+    assert len(seeds) == 50
+    assert derive_seed(0, "train", 1) == derive_seed(0, "train", "1")
+    assert derive_seed(1, "ab", "c") != derive_seed(1, "a", "bc")
