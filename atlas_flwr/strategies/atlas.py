@@ -88,7 +88,7 @@ class Atlas(FedAvg):
     seed : int
         Draws the sampled nodes and seeds k-means.
     on_event : Callable[[Event], None], optional
-        Receives :class:`~atlas_flwr.report.Clustered`.
+        Told of new clusters.
     """
 
     def __init__(
@@ -303,8 +303,7 @@ class Atlas(FedAvg):
         return Contribution(client, weight, state)
 
     def _has_session(self, node: int) -> bool:
-        given = self._assignment(node)
-        return given is not None and given.plan is not None
+        return bool((given := self._assignment(node)) and given.plan)
 
     def _end_sessions(self) -> None:
         if self.sessions is not None:
