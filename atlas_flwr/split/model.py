@@ -225,7 +225,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the unsplit model does, one crossing a token."""
-        generate: Any = GenerationMixin.generate
+        generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
         return generate(self, *args, **{**kwargs, "use_cache": False})
 
     @classmethod
