@@ -105,10 +105,7 @@ class ModelFiles:
 
     def outline(self) -> Outline:
         """Build the model without memory for its weights, and read its shapes."""
-        config = AutoConfig.from_pretrained(self.source.path)
-        for key, value in self.overrides.items():
-            setattr(config, key, value)
-        return Outline(skeleton(self.auto_class, config))
+        return Outline.of(self.source.path, self.auto_class, self.overrides)
 
     def dense(self) -> dict[str, NDArray[np.float32]]:
         """Initial values of what is trained in full: a classifier; else nothing.
@@ -143,6 +140,19 @@ class Outline:
     """
 
     model: Any
+
+    @classmethod
+    def of(
+        cls,
+        path: str,
+        auto_class: Any = AutoModelForCausalLM,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Outline:
+        """Read a model's configuration, and build it on the meta device."""
+        config = AutoConfig.from_pretrained(path)
+        for key, value in (overrides or {}).items():
+            setattr(config, key, value)
+        return cls(skeleton(auto_class, config))
 
     @property
     def blocks(self) -> str:

@@ -1,0 +1,1 @@
+"""Split fine-tuning on Flower, in two short files."""
