@@ -9,7 +9,7 @@
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_CONFIG ?= devices='192MiB,240MiB,384MiB'
+DEMO_CONFIG ?= devices='192MiB,240MiB,384MiB' test-examples=32
 COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
 
 BIN := $(VENV)/bin
@@ -64,7 +64,7 @@ demo: $(VENV)/.installed ## Fine-tune SmolLM2-135M with eight clients, each with
 
 quick: $(VENV)/.installed ## The same with MiniLM, in a minute or two
 	$(BIN)/atlas-flwr fetch --model minilm
-	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "model='minilm'"
+	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "model='minilm' num-clusters=4 fingerprint-batches=8"
 
 compare: $(VENV)/.installed ## Compare ATLAS with FedAvg and no federation; takes a while
 	$(BIN)/atlas-flwr fetch
