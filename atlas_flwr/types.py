@@ -118,8 +118,8 @@ class TrunkClient(ABC):
         """Back-propagate d loss / d output, shape (B, T, D), of an earlier forward.
 
         The trunk's adapters take their optimiser step. Returns d loss / d hidden, shape
-        (B, T, D). A repeated call with the same step answers the same again, without a
-        second optimiser step.
+        (B, T, D). Where an answer can be lost on the way, a trunk that is asked again
+        answers the same again, without a second optimiser step.
         """
 
     @abstractmethod

@@ -79,7 +79,8 @@ REFUSED = [
     (
         {"strategy": "fedavgg"},
         "strategy='fedavgg': must be one of atlas, fedavg, fedprox, local, "
-        "centralized; did you mean fedavg?",
+        "centralized, flexlora, flora, hetlora, hsplitlora, mira, oracle, splitlora; "
+        "did you mean fedavg?",
     ),
     ({"trunk": "grpc"}, "trunk='grpc': must be one of ray, local"),
     ({"num-rounds": 0}, "num-rounds=0: must be at least 1"),
@@ -113,7 +114,10 @@ REFUSED = [
     ({"strategy": "local", "cut": "2/1"}, "cut='2/1': strategy='local' does not read"),
     ({"proximal-mu": 0.2}, "proximal-mu=0.2: strategy='atlas' does not read it, only"),
     ({"strategy": "fedprox", "proximal-mu": 0.0}, "fedprox without its pull is fedavg"),
-    ({"aggregation": "mean"}, "factors of different ranks have no mean; set ranks="),
+    (
+        {"dtype": "bfloat16"},
+        "what is folded into dtype='bfloat16' is lost",
+    ),
     ({"train-examples": 4}, "batch-size=8: a client has only train-examples=4"),
     ({"dtype": "float16"}, "CPUs train in float32 or bfloat16"),
     ({"run-name": "../up"}, "run-name='../up': must be a plain folder name"),
@@ -157,10 +161,10 @@ ACCEPTED = [
     {"lora-ranks": 4},
     {"learning-rate": 1},
     {"ranks": "uniform", "aggregation": "mean"},
-    {"aggregation": "mean", "lora-ranks": "8"},
+    {"aggregation": "truncate", "dtype": "bfloat16"},
     {"strategy": "fedavg", "devices": "1GiB", "lora-rank": 4},
     {"train-examples": 0},
-    {"dtype": "float16", "device": "cuda"},
+    {"dtype": "float16", "device": "cuda", "aggregation": "truncate"},
     {"lora-targets": "q_proj, v_proj"},
 ]
 

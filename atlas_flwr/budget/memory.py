@@ -70,7 +70,8 @@ def client_memory(
     *,
     head: int,
     tail: int | None,
-    rank: int,
+    rank: int = 0,
+    ranks: Mapping[tuple[int, str], int] | None = None,
     batch: int,
     length: int,
     logits_to_keep: int = 2,
@@ -98,7 +99,9 @@ def client_memory(
     ends_here = tail is not None
     output = a.output_params if ends_here else 0
     weights = dtype_bytes * (a.embedding_params + output + blocks * a.block_params)
-    sides = sum(min(rank, m, n) * (m + n) for m, n in a.adapted.values())
+    sides = sum(min(rank, m, n) * (m + n) for m, n in a.adapted.values()) * blocks
+    if ranks is not None:
+        sides = sum(r * sum(a.adapted[name]) for (_, name), r in ranks.items())
     activations = 4 * batch * length * blocks * (14 * a.hidden + 5 * a.widest)
     logits = 12 * batch * logits_to_keep * a.vocabulary if ends_here else 0
-    return MemoryEstimate(weights, 16 * blocks * sides, activations, logits)
+    return MemoryEstimate(weights, 16 * sides, activations, logits)

@@ -19,6 +19,7 @@ VERBS: Mapping[str, str] = {
     "doctor": "check this machine: packages, memory, Flower, what is downloaded",
     "fetch": "download and convert a model and tasks, so that runs start at once",
     "config": "show every configuration key with its default and advice",
+    "plan": "show the cut, ranks, memory and time that devices would get",
     "run": "run the app in a simulation on a SuperLink of its own",
     "report": "rebuild a run's summary and page from its events",
     "compare": "run strategies over seeds, or take finished runs, and compare them",

@@ -36,9 +36,10 @@ def fingerprint(message: Message, context: Context) -> Message:
     """Send the sketch of this client's gradients at the shared start."""
     from atlas_flwr.client_apps.work import Work
 
-    sketch = Work.of(message, context).fingerprint()
-    record = ArrayRecord({"sketch": Array(sketch)})
-    return Message(RecordDict({"fingerprint": record}), reply_to=message)
+    sketch, importance = Work.of(message, context).fingerprint()
+    content = RecordDict({"fingerprint": ArrayRecord({"sketch": Array(sketch)})})
+    content["importance"] = MetricRecord(dict(importance))
+    return Message(content, reply_to=message)
 
 
 @app.train()

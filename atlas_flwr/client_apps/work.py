@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -27,9 +27,10 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.strategies.fingerprints import IMPORTANCE_KEY
 from atlas_flwr.strategies.records import Layout
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
@@ -102,29 +103,46 @@ class Work:
         plan = self.entries.get("plan")
         return None if plan is None else SplitPlan.parse(str(plan))
 
-    def fingerprint(self) -> NDArray[np.float32]:
-        """Sketch the gradients of head and tail at the shared start."""
+    @property
+    def scaling(self) -> Scaling:
+        """LoRA's scaling."""
+        return Scaling(self.config.lora_alpha, self.config.use_rslora)
+
+    def fingerprint(self) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """Sketch the gradients of head and tail at the shared start.
+
+        Returns
+        -------
+        tuple[NDArray, dict[str, float]]
+            The sketch, and how much the loss depends on each layer on this client, if
+            the server asked for that.
+        """
         config, shard = self.config, self.me.shard(self.config)
         batches = sample_batches(
             shard.train,
             self._collator(shard.task),
             batch_size=config.batch_size,
             steps=config.fingerprint_batches,
-            seed=derive_seed(config.seed, "fingerprint", self.me.index),
+            seed=derive_seed(config.seed, "fingerprint", self.me.index, self.round),
         )
-        with self._model(self._fingerprint_state()) as adapted:
-            return sketch_gradients(
+        probe = ImportanceProbe()
+        with ExitStack() as stack:
+            adapted = stack.enter_context(self._model(self._fingerprint_state()))
+            if self.entries.get(IMPORTANCE_KEY):
+                stack.enter_context(adapted.probing(probe))
+            sketch = sketch_gradients(
                 adapted.model,
                 batches,
                 name=adapted.parameter_name,
                 dim=config.fingerprint_dim,
                 seed=config.seed,
             )
+        return sketch, probe.means()
 
     def train(self) -> tuple[ArrayRecord, Metrics]:
         """Train some local steps; return the client's arrays and metrics."""
         config = self.config
-        layout = Layout.of(self.arrays, config.lora_alpha)
+        layout = Layout.of(self.arrays, self.scaling)
         state = layout.read(self.arrays, "server")
         batches, examples = self._train_batches()
         started = time.monotonic()
@@ -152,7 +170,7 @@ class Work:
     def evaluate(self) -> Metrics:
         """Score the adapters on the client's test examples."""
         config, shard = self.config, self.me.shard(self.config)
-        layout = Layout.of(self.arrays, config.lora_alpha)
+        layout = Layout.of(self.arrays, self.scaling)
         collate = self._collator(shard.task)
         with self._model(layout.read(self.arrays, "server")) as adapted:
             found = evaluate(
@@ -170,9 +188,8 @@ class Work:
 
     @contextmanager
     def _model(self, state: AdapterState) -> Iterator[ClientModel]:
-        alpha = self.config.lora_alpha
         if self.plan is None:
-            with adapted_whole(self.files.whole(), state, alpha) as adapted:
+            with adapted_whole(self.files.whole(), state, self.scaling) as adapted:
                 yield adapted
             return
         parts = self.files.parts(self.plan)
@@ -181,7 +198,8 @@ class Work:
             token=str(self.entries["trunk-token"]),
             codec=self.config.codec,
         )
-        with adapted_split(parts.head, parts.tail, trunk, state, alpha) as adapted:
+        sides = (parts.head, parts.tail, trunk)
+        with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
 
     def _fingerprint_state(self) -> AdapterState:
@@ -194,7 +212,7 @@ class Work:
                 n: s for n, s in shapes.items() if outline.block_of(n) not in trunk
             }
         return initial_state(
-            shapes, rank=FINGERPRINT_RANK, alpha=config.lora_alpha, seed=config.seed
+            shapes, rank=FINGERPRINT_RANK, scaling=self.scaling, seed=config.seed
         )
 
     def _train_batches(self) -> tuple[Iterable[Batch], int]:

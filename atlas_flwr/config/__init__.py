@@ -15,9 +15,10 @@ if TYPE_CHECKING:
         parse_cut,
         split_list,
     )
-    from atlas_flwr.config.schema import Knob, RunConfig, knobs
+    from atlas_flwr.config.schema import KIN, Knob, RunConfig, knobs
 
 __all__ = [
+    "KIN",
     "Knob",
     "RunConfig",
     "describe",
@@ -34,6 +35,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "KIN": "schema",
         "Knob": "schema",
         "RunConfig": "schema",
         "describe": "loading",

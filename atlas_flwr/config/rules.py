@@ -124,12 +124,14 @@ def all_linear_is_alone(config: RunConfig) -> Iterator[Problem]:
 
 
 def devices_are_sizes(config: RunConfig) -> Iterator[Problem]:
-    """Want each of devices to be a byte size."""
-    for item in split_list(config.devices):
-        try:
-            parse_bytes(item)
-        except ValueError as error:
-            yield Problem(("devices",), f"devices={config.devices!r}: {error}")
+    """Want each of devices to be a byte size, and the trunk's limit too."""
+    for name in ("devices", "trunk_session_memory"):
+        key, text = name.replace("_", "-"), getattr(config, name)
+        for item in split_list(text):
+            try:
+                parse_bytes(item)
+            except ValueError as error:
+                yield Problem((key,), f"{key}={text!r}: {error}")
 
 
 def cut_fits_split(config: RunConfig) -> Iterator[Problem]:
@@ -141,6 +143,12 @@ def cut_fits_split(config: RunConfig) -> Iterator[Problem]:
     except ValueError as error:
         yield Problem(("cut",), f"cut={config.cut!r}: {error}; or auto")
         return
+    if config.split == "none":
+        yield Problem(
+            ("cut", "split"),
+            f"cut={config.cut!r}: split='none' cuts nothing; set cut='auto', or "
+            "another split",
+        )
     if config.split == "vanilla" and tail is not None:
         yield Problem(
             ("cut", "split"),
@@ -187,17 +195,31 @@ def fedprox_has_a_pull(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def mean_has_one_rank(config: RunConfig) -> Iterator[Problem]:
-    """Want factors of one shape where their mean is taken."""
-    if config.strategy != "atlas" or config.aggregation != "mean":
-        return
-    choices = split_list(config.lora_ranks)
-    if config.ranks == "budget" and len(choices) > 1:
+def mira_has_a_pull(config: RunConfig) -> Iterator[Problem]:
+    """Want a graph step in MIRA: without, it is local training."""
+    if config.strategy == "mira" and config.mixing == 0:
         yield Problem(
-            ("aggregation", "ranks", "lora-ranks"),
-            f"aggregation='mean' with ranks='budget' and lora-ranks="
-            f"{config.lora_ranks!r}: factors of different ranks have no mean; set "
-            "ranks='uniform', one lora-rank, or aggregation='concat'",
+            ("strategy", "mixing"),
+            "mixing=0.0: mira without its graph step is local training; set it above "
+            "0, e.g. mixing=0.5",
+        )
+
+
+def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
+    """Want weights that a small product can be added to without loss."""
+    if config.dtype == "float32":
+        return
+    lost = f"what is folded into dtype={config.dtype!r} is lost in its rounding; set"
+    if config.strategy in ("atlas", "mira") and config.aggregation in ("both", "fold"):
+        yield Problem(
+            ("aggregation", "dtype"),
+            f"aggregation={config.aggregation!r}: {lost} aggregation='truncate', or "
+            "dtype='float32'",
+        )
+    if config.strategy in ("flora", "hsplitlora"):
+        yield Problem(
+            ("strategy", "dtype"),
+            f"strategy={config.strategy!r}: {lost} dtype='float32'",
         )
 
 
@@ -249,7 +271,8 @@ RULES: tuple[Rule, ...] = (
     cut_fits_split,
     clusters_agree,
     fedprox_has_a_pull,
-    mean_has_one_rank,
+    mira_has_a_pull,
+    folding_is_exact,
     batch_is_filled,
     half_is_for_gpus,
     folder_is_a_name,

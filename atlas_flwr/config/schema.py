@@ -14,10 +14,21 @@ from typing import Any, Literal
 
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 
-__all__ = ["MAX_RANK", "Knob", "RunConfig", "knobs"]
+__all__ = ["KIN", "MAX_RANK", "Knob", "RunConfig", "knobs"]
 
 MAX_RANK = 256
 ATLAS = ("atlas",)
+# Atlas and its kin: they split, unless told otherwise, and know unlike ranks.
+KIN = (
+    "atlas",
+    "flexlora",
+    "flora",
+    "hetlora",
+    "hsplitlora",
+    "mira",
+    "oracle",
+    "splitlora",
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,27 @@ def knob(default: Any, help: str, **limits: Any) -> Any:
 class RunConfig:
     """The resolved configuration of a run; make one with ``load_config``."""
 
-    strategy: Literal["atlas", "fedavg", "fedprox", "local", "centralized"] = knob(
+    strategy: Literal[
         "atlas",
-        "What the clients do together. atlas splits, clusters and assigns; fedavg and "
-        "fedprox train the whole model on every client; local never aggregates; "
-        "centralized pools the data, as a bound that no federation reaches.",
+        "fedavg",
+        "fedprox",
+        "local",
+        "centralized",
+        "flexlora",
+        "flora",
+        "hetlora",
+        "hsplitlora",
+        "mira",
+        "oracle",
+        "splitlora",
+    ] = knob(
+        "atlas",
+        "What the clients do together. atlas splits, clusters and assigns; flexlora, "
+        "flora, hetlora, hsplitlora, mira and splitlora are the published methods of "
+        "these names, on the same split clients; oracle is fedavg among clients of "
+        "one true task; fedavg and fedprox train the whole model on every client; "
+        "local never aggregates; centralized pools the data, as a bound that no "
+        "federation reaches.",
     )
     model: str = knob(
         "smollm2",
@@ -139,8 +166,8 @@ class RunConfig:
 
     lora_rank: int = knob(
         8,
-        "The one rank of strategies that do not split, and of atlas with "
-        "ranks='uniform'. 4 to 16 suffice for classification.",
+        "The one rank of fedavg, fedprox, local and centralized, and of all others "
+        "with ranks='uniform'. 4 to 16 suffice for classification.",
         minimum=1,
         maximum=MAX_RANK,
     )
@@ -155,25 +182,31 @@ class RunConfig:
         "differ. Keep about twice the largest rank.",
         above=0,
     )
+    use_rslora: bool = knob(
+        False,
+        "Scale a layer of rank r by alpha / sqrt(r), as rsLoRA does, which lets high "
+        "ranks learn more; lower lora-alpha with it.",
+    )
     lora_targets: str = knob(
         "all-linear",
         "Which linear layers get adapters: all-linear, or a comma list of names such "
         "as q_proj,v_proj. Fewer layers save memory more than lower ranks do.",
     )
 
-    split: Literal["u-shaped", "vanilla"] = knob(
+    split: Literal["u-shaped", "vanilla", "none"] = knob(
         "u-shaped",
         "u-shaped keeps labels and loss on the client, in two round trips a step. "
         "vanilla sends labels to the trunk, in one; for language models the labels are "
-        "the text, so it is for data that need not be private.",
-        only=ATLAS,
+        "the text, so it is for data that need not be private. none trains the whole "
+        "model on every client, larger devices getting higher lora-ranks.",
+        only=KIN,
     )
     cut: str = knob(
         "auto",
         "Blocks on the client as HEAD/TAIL, e.g. 2/1 (vanilla: 2/-), for every client; "
         "auto chooses for each by its memory. More blocks on the client leak less and "
         "cost it more.",
-        only=ATLAS,
+        only=KIN,
     )
     max_head: int = knob(
         4,
@@ -231,18 +264,52 @@ class RunConfig:
         maximum=65536,
     )
 
-    ranks: Literal["budget", "uniform"] = knob(
+    ranks: Literal["budget", "device", "uniform"] = knob(
         "budget",
-        "budget gives each client the ranks of lora-ranks that its memory affords, the "
-        "most important layers first; uniform gives lora-rank to all.",
-        only=ATLAS,
+        "budget gives each layer of a client one of lora-ranks, or none, the most "
+        "important layers first, as its memory affords; device gives all layers of a "
+        "client the largest of lora-ranks that fits; uniform gives lora-rank to all.",
+        only=KIN,
     )
-    aggregation: Literal["concat", "mean", "none"] = knob(
-        "concat",
-        "concat adds the clients' products exactly, whatever their ranks; mean "
-        "averages the factors, which is another matrix and wants one rank; none keeps "
-        "every client's own.",
-        only=ATLAS,
+    trunk_session_memory: str = knob(
+        "",
+        "Bytes that the trunk may spend on one client's adapters, e.g. 32MiB, the most "
+        "important layers first; empty is unlimited. For ranks='budget'.",
+        only=KIN,
+    )
+    aggregation: Literal["both", "fold", "truncate", "mean", "none"] = knob(
+        "both",
+        "The clients' products are added exactly, whatever their ranks; what differs "
+        "is how the sum comes back to a client. both: its strongest directions are "
+        "trained on, the rest is folded into the frozen weights, and nothing is lost; "
+        "fold: all is folded and a fresh adapter begins; truncate: the rest is lost, "
+        "which sends the fewest bytes. To compare: mean averages the factors, which is "
+        "another matrix; none keeps every client's own.",
+        only=("atlas", "mira"),
+    )
+    aggregation_interval: int = knob(
+        1,
+        "Rounds between SplitLoRA's aggregations; clients go on from their own until "
+        "then. More saves bytes and lets them drift.",
+        minimum=1,
+        only=("splitlora",),
+    )
+    mixing: float = knob(
+        0.0,
+        "How strongly clusters (mira: clients) are drawn to those with similar "
+        "fingerprints after each round, from 0 to 1. Try 0.1 to 0.5 where tasks are "
+        "related; unrelated ones pull each other down.",
+        minimum=0,
+        maximum=1,
+        only=("atlas", "mira"),
+    )
+    max_rank: int = knob(
+        0,
+        "Rank at which a cluster's sum is cut, with a warning that says what it loses; "
+        "0 never cuts it. What both and fold send grows with the ranks of all rounds "
+        "until it is reached.",
+        minimum=0,
+        only=KIN,
     )
 
     fraction_train: float = knob(
@@ -293,7 +360,7 @@ class RunConfig:
         "raw",
         "How tensors cross the cut. raw is exact; lossy codecs save bytes and may cost "
         "accuracy, gradients more than activations.",
-        only=ATLAS,
+        only=KIN,
     )
     trunk: Literal["ray", "local"] = knob(
         "ray",
@@ -362,6 +429,12 @@ class RunConfig:
     def device_bytes(self) -> tuple[int, ...]:
         """``devices``, parsed, in bytes; empty for unlimited."""
         return tuple(parse_bytes(device) for device in split_list(self.devices))
+
+    @property
+    def trunk_session_bytes(self) -> int | None:
+        """``trunk_session_memory``, parsed; ``None`` for unlimited."""
+        text = self.trunk_session_memory
+        return parse_bytes(text) if text else None
 
     @property
     def fixed_cut(self) -> tuple[int, int | None] | None:

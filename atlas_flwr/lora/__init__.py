@@ -11,40 +11,62 @@ if TYPE_CHECKING:
     from atlas_flwr.lora.export import save_peft
     from atlas_flwr.lora.exported import load_peft
     from atlas_flwr.lora.factors import LoraFactors
+    from atlas_flwr.lora.folding import fold
+    from atlas_flwr.lora.importance import ImportanceProbe, oriented, probing
     from atlas_flwr.lora.initial import initial_factors
+    from atlas_flwr.lora.scaling import Scaling
+    from atlas_flwr.lora.spectrum import canonical, damped, leading, trailing
     from atlas_flwr.lora.state import AdapterState
 
 __all__ = [
     "AdapterState",
+    "ImportanceProbe",
     "LoraFactors",
+    "Scaling",
     "attach",
+    "canonical",
     "concatenate",
+    "damped",
     "detach",
     "extract",
+    "fold",
     "initial_factors",
+    "leading",
     "linear_names",
     "load",
     "load_peft",
+    "oriented",
+    "probing",
     "recompress",
     "save_peft",
     "spectral_error",
+    "trailing",
 ]
 
 __getattr__, __dir__ = _attach(
     __name__,
     {
         "AdapterState": "state",
+        "ImportanceProbe": "importance",
         "LoraFactors": "factors",
+        "Scaling": "scaling",
         "attach": "attachment",
+        "canonical": "spectrum",
         "concatenate": "algebra",
+        "damped": "spectrum",
         "detach": "attachment",
         "extract": "attachment",
+        "fold": "folding",
         "initial_factors": "initial",
+        "leading": "spectrum",
         "linear_names": "attachment",
         "load": "attachment",
         "load_peft": "exported",
+        "oriented": "importance",
+        "probing": "importance",
         "recompress": "algebra",
         "save_peft": "export",
         "spectral_error": "algebra",
+        "trailing": "spectrum",
     },
 )

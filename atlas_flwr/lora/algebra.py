@@ -21,7 +21,14 @@ from torch import Tensor
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora.factors import LoraFactors
 
-__all__ = ["INITIAL_ROW_NORM", "concatenate", "recompress", "spectral_error"]
+__all__ = [
+    "INITIAL_ROW_NORM",
+    "completed",
+    "concatenate",
+    "recompress",
+    "spectral_error",
+    "thin_svd",
+]
 
 # Root mean square norm of a row of A as LoRA initialises it: n entries of variance
 # 1 / (3 n), which is kaiming_uniform with a = sqrt(5).
@@ -100,7 +107,7 @@ def recompress(
         )
     if scale == 0:
         raise AdapterError("scale 0 cannot carry an adapter; give it a value > 0")
-    U, S, V = _thin_svd(factors)
+    U, S, V = thin_svd(factors)
     kept = min(rank, len(S))
     left = torch.zeros(m, rank, dtype=U.dtype, device=U.device)
     if balanced:
@@ -110,14 +117,14 @@ def recompress(
         right[:kept] = root[:, None] * V[:, :kept].T
     else:
         left[:, :kept] = U[:, :kept] * S[:kept] / (INITIAL_ROW_NORM * scale)
-        right = INITIAL_ROW_NORM * _completed(V[:, :kept], rank).T
+        right = INITIAL_ROW_NORM * completed(V[:, :kept], rank).T
     dtype = factors.A.dtype
     return LoraFactors(right.to(dtype).contiguous(), left.to(dtype).contiguous(), scale)
 
 
 def spectral_error(factors: LoraFactors, rank: int) -> float:
     """Return ``||X - X_r|| / ||X||``, X_r the best of rank r, in Frobenius norm."""
-    _, S, _ = _thin_svd(factors)
+    _, S, _ = thin_svd(factors)
     total = float(S.square().sum())
     return (float(S[rank:].square().sum()) / total) ** 0.5 if total else 0.0
 
@@ -136,7 +143,7 @@ def _refuse_unlike(factors: Sequence[LoraFactors], weights: Sequence[float]) -> 
             )
 
 
-def _thin_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
+def thin_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
     """SVD of scale * B @ A, in float64: U (m, k), S (k,), V (n, k)."""
     factors.check_finite(f"a layer of shape {factors.shape}")
     B, A = factors.B.detach().double(), factors.A.detach().double()
@@ -150,7 +157,7 @@ def _thin_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
     return U * signs, S, V * signs
 
 
-def _completed(V: Tensor, rank: int) -> Tensor:
+def completed(V: Tensor, rank: int) -> Tensor:
     """Add orthonormal columns to V (n, k) until there are ``rank``."""
     n, k = V.shape
     if k >= rank:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora.factors import LoraFactors
+from atlas_flwr.lora.scaling import Scaling
 
 __all__ = ["attach", "detach", "extract", "linear_names", "load"]
 
@@ -58,7 +59,7 @@ def linear_names(module: nn.Module, targets: Sequence[str] = ALL_LINEAR) -> list
     return [name for name in found if name.rsplit(".", 1)[-1] in targets]
 
 
-def attach(module: nn.Module, ranks: Mapping[str, int], alpha: float) -> None:
+def attach(module: nn.Module, ranks: Mapping[str, int], scaling: Scaling) -> None:
     """Put a LoRA adapter on each layer of ``ranks``; only adapters stay trainable.
 
     Parameters
@@ -67,8 +68,8 @@ def attach(module: nn.Module, ranks: Mapping[str, int], alpha: float) -> None:
         Changed in place; :func:`detach` restores it.
     ranks : Mapping[str, int]
         Rank by the layer's name in ``module``; at rank 0 it stays bare.
-    alpha : float
-        Each layer's product is scaled by alpha / rank.
+    scaling : Scaling
+        By what each layer's product is multiplied.
 
     Raises
     ------
@@ -88,10 +89,14 @@ def attach(module: nn.Module, ranks: Mapping[str, int], alpha: float) -> None:
     for name, rank in ranks.items():
         by_rank.setdefault(rank, []).append(name)
     # PEFT matches patterns as suffixes of the name: anchor them.
-    pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items()}
+    pattern: dict[str, Any] = {
+        f"^{re.escape(name)}": rank for name, rank in ranks.items()
+    }
     config = LoraConfig(
         r=next(iter(by_rank)),
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=scaling.alpha or 1.0,  # type: ignore[arg-type]
+        alpha_pattern={} if scaling.alpha else dict(pattern),
+        use_rslora=scaling.use_rslora,
         target_modules=[*ranks],
         rank_pattern=pattern if len(by_rank) > 1 else {},
         bias="none",

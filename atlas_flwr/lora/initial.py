@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from atlas_flwr.lora.factors import LoraFactors
+from atlas_flwr.lora.scaling import Scaling
 from atlas_flwr.seeds import derive_seed
 
 __all__ = ["initial_factors"]
@@ -16,9 +17,8 @@ def initial_factors(
     shape: tuple[int, int],
     rank: int,
     *,
-    alpha: float,
+    scaling: Scaling,
     seed: int,
-    use_rslora: bool = False,
 ) -> LoraFactors:
     """Draw A as PEFT does (Kaiming uniform with a = sqrt(5)), and B = 0.
 
@@ -33,9 +33,8 @@ def initial_factors(
         (m, n): outputs, inputs.
     rank : int
         Rank of the adapter.
-    alpha : float
-        The scale is alpha / rank, or alpha / sqrt(rank) with ``use_rslora``
-        (arXiv 2312.03732).
+    scaling : Scaling
+        Of the result.
     seed : int
         The run's seed.
 
@@ -47,5 +46,4 @@ def initial_factors(
     m, n = shape
     generator = torch.Generator().manual_seed(derive_seed(seed, "lora_A", name))
     A = (torch.rand(rank, n, generator=generator) * 2 - 1) / n**0.5
-    scale = alpha / (rank**0.5 if use_rslora else rank)
-    return LoraFactors(A, torch.zeros(m, rank), scale)
+    return LoraFactors(A, torch.zeros(m, rank), scaling(rank))

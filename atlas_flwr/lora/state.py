@@ -24,19 +24,35 @@ class AdapterState:
         By the layer's name in the whole model.
     dense : Mapping[str, NDArray]
         Arrays that are trained in full, e.g. ``classifier.weight``.
+    folded : Mapping[str, LoraFactors]
+        Products that are part of the frozen weights, by layer: learned before, exact,
+        and not trained any more.
     """
 
     factors: Mapping[str, LoraFactors] = field(default_factory=dict)
     dense: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    folded: Mapping[str, LoraFactors] = field(default_factory=dict)
 
     def merged(self, other: AdapterState) -> AdapterState:
         """Add the layers and arrays of another state, which wins over this one's."""
         return AdapterState(
-            {**self.factors, **other.factors}, {**self.dense, **other.dense}
+            {**self.factors, **other.factors},
+            {**self.dense, **other.dense},
+            {**self.folded, **other.folded},
         )
 
-    def select(self, layers: Iterable[str]) -> AdapterState:
-        """Keep the given layers, and all dense arrays."""
+    @property
+    def layers(self) -> set[str]:
+        """All layers that it says something of."""
+        return {*self.factors, *self.folded}
+
+    def select(
+        self,
+        layers: Iterable[str],
+        dense: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> AdapterState:
+        """Keep the given layers, and all dense arrays or those given."""
         wanted = set(layers)
         kept = {name: f for name, f in self.factors.items() if name in wanted}
-        return AdapterState(kept, self.dense)
+        folded = {name: f for name, f in self.folded.items() if name in wanted}
+        return AdapterState(kept, self.dense if dense is None else dense, folded)

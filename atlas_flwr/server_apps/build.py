@@ -10,23 +10,41 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
-from atlas_flwr.budget import assign
-from atlas_flwr.config import RunConfig
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.config import KIN, RunConfig
+from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.report.events import Event
+from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.atlas import Atlas
-from atlas_flwr.strategies.centralized import Centralized
-from atlas_flwr.strategies.local import Local
+from atlas_flwr.strategies import (
+    Atlas,
+    Centralized,
+    FlexLora,
+    Flora,
+    HetLora,
+    HSplitLora,
+    Local,
+    Mira,
+    OracleFedAvg,
+    SplitLora,
+)
+from atlas_flwr.strategies.mixing import Mixing
 from atlas_flwr.strategies.records import write_state
-from atlas_flwr.strategies.roster import Assigned, Profile, Roster
+from atlas_flwr.strategies.roster import Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import TrunkHost
 from atlas_flwr.types import OptimizerSpec
 
-__all__ = ["STRATEGIES", "Setting", "covering_plan", "initial_arrays", "optimizer_of"]
+__all__ = [
+    "STRATEGIES",
+    "Setting",
+    "covering_plan",
+    "initial_arrays",
+    "needs_trunk",
+    "optimizer_of",
+    "scaling_of",
+]
 
 
 @dataclass(frozen=True)
@@ -69,31 +87,63 @@ class Setting:
         }
 
 
+def _kin(setting: Setting) -> dict[str, Any]:
+    """Arguments of Atlas and of the methods that are built on it."""
+    config = setting.config
+    rule = DeviceRule.of(config, setting.outline, setting.files.dtype.itemsize)
+    return {
+        **setting.sampling,
+        "lora_alpha": config.lora_alpha,
+        "use_rslora": config.use_rslora,
+        "max_rank": config.max_rank or None,
+        "assign": rule,
+        "sessions": _sessions(setting),
+        "roster": setting.roster,
+        "seed": config.seed,
+        "on_event": setting.on_event,
+    }
+
+
+def _sessions(setting: Setting) -> TrunkSessions | None:
+    if setting.trunk is None:
+        return None
+    host, address = setting.trunk
+    return TrunkSessions(
+        host=host,
+        address=address,
+        optimizer=optimizer_of(setting.config),
+        layer_block=setting.outline.block_of,
+        num_layers=setting.outline.num_layers,
+    )
+
+
 def _atlas(setting: Setting) -> Strategy:
     config = setting.config
-    assert setting.trunk is not None
-    host, address = setting.trunk
     return Atlas(
-        **setting.sampling,
-        lora_alpha=config.lora_alpha,
+        **_kin(setting),
         fingerprints="gradients",
         clustering=config.clustering,
         num_clusters=config.num_clusters or None,
         max_clusters=config.max_clusters,
         recluster_every=config.recluster_every,
         aggregation=config.aggregation,
-        assign=_assigner(setting),
-        sessions=TrunkSessions(
-            host=host,
-            address=address,
-            optimizer=optimizer_of(config),
-            layer_block=setting.outline.block_of,
-            num_layers=setting.outline.num_layers,
-        ),
-        roster=setting.roster,
-        seed=config.seed,
-        on_event=setting.on_event,
+        importance=measures_importance(config),
+        mixing=Mixing(config.mixing),
     )
+
+
+def _mira(setting: Setting) -> Strategy:
+    config = setting.config
+    return Mira(
+        **_kin(setting),
+        aggregation=config.aggregation,
+        importance=measures_importance(config),
+        mixing=Mixing(config.mixing),
+    )
+
+
+def _splitlora(setting: Setting) -> Strategy:
+    return SplitLora(**_kin(setting), interval=setting.config.aggregation_interval)
 
 
 def _fedavg(setting: Setting) -> Strategy:
@@ -117,8 +167,30 @@ STRATEGIES: Mapping[str, Callable[[Setting], Strategy]] = {
     "centralized": _centralized,
     "fedavg": _fedavg,
     "fedprox": _fedprox,
+    "flexlora": lambda setting: FlexLora(**_kin(setting)),
+    "flora": lambda setting: Flora(**_kin(setting)),
+    "hetlora": lambda setting: HetLora(**_kin(setting)),
+    "hsplitlora": lambda setting: HSplitLora(**_kin(setting)),
     "local": _local,
+    "mira": _mira,
+    "oracle": lambda setting: OracleFedAvg(**_kin(setting)),
+    "splitlora": _splitlora,
 }
+
+
+def needs_trunk(config: RunConfig) -> bool:
+    """Tell whether a run's clients are split."""
+    return config.strategy in KIN and config.split != "none"
+
+
+def measures_importance(config: RunConfig) -> bool:
+    """Tell whether ranks are given by importance, which has to be measured then."""
+    return config.ranks == "budget" and config.split != "none"
+
+
+def scaling_of(config: RunConfig) -> Scaling:
+    """Return LoRA's scaling, the same on both sides of the cut."""
+    return Scaling(config.lora_alpha, config.use_rslora)
 
 
 def optimizer_of(config: RunConfig) -> OptimizerSpec:
@@ -129,17 +201,17 @@ def optimizer_of(config: RunConfig) -> OptimizerSpec:
 def initial_arrays(setting: Setting) -> ArrayRecord:
     """Make the arrays that all clients start from.
 
-    ATLAS starts at the largest rank that it may assign; lower ranks are its first rows.
-    The other strategies know one rank.
+    ATLAS and its kin start at the largest rank that they may assign; lower ranks are
+    its first rows. The other strategies know one rank.
     """
     config = setting.config
     rank = config.lora_rank
-    if config.strategy == "atlas" and config.ranks == "budget":
+    if config.strategy in KIN and config.ranks != "uniform":
         rank = max(config.rank_choices)
     state: AdapterState = initial_state(
         setting.outline.shapes(config.target_list),
         rank=rank,
-        alpha=config.lora_alpha,
+        scaling=scaling_of(config),
         seed=config.seed,
         dense=setting.files.dense(),
     )
@@ -151,28 +223,3 @@ def covering_plan(config: RunConfig, outline: Outline) -> SplitPlan:
     plan = SplitPlan(1, None if config.split == "vanilla" else 1)
     plan.check(outline.num_layers)
     return plan
-
-
-def _assigner(setting: Setting) -> Callable[[Profile], Assigned]:
-    config = setting.config
-    architecture = setting.outline.architecture(config.target_list)
-    head, tail = config.fixed_cut or (None, None if config.split == "vanilla" else 1)
-    ranks = config.rank_choices if config.ranks == "budget" else (config.lora_rank,)
-    if head is not None:
-        SplitPlan(head, tail).check(architecture.num_layers)
-
-    def choose(profile: Profile) -> Assigned:
-        found = assign(
-            architecture,
-            profile.memory,
-            ranks=ranks,
-            max_head=config.max_head,
-            tail=tail,
-            batch=config.batch_size,
-            length=config.max_length,
-            fixed_head=head,
-            dtype_bytes=setting.files.dtype.itemsize,
-        )
-        return Assigned(found.rank, SplitPlan(found.head, found.tail))
-
-    return choose

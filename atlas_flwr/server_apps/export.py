@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.lora import AdapterState, save_peft
 from atlas_flwr.report import RunFolder
-from atlas_flwr.server_apps.build import Setting
+from atlas_flwr.server_apps.build import Setting, scaling_of
 from atlas_flwr.strategies.atlas import Atlas
 from atlas_flwr.strategies.local import Local
 from atlas_flwr.strategies.records import Layout
@@ -47,7 +47,7 @@ def _states(
 ) -> Mapping[str, AdapterState]:
     if isinstance(strategy, Atlas):
         return strategy.cluster_states()
-    layout = Layout.of(arrays, setting.config.lora_alpha)
+    layout = Layout.of(arrays, scaling_of(setting.config))
     if isinstance(strategy, Local):
         return {c: layout.read(a, f"client {c}") for c, a in strategy.own.items()}
     return {"all": layout.read(arrays, "server")}

@@ -29,6 +29,7 @@ from atlas_flwr.server_apps.build import (
     STRATEGIES,
     Setting,
     initial_arrays,
+    needs_trunk,
 )
 from atlas_flwr.server_apps.checkpoint import (
     Checkpoint,
@@ -211,7 +212,7 @@ def _taken(number: int, arrays: ArrayRecord, inner: Strategy) -> Checkpoint:
 def _trunk(setting: Setting) -> Iterator[Setting]:
     """Start the trunk that the strategy needs, if it does, and stop it afterwards."""
     config = setting.config
-    if config.strategy != "atlas":
+    if not needs_trunk(config):
         yield setting
         return
     with trunk_of(setting) as trunk:

@@ -7,16 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState
-from atlas_flwr.strategies.aggregation import Contribution, aggregate, at_rank, nested
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, canonical, leading
+from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution, Rule, Start
+from atlas_flwr.strategies.aggregation.contribution import dense_means, shares
+from atlas_flwr.strategies.aggregation.products import summed
+from atlas_flwr.strategies.mixing import mixed
 from atlas_flwr.strategies.persistence import flatten, unflatten
 from atlas_flwr.strategies.records import Layout
 
 __all__ = ["ClusterAdapters"]
+
+
+Ranks = Mapping[str, int] | int | None
 
 
 @dataclass
@@ -25,17 +32,22 @@ class ClusterAdapters:
 
     Parameters
     ----------
-    mode : str
-        A key of :data:`~atlas_flwr.strategies.aggregation.AGGREGATIONS`.
-    max_rank : int
-        A group's adapters are kept exactly up to this rank.
-    alpha : float, optional
-        The clients' LoRA alpha.
+    rule : Rule
+        How adapters become one, and come back.
+    scaling : Scaling
+        LoRA's scale on the clients.
+    seed : int
+        Of the run.
+
+    Attributes
+    ----------
+    groups : dict[str, AdapterState]
+        What every group that has trained holds, in the rule's own form.
     """
 
-    mode: str = "concat"
-    max_rank: int = 64
-    alpha: float | None = None
+    rule: Rule = field(default_factory=AGGREGATIONS["truncate"])
+    scaling: Scaling = field(default_factory=Scaling)
+    seed: int = 0
     groups: dict[str, AdapterState] = field(default_factory=dict)
     _initial: AdapterState | None = None
     _overall: AdapterState | None = None
@@ -44,7 +56,7 @@ class ClusterAdapters:
     def begin(self, arrays: ArrayRecord) -> None:
         """Take the initial arrays, unless training began before."""
         if self._layout is None:
-            self._layout = Layout.of(arrays, self.alpha)
+            self._layout = Layout.of(arrays, self.scaling)
         if self._initial is None:
             self._initial = self._layout.read(arrays, "initial arrays")
 
@@ -63,38 +75,73 @@ class ClusterAdapters:
         return self._initial
 
     @property
-    def initial_rank(self) -> int:
-        """The largest rank of the initial arrays."""
-        return max((f.rank for f in self.initial.factors.values()), default=1)
+    def overall(self) -> AdapterState:
+        """Return all clients' adapters together, at the initial ranks."""
+        if self._overall is None:
+            return self.initial
+        factors = {
+            name: leading(found, rank, scale=self.layout.scale(rank))
+            for name, found in self._overall.factors.items()
+            for rank in (self.initial.factors[name].rank,)
+        }
+        return self.initial.merged(AdapterState(factors, self._overall.dense))
 
     @property
-    def overall(self) -> AdapterState:
-        """All clients' adapters together, at the initial rank."""
-        return self._overall or self.initial
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of every adapted layer."""
+        return {name: found.shape for name, found in self.initial.factors.items()}
 
-    def to_train(self, group: str | None, rank: int | None) -> AdapterState:
-        """Return what a client of a group starts its round from, at its rank."""
-        ranks = self._ranks(rank)
-        state = None if group is None else self.groups.get(group)
-        if state is None:
-            return nested(self.initial, ranks, self.layout.scale)
-        return at_rank(state, ranks, self.layout.scale)
+    def start(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
+        """Return what a client of a group starts from, at its ranks.
 
-    def to_evaluate(self, group: str | None, rank: int | None) -> AdapterState:
-        """Return a group's adapters in full, or at a rank where one is given."""
-        state = self.overall if group is None else self.groups.get(group, self.overall)
-        if rank is None or state is self.initial:
-            return state
-        return at_rank(state, self._ranks(rank), self.layout.scale)
+        Parameters
+        ----------
+        group : str, optional
+            ``None`` for a client that is in none yet.
+        ranks : Mapping[str, int] or int, optional
+            By layer, or one for all; ``None`` for the initial arrays'.
+        round_ : int
+            Server round.
+        """
+        held = None if group is None else self.groups.get(group)
+        return self._started(held, ranks, round_)
+
+    def serve(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
+        """Return what a client is to evaluate, at its ranks.
+
+        Unlike :meth:`start` it gives a client in no group, or in one that has not
+        trained, what all groups have learned together.
+        """
+        held = None if group is None else self.groups.get(group)
+        return self._started(held or self._overall, ranks, round_)
+
+    def _started(
+        self, held: AdapterState | None, ranks: Ranks, round_: int
+    ) -> AdapterState:
+        at = Start(
+            self.initial, self._ranks(ranks), self.layout.scale, self.seed, round_
+        )
+        return at.nested(self.initial) if held is None else self.rule.start(held, at)
+
+    def full(self, group: str | None) -> AdapterState:
+        """Return what a group has learned, uncut; see :meth:`serve` for the others."""
+        held = None if group is None else self.groups.get(group)
+        return held or self._overall or self.initial
 
     def aggregate(self, members: Mapping[str, Sequence[Contribution]]) -> None:
         """Replace the adapters of each group by its members' together."""
+        totals = []
         for group, parts in members.items():
-            former = self.groups.get(group, self.initial)
-            self.groups[group] = aggregate(parts, self.mode, self.max_rank, former)
-        everyone = [part for parts in members.values() for part in parts]
-        total = aggregate(everyone, "concat", self.max_rank, self.initial)
-        self._overall = at_rank(total, self._ranks(None), self.layout.scale)
+            state = self.rule.combine(self.groups.get(group), parts)
+            self.groups[group] = state
+            weight = sum(part.weight for part in parts)
+            totals.append(Contribution(group, weight, state))
+        self._overall = together(totals)
+
+    def mix(self, names: Sequence[str], matrix: NDArray[np.float64]) -> None:
+        """Let groups take of each other, by a matrix in the order of their names."""
+        chosen = {name: self.groups[name] for name in names}
+        self.groups |= mixed(chosen, matrix, self.rule.max_rank)
 
     def regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Give each new group what its members had learned in their former ones."""
@@ -104,10 +151,7 @@ class ClusterAdapters:
             if former is not None:
                 part = Contribution(client, 1.0, former)
                 members.setdefault(str(label), []).append(part)
-        self.groups = {
-            group: aggregate(parts, "concat", self.max_rank, self.initial)
-            for group, parts in members.items()
-        }
+        self.groups = {group: together(parts) for group, parts in members.items()}
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
         """Return what a resumed run needs: arrays, and JSON values."""
@@ -127,8 +171,45 @@ class ClusterAdapters:
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
 
-    def _ranks(self, given: int | None) -> dict[str, int]:
+    def _ranks(self, given: Ranks) -> dict[str, int]:
         factors = self.initial.factors
         if given is None:
             return {name: f.rank for name, f in factors.items()}
-        return {name: min(given, *f.shape) for name, f in factors.items()}
+        if isinstance(given, int):
+            return {name: min(given, *f.shape) for name, f in factors.items()}
+        strange = sorted(set(given) - set(factors))
+        if strange:
+            raise AdapterError(
+                f"ranks were assigned to {len(strange)} layers that the initial arrays "
+                f"do not have, the first: {strange[0]!r}"
+            )
+        return {name: min(given.get(name, 0), *f.shape) for name, f in factors.items()}
+
+
+def together(parts: Sequence[Contribution]) -> AdapterState:
+    """Sum what groups hold, by weight: each layer over the groups that have it."""
+    factors: dict[str, LoraFactors] = {}
+    for name in dict.fromkeys(n for part in parts for n in part.state.factors):
+        have = [part for part in parts if name in part.state.factors]
+        held = _distinct([part.state.factors[name] for part in have], shares(have))
+        same = len(held) == 1
+        found = canonical(held[0][0]) if same else summed(name, *_unzipped(held))
+        factors[name] = found
+    return AdapterState(factors, dense_means(parts))
+
+
+def _distinct(
+    stack: Sequence[LoraFactors], weights: Sequence[float]
+) -> list[tuple[LoraFactors, float]]:
+    """Add the weights of members that hold the very same factors."""
+    found: dict[int, tuple[LoraFactors, float]] = {}
+    for factors, weight in zip(stack, weights, strict=True):
+        _, sum_ = found.get(id(factors), (factors, 0.0))
+        found[id(factors)] = (factors, sum_ + weight)
+    return list(found.values())
+
+
+def _unzipped(
+    pairs: Sequence[tuple[LoraFactors, float]],
+) -> tuple[list[LoraFactors], list[float]]:
+    return [factors for factors, _ in pairs], [weight for _, weight in pairs]

@@ -12,7 +12,7 @@ concatenated, never averaged factor by factor (see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any
 
 from flwr.app import (
@@ -28,16 +28,18 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from numpy.typing import NDArray
 
-from atlas_flwr.errors import AdapterError, SessionError
 from atlas_flwr.log import log
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.report.events import Clustered, Event
 from atlas_flwr.strategies.adapters import ClusterAdapters
 from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution
+from atlas_flwr.strategies.assignments import Assignments, AssignRule
+from atlas_flwr.strategies.census import Census
 from atlas_flwr.strategies.discovery import CLUSTERINGS, Discovery
-from atlas_flwr.strategies.fingerprints import ask_fingerprints
-from atlas_flwr.strategies.replies import check_trained, records_of, update_sketch
-from atlas_flwr.strategies.roster import Assigned, Profile, Roster
+from atlas_flwr.strategies.exchange import Exchange
+from atlas_flwr.strategies.mixing import Mixing
+from atlas_flwr.strategies.replies import update_sketch
+from atlas_flwr.strategies.roster import Roster
 from atlas_flwr.strategies.sampling import draw, sample_size
 from atlas_flwr.strategies.sessions import TrunkSessions
 
@@ -64,6 +66,8 @@ class Atlas(FedAvg):
         As in :class:`flwr.serverapp.strategy.FedAvg`.
     lora_alpha : float, optional
         The clients' LoRA alpha (scale alpha / r); needed only where ranks differ.
+    use_rslora : bool
+        Whether their scale is alpha / sqrt(r) instead.
     fingerprints : str
         ``"updates"``: sketch each client's first update, which asks nothing of it.
         ``"gradients"``: ask with ``query.fingerprint``, which ATLAS's clients know.
@@ -76,15 +80,26 @@ class Atlas(FedAvg):
     recluster_every : int
         Rounds between clusterings; 0 for never. Adapters follow their members.
     aggregation : str
-        ``"concat"`` is exact. To compare: ``"mean"`` of factors; ``"none"`` at all.
-    max_rank : int
-        A cluster's adapters are kept exactly up to this rank.
-    assign : Callable[[Profile], Assigned], optional
-        Phase 2. ``None``: everyone unsplit, at the initial arrays' rank.
+        How a cluster's products are added up, and come back to each client's rank:
+        ``"truncate"`` cuts them; ``"both"`` trains the strongest directions and folds
+        the rest into the frozen weights, which is exact and what ATLAS's own clients
+        should get; ``"fold"`` folds all. To compare: ``"mean"`` of the factors;
+        ``"none"`` at all. See :mod:`atlas_flwr.strategies.aggregation.products`.
+    max_rank : int, optional
+        A cluster's product is cut at this rank, with a warning; ``None`` never cuts it.
+    assign : AssignRule, optional
+        Phase 2: gives a client, by its profile and the importances of layers in its
+        cluster, a cut and ranks. ``None``: unsplit, at the initial arrays' rank.
+    importance : bool
+        Measure the layers' importance with the fingerprints. Clients are assigned anew
+        when it moves.
     sessions : TrunkSessions, optional
         The trunk, for split clients.
     roster : Roster, optional
         Who the clients are; by default, node ids are their names.
+    mixing : Mixing, optional
+        MIRA's step after aggregation: groups take a little of those with similar
+        fingerprints.
     seed : int
         Draws the sampled nodes and seeds k-means.
     on_event : Callable[[Event], None], optional
@@ -105,16 +120,19 @@ class Atlas(FedAvg):
         evaluate_metrics_aggr_fn: MetricsAggregation | None = None,
         *,
         lora_alpha: float | None = None,
+        use_rslora: bool = False,
         fingerprints: str = "updates",
         clustering: str = "kmeans",
         num_clusters: int | None = None,
         max_clusters: int = 8,
         recluster_every: int = 0,
-        aggregation: str = "concat",
-        max_rank: int = 64,
-        assign: Callable[[Profile], Assigned] | None = None,
+        aggregation: str = "truncate",
+        max_rank: int | None = None,
+        assign: AssignRule | None = None,
+        importance: bool = False,
         sessions: TrunkSessions | None = None,
         roster: Roster | None = None,
+        mixing: Mixing | None = None,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -133,24 +151,41 @@ class Atlas(FedAvg):
         _check_choice("fingerprints", fingerprints, FINGERPRINTS)
         _check_choice("clustering", clustering, CLUSTERINGS)
         _check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
-        if fingerprints == "updates" and assign is not None:
+        rule = AGGREGATIONS["truncate" if aggregation == "none" else aggregation]
+        if fingerprints == "updates" and (assign is not None or rule.folds):
+            given = "`assign` gives them" if assign else f"aggregation={aggregation!r}"
             raise ValueError(
-                "fingerprints='updates' compares the clients' factors, which `assign` "
-                "gives different ranks: use fingerprints='gradients'"
+                "fingerprints='updates' is for plain clients, which have one rank and "
+                f"fold nothing; with {given} use fingerprints='gradients'"
             )
         self.fingerprints = fingerprints
-        self.recluster_every = recluster_every
         self.aggregation = aggregation
-        self.assign = assign
+        self.mixing = mixing or Mixing()
         self.sessions = sessions
         self.roster = roster or Roster(ask=False)
         self.seed = seed
         self.on_event = on_event or (lambda event: None)
         self.discovery = Discovery(clustering, num_clusters, max_clusters, seed)
-        self.assigned: dict[str, Assigned] = {}
-        mode = "concat" if aggregation == "none" else aggregation
-        self.adapters = ClusterAdapters(mode, max_rank, lora_alpha)
-        self._sent: dict[int, AdapterState] = {}
+        scaling = Scaling(lora_alpha, use_rslora)
+        self.adapters = ClusterAdapters(rule(max_rank), scaling, seed)
+        self.census = Census(
+            self.roster,
+            self.discovery,
+            Assignments(assign),
+            sessions,
+            asks=fingerprints == "gradients",
+            importance=importance,
+            needs_sketches=self.mixing.needs_sketches,
+            every=recluster_every,
+        )
+        self.exchange = Exchange(
+            self.roster,
+            self.adapters,
+            sessions,
+            arrayrecord_key,
+            configrecord_key,
+            weighted_by_key,
+        )
 
     @property
     def clusters(self) -> dict[str, int]:
@@ -184,7 +219,8 @@ class Atlas(FedAvg):
             arrays[f"sketch/{client}"] = sketch
         values["sketched"] = list(self.discovery.sketches)
         values["fitted-on"] = list(self.discovery.fitted_on)
-        return arrays, values
+        more, further = self.census.assignments.state()
+        return {**arrays, **more}, {**values, **further}
 
     def restore(
         self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
@@ -193,6 +229,7 @@ class Atlas(FedAvg):
         self.adapters.restore(arrays, values)
         sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
         self.discovery.restore(sketches, values["fitted-on"])
+        self.census.assignments.restore(arrays, values)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -203,8 +240,11 @@ class Atlas(FedAvg):
             return []
         size = (self.fraction_train, self.min_train_nodes)
         nodes = self._sample(grid, server_round, "train", *size)
-        nodes = self._discover(server_round, nodes, config, grid)
-        self._sent = {}
+        shapes = self.adapters.shapes
+        nodes = self.census.take(server_round, nodes, config, grid, shapes)
+        self.exchange.end_sessions()
+        self._cluster(server_round)
+        self.exchange.begin()
         return [self._train_message(server_round, node, config) for node in nodes]
 
     def _sample(
@@ -222,45 +262,12 @@ class Atlas(FedAvg):
     def _train_message(
         self, server_round: int, node: int, config: ConfigRecord
     ) -> Message:
-        given = self._assignment(node)
+        given = self.census.assigned(node)
         group = self._group(self.roster.client(node))
-        start = self.adapters.to_train(group, given.rank if given else None)
-        self._sent[node] = start
-        return self._message(MessageType.TRAIN, server_round, node, start, config)
-
-    def _message(
-        self,
-        message_type: str,
-        server_round: int,
-        node: int,
-        state: AdapterState,
-        config: ConfigRecord,
-    ) -> Message:
-        client = self.roster.client(node)
-        entries = ConfigRecord(dict(config))
-        entries["server-round"] = server_round
-        given = self._assignment(node)
-        if self.sessions is not None and given is not None and given.plan is not None:
-            entries["plan"] = str(given.plan)
-            entries["trunk-address"] = self.sessions.address
-            entries["trunk-token"] = self.sessions.open(client, given.plan, state)
-            state = self.sessions.on_client(given.plan, state)
-        record = RecordDict(
-            {
-                self.arrayrecord_key: self.adapters.layout.write(state),
-                self.configrecord_key: entries,
-            }
+        start = self.adapters.start(group, given.ranks if given else None, server_round)
+        return self.exchange.message(
+            MessageType.TRAIN, server_round, node, start, given, config
         )
-        return Message(record, node, message_type)
-
-    def _assignment(self, node: int) -> Assigned | None:
-        if self.assign is None:
-            return None
-        client = self.roster.client(node)
-        if client not in self.assigned:
-            profile = self.roster.profiles.get(node, Profile(client))
-            self.assigned[client] = self.assign(profile)
-        return self.assigned[client]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -268,8 +275,8 @@ class Atlas(FedAvg):
         """Concatenate the adapters of each cluster's clients."""
         ordered = self.roster.sorted_replies(replies)
         valid, _ = self._check_and_log_replies(ordered, is_train=True, validate=False)
-        accepted = self._accept(valid)
-        self._end_sessions()
+        accepted = self.exchange.accept(valid)
+        self.exchange.end_sessions()
         if not accepted:
             return None, None
         if self.fingerprints == "updates":
@@ -277,38 +284,21 @@ class Atlas(FedAvg):
         members: dict[str, list[Contribution]] = {}
         for _, part in accepted:
             members.setdefault(str(self._group(part.client)), []).append(part)
-        self.adapters.aggregate(members)
+        self._combine(server_round, members)
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         return self.adapters.layout.write(self.adapters.overall), metrics
 
-    def _accept(self, valid: Sequence[Message]) -> list[tuple[Message, Contribution]]:
-        accepted = []
-        for message in valid:
-            try:
-                accepted.append((message, self._contribution(message)))
-            except (AdapterError, SessionError) as error:
-                log(WARNING, "aggregate_train: refused: %s", error)
-        return accepted
-
-    def _contribution(self, message: Message) -> Contribution:
-        node = message.metadata.src_node_id
-        client = self.roster.client(node)
-        sender = f"client {client} (node {node})"
-        arrays, _, weight = records_of(message, sender, self.weighted_by_key)
-        state = self.adapters.layout.read(arrays, sender)
-        if self.sessions is not None and self._has_session(node):
-            state = state.merged(self.sessions.collect(client))
-        check_trained(sender, state, self._sent.get(node))
-        return Contribution(client, weight, state)
-
-    def _has_session(self, node: int) -> bool:
-        return bool((given := self._assignment(node)) and given.plan)
-
-    def _end_sessions(self) -> None:
-        if self.sessions is not None:
-            self.sessions.close_all()
-            self.sessions.host.ping()
+    def _combine(
+        self, server_round: int, members: Mapping[str, Sequence[Contribution]]
+    ) -> None:
+        """Aggregate each group, and mix between groups."""
+        self.adapters.aggregate(members)
+        if self.mixing.strength:
+            groups = [*self.adapters.groups]
+            sketches = self.census.sketches(self._group)
+            names, matrix = self.mixing.matrix(groups, sketches)
+            self.adapters.mix(names, matrix)
 
     def _group(self, client: str) -> str | None:
         if self.aggregation == "none":
@@ -316,32 +306,9 @@ class Atlas(FedAvg):
         label = self.discovery.label(client)
         return None if label is None else str(label)
 
-    def _discover(
-        self, server_round: int, nodes: list[int], config: ConfigRecord, grid: Grid
-    ) -> list[int]:
-        if self.fingerprints == "gradients":
-            self._ask_fingerprints(server_round, nodes, config, grid)
-            nodes = [n for n in nodes if self.discovery.knows(self.roster.client(n))]
-        self._cluster(server_round)
-        return nodes
-
-    def _ask_fingerprints(
-        self, server_round: int, nodes: list[int], config: ConfigRecord, grid: Grid
-    ) -> None:
-        unknown = [n for n in nodes if not self.discovery.knows(self.roster.client(n))]
-        if unknown:
-            entries = ConfigRecord({**config, "server-round": server_round})
-            found = ask_fingerprints(grid, unknown, entries, self.roster, self.sessions)
-            for client, sketch in found.items():
-                self.discovery.add(client, sketch)
-            self._end_sessions()
-
     def _cluster(self, server_round: int) -> None:
-        due = self.recluster_every and (server_round - 1) % self.recluster_every == 0
-        if self.discovery.fitted and not due:
-            return
         before = self.discovery.labels()
-        found = self.discovery.fit()
+        found = self.census.cluster(server_round)
         if found is None:
             return
         labels = self.discovery.labels()
@@ -355,35 +322,39 @@ class Atlas(FedAvg):
     ) -> None:
         for message, part in accepted:
             if not self.discovery.knows(part.client):
-                start = self._sent[message.metadata.src_node_id]
+                start = self.exchange.sent(message.metadata.src_node_id)
                 self.discovery.add(part.client, update_sketch(start, part.state))
         self._cluster(server_round)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send each sampled node its cluster's adapters, at their full rank."""
+        """Send each sampled node its cluster's adapters."""
         self.adapters.begin(arrays)
         if self.fraction_evaluate == 0.0:
             return []
         size = (self.fraction_evaluate, self.min_evaluate_nodes)
         nodes = self._sample(grid, server_round, "evaluate", *size)
-        if self.fingerprints == "gradients" and self.discovery.fitted:
-            self._ask_fingerprints(server_round, nodes, config, grid)
+        if self.discovery.fitted:
+            unknown, shapes = self.census.unknown(nodes), self.adapters.shapes
+            self.census.ask(server_round, unknown, config, grid, shapes)
+            self.exchange.end_sessions()
         return [self._evaluate_message(server_round, n, config) for n in nodes]
 
     def _evaluate_message(
         self, server_round: int, node: int, config: ConfigRecord
     ) -> Message:
         group = self._group(self.roster.client(node))
-        given = self._assignment(node)
-        # Unsplit clients have room for the rank that they train at, and no more.
-        rank = None if self.sessions else self._unsplit_rank(given)
-        state = self.adapters.to_evaluate(group, rank)
-        return self._message(MessageType.EVALUATE, server_round, node, state, config)
-
-    def _unsplit_rank(self, given: Assigned | None) -> int:
-        return given.rank if given else self.adapters.initial_rank
+        given = self.census.assigned(node)
+        if self.sessions is not None and not self.adapters.rule.folds:
+            state = self.adapters.full(group)
+        else:  # as good where the rest is folded, and all that unsplit clients hold
+            state = self.adapters.serve(
+                group, given.ranks if given else None, server_round
+            )
+        return self.exchange.message(
+            MessageType.EVALUATE, server_round, node, state, given, config
+        )
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -391,7 +362,7 @@ class Atlas(FedAvg):
         """Average the metrics of all clients, by their number of examples."""
         ordered = self.roster.sorted_replies(replies)
         metrics = super().aggregate_evaluate(server_round, ordered)
-        self._end_sessions()
+        self.exchange.end_sessions()
         return metrics
 
 

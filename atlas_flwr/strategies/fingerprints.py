@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fingerprints by request: each client's gradients at the shared start, sketched."""
+"""Fingerprints asked of ATLAS's own clients, with the importances of their layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from logging import WARNING
 
 import numpy as np
@@ -17,11 +18,28 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.roster import Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
 
-__all__ = ["FINGERPRINT", "ask_fingerprints"]
+__all__ = ["FINGERPRINT", "IMPORTANCE_KEY", "Fingerprints", "ask_fingerprints"]
 
 FINGERPRINT = "query.fingerprint"
+IMPORTANCE_KEY = "importance"
 # One cut for all, so that every sketch is of the same tensors.
 PLAN = SplitPlan(head=1, tail=1)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What clients answered, by client.
+
+    Attributes
+    ----------
+    sketches : dict[str, NDArray]
+        Shape (dim,) each.
+    sensitivities : dict[str, dict[str, float]]
+        Sum of abs(W dL/dW) by layer, the trunk's among them; empty if not asked for.
+    """
+
+    sketches: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    sensitivities: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def ask_fingerprints(
@@ -30,7 +48,8 @@ def ask_fingerprints(
     entries: ConfigRecord,
     roster: Roster,
     sessions: TrunkSessions | None,
-) -> dict[str, NDArray[np.float32]]:
+    importance: bool = False,
+) -> Fingerprints:
     """Ask nodes for their sketches.
 
     Parameters
@@ -45,22 +64,29 @@ def ask_fingerprints(
         Who is behind each node.
     sessions : TrunkSessions, optional
         Opens a session without adapters for each, where clients are split.
+    importance : bool
+        Ask how much the loss depends on each layer, too, which the same backward
+        passes tell.
 
     Returns
     -------
-    dict[str, NDArray]
-        Sketch by client; those that failed are missing.
+    Fingerprints
+        Those that failed are missing.
     """
-    messages = [_message(node, entries, roster, sessions) for node in nodes]
-    found = {}
+    own = ConfigRecord({**entries, IMPORTANCE_KEY: importance})
+    messages = [_message(node, own, roster, sessions) for node in nodes]
+    found = Fingerprints()
     replies = grid.send_and_receive(messages, timeout=roster.timeout)
     for reply in roster.sorted_replies(replies):
         node = reply.metadata.src_node_id
         if reply.has_error():
             log(WARNING, "node %d sent no fingerprint: %s", node, reply.error.reason)
             continue
+        client = roster.client(node)
         record = next(iter(reply.content.array_records.values()))
-        found[roster.client(node)] = np.asarray(record["sketch"].numpy(), np.float32)
+        found.sketches[client] = np.asarray(record["sketch"].numpy(), np.float32)
+        if importance:
+            found.sensitivities[client] = _sensitivity(reply, client, sessions)
     return found
 
 
@@ -69,7 +95,18 @@ def _message(
 ) -> Message:
     own = ConfigRecord(dict(entries))
     if sessions is not None:
+        probe, client = bool(entries[IMPORTANCE_KEY]), roster.client(node)
         own["plan"] = str(PLAN)
         own["trunk-address"] = sessions.address
-        own["trunk-token"] = sessions.open(roster.client(node), PLAN, AdapterState())
+        own["trunk-token"] = sessions.open(client, PLAN, AdapterState(), probe)
     return Message(RecordDict({"config": own}), node, FINGERPRINT)
+
+
+def _sensitivity(
+    reply: Message, client: str, sessions: TrunkSessions | None
+) -> dict[str, float]:
+    told = reply.content.metric_records[IMPORTANCE_KEY]
+    found = {name: float(str(value)) for name, value in told.items()}
+    if sessions is not None:
+        found |= sessions.importance(client)
+    return found

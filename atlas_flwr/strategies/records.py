@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,16 +13,22 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
 
-__all__ = ["Layout", "lora_key", "write_state"]
+__all__ = ["Layout", "folded_key", "lora_key", "write_state"]
 
 _LORA_KEY = re.compile(r"^(?P<layer>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight$")
+_FOLDED_KEY = re.compile(r"^(?P<layer>.+)\.folded_(?P<factor>[AB])\.weight$")
 
 
 def lora_key(layer: str, factor: str) -> str:
     """Name a factor's array as PEFT does: ``<layer>.lora_A.weight``."""
     return f"{layer}.lora_{factor}.weight"
+
+
+def folded_key(layer: str, factor: str) -> str:
+    """Name the array of a factor that a client is to fold into its frozen weights."""
+    return f"{layer}.folded_{factor}.weight"
 
 
 @dataclass(frozen=True)
@@ -42,18 +48,17 @@ class Layout:
         Adapted layers by name.
     dense : Mapping[str, tuple[tuple[int, ...], numpy.dtype]]
         Shape and dtype of every other array.
-    alpha : float, optional
-        LoRA's alpha on the clients, whose factors are then scaled by alpha / rank.
-        ``None`` means a scale of 1 for all, which is right where all ranks are equal.
+    scale : Scaling
+        LoRA's scale on the clients.
     """
 
     layers: Mapping[str, _Layer]
     dense: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
-    alpha: float | None = None
+    scale: Scaling = field(default_factory=Scaling)
 
     @classmethod
-    def of(cls, arrays: ArrayRecord, alpha: float | None = None) -> Layout:
-        """Derive the layout from the initial arrays.
+    def of(cls, arrays: ArrayRecord, scaling: Scaling | None = None) -> Layout:
+        """Derive the layout from the initial arrays, or on a client from those sent.
 
         Raises
         ------
@@ -72,10 +77,10 @@ class Layout:
                     "'<layer>.lora_A.weight' / '<layer>.lora_B.weight'; averaging it "
                     "is not exact. Adapt linear layers only."
                 )
-            else:
+            elif not _FOLDED_KEY.match(key):
                 dense[key] = (tuple(array.shape), np.dtype(array.dtype))
         layers = {name: _layer(name, keys, arrays) for name, keys in pairs.items()}
-        return cls(layers, dense, alpha)
+        return cls(layers, dense, scaling or Scaling())
 
     def read(self, arrays: ArrayRecord, sender: str) -> AdapterState:
         """Read a client's arrays, refusing whatever does not fit.
@@ -94,6 +99,7 @@ class Layout:
             shape, or not finite.
         """
         pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
+        folded: dict[str, dict[str, NDArray[np.float32]]] = {}
         dense = {}
         for key, array in arrays.items():
             value = np.asarray(array.numpy(), dtype=np.float32)
@@ -102,6 +108,8 @@ class Layout:
             match = _LORA_KEY.match(key)
             if match and match["layer"] in self.layers:
                 pairs.setdefault(match["layer"], {})[match["factor"]] = value
+            elif match := _FOLDED_KEY.match(key):
+                folded.setdefault(match["layer"], {})[match["factor"]] = value
             elif key in self.dense:
                 dense[key] = _checked_dense(sender, key, value, self.dense[key][0])
             else:
@@ -110,15 +118,13 @@ class Layout:
                     f"layers and {len(self.dense)} dense arrays of this federation"
                 )
         factors = {n: self._factors(sender, n, pair) for n, pair in pairs.items()}
-        return AdapterState(factors, dense)
+        products = {n: _product(sender, n, pair) for n, pair in folded.items()}
+        return AdapterState(factors, dense, products)
 
     def _factors(
         self, sender: str, name: str, pair: Mapping[str, NDArray[np.float32]]
     ) -> LoraFactors:
-        if len(pair) != 2:
-            missing = "AB".replace(next(iter(pair)), "")
-            raise AdapterError(f"{sender}: layer {name!r} comes without lora_{missing}")
-        A, B = pair["A"], pair["B"]
+        A, B = _both(sender, name, pair)
         m, n = self.layers[name].shape
         rank = A.shape[0] if A.ndim == 2 else 0
         if A.shape != (rank, n) or B.shape != (m, rank) or rank == 0:
@@ -126,14 +132,13 @@ class Layout:
                 f"{sender}: layer {name!r} has A {A.shape} and B {B.shape}; they must "
                 f"be (r, {n}) and ({m}, r) with the same r >= 1"
             )
-        scale = 1.0 if self.alpha is None else self.alpha / rank
-        return LoraFactors(torch.from_numpy(A), torch.from_numpy(B), scale)
+        return LoraFactors(torch.from_numpy(A), torch.from_numpy(B), self.scale(rank))
 
     def write(self, state: AdapterState) -> ArrayRecord:
         """Write a state under the federation's own keys and dtypes.
 
-        The factors' scale must be what the clients apply (see ``alpha``);
-        :meth:`scale` gives it.
+        Whatever their own scale, factors are written for the clients' (:attr:`scale`);
+        what is folded is written for a scale of 1.
         """
         out: dict[str, Array] = {}
         for name, factors in state.factors.items():
@@ -141,13 +146,13 @@ class Layout:
             scaled = factors.with_scale(self.scale(factors.rank))
             for key, factor in zip(layer.keys, (scaled.A, scaled.B), strict=True):
                 out[key] = Array(np.ascontiguousarray(factor.numpy(), layer.dtype))
+        for name, found in state.folded.items():
+            plain = found.with_scale(1.0)
+            out[folded_key(name, "A")] = Array(np.ascontiguousarray(plain.A))
+            out[folded_key(name, "B")] = Array(np.ascontiguousarray(plain.B))
         for key, array in state.dense.items():
             out[key] = Array(np.ascontiguousarray(array, self.dense[key][1]))
         return ArrayRecord(out)
-
-    def scale(self, rank: int) -> float:
-        """Return the factor by which a client multiplies B A at that rank."""
-        return 1.0 if self.alpha is None else self.alpha / rank
 
 
 def _layer(name: str, keys: Mapping[str, str], arrays: ArrayRecord) -> _Layer:
@@ -162,6 +167,22 @@ def _layer(name: str, keys: Mapping[str, str], arrays: ArrayRecord) -> _Layer:
             "(r, n) and (m, r)"
         )
     return _Layer((keys["A"], keys["B"]), (B.shape[0], A.shape[1]), np.dtype(A.dtype))
+
+
+def _both(
+    sender: str, name: str, pair: Mapping[str, NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if len(pair) != 2:
+        missing = "AB".replace(next(iter(pair)), "")
+        raise AdapterError(f"{sender}: layer {name!r} comes without lora_{missing}")
+    return pair["A"], pair["B"]
+
+
+def _product(
+    sender: str, name: str, pair: Mapping[str, NDArray[np.float32]]
+) -> LoraFactors:
+    A, B = _both(sender, name, pair)
+    return LoraFactors(torch.from_numpy(A), torch.from_numpy(B))
 
 
 def _checked_dense(

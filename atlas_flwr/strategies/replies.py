@@ -57,6 +57,11 @@ def check_trained(sender: str, state: AdapterState, sent: AdapterState | None) -
             f"{sender}: {len(missing)} of the arrays sent to it are missing in its "
             f"reply, the first: {missing[0]!r}"
         )
+    if state.folded:
+        raise AdapterError(
+            f"{sender}: its reply has products to fold, the first of layer "
+            f"{next(iter(state.folded))!r}; clients reply with what they trained alone"
+        )
     for name, factors in state.factors.items():
         rank = sent.factors[name].rank if name in sent.factors else None
         if rank != factors.rank:

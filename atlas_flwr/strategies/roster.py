@@ -8,7 +8,7 @@ states when it is asked with a ``query.describe`` message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -65,13 +65,14 @@ class Assigned:
 
     Attributes
     ----------
-    rank : int
-        LoRA rank of all its layers, on its own side and on the trunk.
+    ranks : Mapping[str, int] or int
+        LoRA rank by layer, on its own side and on the trunk; one number for all.
+        Layers that are missing, or at 0, get no adapter.
     plan : SplitPlan, optional
         Its cut; ``None`` where it trains the whole model.
     """
 
-    rank: int
+    ranks: Mapping[str, int] | int
     plan: SplitPlan | None = None
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from atlas_flwr.lora import AdapterState
@@ -40,8 +40,12 @@ class TrunkSessions:
     num_layers: int
     _tokens: dict[str, str] = field(default_factory=dict)
 
-    def open(self, client: str, plan: SplitPlan, state: AdapterState) -> str:
+    def open(
+        self, client: str, plan: SplitPlan, state: AdapterState, probe: bool = False
+    ) -> str:
         """Open a session with the trunk's share of ``state``; return its token.
+
+        With ``probe``, it measures the importance of its frozen layers.
 
         Raises
         ------
@@ -50,7 +54,7 @@ class TrunkSessions:
         """
         self.close(client)
         mine = self.on_trunk(plan, state)
-        spec = SessionSpec(plan, mine, self.optimizer)
+        spec = SessionSpec(plan, mine, self.optimizer, probe)
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
 
@@ -61,16 +65,26 @@ class TrunkSessions:
         classifier.
         """
         blocks = plan.trunk_range(self.num_layers)
-        names = [n for n in state.factors if self.layer_block(n) in blocks]
-        dense = {} if plan.tail else state.dense
-        return AdapterState(state.select(names).factors, dense)
+        names = [n for n in state.layers if self.layer_block(n) in blocks]
+        return state.select(names, {} if plan.tail else state.dense)
 
     def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
         """Return the layers and arrays that are trained on the client."""
-        mine = self.on_trunk(plan, state)
-        names = [n for n in state.factors if n not in mine.factors]
-        dense = {k: v for k, v in state.dense.items() if k not in mine.dense}
-        return AdapterState(state.select(names).factors, dense)
+        other = self.on_trunk(plan, state)
+        names = state.layers - other.layers
+        return state.select(names, state.dense if plan.tail else {})
+
+    def importance(self, client: str) -> Mapping[str, float]:
+        """Return what a client's probing session has measured, by layer.
+
+        Raises
+        ------
+        SessionError
+            If the session was evicted.
+        TrunkLost
+            If the trunk is gone.
+        """
+        return self.host.importance(self._tokens[client])
 
     def collect(self, client: str) -> AdapterState:
         """Return the trained adapters of a client's session and close it.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.lora import AdapterState, initial_factors
+from atlas_flwr.lora import AdapterState, Scaling, initial_factors
 
 __all__ = ["FINGERPRINT_RANK", "initial_state"]
 
@@ -21,7 +21,7 @@ def initial_state(
     shapes: Mapping[str, tuple[int, int]],
     *,
     rank: int,
-    alpha: float,
+    scaling: Scaling,
     seed: int,
     dense: Mapping[str, NDArray[np.float32]] | None = None,
     only: Iterable[str] | None = None,
@@ -34,7 +34,7 @@ def initial_state(
         (d_out, d_in) of every adapted layer, by its name in the whole model.
     rank : int
         Rank; layers with a smaller side get that side's length.
-    alpha, seed : float, int
+    scaling, seed : Scaling, int
         See :func:`atlas_flwr.lora.initial_factors`.
     dense : Mapping[str, NDArray], optional
         Arrays that are trained in full.
@@ -43,7 +43,9 @@ def initial_state(
     """
     names = shapes if only is None else set(only)
     factors = {
-        name: initial_factors(name, shape, min(rank, *shape), alpha=alpha, seed=seed)
+        name: initial_factors(
+            name, shape, min(rank, *shape), scaling=scaling, seed=seed
+        )
         for name, shape in shapes.items()
         if name in names
     }

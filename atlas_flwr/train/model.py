@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState, LoraFactors, attach, detach, extract, load
+from atlas_flwr.lora import (
+    AdapterState,
+    ImportanceProbe,
+    LoraFactors,
+    Scaling,
+    attach,
+    detach,
+    extract,
+    fold,
+    load,
+    probing,
+)
 from atlas_flwr.split import PartInfo, SplitModel, part_info
 from atlas_flwr.types import TrunkClient
 
@@ -72,6 +83,15 @@ class ClientModel:
         dense = {key: _array(value) for key, value in self.dense.items()}
         return AdapterState(factors, dense)
 
+    @contextmanager
+    def probing(self, probe: ImportanceProbe) -> Iterator[None]:
+        """Measure the importance of the adapted layers on this client."""
+        with ExitStack() as stack:
+            for side in self.sides:
+                names = {n: side.global_name(n) for n in extract(side.module)}
+                stack.enter_context(probing(side.module, probe, names))
+            yield
+
     def parameter_name(self, key: str) -> str:
         """Map a parameter's name in :attr:`model` to one that all clients share."""
         for prefix, side in zip(("head.", "tail."), self.sides, strict=False):
@@ -86,9 +106,12 @@ def adapted_split(
     tail: nn.Module | None,
     trunk: TrunkClient,
     state: AdapterState,
-    alpha: float,
+    scaling: Scaling,
 ) -> Iterator[ClientModel]:
     """Attach a client's adapters to its parts, and take them off afterwards.
+
+    What the state has folded is added to the frozen weights, and stays there: load the
+    parts afresh for every message of the server.
 
     Parameters
     ----------
@@ -99,35 +122,42 @@ def adapted_split(
         This client's session.
     state : AdapterState
         Adapters of the layers on this side, and dense arrays.
-    alpha : float
-        LoRA's alpha.
+    scaling : Scaling
+        Of the adapters.
     """
     parts = [part for part in (head, tail) if part is not None]
     sides = [Side(part, part_info(part)) for part in parts]
-    with _adapted(sides, state, alpha) as dense:
+    with _adapted(sides, state, scaling) as dense:
         yield ClientModel(SplitModel(head, tail, trunk), sides, dense)
 
 
 @contextmanager
 def adapted_whole(
-    model: nn.Module, state: AdapterState, alpha: float
+    model: nn.Module, state: AdapterState, scaling: Scaling
 ) -> Iterator[ClientModel]:
-    """Attach adapters to a whole model, and take them off afterwards."""
+    """Attach adapters to a whole model, and take them off afterwards.
+
+    As in :func:`adapted_split`, what is folded stays.
+    """
     sides = [Side(model, None)]
-    with _adapted(sides, state, alpha) as dense:
+    with _adapted(sides, state, scaling) as dense:
         yield ClientModel(model, sides, dense)
 
 
 @contextmanager
 def _adapted(
-    sides: Sequence[Side], state: AdapterState, alpha: float
+    sides: Sequence[Side], state: AdapterState, scaling: Scaling
 ) -> Iterator[dict[str, nn.Parameter]]:
-    shares = [_share(side, state) for side in sides]
-    _refuse_strays(state, shares)
+    shares = [_share(side, state.factors) for side in sides]
+    folded = [_share(side, state.folded) for side in sides]
+    _refuse_strays(state.factors, shares)
+    _refuse_strays(state.folded, folded)
+    for side, share in zip(sides, folded, strict=True):
+        fold(side.module, share)
     try:
         for side, share in zip(sides, shares, strict=True):
             side.module.requires_grad_(False)
-            attach(side.module, {n: f.rank for n, f in share.items()}, alpha)
+            attach(side.module, {n: f.rank for n, f in share.items()}, scaling)
             load(side.module, share)
         yield _dense_parameters(sides, state.dense)
     finally:
@@ -136,18 +166,18 @@ def _adapted(
             side.module.requires_grad_(False)
 
 
-def _share(side: Side, state: AdapterState) -> dict[str, LoraFactors]:
-    named = {side.local_name(name): f for name, f in state.factors.items()}
+def _share(side: Side, factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+    named = {side.local_name(name): f for name, f in factors.items()}
     return {local: f for local, f in named.items() if local is not None}
 
 
 def _refuse_strays(
-    state: AdapterState, shares: Sequence[Mapping[str, LoraFactors]]
+    factors: Mapping[str, LoraFactors], shares: Sequence[Mapping[str, LoraFactors]]
 ) -> None:
     placed = sum(len(share) for share in shares)
-    if placed != len(state.factors):
+    if placed != len(factors):
         raise AdapterError(
-            f"{len(state.factors)} adapted layers were sent and {placed} of them are "
+            f"{len(factors)} adapted layers were sent and {placed} of them are "
             "on this client; its cut and the server's disagree"
         )
 

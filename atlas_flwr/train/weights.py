@@ -171,6 +171,12 @@ class Outline:
             return None
         return int(name[len(prefix) :].partition(".")[0])
 
+    def place_of(self, name: str) -> tuple[int, str]:
+        """Return the block of a layer in one, and the layer's name in it."""
+        block = self.block_of(name)
+        assert block is not None, name
+        return block, name.removeprefix(f"{self.blocks}.{block}.")
+
     def shapes(self, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) of every layer that gets an adapter, by name."""
         found = {}

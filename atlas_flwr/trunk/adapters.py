@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas_flwr.errors import AdapterError, TrunkError
-from atlas_flwr.lora import LoraFactors, linear_names
+from atlas_flwr.lora import ImportanceProbe, LoraFactors, linear_names, oriented
 from atlas_flwr.split import part_info
 
-__all__ = ["ActiveAdapters", "SessionLinear", "layer_shapes", "trainable", "wrap"]
+__all__ = ["ActiveAdapters", "SessionLinear", "layer_shapes", "placed", "wrap"]
 
 
 class ActiveAdapters(threading.local):
@@ -30,29 +30,40 @@ class ActiveAdapters(threading.local):
     """
 
     def __init__(self) -> None:
-        self.factors: Mapping[str, LoraFactors] = {}
+        self.stack: tuple[Mapping[str, LoraFactors], ...] = ()
+        self.probe: ImportanceProbe | None = None
 
     @contextmanager
-    def using(self, factors: Mapping[str, LoraFactors]) -> Iterator[None]:
-        """Put a session's adapters in force for a pass."""
-        before, self.factors = self.factors, factors
+    def using(
+        self, *stack: Mapping[str, LoraFactors], probe: ImportanceProbe | None = None
+    ) -> Iterator[None]:
+        """Put a session's adapters in force for a pass, and what it has folded.
+
+        With a probe, the frozen layers' importance is measured too.
+        """
+        before, self.stack, self.probe = (self.stack, self.probe), stack, probe
         try:
             yield
         finally:
-            self.factors = before
+            self.stack, self.probe = before
+
+    def watch(self, layer: SessionLinear, x: Tensor, out: Tensor) -> None:
+        """Let the probe, if there is one, see a layer's pass."""
+        if self.probe is not None:
+            self.probe.watch(layer.name, oriented(layer.base), x, out)
 
     def added(self, name: str, x: Tensor, out: Tensor) -> Tensor:
-        """Return ``out`` + s B A x with the adapter of layer ``name``, if it has one.
+        """Return ``out`` + s B A x with each adapter of layer ``name``.
 
         The product is computed in the adapter's dtype, as PEFT does.
         """
-        found = self.factors.get(name)
-        if found is None:
-            return out
-        low = F.linear(x.to(found.A.dtype), found.A)
-        product = F.linear(low, found.B) * found.scale
-        total: Tensor = out + product.to(out.dtype)
-        return total
+        for factors in self.stack:
+            found = factors.get(name)
+            if found is not None:
+                low = F.linear(x.to(found.A.dtype), found.A)
+                product = F.linear(low, found.B) * found.scale
+                out = out + product.to(out.dtype)
+        return out
 
 
 class SessionLinear(nn.Module):
@@ -88,7 +99,9 @@ class SessionLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., n)."""
-        return self.active.added(self.name, x, self.base(x))
+        out: Tensor = self.base(x)
+        self.active.watch(self, x, out)
+        return self.active.added(self.name, x, out)
 
 
 def wrap(trunk: nn.Module, active: ActiveAdapters) -> None:
@@ -125,12 +138,14 @@ def layer_shapes(trunk: nn.Module) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def trainable(
+def placed(
     factors: Mapping[str, LoraFactors],
     shapes: Mapping[str, tuple[int, int]],
     like: Tensor,
+    *,
+    trained: bool,
 ) -> dict[str, LoraFactors]:
-    """Copy factors as float32 parameters on the base's device.
+    """Copy factors to the base's device, in float32, as parameters if trained.
 
     Raises
     ------
@@ -152,7 +167,7 @@ def trainable(
             )
         found.check_finite(name)
         A, B = (
-            nn.Parameter(t.detach().float().to(like.device).clone())
+            t.detach().float().to(like.device).clone().requires_grad_(trained)
             for t in (found.A, found.B)
         )
         made[name] = LoraFactors(A, B, found.scale)

@@ -19,7 +19,7 @@ from atlas_flwr.errors import AdapterError, TrunkError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan, part_info, trunk_view
 from atlas_flwr.split.model import end_model, run_blocks
-from atlas_flwr.trunk.adapters import ActiveAdapters, layer_shapes, trainable, wrap
+from atlas_flwr.trunk.adapters import ActiveAdapters, layer_shapes, placed, wrap
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.types import TrunkCall
 
@@ -38,11 +38,14 @@ class Slice:
         The session's own adapters.
     dense : Mapping[str, nn.Parameter]
         The session's own dense parameters.
+    folded : Mapping[str, LoraFactors]
+        Products that the base has for this session, and that nobody trains.
     """
 
     view: Any
     factors: Mapping[str, LoraFactors]
     dense: Mapping[str, nn.Parameter]
+    folded: Mapping[str, LoraFactors]
 
 
 class SharedBase:
@@ -91,10 +94,12 @@ class SharedBase:
             for name, shape in self.shapes.items()
             if self.info.block_of(name) in blocks
         }
-        factors = trainable(state.factors, shapes, self.like)
+        factors = placed(state.factors, shapes, self.like, trained=True)
+        folded = placed(state.folded, shapes, self.like, trained=False)
         view, dense = _own_dense(view, state.dense)
         # A trunk that ends the model can serve U-shaped plans too, by its base alone.
-        return Slice(view if plan.tail is None else view.base_model, factors, dense)
+        blocks_only = view if plan.tail is None else view.base_model
+        return Slice(blocks_only, factors, dense, folded)
 
     def received(self, call: TrunkCall) -> TrunkCall:
         """Bring a call here; its hidden states become a leaf of a new graph.
@@ -126,7 +131,7 @@ class SharedBase:
 
     def run(self, session: Session, call: TrunkCall) -> Tensor:
         """Run a session's blocks; return hidden states of shape (B, T, D)."""
-        with self._active.using(session.factors):
+        with self._active.using(session.factors, session.folded, probe=session.probe):
             return run_blocks(session.view, inputs_embeds=call.hidden, **_rest(call))
 
     def end(
@@ -135,7 +140,7 @@ class SharedBase:
         """End the model; return the loss, if there are labels, and the logits."""
         if labels is not None:
             labels = labels.to(self.like.device)
-        with self._active.using(session.factors):
+        with self._active.using(session.factors, session.folded, probe=session.probe):
             out = end_model(
                 session.view,
                 call.hidden,
@@ -148,7 +153,8 @@ class SharedBase:
     @contextmanager
     def counting(self, session: Session) -> Iterator[KeptBytes]:
         """Count the activations that a pass keeps for its backward."""
-        own = map(_storage, session.parameters)
+        folded = (t for f in session.folded.values() for t in (f.A, f.B))
+        own = map(_storage, (*session.parameters, *folded))
         kept = KeptBytes({*self._storages, *own})
         with torch.autograd.graph.saved_tensors_hooks(kept.count, _unchanged):
             yield kept

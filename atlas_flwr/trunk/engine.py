@@ -86,7 +86,9 @@ class TrunkEngine:
         # A vanilla answer holds logits, which are large.
         remembered = 1 if spec.plan.tail is None else 2
         log = StepLog(self.limits.passes_per_session, remembered)
-        session = Session(spec, own.view, own.factors, own.dense, log, self.clock())
+        session = Session(
+            spec, own.view, own.factors, own.dense, own.folded, log, self.clock()
+        )
         return self._table.add(session)
 
     def adapters(self, token: str) -> AdapterState:
@@ -99,6 +101,17 @@ class TrunkEngine:
         """
         with self._table.using(token) as session:
             return session.state()
+
+    def importance(self, token: str) -> dict[str, float]:
+        """Return what a probing session has measured, by layer; else nothing.
+
+        Raises
+        ------
+        SessionError
+            If it is not open.
+        """
+        with self._table.using(token) as session:
+            return session.probe.means() if session.probe else {}
 
     def close(self, token: str) -> None:
         """Close a session and free what it holds; unknown ones are closed already."""

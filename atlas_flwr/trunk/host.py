@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -57,6 +58,10 @@ class TrunkHost(Protocol):
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained."""
+        ...
+
+    def importance(self, token: str) -> Mapping[str, float]:
+        """Return what a probing session has measured, by layer."""
         ...
 
     def close(self, token: str) -> None:

@@ -122,6 +122,11 @@ class TrunkActor:
         return self.service.engine.adapters(token)
 
     @ray.method(concurrency_group=_CONTROL)
+    def importance(self, token: str) -> dict[str, float]:
+        """Return what a probing session has measured."""
+        return self.service.engine.importance(token)
+
+    @ray.method(concurrency_group=_CONTROL)
     def close(self, token: str) -> None:
         """Close a session."""
         self.service.engine.close(token)
@@ -232,6 +237,10 @@ class RayTrunkHost:
         state = self._get(self.actor.adapters.remote(token))
         assert isinstance(state, AdapterState)
         return state
+
+    def importance(self, token: str) -> dict[str, float]:
+        """Return what a probing session has measured, by layer."""
+        return dict(self._get(self.actor.importance.remote(token)))
 
     def close(self, token: str) -> None:
         """Close a session."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.lora import AdapterState, ImportanceProbe, LoraFactors
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.steps import Load, StepLog
 from atlas_flwr.types import OptimizerSpec
@@ -30,15 +30,18 @@ class SessionSpec:
     plan : SplitPlan
         The client's cut; the trunk runs the blocks between.
     state : AdapterState
-        Adapters of those blocks, by layer; in a vanilla split also the dense arrays
-        of the classifier. Empty: nothing is trained here.
+        Adapters of those blocks, by layer, and what is folded into them; in a vanilla
+        split also the dense arrays of the classifier. Empty: nothing is trained here.
     optimizer : OptimizerSpec
         How they are trained.
+    probe : bool
+        Whether to measure the importance of the frozen layers in backward passes.
     """
 
     plan: SplitPlan
     state: AdapterState = field(default_factory=AdapterState)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    probe: bool = False
 
 
 class Session:
@@ -55,6 +58,8 @@ class Session:
         Its adapters, as parameters, by layer.
     dense : Mapping[str, nn.Parameter]
         Its parameters that are trained in full.
+    folded : Mapping[str, LoraFactors]
+        Products that the base is to have for it, by layer; never trained.
     log : StepLog
         Its steps.
     now : float
@@ -74,6 +79,7 @@ class Session:
         view: Any,
         factors: Mapping[str, LoraFactors],
         dense: Mapping[str, nn.Parameter],
+        folded: Mapping[str, LoraFactors],
         log: StepLog,
         now: float,
     ) -> None:
@@ -81,6 +87,8 @@ class Session:
         self.view = view
         self.factors = factors
         self.dense = dense
+        self.folded = folded
+        self.probe = ImportanceProbe() if spec.probe else None
         self.log = log
         self.lock = threading.Lock()
         self.last_used = now

@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -122,23 +121,7 @@ def test_it_runs_on_a_superlink_with_three_supernodes(app: Path, strategy: str) 
     server_app = app / SERVER_APP
     if strategy == "FedAvg":
         server_app.write_text(to_fedavg(server_app.read_text()))
-    tools = str(Path(sys.executable).parent)
-    ran = subprocess.run(
-        [
-            "./run_deployment.sh",
-            "--run-config",
-            "num-server-rounds=1 local-steps=1",
-        ],
-        cwd=app,
-        env=os.environ
-        | {
-            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-            "PORT": str(four_free_ports()),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = deployed(app, "num-server-rounds=1 local-steps=1")
     said = ran.stdout + ran.stderr
     assert ran.returncode == 0, said
     assert f"Starting {strategy} strategy" in said
@@ -146,18 +129,21 @@ def test_it_runs_on_a_superlink_with_three_supernodes(app: Path, strategy: str) 
     assert re.search(r"round 1: held-out loss \d", said)
 
 
-def four_free_ports() -> int:
-    """Return the first of four ports in a row that nobody listens on."""
-    for first in range(18_300, 28_300, 10):
-        if all(is_free(port) for port in range(first, first + 4)):
-            return first
-    raise AssertionError("no four free ports in a row")
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_deployment_whose_run_fails_says_so_by_its_exit_code(app: Path) -> None:
+    ran = deployed(app, "model='no/such/folder'")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert 'the run ended as "finished:failed"' in ran.stderr
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def deployed(app: Path, config: str) -> subprocess.CompletedProcess[str]:
+    tools = str(Path(sys.executable).parent)
+    return subprocess.run(
+        ["./run_deployment.sh", "--run-config", config],
+        cwd=app,
+        env=os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

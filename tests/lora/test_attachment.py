@@ -6,6 +6,7 @@ import torch
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import (
     LoraFactors,
+    Scaling,
     attach,
     detach,
     extract,
@@ -23,7 +24,7 @@ def ranks(model):
 def test_a_loaded_adapter_adds_its_product_to_the_weight(family):
     model, reference = build(family), build(family)
     reference.load_state_dict(model.state_dict())
-    attach(model, ranks(model), 6.0)
+    attach(model, ranks(model), Scaling(6.0))
     drawn = {
         name: LoraFactors(torch.randn_like(f.A), 0.1 * torch.randn_like(f.B), 1.3)
         for name, f in extract(model).items()
@@ -44,7 +45,7 @@ def test_a_loaded_adapter_adds_its_product_to_the_weight(family):
 def test_detaching_gives_the_same_module_back(family):
     model = build(family)
     before = {name: id(module) for name, module in model.named_modules()}
-    attach(model, ranks(model), 6.0)
+    attach(model, ranks(model), Scaling(6.0))
     detach(model)
     assert {name: id(module) for name, module in model.named_modules()} == before
 
@@ -52,7 +53,7 @@ def test_detaching_gives_the_same_module_back(family):
 def test_ranks_are_those_asked_for_layer_by_layer():
     model = build("llama")
     asked = ranks(model)
-    attach(model, asked, 6.0)
+    attach(model, asked, Scaling(6.0))
     found = extract(model)
     assert {name: f.rank for name, f in found.items()} == asked
     assert all(f.scale == 6.0 / f.rank for f in found.values())
@@ -61,7 +62,7 @@ def test_ranks_are_those_asked_for_layer_by_layer():
 def test_only_adapters_are_trainable():
     model = build("llama")
     asked = ranks(model)
-    attach(model, asked, 6.0)
+    attach(model, asked, Scaling(6.0))
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * len(asked)
     assert all("lora_" in name for name in trained)
@@ -70,7 +71,7 @@ def test_only_adapters_are_trainable():
 def test_a_layer_of_rank_0_stays_bare():
     model = build("llama")
     first, second = linear_names(model)[:2]
-    attach(model, {first: 0, second: 2}, 6.0)
+    attach(model, {first: 0, second: 2}, Scaling(6.0))
     assert [*extract(model)] == [second]
     assert isinstance(model.get_submodule(first), torch.nn.Linear)
 
@@ -78,7 +79,7 @@ def test_a_layer_of_rank_0_stays_bare():
 def test_targets_have_the_same_names_with_adapters_on():
     model = build("gpt2")
     names = linear_names(model)
-    attach(model, ranks(model), 6.0)
+    attach(model, ranks(model), Scaling(6.0))
     assert linear_names(model) == names
 
 
@@ -90,13 +91,13 @@ def blocks(**extra):
 def test_a_layer_whose_name_ends_as_anothers_keeps_its_own_rank():
     model = blocks(inner=blocks())
     asked = {"layers.0.fc": 1, "inner.layers.0.fc": 3}
-    attach(model, asked, 6.0)
+    attach(model, asked, Scaling(6.0))
     assert {name: f.rank for name, f in extract(model).items()} == asked
 
 
 def test_extracted_factors_do_not_follow_the_training():
     model = build("llama")
-    attach(model, {linear_names(model)[0]: 2}, 6.0)
+    attach(model, {linear_names(model)[0]: 2}, Scaling(6.0))
     (before,) = extract(model).values()
     for parameter in model.parameters():
         parameter.data.add_(1.0)
@@ -117,7 +118,7 @@ def test_targets_that_name_nothing_are_refused_with_those_that_exist():
 
 def test_what_does_not_fit_is_refused_by_name():
     model = build("llama")
-    attach(model, ranks(model), 6.0)
+    attach(model, ranks(model), Scaling(6.0))
     found = extract(model)
     name = next(iter(found))
     with pytest.raises(AdapterError, match=name):
@@ -126,9 +127,9 @@ def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(AdapterError, match=f"{name}.*rank 5"):
         load(model, {**found, name: short})
     with pytest.raises(AdapterError, match="detach"):
-        attach(model, {name: 2}, 6.0)
+        attach(model, {name: 2}, Scaling(6.0))
     with pytest.raises(AdapterError, match="rank -1"):
-        attach(build("llama"), {name: -1}, 6.0)
+        attach(build("llama"), {name: -1}, Scaling(6.0))
     for odd in ("nowhere", "model.embed_tokens"):
         with pytest.raises(AdapterError, match=f"{odd}.*linear_names"):
-            attach(build("llama"), {odd: 2}, 6.0)
+            attach(build("llama"), {odd: 2}, Scaling(6.0))

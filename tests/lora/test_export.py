@@ -10,6 +10,7 @@ from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import (
     AdapterState,
     LoraFactors,
+    Scaling,
     attach,
     extract,
     linear_names,
@@ -30,7 +31,9 @@ FAMILIES = ["llama", "gpt2", *HEADS]
 
 def adapt(model, family):
     """Draw adapters of mixed ranks and a classifier, and put them on the model."""
-    attach(model, {n: 1 + i % 3 for i, n in enumerate(linear_names(model))}, 6.0)
+    attach(
+        model, {n: 1 + i % 3 for i, n in enumerate(linear_names(model))}, Scaling(6.0)
+    )
     drawn = {
         name: LoraFactors(torch.randn_like(f.A), 0.1 * torch.randn_like(f.B), 0.4)
         for name, f in extract(model).items()

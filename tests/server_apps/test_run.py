@@ -134,12 +134,22 @@ def test_a_resumed_run_with_other_settings_is_refused(unbroken, tmp_path):
         run(tmp_path, resume=str(unbroken.path), learning_rate=0.5)
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny-bert"])
-@pytest.mark.parametrize("split", ["u-shaped", "vanilla"])
+@pytest.mark.parametrize(
+    ("model", "split", "aggregation"),
+    [
+        ("tiny", "u-shaped", "both"),
+        ("tiny", "u-shaped", "fold"),
+        ("tiny", "vanilla", "truncate"),
+        ("tiny-bert", "u-shaped", "fold"),
+        ("tiny-bert", "vanilla", "both"),
+    ],
+)
 def test_exported_adapters_on_the_whole_model_score_as_the_split_run_did(
-    tmp_path, model, split
+    tmp_path, model, split, aggregation
 ):
-    folder = run(tmp_path, model=model, split=split, local_steps=4)
+    folder = run(
+        tmp_path, model=model, split=split, aggregation=aggregation, local_steps=4
+    )
     told = summary(folder)
     source = resolve_model(model)
     tokenizer = tokenizer_of(source)
@@ -186,7 +196,8 @@ def sizes_of(*choices):
 def test_devices_get_the_ranks_and_cuts_that_they_hold(tmp_path):
     choices = (1, 2), (1, 4), (1, 8), (3, 8)
     devices = ",".join(f"{size}B" for size in sizes_of(*choices))
-    folder = run(tmp_path, devices=devices, device_order="cycle", num_rounds=1)
+    given = {"devices": devices, "device_order": "cycle", "ranks": "device"}
+    folder = run(tmp_path, **given, num_rounds=1)
     told = summary(folder)
     for client, (head, rank) in enumerate(choices):
         assert told["plans"][str(client)] == f"{head}/1"
@@ -194,8 +205,19 @@ def test_devices_get_the_ranks_and_cuts_that_they_hold(tmp_path):
     assert math.isfinite(told["per_round"][-1]["mean_loss"])
 
 
+def test_small_devices_adapt_their_most_important_layers_and_learn(tmp_path):
+    small, large = sizes_of((1, 1), (4, 8))
+    devices = f"{small}B,{large}B"
+    folder = run(tmp_path, devices=devices, device_order="cycle", local_steps=4)
+    told = summary(folder)
+    assert {told["plans"][c] for c in ("0", "2")} == {"1/1"}
+    assert {told["plans"][c] for c in ("1", "3")} == {"4/1"}
+    loss = [r["mean_loss"] for r in told["per_round"]]
+    assert loss[-1] < loss[0] - 0.1
+
+
 def test_a_device_that_holds_nothing_is_told_what_would_do(tmp_path):
-    least = sizes_of((1, 2))[0] / 2**20
+    least = sizes_of((1, 0))[0] / 2**20
     with pytest.raises(AtlasError, match=f"takes {least:.1f} MiB"):
         run(tmp_path, devices="100KiB")
 
@@ -220,3 +242,35 @@ def test_one_client_failing_in_the_middle_of_a_step_leaves_a_run_that_ends(tmp_p
     told = summary(run(tmp_path, intercept))
     assert [r["failures"] for r in told["per_round"]] == [0, 1, 1]
     assert told["finished"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["flexlora", "flora", "hetlora", "hsplitlora", "mira", "oracle", "splitlora"],
+)
+def test_every_published_method_runs_learns_and_resumes(tmp_path, strategy):
+    more = {"mixing": 0.3} if strategy == "mira" else {}
+    devices = ",".join(f"{size}B" for size in sizes_of((1, 2), (4, 8)))
+    given = {"strategy": strategy, "devices": devices, "local_steps": 4, **more}
+    whole = run(tmp_path, **given, run_name="whole")
+    run(tmp_path, **given, run_name="part", num_rounds=1)
+    part = tmp_path / "part"
+    continued = run(tmp_path, **given, resume=str(part), num_rounds=2)
+    assert accuracies(continued) == accuracies(whole)
+    loss = [r["mean_loss"] for r in summary(whole)["per_round"]]
+    assert loss[-1] < loss[0]
+
+
+@pytest.mark.parametrize("strategy", ["atlas", "flora"])
+def test_whole_models_take_part_at_the_ranks_of_their_devices(tmp_path, strategy):
+    folder = run(
+        tmp_path,
+        strategy=strategy,
+        split="none",
+        devices="1GiB,2GiB,4GiB,8GiB",
+        device_order="cycle",
+        local_steps=4,
+    )
+    told = summary(folder)
+    assert told["ranks"] == {"0": 2, "1": 2, "2": 4, "3": 8}
+    assert told["per_round"][-1]["mean_loss"] < told["per_round"][0]["mean_loss"]

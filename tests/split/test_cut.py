@@ -128,10 +128,10 @@ def test_a_new_classifier_is_the_same_for_all_and_follows_the_seed(tmp_path):
 
 
 def test_a_model_with_adapters_is_refused():
-    from atlas_flwr.lora import attach
+    from atlas_flwr.lora import Scaling, attach
 
     model = build("llama")
-    attach(model, {"model.layers.0.mlp.up_proj": 2}, 4.0)
+    attach(model, {"model.layers.0.mlp.up_proj": 2}, Scaling(4.0))
     with pytest.raises(PlanError, match="before adapters"):
         partition(model, SplitPlan(1, 1))
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from atlas_flwr.lora import attach, linear_names
+from atlas_flwr.lora import Scaling, attach, linear_names
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import LocalTrunk
 from tests.families import batch, build
@@ -57,7 +57,7 @@ def test_a_head_without_adapters_still_trains_trunk_and_tail():
     for part in (parts.head, parts.trunk, parts.tail):
         part.requires_grad_(False)
     for part in (parts.trunk, parts.tail):
-        attach(part, dict.fromkeys(linear_names(part), 2), 4.0)
+        attach(part, dict.fromkeys(linear_names(part), 2), Scaling(4.0))
     made(**batch("llama")).loss.backward()
     for part in (parts.trunk, parts.tail):
         gradients = [p.grad for n, p in part.named_parameters() if "lora_B" in n]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atlas_flwr.lora import LoraFactors, attach, linear_names, load
+from atlas_flwr.lora import LoraFactors, Scaling, attach, linear_names, load
 from atlas_flwr.split import SplitModel, legal_plans, part_info, partition
 from atlas_flwr.trunk import LocalTrunk
 from tests.families import FAMILIES, batch, build
@@ -29,7 +29,7 @@ def random_factors(model):
 
 def adapt(module, factors, name_of=lambda local: local):
     mine = {local: factors[name_of(local)] for local in linear_names(module)}
-    attach(module, {local: f.rank for local, f in mine.items()}, ALPHA)
+    attach(module, {local: f.rank for local, f in mine.items()}, Scaling(ALPHA))
     load(module, mine)
     return {name_of(local) for local in mine}
 

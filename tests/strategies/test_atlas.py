@@ -249,7 +249,7 @@ def test_a_resumed_strategy_continues_to_the_same_numbers():
     ("settings", "allowed"),
     [
         ({"clustering": "dbscan"}, "kmeans"),
-        ({"aggregation": "median"}, "concat"),
+        ({"aggregation": "median"}, "truncate"),
         ({"fingerprints": "pca"}, "updates"),
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from atlas_flwr.errors import AdapterError, PlanError, SessionError, TrunkBusy
 from atlas_flwr.lora import (
     AdapterState,
+    Scaling,
     attach,
     extract,
     initial_factors,
@@ -36,7 +37,9 @@ def adapters(model, rank=2, seed=0, blocks=range(1, 4)):
     for name in linear_names(model):
         if int(name.split(".")[2]) in blocks:
             m, n = model.get_submodule(name).weight.shape
-            made[name] = initial_factors(name, (m, n), rank, alpha=4.0, seed=seed)
+            made[name] = initial_factors(
+                name, (m, n), rank, scaling=Scaling(4.0), seed=seed
+            )
     return AdapterState(made)
 
 
@@ -78,7 +81,7 @@ def test_a_session_trains_as_peft_and_adamw_do(model):
     part = partition(model, PLAN).trunk
     info = part_info(part)
     state = {info.local_name(n): f for n, f in adapters(model).factors.items()}
-    attach(part, dict.fromkeys(state, 2), 4.0)
+    attach(part, dict.fromkeys(state, 2), Scaling(4.0))
     load(part, state)
     reference = LocalTrunk(part)
     trained = [p for p in part.parameters() if p.requires_grad]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.errors import SessionError, TrunkError
-from atlas_flwr.lora import AdapterState, initial_factors, linear_names
+from atlas_flwr.lora import AdapterState, Scaling, initial_factors, linear_names
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
 from atlas_flwr.types import OptimizerSpec, TrunkCall
@@ -38,7 +38,10 @@ def engine(model):
 def state(model):
     names = [n for n in linear_names(model) if ".layers.2." in n]
     shapes = {n: tuple(model.get_submodule(n).weight.shape) for n in names}
-    made = {n: initial_factors(n, s, 2, alpha=4.0, seed=0) for n, s in shapes.items()}
+    made = {
+        n: initial_factors(n, s, 2, scaling=Scaling(4.0), seed=0)
+        for n, s in shapes.items()
+    }
     for factors in made.values():
         factors.B.normal_(std=0.1)  # or A would have no gradient
     return AdapterState(made)

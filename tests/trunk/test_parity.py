@@ -9,6 +9,7 @@ import torch
 from atlas_flwr.errors import AdapterError, SessionError, TrunkError
 from atlas_flwr.lora import (
     AdapterState,
+    Scaling,
     attach,
     extract,
     initial_factors,
@@ -44,14 +45,16 @@ def adapters(model, blocks, seed=0):
             weight = model.get_submodule(name).weight
             is_linear = isinstance(model.get_submodule(name), torch.nn.Linear)
             shape = tuple(weight.shape if is_linear else weight.shape[::-1])
-            made[name] = initial_factors(name, shape, 3, alpha=6.0, seed=seed)
+            made[name] = initial_factors(
+                name, shape, 3, scaling=Scaling(6.0), seed=seed
+            )
             made[name].B.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     return AdapterState(made)
 
 
 def whole_run(model, state, batches):
     """The oracle: unsplit, PEFT's layers, torch's AdamW."""
-    attach(model, dict.fromkeys(state.factors, 3), 6.0)
+    attach(model, dict.fromkeys(state.factors, 3), Scaling(6.0))
     load(model, state.factors)
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(

@@ -13,6 +13,7 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
+from atlas_flwr.lora import Scaling
 from atlas_flwr.split import SplitPlan, load_parts
 from atlas_flwr.strategies.records import Layout
 from atlas_flwr.train.evaluation import evaluate as score
@@ -20,7 +21,7 @@ from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.trunk import connect
 
-ALPHA = 16.0
+SCALING = Scaling(alpha=16.0)
 app = ClientApp()
 
 
@@ -33,10 +34,10 @@ def opened(message: Message, context: Context) -> tuple:
     shard = make_shard(int(node["partition-id"]), int(node["num-partitions"]), [task])
     parts = load_parts(source.path, SplitPlan.parse(config["plan"]))
     trunk = connect(config["trunk-address"], token=config["trunk-token"])
-    layout = Layout.of(arrays, ALPHA)
+    layout = Layout.of(arrays, SCALING)
     state = layout.read(arrays, "server")
     collate = CausalCollator(tokenizer_of(source), task, max_length=48)
-    return shard, collate, layout, (parts.head, parts.tail, trunk, state, ALPHA)
+    return shard, collate, layout, (parts.head, parts.tail, trunk, state, SCALING)
 
 
 @app.train()

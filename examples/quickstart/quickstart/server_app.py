@@ -4,6 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from atlas_flwr.data import resolve_model
+from atlas_flwr.lora import Scaling
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies import Atlas
 from atlas_flwr.strategies.records import write_state
@@ -33,11 +34,13 @@ def main(grid: Grid, context: Context) -> None:
     strategy = Atlas(
         lora_alpha=ALPHA,
         clustering="none",  # one task, one cluster
+        aggregation="both",
         fingerprints="gradients",
-        assign=lambda profile: Assigned(rank=8, plan=PLAN),
+        assign=lambda profile, importance: Assigned(ranks=8, plan=PLAN),
         sessions=sessions,
     )
-    start = initial_state(outline.shapes(["all-linear"]), rank=8, alpha=ALPHA, seed=0)
+    layers = outline.shapes(["all-linear"])
+    start = initial_state(layers, rank=8, scaling=Scaling(ALPHA), seed=0)
     strategy.start(
         grid, write_state(start), num_rounds=int(context.run_config["num-rounds"])
     )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``atlas-flwr plan``: what devices would be given, before anybody trains."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlas_flwr.cli.overrides import checked, parse_overrides
+from atlas_flwr.cli.run import add_run_config
+
+if TYPE_CHECKING:
+    from atlas_flwr.budget import Allocation, MemoryEstimate, StepTime
+
+__all__ = ["main"]
+
+GIGA, MEGA, MIB = 1e9, 1e6, 1 << 20
+BAR = 24
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-flwr plan",
+        description="Show the cut, the ranks, the predicted memory and the modelled "
+        "step time of each of the devices in the run config. Before a run nobody knows "
+        "which layers matter; all count alike here.",
+    )
+    parser.add_argument("app", nargs="?", default=".", type=Path, help="app's folder")
+    add_run_config(parser)
+    rates = parser.add_argument_group("rates; the default is this machine's own")
+    rates.add_argument("--client-gflops", type=float, help="of a device")
+    rates.add_argument("--trunk-gflops", type=float, help="of the server")
+    rates.add_argument("--mbits", type=float, default=100.0, help="of the link (100)")
+    given = parser.parse_args(arguments)
+    values = checked(given.app, parse_overrides(given.run_config))
+
+    from atlas_flwr.budget import Rates, step_time
+    from atlas_flwr.config import load_config
+    from atlas_flwr.errors import BudgetError
+    from atlas_flwr.server_apps.assignment import DeviceRule
+    from atlas_flwr.train.weights import ModelFiles
+
+    config = load_config(values)
+    files = ModelFiles.of(config)
+    rule = DeviceRule.of(config, files.outline(), files.dtype.itemsize)
+    here = None if given.client_gflops and given.trunk_gflops else measured_flops()
+    speeds = Rates(
+        client_flops=given.client_gflops * GIGA if given.client_gflops else here or 0,
+        trunk_flops=given.trunk_gflops * GIGA if given.trunk_gflops else here or 0,
+        link_bits=given.mbits * MEGA,
+    )
+    print(
+        f"{config.model} · {rule.architecture.num_layers} blocks · {config.split} · "
+        f"{config.batch_size} x {config.max_length} tokens · client "
+        f"{speeds.client_flops / GIGA:.0f} and trunk {speeds.trunk_flops / GIGA:.0f} "
+        f"GFLOP/s, {given.mbits:.0f} Mbit/s"
+    )
+    refused = False
+    for memory in config.device_bytes or (None,):
+        try:
+            found = rule.allocation(memory, {})
+        except BudgetError as error:
+            refused = True
+            print(f"\n{error}")
+            continue
+        seconds = step_time(
+            rule.architecture,
+            speeds,
+            head=found.head,
+            tail=found.tail,
+            batch=config.batch_size,
+            length=config.max_length,
+        )
+        print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
+        print(ranks_drawn(found.ranks, rule.places))
+    return int(refused)
+
+
+def described(
+    found: Allocation, memory: int | None, num_layers: int, seconds: StepTime
+) -> str:
+    """Say what a device is given, and draw its blocks and its memory."""
+    name = "unlimited" if memory is None else f"{memory / MIB:.0f} MiB"
+    cut = f"{found.head}/{'-' if found.tail is None else found.tail}"
+    tail = found.tail or 0
+    blocks = "█" * found.head + "·" * (num_layers - found.head - tail) + "█" * tail
+    lines = [
+        f"{name}: cut {cut}, {found.estimate.total / MIB:.0f} MiB predicted, "
+        f"{seconds.total:.2f} s a step (client {seconds.client:.2f}, link "
+        f"{seconds.link:.2f}, trunk {seconds.trunk:.2f})",
+        f"  blocks   {blocks}",
+    ]
+    if memory is not None:
+        full = min(round(BAR * found.estimate.total / memory), BAR)
+        share = 100 * found.estimate.total / memory
+        lines.append(f"  memory   {'█' * full}{'·' * (BAR - full)} {share:.0f} %")
+    lines.append(f"           {breakdown(found.estimate)}")
+    return "\n".join(lines)
+
+
+def breakdown(estimate: MemoryEstimate) -> str:
+    """Say what takes the memory."""
+    parts = {k: v for k, v in vars(estimate).items() if v}
+    return ", ".join(f"{name} {value / MIB:.1f}" for name, value in parts.items())
+
+
+def ranks_drawn(ranks: Mapping[str, int], places: Mapping[str, tuple[int, str]]) -> str:
+    """Draw ranks as a table: a row a kind of layer, a column a block."""
+    kinds = dict.fromkeys(kind for _, kind in places.values())
+    by_place = {places[name]: rank for name, rank in ranks.items()}
+    blocks = sorted({block for block, _ in by_place})
+    width = max(len(kind) for kind in kinds)
+    cell = max(len(str(max(ranks.values()))), 1)
+    rows = []
+    for kind in kinds:
+        cells = (by_place.get((block, kind), 0) for block in blocks)
+        row = " ".join(f"{rank or '·':>{cell}}" for rank in cells)
+        rows.append(f"  {kind:{width}}  {row}")
+    return "\n".join(rows)
+
+
+def measured_flops(size: int = 768, repeats: int = 8) -> float:
+    """Time matrix products on one thread; return operations a second."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a = torch.rand(size, size)
+        a @ a
+        started = time.perf_counter()
+        for _ in range(repeats):
+            a @ a
+        return 2 * size**3 * repeats / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)

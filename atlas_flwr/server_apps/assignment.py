@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configured rule of phase 2: ranks by importance, by device, or one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from atlas_flwr.budget import (
+    AdaptedLayer,
+    Allocation,
+    Architecture,
+    Assignment,
+    MemoryEstimate,
+    allocate,
+    assign,
+    client_memory,
+    per_byte,
+)
+from atlas_flwr.config import RunConfig
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.strategies.roster import Assigned, Profile
+from atlas_flwr.train.weights import Outline
+
+__all__ = ["DeviceRule"]
+
+
+@dataclass(frozen=True)
+class DeviceRule:
+    """Gives a device its cut and ranks; called by the strategy for each client.
+
+    Attributes
+    ----------
+    config : RunConfig
+        What there is to choose from, and how large a step is.
+    architecture : Architecture
+        What the memory model knows of the model.
+    shapes : Mapping[str, tuple[int, int]]
+        (d_out, d_in) of the adapted layers, by name in the whole model.
+    places : Mapping[str, tuple[int, str]]
+        Their block, and their name in it.
+    dtype_bytes : int
+        Of a frozen weight.
+    """
+
+    config: RunConfig
+    architecture: Architecture
+    shapes: Mapping[str, tuple[int, int]]
+    places: Mapping[str, tuple[int, str]]
+    dtype_bytes: int = 4
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, outline: Outline, dtype_bytes: int = 4
+    ) -> DeviceRule:
+        """Read a model's structure.
+
+        Raises
+        ------
+        PlanError
+            If the cut that the configuration fixes is impossible for this model.
+        """
+        if config.fixed_cut:
+            SplitPlan(*config.fixed_cut).check(outline.num_layers)
+        shapes = outline.shapes(config.target_list)
+        places = {name: outline.place_of(name) for name in shapes}
+        architecture = outline.architecture(config.target_list)
+        return cls(config, architecture, shapes, places, dtype_bytes)
+
+    def __call__(self, profile: Profile, importance: Mapping[str, float]) -> Assigned:
+        """Choose for a client.
+
+        Raises
+        ------
+        BudgetError
+            If its device is too small for anything: with the smallest that works.
+        """
+        if self.config.split == "none":
+            return Assigned(self.whole_rank(profile.memory))
+        if self.config.ranks == "budget":
+            found = self.allocation(profile.memory, importance)
+            return Assigned(found.ranks, SplitPlan(found.head, found.tail))
+        one = self.assignment(profile.memory)
+        return Assigned(one.rank, SplitPlan(one.head, one.tail))
+
+    def allocation(
+        self, memory: int | None, importance: Mapping[str, float]
+    ) -> Allocation:
+        """Choose a cut and a rank for each layer.
+
+        Without importances all layers have the same, before their size is counted.
+        """
+        return allocate(
+            [AdaptedLayer(n, self.places[n][0], s) for n, s in self.shapes.items()],
+            importance or per_byte(dict.fromkeys(self.shapes, 1.0), self.shapes),
+            memory,
+            self.peak,
+            choices=self.config.rank_choices,
+            heads=self._heads,
+            tail=self._tail,
+            num_layers=self.architecture.num_layers,
+            trunk_memory=self.config.trunk_session_bytes,
+        )
+
+    def assignment(self, memory: int | None) -> Assignment:
+        """Choose a cut and one rank for all layers."""
+        config = self.config
+        fixed = config.ranks == "uniform"
+        return assign(
+            self.architecture,
+            memory,
+            ranks=(config.lora_rank,) if fixed else config.rank_choices,
+            max_head=config.max_head,
+            tail=self._tail,
+            batch=config.batch_size,
+            length=config.max_length,
+            fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
+            dtype_bytes=self.dtype_bytes,
+        )
+
+    def whole_rank(self, memory: int | None) -> int:
+        """Choose a rank for a client that trains the whole model.
+
+        The larger the device among the federation's, the higher in ``lora-ranks``:
+        none of them is asked whether it holds the model.
+        """
+        config, ranks = self.config, self.config.rank_choices
+        if config.ranks == "uniform":
+            return config.lora_rank
+        sizes = sorted(set(config.device_bytes))
+        if memory is None or len(sizes) < 2:
+            return ranks[-1]
+        place = sum(size <= memory for size in sizes) - 1
+        return ranks[max(place, 0) * (len(ranks) - 1) // (len(sizes) - 1)]
+
+    def peak(self, head: int, ranks: Mapping[str, int]) -> MemoryEstimate:
+        """Predict a client's peak, at ranks of the layers on its side."""
+        return client_memory(
+            self.architecture,
+            head=head,
+            tail=self._tail,
+            ranks={self.places[name]: rank for name, rank in ranks.items()},
+            batch=self.config.batch_size,
+            length=self.config.max_length,
+            dtype_bytes=self.dtype_bytes,
+        )
+
+    @property
+    def _tail(self) -> int | None:
+        if self.config.fixed_cut:
+            return self.config.fixed_cut[1]
+        return None if self.config.split == "vanilla" else 1
+
+    @property
+    def _heads(self) -> range:
+        if self.config.fixed_cut:
+            head = self.config.fixed_cut[0]
+            return range(head, head + 1)
+        deepest = self.architecture.num_layers - 1 - (self._tail or 0)
+        return range(1, min(self.config.max_head, deepest) + 1)

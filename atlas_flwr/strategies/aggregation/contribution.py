@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients bring to their group, and their shares in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora import AdapterState
+
+__all__ = ["Contribution", "dense_means", "layer_names", "shares"]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one client brings to its group.
+
+    Attributes
+    ----------
+    client : str
+        Its id, for messages.
+    weight : float
+        Unnormalised, e.g. its number of examples.
+    state : AdapterState
+        Its trained adapters, the trunk's among them.
+    """
+
+    client: str
+    weight: float
+    state: AdapterState
+
+
+def shares(parts: Sequence[Contribution]) -> list[float]:
+    """Return p_k, the weights over their sum.
+
+    Raises
+    ------
+    AdapterError
+        If the sum is not above 0.
+    """
+    total = sum(part.weight for part in parts)
+    if total <= 0:
+        raise AdapterError(
+            f"{len(parts)} contributions of total weight {total}: aggregation needs at "
+            "least one client with examples"
+        )
+    return [part.weight / total for part in parts]
+
+
+def layer_names(parts: Sequence[Contribution]) -> list[str]:
+    """List the layers that any of them has, in order of first appearance."""
+    return _names(part.state.factors for part in parts)
+
+
+def dense_means(parts: Sequence[Contribution]) -> dict[str, NDArray[np.float32]]:
+    """Average the dense arrays, each over the clients that have it, in float64."""
+    means = {}
+    for key in _names(part.state.dense for part in parts):
+        have = [part for part in parts if key in part.state.dense]
+        total = np.zeros(have[0].state.dense[key].shape, dtype=np.float64)
+        for part, p in zip(have, shares(have), strict=True):
+            total += p * part.state.dense[key]
+        means[key] = total.astype(np.float32)
+    return means
+
+
+def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What crosses between the strategy and its clients: adapters out, contributions in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from logging import WARNING
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from atlas_flwr.errors import AdapterError, SessionError
+from atlas_flwr.log import log
+from atlas_flwr.lora import AdapterState
+from atlas_flwr.strategies.adapters import ClusterAdapters
+from atlas_flwr.strategies.aggregation import Contribution
+from atlas_flwr.strategies.replies import check_trained, records_of
+from atlas_flwr.strategies.roster import Assigned, Roster
+from atlas_flwr.strategies.sessions import TrunkSessions
+
+__all__ = ["Exchange"]
+
+
+@dataclass
+class Exchange:
+    """Messages of one round, and what their replies bring.
+
+    Parameters
+    ----------
+    roster : Roster
+        Who is behind each node.
+    adapters : ClusterAdapters
+        Gives arrays their layout.
+    sessions : TrunkSessions, optional
+        The trunk, for split clients.
+    arrayrecord_key, configrecord_key, weighted_by_key : str
+        As in FedAvg.
+    """
+
+    roster: Roster
+    adapters: ClusterAdapters
+    sessions: TrunkSessions | None
+    arrayrecord_key: str
+    configrecord_key: str
+    weighted_by_key: str
+    _sent: dict[int, AdapterState] = field(default_factory=dict)
+    _split: set[int] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Forget the former round."""
+        self._sent = {}
+        self._split = set()
+
+    def sent(self, node: int) -> AdapterState:
+        """Return what a node was sent to train from in this round."""
+        return self._sent[node]
+
+    def message(
+        self,
+        kind: str,
+        server_round: int,
+        node: int,
+        state: AdapterState,
+        given: Assigned | None,
+        config: ConfigRecord,
+    ) -> Message:
+        """Make a message; for a split client open its session on the trunk.
+
+        Parameters
+        ----------
+        kind : str
+            ``MessageType.TRAIN`` or ``.EVALUATE``.
+        server_round : int
+            Goes into the message's configuration.
+        node : int
+            To whom.
+        state : AdapterState
+            Everything that the client's model is to have; the trunk's share of it goes
+            into the session.
+        given : Assigned, optional
+            The client's cut.
+        config : ConfigRecord
+            Further configuration.
+        """
+        if kind == MessageType.TRAIN:
+            self._sent[node] = state
+        entries = ConfigRecord(dict(config))
+        entries["server-round"] = server_round
+        if self.sessions is not None and given is not None and given.plan is not None:
+            client = self.roster.client(node)
+            entries["plan"] = str(given.plan)
+            entries["trunk-address"] = self.sessions.address
+            entries["trunk-token"] = self.sessions.open(client, given.plan, state)
+            state = self.sessions.on_client(given.plan, state)
+            self._split.add(node)
+        record = RecordDict(
+            {
+                self.arrayrecord_key: self.adapters.layout.write(state),
+                self.configrecord_key: entries,
+            }
+        )
+        return Message(record, node, kind)
+
+    def accept(self, replies: Sequence[Message]) -> list[tuple[Message, Contribution]]:
+        """Read a training round's replies; refuse by name those that do not fit."""
+        accepted = []
+        for message in replies:
+            try:
+                accepted.append((message, self._contribution(message)))
+            except (AdapterError, SessionError) as error:
+                log(WARNING, "aggregate_train: refused: %s", error)
+        return accepted
+
+    def end_sessions(self) -> None:
+        """Close every session: the round ended, whoever did not come back.
+
+        Raises
+        ------
+        TrunkLost
+            If the trunk is gone.
+        """
+        if self.sessions is not None:
+            self.sessions.close_all()
+            self.sessions.host.ping()
+
+    def _contribution(self, message: Message) -> Contribution:
+        node = message.metadata.src_node_id
+        client = self.roster.client(node)
+        sender = f"client {client} (node {node})"
+        arrays, _, weight = records_of(message, sender, self.weighted_by_key)
+        state = self.adapters.layout.read(arrays, sender)
+        if self.sessions is not None and node in self._split:
+            state = state.merged(self.sessions.collect(client))
+        check_trained(sender, state, self._sent.get(node))
+        return Contribution(client, weight, state)

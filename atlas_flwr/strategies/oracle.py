@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedAvg in each true cluster: what clustering could reach, were it told the tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atlas_flwr.strategies.atlas import Atlas
+
+__all__ = ["OracleFedAvg"]
+
+
+class OracleFedAvg(Atlas):
+    """Average factors among clients that say they have the same task.
+
+    Not a method but a yardstick: a client's profile tells its task only where that is
+    known beforehand, in experiments. Takes Atlas's arguments but ``clustering``;
+    ``aggregation`` is ``"mean"`` by default, as FedAvg's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        defaults = {"fingerprints": "gradients", "aggregation": "mean"}
+        super().__init__(*args, **{**defaults, **kwargs, "clustering": "none"})
+
+    @property
+    def clusters(self) -> dict[str, int]:
+        """The true tasks, numbered in order of the clients that were met."""
+        tasks = {p.client: p.task for p in self.roster.profiles.values()}
+        numbers = {task: i for i, task in enumerate(dict.fromkeys(tasks.values()))}
+        return {client: numbers[task] for client, task in tasks.items()}
+
+    def _group(self, client: str) -> str | None:
+        return str(self.clusters[client]) if client in self.clusters else None

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SplitLoRA: split clients, the mean of A and of B every I rounds (arXiv 2407.00952).
+
+Eq. 7-9: after I rounds the server averages the clients' factors A and B apart, which is
+not the average of their products; until then everybody goes on from its own. Of its
+variants this is the one in which the server, too, has an adapter for each client and
+averages them with the others (SFL-V1); one shared adapter on the server (SFL-V2), and
+the paper's single pass over all clients' stacked data, are not here yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atlas_flwr.strategies.aggregation import Contribution
+from atlas_flwr.strategies.atlas import Atlas
+
+__all__ = ["SplitLora"]
+
+ALL = "all"
+
+
+class SplitLora(Atlas):
+    """Mean of factors, every ``interval`` rounds.
+
+    Takes Atlas's arguments but ``clustering`` and ``aggregation``, and
+
+    Parameters
+    ----------
+    interval : int
+        I: rounds between aggregations.
+    """
+
+    def __init__(self, *args: Any, interval: int = 1, **kwargs: Any) -> None:
+        if interval < 1:
+            raise ValueError(f"interval={interval}; it must be at least 1 round")
+        fixed = {"clustering": "none", "aggregation": "mean"}
+        super().__init__(*args, **{"fingerprints": "gradients", **kwargs, **fixed})
+        self.interval = interval
+
+    def _group(self, client: str) -> str | None:
+        return client if client in self.adapters.groups else ALL
+
+    def _combine(
+        self, server_round: int, members: Mapping[str, Sequence[Contribution]]
+    ) -> None:
+        everyone = [part for parts in members.values() for part in parts]
+        if server_round % self.interval == 0:
+            self.adapters.groups.clear()
+            self.adapters.aggregate({ALL: everyone})
+        else:
+            self.adapters.aggregate({part.client: [part] for part in everyone})
