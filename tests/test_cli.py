@@ -514,3 +514,13 @@ def test_flower_runs_an_app_and_tells_how_it_went(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"the word is {word!r}" in said
     assert "told to fail" in said
+
+
+def test_plan_shows_cuts_ranks_and_memory_and_refuses_what_is_too_small(capsys):
+    config = "model='tiny' devices='100KiB,3MiB,1GiB'"
+    rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
+    assert main(["plan", str(ROOT), "-c", config, *rates]) == 1
+    out = capsys.readouterr().out
+    assert "a device of 0.1 MiB holds no part of this model" in out
+    assert "1024 MiB: cut 4/1" in out
+    assert "self_attn.q_proj  8 8 8 8 8 8" in out

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Aggregation modes, rank rules and published methods side by side, over seeds.
+
+Run from the top of the repository::
+
+    python benchmarks/methods.py --model minilm --seeds 0 1 2
+    python benchmarks/methods.py --only both truncate mean --seeds 0
+
+Devices differ and are dealt to clients by the seed, not by task, so that ranks are free
+of tasks; clients, data, start, steps and learning rate are the same for all. A finished
+run is kept in ``--runs`` and not repeated. Prints a Markdown table: mean and standard
+deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+from pathlib import Path
+
+CLIENTS = 8
+COMMON = "num-clusters=4 device-order='shuffled'"
+MODELS = {
+    "smollm2": "devices='192MiB,240MiB,384MiB' test-examples=32",
+    "minilm": "devices='100MiB,110MiB,160MiB' fingerprint-batches=8 num-rounds=4 "
+    "local-steps=16 batch-size=16 train-examples=256",
+}
+VARIANTS = {
+    "both, ranks by importance": "aggregation='both'",
+    "fold, ranks by importance": "aggregation='fold'",
+    "truncate, ranks by importance": "aggregation='truncate'",
+    "mean, ranks by importance": "aggregation='mean'",
+    "both, one rank a device": "aggregation='both' ranks='device'",
+    "both, one rank for all": "aggregation='both' ranks='uniform' lora-rank=4",
+    "none": "aggregation='none'",
+}
+METHODS = {
+    name: f"strategy='{name}'"
+    for name in ("oracle", "hsplitlora", "flora", "flexlora", "hetlora", "splitlora")
+}
+METHODS["mira"] = "strategy='mira' mixing=0.5"
+
+
+def run(model: str, config: str, seed: int, folder: Path) -> dict[str, object]:
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        clusters = COMMON if "strategy=" not in config else "device-order='shuffled'"
+        given = (
+            f"model='{model}' {MODELS[model]} {clusters} {config} seed={seed} "
+            f"runs-dir='{folder.parent}' run-name='{folder.name}'"
+        )
+        command = ["atlas-flwr", "run", "-n", str(CLIENTS), "-c", given]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(summary.read_text())
+
+
+def row(name: str, found: list[dict]) -> str:
+    def over_seeds(values: list[float], digits: int = 1) -> str:
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return f"{mean:.{digits}f}"
+        return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+    last = [one["per_round"][-1] for one in found]
+    mib = 2**20
+    cells = [
+        over_seeds([100 * r["mean_accuracy"] for r in last]),
+        over_seeds([100 * min(r["client_accuracy"].values()) for r in last]),
+        over_seeds([r["mean_loss"] for r in last], 3),
+        over_seeds([one["bytes_up"] / mib for one in found], 0),
+        over_seeds([one["bytes_down"] / mib for one in found], 0),
+        over_seeds([one["client_peak_bytes"] / mib for one in found], 0),
+        over_seeds([one["server_peak_bytes"] / mib for one in found], 0),
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="minilm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=[], help="names that start so")
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
+    given = parser.parse_args()
+    print(
+        "| method | accuracy, % | worst client, % | loss | up, MiB | down, MiB", end=""
+    )
+    print(" | client peak, MiB | trunk peak, MiB |")
+    print("| --- " * 8 + "|")
+    for name, config in {**VARIANTS, **METHODS}.items():
+        if given.only and not name.startswith(tuple(given.only)):
+            continue
+        slug = name.replace(", ", "-").replace(" ", "-")
+        found = [
+            run(given.model, config, s, given.runs / f"{given.model}-{slug}-{s}")
+            for s in given.seeds
+        ]
+        print(row(name, found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
