@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
+    from atlas_flwr.config.knob import Knob
     from atlas_flwr.config.loading import describe, from_yaml, load_config, to_yaml
     from atlas_flwr.config.parsing import (
         format_bytes,
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
         parse_cut,
         split_list,
     )
-    from atlas_flwr.config.schema import KIN, Knob, RunConfig, knobs
+    from atlas_flwr.config.schema import KIN, RunConfig, knobs
 
 __all__ = [
     "KIN",
@@ -36,7 +37,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "KIN": "schema",
-        "Knob": "schema",
+        "Knob": "knob",
         "RunConfig": "schema",
         "describe": "loading",
         "format_bytes": "parsing",

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from atlas_flwr.config.knob import Knob
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
-from atlas_flwr.config.schema import MAX_RANK, Knob, RunConfig
+from atlas_flwr.config.schema import MAX_RANK, RunConfig
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
 

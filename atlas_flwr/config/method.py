@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the run config: adapters, cuts, clusters, ranks, aggregation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from atlas_flwr.config.knob import knob
+
+__all__ = ["ATLAS", "KIN", "MAX_RANK", "MethodConfig"]
+
+MAX_RANK = 256
+ATLAS = ("atlas",)
+# Atlas and its kin: they split, unless told otherwise, and know unlike ranks.
+KIN = (
+    "atlas",
+    "flexlora",
+    "flora",
+    "hetlora",
+    "hsplitlora",
+    "mira",
+    "oracle",
+    "splitlora",
+)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What ATLAS and the methods beside it are made of."""
+
+    lora_rank: int = knob(
+        8,
+        "The one rank of fedavg, fedprox, local and centralized, and of all others "
+        "with ranks='uniform'. 4 to 16 suffice for classification.",
+        minimum=1,
+        maximum=MAX_RANK,
+    )
+    lora_ranks: str = knob(
+        "2,4,8",
+        "Ranks that assignment may give to a layer, a comma list. Wider choices use "
+        "odd devices better; the aggregate's rank is their sum before recompression.",
+    )
+    lora_alpha: float = knob(
+        16.0,
+        "LoRA's alpha: a layer of rank r is scaled by alpha / r, so that ranks may "
+        "differ. Keep about twice the largest rank.",
+        above=0,
+    )
+    use_rslora: bool = knob(
+        False,
+        "Scale a layer of rank r by alpha / sqrt(r), as rsLoRA does, which lets high "
+        "ranks learn more; lower lora-alpha with it.",
+    )
+    lora_targets: str = knob(
+        "all-linear",
+        "Which linear layers get adapters: all-linear, or a comma list of names such "
+        "as q_proj,v_proj. Fewer layers save memory more than lower ranks do.",
+    )
+
+    split: Literal["u-shaped", "vanilla", "none"] = knob(
+        "u-shaped",
+        "u-shaped keeps labels and loss on the client, in two round trips a step. "
+        "vanilla sends labels to the trunk, in one; for language models the labels are "
+        "the text, so it is for data that need not be private. none trains the whole "
+        "model on every client, larger devices getting higher lora-ranks.",
+        only=KIN,
+    )
+    cut: str = knob(
+        "auto",
+        "Blocks on the client as HEAD/TAIL, e.g. 2/1 (vanilla: 2/-), for every client; "
+        "auto chooses for each by its memory. More blocks on the client leak less and "
+        "cost it more.",
+        only=KIN,
+    )
+    max_head: int = knob(
+        4,
+        "Most blocks in a head that cut='auto' considers. Beyond a few, leakage falls "
+        "slowly and the client's time grows as fast as ever.",
+        minimum=1,
+    )
+    devices: str = knob(
+        "",
+        "Memory budgets of the clients, e.g. 320MiB,448MiB,1GiB, repeated over them; "
+        "empty is unlimited. Unsplit strategies need a budget for the whole model.",
+    )
+    device_order: Literal["shuffled", "cycle"] = knob(
+        "shuffled",
+        "How devices meet clients. cycle gives client i the budget i, which confounds "
+        "device and task where both counts divide; shuffled does not.",
+    )
+
+    clustering: Literal["kmeans", "none"] = knob(
+        "kmeans",
+        "How clients with similar tasks are found; none keeps all in one cluster, to "
+        "see what clustering brings.",
+        only=ATLAS,
+    )
+    num_clusters: int = knob(
+        0,
+        "Number of clusters; 0 chooses by silhouette. Set it only when you know it.",
+        minimum=0,
+        only=ATLAS,
+    )
+    max_clusters: int = knob(
+        8,
+        "Most clusters that num-clusters=0 considers. Keep it well under the number "
+        "of clients: a cluster of one learns from nobody.",
+        minimum=1,
+    )
+    recluster_every: int = knob(
+        0,
+        "Rounds between new clusterings; 0 clusters once. Use it where clients' data "
+        "changes; each costs a pass of fingerprint-batches.",
+        minimum=0,
+        only=ATLAS,
+    )
+    fingerprint_batches: int = knob(
+        4,
+        "Batches in a client's fingerprint. More average the noise of few examples "
+        "away, at the price of a training step each.",
+        minimum=1,
+    )
+    fingerprint_dim: int = knob(
+        64,
+        "Numbers in a fingerprint. 64 keep distances between some hundred clients to "
+        "within a quarter; the bytes are negligible.",
+        minimum=2,
+        maximum=65536,
+    )
+
+    ranks: Literal["budget", "device", "uniform"] = knob(
+        "budget",
+        "budget gives each layer of a client one of lora-ranks, or none, the most "
+        "important layers first, as its memory affords; device gives all layers of a "
+        "client the largest of lora-ranks that fits; uniform gives lora-rank to all.",
+        only=KIN,
+    )
+    trunk_session_memory: str = knob(
+        "",
+        "Bytes that the trunk may spend on one client's adapters, e.g. 32MiB, the most "
+        "important layers first; empty is unlimited. For ranks='budget'.",
+        only=KIN,
+    )
+    aggregation: Literal["both", "fold", "truncate", "mean", "none"] = knob(
+        "both",
+        "The clients' products are added exactly, whatever their ranks; what differs "
+        "is how the sum comes back to a client. both: its strongest directions are "
+        "trained on, the rest is folded into the frozen weights, and nothing is lost; "
+        "fold: all is folded and a fresh adapter begins; truncate: the rest is lost, "
+        "which sends the fewest bytes. To compare: mean averages the factors, which is "
+        "another matrix; none keeps every client's own.",
+        only=("atlas", "mira"),
+    )
+    aggregation_interval: int = knob(
+        1,
+        "Rounds between SplitLoRA's aggregations; clients go on from their own until "
+        "then. More saves bytes and lets them drift.",
+        minimum=1,
+        only=("splitlora",),
+    )
+    mixing: float = knob(
+        0.0,
+        "How strongly clusters (mira: clients) are drawn to those with similar "
+        "fingerprints after each round, from 0 to 1. Try 0.1 to 0.5 where tasks are "
+        "related; unrelated ones pull each other down.",
+        minimum=0,
+        maximum=1,
+        only=("atlas", "mira"),
+    )
+    max_rank: int = knob(
+        0,
+        "Rank at which a cluster's sum is cut, with a warning that says what it loses; "
+        "0 never cuts it. What both and fold send grows with the ranks of all rounds "
+        "until it is reached.",
+        minimum=0,
+        only=KIN,
+    )
