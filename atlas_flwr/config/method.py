@@ -159,6 +159,13 @@ class MethodConfig:
         minimum=1,
         only=("splitlora",),
     )
+    server_adapters: Literal["own", "shared"] = knob(
+        "own",
+        "SplitLoRA's server side: own trains one adapter for each client and averages "
+        "them (SFL-V1); shared lets all clients' steps train one in turn (SFL-V2), "
+        "which wants one cut and ranks='uniform'.",
+        only=("splitlora",),
+    )
     mixing: float = knob(
         0.0,
         "How strongly clusters (mira: clients) are drawn to those with similar "

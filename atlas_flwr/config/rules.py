@@ -206,6 +206,19 @@ def mira_has_a_pull(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def shared_adapters_are_alike(config: RunConfig) -> Iterator[Problem]:
+    """Want one cut and one rank where all clients train one adapter."""
+    if config.strategy != "splitlora" or config.server_adapters == "own":
+        return
+    if config.cut == "auto" or config.ranks != "uniform" or config.split == "none":
+        yield Problem(
+            ("server-adapters", "cut", "ranks", "split"),
+            f"server-adapters='shared' with cut={config.cut!r}, ranks={config.ranks!r} "
+            f"and split={config.split!r}: clients that train one adapter have one cut "
+            "and one rank; set e.g. cut='2/1' and ranks='uniform'",
+        )
+
+
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
     if config.dtype == "float32":
@@ -273,6 +286,7 @@ RULES: tuple[Rule, ...] = (
     clusters_agree,
     fedprox_has_a_pull,
     mira_has_a_pull,
+    shared_adapters_are_alike,
     folding_is_exact,
     batch_is_filled,
     half_is_for_gpus,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -143,7 +143,11 @@ def _mira(setting: Setting) -> Strategy:
 
 
 def _splitlora(setting: Setting) -> Strategy:
-    return SplitLora(**_kin(setting), interval=setting.config.aggregation_interval)
+    config, given = setting.config, _kin(setting)
+    if given["sessions"] is not None:
+        shared = config.server_adapters == "shared"
+        given["sessions"] = replace(given["sessions"], shared=shared)
+    return SplitLora(**given, interval=config.aggregation_interval)
 
 
 def _fedavg(setting: Setting) -> Strategy:

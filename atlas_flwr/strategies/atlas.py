@@ -65,7 +65,8 @@ class Atlas(FedAvg):
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in :class:`flwr.serverapp.strategy.FedAvg`.
     lora_alpha : float, optional
-        The clients' LoRA alpha (scale alpha / r); needed only where ranks differ.
+        The clients' LoRA alpha (scale alpha / r); needed only where ranks differ. A
+        client whose alpha is another says so in its metric ``lora-alpha``.
     use_rslora : bool
         Whether their scale is alpha / sqrt(r) instead.
     fingerprints : str
@@ -220,6 +221,7 @@ class Atlas(FedAvg):
         values["sketched"] = list(self.discovery.sketches)
         values["fitted-on"] = list(self.discovery.fitted_on)
         more, further = self.census.assignments.state()
+        values["alphas"] = dict(self.exchange.alphas)
         return {**arrays, **more}, {**values, **further}
 
     def restore(
@@ -230,6 +232,7 @@ class Atlas(FedAvg):
         sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
         self.discovery.restore(sketches, values["fitted-on"])
         self.census.assignments.restore(arrays, values)
+        self.exchange.alphas.update(values["alphas"])
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import WARNING
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from atlas_flwr.errors import AdapterError, SessionError
 from atlas_flwr.log import log
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.strategies.adapters import ClusterAdapters
 from atlas_flwr.strategies.aggregation import Contribution
 from atlas_flwr.strategies.replies import check_trained, records_of
 from atlas_flwr.strategies.roster import Assigned, Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
 
-__all__ = ["Exchange"]
+__all__ = ["ALPHA_KEY", "Exchange"]
+
+ALPHA_KEY = "lora-alpha"
 
 
 @dataclass
@@ -35,6 +37,9 @@ class Exchange:
         The trunk, for split clients.
     arrayrecord_key, configrecord_key, weighted_by_key : str
         As in FedAvg.
+    alphas : dict[str, float]
+        LoRA's alpha of clients whose replies told one of their own, in the metric
+        ``lora-alpha``.
     """
 
     roster: Roster
@@ -43,6 +48,7 @@ class Exchange:
     arrayrecord_key: str
     configrecord_key: str
     weighted_by_key: str
+    alphas: dict[str, float] = field(default_factory=dict)
     _sent: dict[int, AdapterState] = field(default_factory=dict)
     _split: set[int] = field(default_factory=set)
 
@@ -95,7 +101,9 @@ class Exchange:
             self._split.add(node)
         record = RecordDict(
             {
-                self.arrayrecord_key: self.adapters.layout.write(state),
+                self.arrayrecord_key: self.adapters.layout.write(
+                    state, self._scaling(self.roster.client(node))
+                ),
                 self.configrecord_key: entries,
             }
         )
@@ -123,12 +131,20 @@ class Exchange:
             self.sessions.close_all()
             self.sessions.host.ping()
 
+    def _scaling(self, client: str) -> Scaling:
+        common = self.adapters.scaling
+        return replace(common, alpha=self.alphas.get(client, common.alpha))
+
     def _contribution(self, message: Message) -> Contribution:
         node = message.metadata.src_node_id
         client = self.roster.client(node)
         sender = f"client {client} (node {node})"
-        arrays, _, weight = records_of(message, sender, self.weighted_by_key)
-        state = self.adapters.layout.read(arrays, sender)
+        arrays, metrics, weight = records_of(message, sender, self.weighted_by_key)
+        if ALPHA_KEY in metrics:
+            alpha = float(str(metrics[ALPHA_KEY]))
+            Scaling(alpha)  # refuses what is no alpha
+            self.alphas[client] = alpha
+        state = self.adapters.layout.read(arrays, sender, self._scaling(client))
         if self.sessions is not None and node in self._split:
             state = state.merged(self.sessions.collect(client))
         check_trained(sender, state, self._sent.get(node))

@@ -82,7 +82,9 @@ class Layout:
         layers = {name: _layer(name, keys, arrays) for name, keys in pairs.items()}
         return cls(layers, dense, scaling or Scaling())
 
-    def read(self, arrays: ArrayRecord, sender: str) -> AdapterState:
+    def read(
+        self, arrays: ArrayRecord, sender: str, scaling: Scaling | None = None
+    ) -> AdapterState:
         """Read a client's arrays, refusing whatever does not fit.
 
         Parameters
@@ -91,6 +93,8 @@ class Layout:
             A client's reply; it may hold a part of the layers, at any rank.
         sender : str
             Who sent them, for the message of an error.
+        scaling : Scaling, optional
+            The sender's own, if it is not :attr:`scale`.
 
         Raises
         ------
@@ -117,12 +121,19 @@ class Layout:
                     f"{sender}: array {key!r} is not among the {len(self.layers)} "
                     f"layers and {len(self.dense)} dense arrays of this federation"
                 )
-        factors = {n: self._factors(sender, n, pair) for n, pair in pairs.items()}
+        scale = scaling or self.scale
+        factors = {
+            n: self._factors(sender, n, pair, scale) for n, pair in pairs.items()
+        }
         products = {n: _product(sender, n, pair) for n, pair in folded.items()}
         return AdapterState(factors, dense, products)
 
     def _factors(
-        self, sender: str, name: str, pair: Mapping[str, NDArray[np.float32]]
+        self,
+        sender: str,
+        name: str,
+        pair: Mapping[str, NDArray[np.float32]],
+        scale: Scaling,
     ) -> LoraFactors:
         A, B = _both(sender, name, pair)
         m, n = self.layers[name].shape
@@ -132,18 +143,18 @@ class Layout:
                 f"{sender}: layer {name!r} has A {A.shape} and B {B.shape}; they must "
                 f"be (r, {n}) and ({m}, r) with the same r >= 1"
             )
-        return LoraFactors(torch.from_numpy(A), torch.from_numpy(B), self.scale(rank))
+        return LoraFactors(torch.from_numpy(A), torch.from_numpy(B), scale(rank))
 
-    def write(self, state: AdapterState) -> ArrayRecord:
+    def write(self, state: AdapterState, scaling: Scaling | None = None) -> ArrayRecord:
         """Write a state under the federation's own keys and dtypes.
 
-        Whatever their own scale, factors are written for the clients' (:attr:`scale`);
-        what is folded is written for a scale of 1.
+        Whatever their own scale, factors are written for the receiver's, which is
+        :attr:`scale` unless another is given; what is folded for a scale of 1.
         """
         out: dict[str, Array] = {}
         for name, factors in state.factors.items():
             layer = self.layers[name]
-            scaled = factors.with_scale(self.scale(factors.rank))
+            scaled = factors.with_scale((scaling or self.scale)(factors.rank))
             for key, factor in zip(layer.keys, (scaled.A, scaled.B), strict=True):
                 out[key] = Array(np.ascontiguousarray(factor.numpy(), layer.dtype))
         for name, found in state.folded.items():

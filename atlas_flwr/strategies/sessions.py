@@ -13,6 +13,8 @@ from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["TrunkSessions"]
 
+ALL = "all"
+
 
 @dataclass
 class TrunkSessions:
@@ -31,6 +33,9 @@ class TrunkSessions:
         layers outside the blocks.
     num_layers : int
         Blocks of the whole model.
+    shared : bool
+        Whether all clients of a round train one adapter on the trunk, step by step,
+        instead of one each. They must have one cut and the same ranks.
     """
 
     host: TrunkHost
@@ -38,6 +43,7 @@ class TrunkSessions:
     optimizer: OptimizerSpec
     layer_block: Callable[[str], int | None]
     num_layers: int
+    shared: bool = False
     _tokens: dict[str, str] = field(default_factory=dict)
 
     def open(
@@ -54,7 +60,8 @@ class TrunkSessions:
         """
         self.close(client)
         mine = self.on_trunk(plan, state)
-        spec = SessionSpec(plan, mine, self.optimizer, probe)
+        shared = ALL if self.shared and mine.factors else ""
+        spec = SessionSpec(plan, mine, self.optimizer, shared, probe)
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
 

@@ -2,10 +2,11 @@
 """SplitLoRA: split clients, the mean of A and of B every I rounds (arXiv 2407.00952).
 
 Eq. 7-9: after I rounds the server averages the clients' factors A and B apart, which is
-not the average of their products; until then everybody goes on from its own. Of its
-variants this is the one in which the server, too, has an adapter for each client and
-averages them with the others (SFL-V1); one shared adapter on the server (SFL-V2), and
-the paper's single pass over all clients' stacked data, are not here yet.
+not the average of their products; until then everybody goes on from its own. On the
+server's side there is either an adapter for each client, averaged with the others
+(SFL-V1), or one that all clients' steps train in turn and nobody averages (SFL-V2:
+``TrunkSessions(shared=True)``). The paper's third way, one pass over the stacked data
+of all clients at once, needs them all at the same step and is not here.
 """
 
 from __future__ import annotations

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from atlas_flwr.errors import TrunkError
+from atlas_flwr.errors import AdapterError, TrunkError
 from atlas_flwr.lora import AdapterState
-from atlas_flwr.trunk.base import SharedBase
+from atlas_flwr.trunk.base import SharedBase, Slice
 from atlas_flwr.trunk.host import TrunkStats
+from atlas_flwr.trunk.learner import Learner
 from atlas_flwr.trunk.session import Session, SessionSpec
 from atlas_flwr.trunk.steps import Pass, StepLog
 from atlas_flwr.trunk.table import Limits, SessionTable
@@ -63,6 +65,7 @@ class TrunkEngine:
         self.clock = clock
         self._table = SessionTable(self.limits, clock)
         self._counts = threading.Lock()
+        self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
         self._steps = 0
         self._busy = 0.0
         self._bytes_in = 0
@@ -86,10 +89,28 @@ class TrunkEngine:
         # A vanilla answer holds logits, which are large.
         remembered = 1 if spec.plan.tail is None else 2
         log = StepLog(self.limits.passes_per_session, remembered)
-        session = Session(
-            spec, own.view, own.factors, own.dense, own.folded, log, self.clock()
-        )
+        learner = self._learner(spec, own)
+        session = Session(spec, own.view, learner, own.folded, log, self.clock())
         return self._table.add(session)
+
+    def _learner(self, spec: SessionSpec, own: Slice) -> Learner:
+        if not spec.shared:
+            return Learner(own.factors, own.dense, spec.optimizer)
+        with self._counts:
+            fresh = Learner(own.factors, own.dense, spec.optimizer)
+            found = self._learners.setdefault(spec.shared, fresh)
+        ranks, theirs = (
+            {name: f.rank for name, f in learner.factors.items()}
+            for learner in (fresh, found)
+        )
+        if ranks != theirs or own.dense:
+            raise AdapterError(
+                f"sessions that share {spec.shared!r} have {len(theirs)} adapted "
+                f"layers at ranks of their own and no dense arrays; this one has "
+                f"{len(ranks)} layers and {len(own.dense)} dense arrays, or other "
+                "ranks: give all of them one cut and the same ranks"
+            )
+        return found
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained.

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from atlas_flwr.lora import AdapterState, ImportanceProbe, LoraFactors
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.trunk.learner import Learner
 from atlas_flwr.trunk.steps import Load, StepLog
 from atlas_flwr.types import OptimizerSpec
 
@@ -34,6 +32,10 @@ class SessionSpec:
         split also the dense arrays of the classifier. Empty: nothing is trained here.
     optimizer : OptimizerSpec
         How they are trained.
+    shared : str
+        Sessions with the same name here, open at the same time, train one and the same
+        adapters, in the order in which their gradients come; the first one's state is
+        what they begin with. Empty: its own.
     probe : bool
         Whether to measure the importance of the frozen layers in backward passes.
     """
@@ -41,6 +43,7 @@ class SessionSpec:
     plan: SplitPlan
     state: AdapterState = field(default_factory=AdapterState)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    shared: str = ""
     probe: bool = False
 
 
@@ -54,10 +57,8 @@ class Session:
     view : Any
         The session's blocks, shared with all others; its classifier, if it trains one,
         is its own.
-    factors : Mapping[str, LoraFactors]
-        Its adapters, as parameters, by layer.
-    dense : Mapping[str, nn.Parameter]
-        Its parameters that are trained in full.
+    learner : Learner
+        What it trains; other sessions may train the same.
     folded : Mapping[str, LoraFactors]
         Products that the base is to have for it, by layer; never trained.
     log : StepLog
@@ -77,68 +78,41 @@ class Session:
         self,
         spec: SessionSpec,
         view: Any,
-        factors: Mapping[str, LoraFactors],
-        dense: Mapping[str, nn.Parameter],
+        learner: Learner,
         folded: Mapping[str, LoraFactors],
         log: StepLog,
         now: float,
     ) -> None:
         self.spec = spec
         self.view = view
-        self.factors = factors
-        self.dense = dense
+        self.learner = learner
         self.folded = folded
         self.probe = ImportanceProbe() if spec.probe else None
         self.log = log
-        self.lock = threading.Lock()
         self.last_used = now
         self.is_begun = False
         self.load = Load()
-        self.parameters = [t for f in factors.values() for t in (f.A, f.B)]
-        self.parameters += dense.values()
-        self._backwards = 0
-        self._optimizer = _adamw(self.parameters, spec.optimizer)
+        learner.logs.add(log)
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held during a call; sessions that train the same take turns."""
+        return self.learner.lock
+
+    @property
+    def factors(self) -> Mapping[str, LoraFactors]:
+        """Its adapters, by layer."""
+        return self.learner.factors
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """All that it trains."""
+        return self.learner.parameters
 
     def learn(self, grads: Sequence[Tensor | None]) -> None:
-        """Add the gradients of :attr:`parameters`; step when enough have come.
-
-        A step makes the open passes stale, which are dropped.
-        """
-        for parameter, grad in zip(self.parameters, grads, strict=True):
-            if grad is not None:
-                sum_ = grad if parameter.grad is None else parameter.grad + grad
-                parameter.grad = sum_
-        self._backwards += 1
-        if self._optimizer and self._backwards % self.spec.optimizer.accumulate == 0:
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            self.log.drop_open()
+        """Take in the gradients of :attr:`parameters`."""
+        self.learner.learn(grads, self.log)
 
     def state(self) -> AdapterState:
         """Copy everything that was trained here."""
-        factors = {
-            name: LoraFactors(_copied(f.A), _copied(f.B), f.scale)
-            for name, f in self.factors.items()
-        }
-        dense: dict[str, NDArray[np.float32]] = {
-            key: _copied(value).numpy() for key, value in self.dense.items()
-        }
-        return AdapterState(factors, dense)
-
-
-def _adamw(
-    parameters: Sequence[Tensor], spec: OptimizerSpec
-) -> torch.optim.AdamW | None:
-    if not parameters:
-        return None
-    return torch.optim.AdamW(
-        parameters,
-        lr=spec.lr,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-    )
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().float().cpu().clone()
+        return self.learner.state()

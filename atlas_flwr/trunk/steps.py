@@ -156,6 +156,12 @@ class StepLog:
             del self._complete[oldest]
             self._last_forgotten = max(self._last_forgotten, oldest)
 
+    def forget_graphs(self) -> None:
+        """Let open steps be run forward again by their backward."""
+        for found in self._open.values():
+            found.output = None
+            found.nbytes = 0
+
     def drop_open(self) -> None:
         """Drop open steps: the adapters that they were run with have changed."""
         self._open.clear()

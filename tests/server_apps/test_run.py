@@ -274,3 +274,17 @@ def test_whole_models_take_part_at_the_ranks_of_their_devices(tmp_path, strategy
     told = summary(folder)
     assert told["ranks"] == {"0": 2, "1": 2, "2": 4, "3": 8}
     assert told["per_round"][-1]["mean_loss"] < told["per_round"][0]["mean_loss"]
+
+
+def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
+    given = {"ranks": "uniform", "lora_rank": 4, "cut": "1/1", "local_steps": 4}
+    loss = {}
+    for way in ("own", "shared"):
+        folder = run(
+            tmp_path, strategy="splitlora", server_adapters=way, run_name=way, **given
+        )
+        rounds = summary(folder)["per_round"]
+        loss[way] = [r["mean_loss"] for r in rounds]
+        assert loss[way][-1] < loss[way][0]
+        assert rounds[-1]["failures"] == 0
+    assert loss["own"][1:] != loss["shared"][1:]

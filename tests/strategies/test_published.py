@@ -225,3 +225,29 @@ def test_the_oracle_averages_among_those_of_one_true_task():
 def test_an_impossible_interval_is_refused():
     with pytest.raises(ValueError, match="at least 1 round"):
         SplitLora(interval=0)
+
+
+def test_clients_of_unlike_alphas_are_added_by_their_products_and_get_their_own_scale():
+    alphas = (1.0, 4.0, 16.0)
+    seen: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    app, told = plain_app(seen), ClientApp()
+
+    @told.train()
+    def train(message: Message, context) -> Message:
+        reply = app(message, context)
+        client = int(context.node_config["partition-id"])
+        reply.content["metrics"]["lora-alpha"] = alphas[client]
+        return reply
+
+    strategy = FlexLora(**settings(roster=None))
+    strategy.census.assignments.rule = lambda profile, importance: Assigned(3)
+    with local_grid(told, CLIENTS) as grid:
+        strategy.start(grid, initial()[0], num_rounds=2)
+
+    def product(sent, client, d=(0.0, 0.0)):
+        return alphas[client] / 3 * (sent[B_KEY] + d[1]) @ (sent[A_KEY] + d[0])
+
+    first = [product(seen[1, k], k, moves(k, 1, 3)) for k in range(CLIENTS)]
+    U, S, Vt = np.linalg.svd(sum(w * x for w, x in zip(p(), first, strict=True)))
+    for k in range(CLIENTS):
+        close(product(seen[2, k], k), U[:, :3] * S[:3] @ Vt[:3])

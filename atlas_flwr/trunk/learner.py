@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sessions train, and its optimiser: one session's own, or several sessions'."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.trunk.steps import StepLog
+from atlas_flwr.types import OptimizerSpec
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """Parameters and AdamW. One call at a time: hold :attr:`lock`.
+
+    Parameters
+    ----------
+    factors : Mapping[str, LoraFactors]
+        Adapters, as parameters, by layer.
+    dense : Mapping[str, nn.Parameter]
+        Parameters that are trained in full.
+    optimizer : OptimizerSpec
+        How they are trained.
+
+    Attributes
+    ----------
+    logs : WeakSet[StepLog]
+        Steps of the sessions that it belongs to.
+    """
+
+    def __init__(
+        self,
+        factors: Mapping[str, LoraFactors],
+        dense: Mapping[str, nn.Parameter],
+        optimizer: OptimizerSpec,
+    ) -> None:
+        self.factors = factors
+        self.dense = dense
+        self.spec = optimizer
+        self.lock = threading.Lock()
+        self.logs: WeakSet[StepLog] = WeakSet()
+        self.parameters = [t for f in factors.values() for t in (f.A, f.B)]
+        self.parameters += dense.values()
+        self._backwards = 0
+        self._optimizer = _adamw(self.parameters, optimizer)
+
+    def learn(self, grads: Sequence[Tensor | None], log: StepLog) -> None:
+        """Add the gradients of :attr:`parameters`; step when enough have come.
+
+        A step makes the open passes of its own session stale, which are dropped. Those
+        of other sessions are run forward again when their gradients come.
+        """
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            if grad is not None:
+                sum_ = grad if parameter.grad is None else parameter.grad + grad
+                parameter.grad = sum_
+        self._backwards += 1
+        if self._optimizer and self._backwards % self.spec.accumulate == 0:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            for each in self.logs:
+                if each is log:
+                    each.drop_open()
+                else:
+                    each.forget_graphs()
+
+    def state(self) -> AdapterState:
+        """Copy everything that is trained."""
+        factors = {
+            name: LoraFactors(_copied(f.A), _copied(f.B), f.scale)
+            for name, f in self.factors.items()
+        }
+        dense: dict[str, NDArray[np.float32]] = {
+            key: _copied(value).numpy() for key, value in self.dense.items()
+        }
+        return AdapterState(factors, dense)
+
+
+def _adamw(
+    parameters: Sequence[Tensor], spec: OptimizerSpec
+) -> torch.optim.AdamW | None:
+    if not parameters:
+        return None
+    return torch.optim.AdamW(
+        parameters,
+        lr=spec.lr,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+    )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().clone()
