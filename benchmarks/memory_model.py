@@ -20,13 +20,15 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import cycle
 
 import torch
 
 from atlas_flwr.budget import (
+    Architecture,
     TrunkSession,
     client_memory,
     return_freed_memory,
@@ -71,7 +73,7 @@ class Point:
         classes = 0 if source.kind == "causal" else 6
         return ModelFiles(source, classes, getattr(torch, self.dtype), "cpu", 0)
 
-    def by_layer(self, names: Mapping[str, object]) -> dict[str, int]:
+    def by_layer(self, names: Iterable[str]) -> dict[str, int]:
         """Return the rank of each of a block's layers."""
         ranks = MIXED if self.ranks == "mixed" else (int(self.ranks),)
         return dict(zip(names, cycle(ranks), strict=False))
@@ -126,9 +128,11 @@ def adapters(
     """Make the adapters of the client's side, or of the trunk's."""
     outline, plan = files.outline(), SplitPlan(point.head, point.tail)
     middle = plan.trunk_range(outline.num_layers)
-    ranks = point.by_layer(outline.architecture(TARGETS).adapted)
-    factors = {}
-    for name, shape in outline.shapes(TARGETS).items():
+    shapes = outline.shapes(TARGETS)
+    first = f"{outline.blocks}.0."
+    names = [n.removeprefix(first) for n in shapes if n.startswith(first)]
+    ranks, factors = point.by_layer(names), {}
+    for name, shape in shapes.items():
         block = outline.block_of(name)
         if (block in middle) == inside:
             rank = ranks[name.removeprefix(f"{outline.blocks}.{block}.")]
@@ -197,9 +201,14 @@ def measured(point: Point) -> int:
 # --- predicting --------------------------------------------------------------------
 
 
+@cache
+def architecture_of(files: ModelFiles) -> Architecture:
+    return files.outline().architecture(TARGETS, files.dtype)
+
+
 def predicted(point: Point) -> int:
     files = point.files
-    architecture = files.outline().architecture(TARGETS)
+    architecture = architecture_of(files)
     ranks = point.by_layer(architecture.adapted)
     shape = {"batch": point.batch, "length": point.length}
     shape["dtype_bytes"] = files.dtype.itemsize

@@ -33,17 +33,8 @@ from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
 
 __all__ = ["trace_footprint"]
 
-LEAST_BLOCKS, BLOCKS = 3, 4
-SIZES = tuple(
-    StepSize(batch, length, kept)
-    for batch, length, kept in (
-        (4, 64, 24),
-        (8, 64, 24),
-        (8, 128, 24),
-        (4, 256, 24),
-        (8, 64, 48),
-    )
-)
+LEAST_BLOCKS = 3
+LONGEST = 256
 ALL_SIDES = (Side.HEAD, Side.TRUNK, Side.TAIL)
 
 
@@ -82,7 +73,7 @@ def trace_footprint(
     count = len(small.get_submodule(name))  # type: ignore[arg-type]
     if count < LEAST_BLOCKS:
         return None
-    slice_blocks(small, name, 0, min(count, BLOCKS))
+    slice_blocks(small, name, 0, LEAST_BLOCKS)
     parts = load_parts(small, SplitPlan(1, 1), sides=ALL_SIDES, dtype=dtype)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for part in (parts.head, parts.trunk, parts.tail):
@@ -90,28 +81,39 @@ def trace_footprint(
         attach(part, dict.fromkeys(linear_names(part, targets), 1), alpha=1.0)
         _make_fake(part, mode)
     causal = small.get_output_embeddings() is not None
-    width = int(small.config.get_text_config().hidden_size)
+    config = small.config.get_text_config()
+    width = int(config.hidden_size)
+    longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST))
+    sizes = list(_sizes(longest // 4, causal))
     clients, trunks = [], []
-    for size in SIZES:
-        with mode:
-            client = SplitModel(parts.head, parts.tail, _Echo())
+    with mode:
+        client = SplitModel(parts.head, parts.tail, _Echo())
+        for size in sizes:
             clients.append(_client(client, size, causal))
-            hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
-            trunks.append(_trunk(parts.trunk, hidden, causal))
-    inside = len(_blocks(parts.trunk))
-
-    def grown(of: Sequence[int]) -> Growth:
-        return _fit(SIZES if causal else [_no_logits(s) for s in SIZES], of)
-
+            if size.kept in (0, sizes[0].kept):
+                hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
+                trunks.append(_trunk(parts.trunk, hidden, causal))
+    plain = [StepSize(size.batch, size.length) for size in sizes[: len(trunks)]]
     return Footprint(
-        block=grown([seen.block for seen in trunks]),
-        forward=grown([seen.forward for seen in clients]),
-        loss=grown([seen.loss for seen in clients]),
-        backward=grown([seen.backward for seen in clients]),
-        trunk=grown([seen.backward - inside * seen.block for seen in trunks]),
-        open=grown([seen.kept - inside * seen.block for seen in trunks]),
+        block=_fit(plain, [seen.block for seen in trunks]),
+        forward=_fit(sizes, [seen.forward for seen in clients]),
+        loss=_fit(sizes, [seen.loss for seen in clients]),
+        backward=_fit(sizes, [seen.backward for seen in clients]),
+        trunk=_fit(plain, [seen.backward - seen.block for seen in trunks]),
+        open=_fit(plain, [seen.kept - seen.block for seen in trunks]),
         hidden=Growth(token=float(width * dtype.itemsize)),
     )
+
+
+def _sizes(short: int, causal: bool) -> Iterator[StepSize]:
+    """Yield steps that tell the terms of a growth apart."""
+    kept = short // 2 if causal else 0
+    yield StepSize(4, short, kept)
+    yield StepSize(8, short, kept)
+    yield StepSize(8, 2 * short, kept)
+    yield StepSize(4, 4 * short, kept)
+    if causal:
+        yield StepSize(8, short, 2 * kept)
 
 
 class _Echo(TrunkClient):
@@ -225,13 +227,8 @@ def _fake(old: Tensor, mode: FakeTensorMode) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad)
 
 
-def _no_logits(size: StepSize) -> StepSize:
-    return StepSize(size.batch, size.length)
-
-
 def _fit(sizes: Sequence[StepSize], values: Sequence[int]) -> Growth:
-    """Fit a growth by least squares, weighted to the relative error."""
+    """Fit a growth; the sizes are as many as its terms that they tell apart."""
     terms = np.array([size.terms for size in sizes])
-    scale = np.maximum(np.abs(np.array(values, dtype=float)), 1.0)
-    found, *_ = np.linalg.lstsq(terms / scale[:, None], values / scale, rcond=None)
-    return Growth(*map(float, found))
+    found, *_ = np.linalg.lstsq(terms, np.array(values, dtype=float), rcond=None)
+    return Growth(*map(float, found.round(3)))
