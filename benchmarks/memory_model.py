@@ -260,7 +260,9 @@ POINTS = {"client": client_points, "trunk": trunk_points}
 def tell(kind: str) -> None:
     """Measure the points of a kind; print their table and its summary."""
     own = "sessions, in flight, recompute | " if kind == "trunk" else ""
-    print(f"| model | cut | ranks | batch | length | {own}measured MiB | predicted | % |")
+    print(
+        f"| model | cut | ranks | batch | length | {own}measured MiB | predicted | % |"
+    )
     print("|" + " --- |" * (9 if own else 8))
     errors = []
     for point in POINTS[kind]():

@@ -7,6 +7,7 @@ Peak bytes of tensors, for a client with blocks C and ranks r, in the dtype of b
     adapters     4 b (sum r (d_out + d_in) + dense)        value, gradient, two moments
     activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r
     logits       what the loss takes on top of that peak
+    workspace    min(6 MiB, b (B T w + w d))               what BLAS packs matrices into
 
 Peaks, and what a block keeps, are polynomials in B, T and K that were traced once for
 the architecture (:class:`~atlas_flwr.budget.footprint.Footprint`). The trunk holds its
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from atlas_flwr.budget.footprint import Footprint, Growth, StepSize, coarse
 from atlas_flwr.errors import BudgetError
@@ -37,6 +39,7 @@ Ranks = int | Mapping[str, int] | Mapping[tuple[int, str], int]
 """One for all; by a layer's name in its block; or by block and that name (else 0)."""
 
 VALUE_GRADIENT_MOMENTS = 4
+WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
 REMEMBERED = 2 * 3  # a session's last two steps: their question, answer and gradient
 
 
@@ -100,6 +103,8 @@ class MemoryEstimate:
         What passes keep, and the most that they use for a moment.
     logits : int
         What the loss takes beyond that.
+    workspace : int
+        Buffers of the linear algebra library.
     remembered : int
         Answers that a trunk keeps, to give them again.
     """
@@ -108,13 +113,14 @@ class MemoryEstimate:
     adapters: int
     activations: int
     logits: int
+    workspace: int = 0
     remembered: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
         held = self.weights + self.adapters + self.remembered
-        return held + self.activations + self.logits
+        return held + self.activations + self.logits + self.workspace
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,8 @@ def client_memory(
     Raises
     ------
     BudgetError
-        If neither ``rank`` nor ``ranks`` is given, or names an unknown layer.
+        If neither ``rank`` nor ``ranks`` is given, or a rank is below 0 or for an
+        unknown layer.
     """
     a, steps = architecture, architecture.steps
     given = _one_of(ranks, rank)
@@ -187,6 +194,7 @@ def client_memory(
         * (VALUE_GRADIENT_MOMENTS * trained + (VALUE_GRADIENT_MOMENTS - 1) * dense),
         activations=_bytes(peak + blocks + dtype_bytes * rows * low),
         logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
+        workspace=_workspace(a, size, dtype_bytes),
     )
 
 
@@ -227,7 +235,7 @@ def trunk_memory(
     Raises
     ------
     BudgetError
-        If ``in_flight`` is less than 1, or ranks name an unknown layer.
+        If ``in_flight`` is less than 1, or a rank is below 0 or for an unknown layer.
     """
     a, steps = architecture, architecture.steps
     if in_flight < 1:
@@ -244,7 +252,8 @@ def trunk_memory(
     most = max((load.kept for load in owned), default=0.0)
     ends = any(session.tail is None for session in sessions)
     if recompute:
-        waiting = 2 * steps.hidden.at(size) * len(largest)
+        # The step that is run again holds two answers, the others one, all a question.
+        waiting = (2 * len(largest) - 1) * steps.hidden.at(size)
     else:
         waiting = sum(steps.open.at(size) + load.kept for load in largest[1:])
     peak = max(steps.forward.at(size), steps.backward.at(size))
@@ -253,6 +262,7 @@ def trunk_memory(
         adapters=adapters + 4 * max((load.trained for load in owned), default=0),
         activations=_bytes(steps.trunk.at(size) + most + waiting) if owned else 0,
         logits=_bytes(steps.loss.at(size) - peak) if ends else 0,
+        workspace=_workspace(a, size, dtype_bytes),
         remembered=_bytes(REMEMBERED * len(owned) * steps.hidden.at(size)),
     )
 
@@ -277,22 +287,41 @@ class _Load:
 _LOW = Growth(token=4.0)  # A x of one rank
 
 
+def _workspace(a: Architecture, size: StepSize, dtype_bytes: int) -> int:
+    panels = a.widest * (size.batch * size.length + a.hidden)
+    return min(WORKSPACE, dtype_bytes * panels)
+
+
 def _adapters(a: Architecture, blocks: Iterable[int], ranks: Ranks) -> tuple[int, int]:
     """Return the parameters of the blocks' adapters, and the sum of their ranks."""
+    _check(a, ranks)
     params = total = 0
-    for block, (name, (m, n)) in (
-        (block, item) for block in blocks for item in a.adapted.items()
-    ):
-        rank = min(_rank(ranks, block, name), m, n)
-        params += rank * (m + n)
-        total += rank
+    for block in blocks:
+        for name, (m, n) in a.adapted.items():
+            rank = min(_rank(ranks, block, name), m, n)
+            params += rank * (m + n)
+            total += rank
     return params, total
 
 
 def _rank(ranks: Ranks, block: int, name: str) -> int:
     if isinstance(ranks, int):
         return ranks
-    return ranks.get((block, name), ranks.get(name, 0))  # type: ignore
+    table: Mapping[Any, int] = ranks
+    return table.get((block, name), table.get(name, 0))
+
+
+def _check(a: Architecture, ranks: Ranks) -> None:
+    given = {0: ranks} if isinstance(ranks, int) else ranks
+    for key, rank in given.items():
+        name = key[1] if isinstance(key, tuple) else key
+        if name != 0 and name not in a.adapted:
+            raise BudgetError(
+                f"ranks are given for layer {name!r}; a block's adapted layers are "
+                f"{', '.join(a.adapted)}"
+            )
+        if rank < 0:
+            raise BudgetError(f"rank {rank} for {name!r}; allowed: 0 (none) and up")
 
 
 def _one_of(ranks: Ranks | None, rank: int | None) -> Ranks:
