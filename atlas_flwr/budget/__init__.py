@@ -7,10 +7,18 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.budget.allocation import AdaptedLayer, Allocation, allocate
+    from atlas_flwr.budget.allocator import return_freed_memory
     from atlas_flwr.budget.assignment import Assignment, assign
+    from atlas_flwr.budget.footprint import Footprint
     from atlas_flwr.budget.importance import averaged, blended, distance, per_byte
     from atlas_flwr.budget.knapsack import Item
-    from atlas_flwr.budget.memory import Architecture, MemoryEstimate, client_memory
+    from atlas_flwr.budget.memory import (
+        Architecture,
+        MemoryEstimate,
+        TrunkSession,
+        client_memory,
+        trunk_memory,
+    )
     from atlas_flwr.budget.time import Rates, StepTime, step_time
 
 __all__ = [
@@ -18,10 +26,12 @@ __all__ = [
     "Allocation",
     "Architecture",
     "Assignment",
+    "Footprint",
     "Item",
     "MemoryEstimate",
     "Rates",
     "StepTime",
+    "TrunkSession",
     "allocate",
     "assign",
     "averaged",
@@ -29,7 +39,9 @@ __all__ = [
     "client_memory",
     "distance",
     "per_byte",
+    "return_freed_memory",
     "step_time",
+    "trunk_memory",
 ]
 
 __getattr__, __dir__ = attach(
@@ -39,10 +51,12 @@ __getattr__, __dir__ = attach(
         "Allocation": "allocation",
         "Architecture": "memory",
         "Assignment": "assignment",
+        "Footprint": "footprint",
         "Item": "knapsack",
         "MemoryEstimate": "memory",
         "Rates": "time",
         "StepTime": "time",
+        "TrunkSession": "memory",
         "allocate": "allocation",
         "assign": "assignment",
         "averaged": "importance",
@@ -50,6 +64,8 @@ __getattr__, __dir__ = attach(
         "client_memory": "memory",
         "distance": "importance",
         "per_byte": "importance",
+        "return_freed_memory": "allocator",
         "step_time": "time",
+        "trunk_memory": "memory",
     },
 )

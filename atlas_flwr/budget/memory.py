@@ -1,20 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training takes of a client's memory, predicted from the architecture.
+"""What training takes of a client's memory and of the trunk's, predicted.
 
-Bytes, for a head of h and a tail of t blocks, ranks r, batch B, length T::
+Peak bytes of tensors, for a client with blocks C and ranks r, in the dtype of b bytes::
 
-    weights      b (embeddings + output + (h + t) block)    b bytes a frozen weight
-    adapters     16 sum r (d_in + d_out)       value, gradient and Adam's two moments
-    activations  4 B T (h + t) (14 d + 5 w)    d hidden, w the widest layer
-    logits       12 B K V     K positions: logits, softmax and gradient of each
+    weights      b (embeddings + output + |C| block)       each once, tied ones too
+    adapters     4 b (sum r (d_out + d_in) + dense)        value, gradient, two moments
+    activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r
+    logits       what the loss takes on top of that peak
+    workspace    min(6 MiB, b (B T w + w d))               what BLAS packs matrices into
+
+Peaks, and what a block keeps, are polynomials in B, T and K that were traced once for
+the architecture (:class:`~atlas_flwr.budget.footprint.Footprint`). The trunk holds its
+blocks once, for each session its adapters and its last two answers, and for each step
+under way what its blocks keep. docs/memory-model.md compares all this with
+measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Architecture", "MemoryEstimate", "client_memory"]
+from atlas_flwr.budget.footprint import Footprint, Growth, StepSize, coarse
+from atlas_flwr.errors import BudgetError
+
+__all__ = [
+    "Architecture",
+    "MemoryEstimate",
+    "Ranks",
+    "TrunkSession",
+    "client_memory",
+    "trunk_memory",
+]
+
+Ranks = int | Mapping[str, int] | Mapping[tuple[int, str], int]
+"""One for all; by a layer's name in its block; or by block and that name (else 0)."""
+
+VALUE_GRADIENT_MOMENTS = 4
+WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
+REMEMBERED = 2 * 3  # a session's last two steps: their question, answer and gradient
 
 
 @dataclass(frozen=True)
@@ -30,13 +56,18 @@ class Architecture:
     vocabulary : int
         V of a causal model; 0 for others.
     embedding_params, output_params : int
-        Of the input table, and of an untied LM head.
+        Of what comes before the blocks, and after them: an LM head that is tied to the
+        embeddings is not counted again.
     tied : bool
         Whether the LM head is the input table.
     block_params : int
         Of one block.
     adapted : Mapping[str, tuple[int, int]]
         (d_out, d_in) of a block's adapted layers.
+    dense_params : int
+        Of ``output_params``, those that are trained in full: a classifier's.
+    footprint : Footprint, optional
+        What a step keeps alive. Default: a generous guess.
     """
 
     num_layers: int
@@ -48,21 +79,65 @@ class Architecture:
     tied: bool
     block_params: int
     adapted: Mapping[str, tuple[int, int]]
+    dense_params: int = 0
+    footprint: Footprint | None = None
+
+    @property
+    def steps(self) -> Footprint:
+        """The footprint, or the guess in its place."""
+        guess = coarse(self.hidden, self.widest, self.vocabulary)
+        return guess if self.footprint is None else self.footprint
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Predicted peak bytes, by what takes them."""
+    """Predicted peak bytes, by what takes them.
+
+    Attributes
+    ----------
+    weights : int
+        Of the parts that are held.
+    adapters : int
+        What is trained: values, gradients and Adam's moments.
+    activations : int
+        What passes keep, and the most that they use for a moment.
+    logits : int
+        What the loss takes beyond that.
+    workspace : int
+        Buffers of the linear algebra library.
+    remembered : int
+        Answers that a trunk keeps, to give them again.
+    """
 
     weights: int
     adapters: int
     activations: int
     logits: int
+    workspace: int = 0
+    remembered: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.adapters + self.activations + self.logits
+        held = self.weights + self.adapters + self.remembered
+        return held + self.activations + self.logits + self.workspace
+
+
+@dataclass(frozen=True)
+class TrunkSession:
+    """A client as the trunk sees it.
+
+    Attributes
+    ----------
+    head, tail : int
+        Blocks on the client; ``tail=None`` for a vanilla split.
+    ranks : Ranks
+        Of the trunk's adapted layers.
+    """
+
+    head: int
+    tail: int | None
+    ranks: Ranks
 
 
 def client_memory(
@@ -70,8 +145,8 @@ def client_memory(
     *,
     head: int,
     tail: int | None,
-    rank: int = 0,
-    ranks: Mapping[tuple[int, str], int] | None = None,
+    ranks: Ranks | None = None,
+    rank: int | None = None,
     batch: int,
     length: int,
     logits_to_keep: int = 2,
@@ -85,23 +160,176 @@ def client_memory(
         The model.
     head, tail : int
         Blocks on the client; ``tail=None`` for a vanilla split.
+    ranks : Ranks
+        LoRA ranks of the client's adapted layers.
     rank : int
-        LoRA rank of every adapted layer.
+        The same as ``ranks``, for one rank.
     batch, length : int
         Examples in a step, and tokens of the longest.
     logits_to_keep : int
-        Positions that the LM head runs on.
+        Positions that the LM head runs on; a label of n tokens needs n + 1.
     dtype_bytes : int
-        Bytes of a frozen weight.
+        Bytes of a weight; those of the footprint's dtype.
+
+    Raises
+    ------
+    BudgetError
+        If neither ``rank`` nor ``ranks`` is given, or a rank is below 0 or for an
+        unknown layer.
     """
-    a = architecture
-    blocks = head + (tail or 0)
+    a, steps = architecture, architecture.steps
+    given = _one_of(ranks, rank)
+    size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
+    mine = [*range(head), *range(a.num_layers - (tail or 0), a.num_layers)]
+    trained, low = _adapters(a, mine, given)
     ends_here = tail is not None
-    output = a.output_params if ends_here else 0
-    weights = dtype_bytes * (a.embedding_params + output + blocks * a.block_params)
-    sides = sum(min(rank, m, n) * (m + n) for m, n in a.adapted.values()) * blocks
-    if ranks is not None:
-        sides = sum(r * sum(a.adapted[name]) for (_, name), r in ranks.items())
-    activations = 4 * batch * length * blocks * (14 * a.hidden + 5 * a.widest)
-    logits = 12 * batch * logits_to_keep * a.vocabulary if ends_here else 0
-    return MemoryEstimate(weights, 16 * sides, activations, logits)
+    own = a.embedding_params + (a.output_params if ends_here else 0)
+    dense = a.dense_params if ends_here else 0
+    peak = max(steps.forward.at(size), steps.backward.at(size))
+    blocks = (len(mine) - 2) * steps.block.at(size)
+    rows = batch * length
+    return MemoryEstimate(
+        weights=dtype_bytes * (own + len(mine) * a.block_params),
+        adapters=dtype_bytes
+        * (VALUE_GRADIENT_MOMENTS * trained + (VALUE_GRADIENT_MOMENTS - 1) * dense),
+        activations=_bytes(peak + blocks + dtype_bytes * rows * low),
+        logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
+        workspace=_workspace(a, size, dtype_bytes),
+    )
+
+
+def trunk_memory(
+    architecture: Architecture,
+    *,
+    sessions: Sequence[TrunkSession],
+    batch: int,
+    length: int,
+    in_flight: int = 1,
+    recompute: bool = False,
+    covers: tuple[int, int | None] = (1, 1),
+    logits_to_keep: int = 2,
+    dtype_bytes: int = 4,
+) -> MemoryEstimate:
+    """Predict the trunk's peak while its sessions train.
+
+    Parameters
+    ----------
+    architecture : Architecture
+        The model.
+    sessions : Sequence[TrunkSession]
+        Open at once.
+    batch, length : int
+        Examples in a step, and tokens of the longest.
+    in_flight : int
+        Steps at once between their forward and the end of their backward; the largest
+        are counted.
+    recompute : bool
+        Whether forward is run again in backward, instead of kept.
+    covers : tuple[int, int | None]
+        Head and tail of the plan whose trunk is loaded.
+    logits_to_keep : int
+        Of vanilla sessions.
+    dtype_bytes : int
+        Bytes of a weight; those of the footprint's dtype. Adapters are float32.
+
+    Raises
+    ------
+    BudgetError
+        If ``in_flight`` is less than 1, or a rank is below 0 or for an unknown layer.
+    """
+    a, steps = architecture, architecture.steps
+    if in_flight < 1:
+        raise BudgetError(f"in_flight={in_flight}; allowed: 1 and up")
+    loaded = a.num_layers - covers[0] - (covers[1] or 0)
+    weights = loaded * a.block_params
+    if covers[1] is None:
+        weights += a.output_params + (a.hidden * a.vocabulary if a.tied else 0)
+    size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
+    owned = [_Load.of(a, session, size) for session in sessions]
+    # A session keeps the arrays that it was opened with, beside its own copies.
+    adapters = sum(4 * VALUE_GRADIENT_MOMENTS * load.trained for load in owned)
+    largest = sorted(owned, key=lambda load: load.kept, reverse=True)[:in_flight]
+    most = max((load.kept for load in owned), default=0.0)
+    ends = any(session.tail is None for session in sessions)
+    if recompute:
+        # The step that is run again holds two answers, the others one, all a question.
+        waiting = (2 * len(largest) - 1) * steps.hidden.at(size)
+    else:
+        waiting = sum(steps.open.at(size) + load.kept for load in largest[1:])
+    peak = max(steps.forward.at(size), steps.backward.at(size))
+    return MemoryEstimate(
+        weights=dtype_bytes * weights,
+        adapters=adapters + 4 * max((load.trained for load in owned), default=0),
+        activations=_bytes(steps.trunk.at(size) + most + waiting) if owned else 0,
+        logits=_bytes(steps.loss.at(size) - peak) if ends else 0,
+        workspace=_workspace(a, size, dtype_bytes),
+        remembered=_bytes(REMEMBERED * len(owned) * steps.hidden.at(size)),
+    )
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What a session trains (parameters), and what a step of it keeps (bytes)."""
+
+    trained: int
+    kept: float
+
+    @classmethod
+    def of(cls, a: Architecture, session: TrunkSession, size: StepSize) -> _Load:
+        mine = range(session.head, a.num_layers - (session.tail or 0))
+        trained, low = _adapters(a, mine, session.ranks)
+        if session.tail is None:
+            trained += a.dense_params
+        kept = len(mine) * a.steps.block.at(size) + _LOW.at(size) * low
+        return cls(trained, kept)
+
+
+_LOW = Growth(token=4.0)  # A x of one rank
+
+
+def _workspace(a: Architecture, size: StepSize, dtype_bytes: int) -> int:
+    panels = a.widest * (size.batch * size.length + a.hidden)
+    return min(WORKSPACE, dtype_bytes * panels)
+
+
+def _adapters(a: Architecture, blocks: Iterable[int], ranks: Ranks) -> tuple[int, int]:
+    """Return the parameters of the blocks' adapters, and the sum of their ranks."""
+    _check(a, ranks)
+    params = total = 0
+    for block in blocks:
+        for name, (m, n) in a.adapted.items():
+            rank = min(_rank(ranks, block, name), m, n)
+            params += rank * (m + n)
+            total += rank
+    return params, total
+
+
+def _rank(ranks: Ranks, block: int, name: str) -> int:
+    if isinstance(ranks, int):
+        return ranks
+    table: Mapping[Any, int] = ranks
+    return table.get((block, name), table.get(name, 0))
+
+
+def _check(a: Architecture, ranks: Ranks) -> None:
+    given = {0: ranks} if isinstance(ranks, int) else ranks
+    for key, rank in given.items():
+        name = key[1] if isinstance(key, tuple) else key
+        if name != 0 and name not in a.adapted:
+            raise BudgetError(
+                f"ranks are given for layer {name!r}; a block's adapted layers are "
+                f"{', '.join(a.adapted)}"
+            )
+        if rank < 0:
+            raise BudgetError(f"rank {rank} for {name!r}; allowed: 0 (none) and up")
+
+
+def _one_of(ranks: Ranks | None, rank: int | None) -> Ranks:
+    found = rank if ranks is None else ranks
+    if found is None:
+        raise BudgetError("client_memory needs ranks=, or rank= for one rank")
+    return found
+
+
+def _bytes(value: float) -> int:
+    return max(math.ceil(value), 0)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
     config = load_config(values)
     files = ModelFiles.of(config)
-    rule = DeviceRule.of(config, files.outline(), files.dtype.itemsize)
+    rule = DeviceRule.of(config, files.outline(), files.dtype)
     here = None if given.client_gflops and given.trunk_gflops else measured_flops()
     speeds = Rates(
         client_flops=given.client_gflops * GIGA if given.client_gflops else here or 0,

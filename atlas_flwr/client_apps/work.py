@@ -14,6 +14,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
 
+from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import RunConfig, from_yaml, load_config
 from atlas_flwr.data import (
@@ -89,8 +90,10 @@ class Work:
         content = message.content
         arrays = next(iter(content.array_records.values()), ArrayRecord())
         entries = next(iter(content.config_records.values()))
-        files = ModelFiles.of(config)
-        return cls(config, Identity.of(context, config), files, entries, arrays)
+        me = Identity.of(context, config)
+        if me.memory is not None:
+            return_freed_memory()
+        return cls(config, me, ModelFiles.of(config), entries, arrays)
 
     @property
     def round(self) -> int:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from atlas_flwr.budget import (
     AdaptedLayer,
     Allocation,
@@ -51,7 +53,7 @@ class DeviceRule:
 
     @classmethod
     def of(
-        cls, config: RunConfig, outline: Outline, dtype_bytes: int = 4
+        cls, config: RunConfig, outline: Outline, dtype: torch.dtype = torch.float32
     ) -> DeviceRule:
         """Read a model's structure.
 
@@ -64,8 +66,8 @@ class DeviceRule:
             SplitPlan(*config.fixed_cut).check(outline.num_layers)
         shapes = outline.shapes(config.target_list)
         places = {name: outline.place_of(name) for name in shapes}
-        architecture = outline.architecture(config.target_list)
-        return cls(config, architecture, shapes, places, dtype_bytes)
+        architecture = outline.architecture(config.target_list, dtype)
+        return cls(config, architecture, shapes, places, dtype.itemsize)
 
     def __call__(self, profile: Profile, importance: Mapping[str, float]) -> Assigned:
         """Choose for a client.

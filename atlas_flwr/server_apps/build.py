@@ -90,7 +90,7 @@ class Setting:
 def _kin(setting: Setting) -> dict[str, Any]:
     """Arguments of Atlas and of the methods that are built on it."""
     config = setting.config
-    rule = DeviceRule.of(config, setting.outline, setting.files.dtype.itemsize)
+    rule = DeviceRule.of(config, setting.outline, setting.files.dtype)
     return {
         **setting.sampling,
         "lora_alpha": config.lora_alpha,

@@ -22,9 +22,10 @@ from atlas_flwr.config import RunConfig
 from atlas_flwr.data import ModelSource, load_task, resolve_model
 from atlas_flwr.lora import linear_names
 from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
-from atlas_flwr.split.anatomy import blocks_name
+from atlas_flwr.split.anatomy import blocks_name, bypass_embeddings, bypass_norm
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.tensors import CheckpointTensors
+from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.types import Side
 
 __all__ = ["ModelFiles"]
@@ -186,22 +187,24 @@ class Outline:
             found[name] = (m, n) if isinstance(layer, nn.Linear) else (n, m)
         return found
 
-    def architecture(self, targets: Sequence[str]) -> Architecture:
+    def architecture(
+        self, targets: Sequence[str], dtype: torch.dtype = torch.float32
+    ) -> Architecture:
         """Return the numbers that the memory model needs."""
         model, first = self.model, f"{self.blocks}.0"
         block = sum(p.numel() for p in model.get_submodule(first).parameters())
-        table = model.get_input_embeddings().weight.numel()
-        out = model.get_output_embeddings()
         config = model.config.get_text_config()
+        out = model.get_output_embeddings()
         tied = out is not None and bool(getattr(config, "tie_word_embeddings", False))
         shapes = self.shapes(targets)
+        around = _around_blocks(model, self.blocks)
         return Architecture(
             num_layers=self.num_layers,
             hidden=config.hidden_size,
             widest=max(max(shape) for shape in shapes.values()),
             vocabulary=config.vocab_size if out is not None else 0,
-            embedding_params=table,
-            output_params=0 if out is None or tied else out.weight.numel(),
+            embedding_params=around[Side.HEAD],
+            output_params=around[Side.TAIL],
             tied=tied,
             block_params=block,
             adapted={
@@ -209,7 +212,34 @@ class Outline:
                 for name, shape in shapes.items()
                 if name.startswith(f"{first}.")
             },
+            dense_params=0 if out is not None else _beyond_base(model),
+            footprint=trace_footprint(model, targets, dtype),
         )
+
+
+def _around_blocks(model: Any, blocks: str) -> dict[Side, int]:
+    """Count the parameters before the blocks and after them, tied ones before."""
+    prefix = f"{model.base_model_prefix}."
+    start, end = (skeleton(type(model), model.config) for _ in range(2))
+    bypass_norm(start, blocks)
+    bypass_embeddings(end, blocks)
+    base = "" if start.base_model is start else prefix
+    before = {k: n for k, n in _beside(start, blocks).items() if k.startswith(base)}
+    tied = {k for k, v in model.all_tied_weights_keys.items() if v in before}
+    after = {k: n for k, n in _beside(end, blocks).items() if k not in tied}
+    return {Side.HEAD: sum(before.values()), Side.TAIL: sum(after.values())}
+
+
+def _beside(model: Any, blocks: str) -> dict[str, int]:
+    named = model.named_parameters(remove_duplicate=False)
+    return {k: p.numel() for k, p in named if not k.startswith(f"{blocks}.")}
+
+
+def _beyond_base(model: Any) -> int:
+    """Count the parameters of a classifier."""
+    prefix = f"{model.base_model_prefix}."
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if not name.startswith(prefix))
 
 
 def chosen_device(name: str) -> str:

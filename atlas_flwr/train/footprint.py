@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The footprint of an architecture: what its training steps keep alive, traced.
+
+A client's step and a trunk's are run on fake tensors, which have shapes but no memory
+(torch's ``FakeTensorMode``), at a few batches and lengths; what is alive is followed
+operation by operation, and polynomials are fitted. So there is no code for a family,
+and it takes a second or two and no memory, however large the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from atlas_flwr.budget.footprint import Footprint, Growth, StepSize
+from atlas_flwr.data import Batch
+from atlas_flwr.lora import Scaling, attach, linear_names
+from atlas_flwr.split import SplitModel, SplitPlan, load_parts, part_info
+from atlas_flwr.split.anatomy import blocks_name, slice_blocks
+from atlas_flwr.split.cut import skeleton
+from atlas_flwr.split.model import run_blocks
+from atlas_flwr.train.live import LiveBytes
+from atlas_flwr.train.step import batch_loss
+from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
+
+__all__ = ["trace_footprint"]
+
+LEAST_BLOCKS = 3
+LONGEST = 256
+ALL_SIDES = (Side.HEAD, Side.TRUNK, Side.TAIL)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Bytes seen in one client's step or one trunk's, beside weights."""
+
+    block: int
+    forward: int
+    loss: int
+    backward: int
+    kept: int
+
+
+def trace_footprint(
+    model: Any, targets: Sequence[str], dtype: torch.dtype = torch.float32
+) -> Footprint | None:
+    """Trace the footprint of a model.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Its structure; weights are not looked at.
+    targets : Sequence[str]
+        See :func:`atlas_flwr.lora.linear_names`.
+    dtype : torch.dtype
+        Of the frozen weights.
+
+    Returns
+    -------
+    Footprint, optional
+        ``None`` for a model of fewer than 3 blocks, too few for a head, trunk and tail.
+    """
+    small = skeleton(type(model), model.config)
+    name = blocks_name(small)
+    count = len(small.get_submodule(name))  # type: ignore[arg-type]
+    if count < LEAST_BLOCKS:
+        return None
+    slice_blocks(small, name, 0, LEAST_BLOCKS)
+    parts = load_parts(small, SplitPlan(1, 1), sides=ALL_SIDES, dtype=dtype)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for part in (parts.head, parts.trunk, parts.tail):
+        part.requires_grad_(False)
+        attach(part, dict.fromkeys(linear_names(part, targets), 1), Scaling(1.0))
+        _make_fake(part, mode)
+    causal = small.get_output_embeddings() is not None
+    config = small.config.get_text_config()
+    width = int(config.hidden_size)
+    longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST))
+    sizes = list(_sizes(longest // 4, causal))
+    clients, trunks = [], []
+    with mode:
+        client = SplitModel(parts.head, parts.tail, _Echo())
+        for size in sizes:
+            clients.append(_client(client, size, causal))
+            if size.kept in (0, sizes[0].kept):
+                hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
+                trunks.append(_trunk(parts.trunk, hidden, causal))
+    plain = [StepSize(size.batch, size.length) for size in sizes[: len(trunks)]]
+    return Footprint(
+        block=_fit(plain, [seen.block for seen in trunks]),
+        forward=_fit(sizes, [seen.forward for seen in clients]),
+        loss=_fit(sizes, [seen.loss for seen in clients]),
+        backward=_fit(sizes, [seen.backward for seen in clients]),
+        trunk=_fit(plain, [seen.backward - seen.block for seen in trunks]),
+        open=_fit(plain, [seen.kept - seen.block for seen in trunks]),
+        hidden=Growth(token=float(width * dtype.itemsize)),
+    )
+
+
+def _sizes(short: int, causal: bool) -> Iterator[StepSize]:
+    """Yield steps that tell the terms of a growth apart."""
+    kept = short // 2 if causal else 0
+    yield StepSize(4, short, kept)
+    yield StepSize(8, short, kept)
+    yield StepSize(8, 2 * short, kept)
+    yield StepSize(4, 4 * short, kept)
+    if causal:
+        yield StepSize(8, short, 2 * kept)
+
+
+class _Echo(TrunkClient):
+    """A trunk that answers with its question."""
+
+    def forward(self, call: TrunkCall) -> Tensor:
+        return call.hidden.clone()
+
+    def backward(self, step: int, grad: Tensor) -> Tensor:
+        return grad.clone()
+
+    def loss(
+        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
+    ) -> LossReply:
+        raise NotImplementedError
+
+
+class _Watch:
+    """Follows a step: what the last block keeps, and the peaks around it."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self.live = live
+        self.entry = self.exit = 0
+        self.peaks: list[int] = []
+
+    def turn(self, *_: Any) -> None:
+        """End a phase."""
+        self.peaks.append(self.live.peak)
+        self.live.restart()
+
+    @contextmanager
+    def around(self, block: nn.Module) -> Iterator[None]:
+        """Watch a block."""
+        before = block.register_forward_pre_hook(self._enter)
+        after = block.register_forward_hook(self._leave)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _enter(self, *_: Any) -> None:
+        self.entry = self.live.live
+
+    def _leave(self, block: nn.Module, given: Any, out: Any) -> None:
+        self.exit = self.live.live
+        self.turn()
+        first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
+        first.register_hook(self.turn)
+
+
+def _client(model: SplitModel, size: StepSize, causal: bool) -> _Seen:
+    ids = torch.zeros(size.batch, size.length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    labels = ids if causal else ids[:, 0]
+    positions = mask.cumsum(1) if causal else None
+    kept = size.kept if causal else 0
+    batch = Batch(ids, mask, labels, labels, positions, logits_to_keep=kept)
+    return _watched(model, _blocks(model.tail)[-1], lambda: batch_loss(model, batch))
+
+
+def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:
+    mask = torch.ones(hidden.shape[:2], dtype=torch.long)
+    positions = mask.cumsum(1) if causal else None
+
+    def run() -> Tensor:
+        leaf = hidden.clone().requires_grad_()
+        return run_blocks(
+            trunk, inputs_embeds=leaf, attention_mask=mask, position_ids=positions
+        )
+
+    return _watched(trunk, _blocks(trunk)[-1], run)
+
+
+def _watched(model: nn.Module, last: Any, run: Callable[[], Tensor]) -> _Seen:
+    live = LiveBytes()
+    live.ignore([*model.parameters(), *model.buffers()])
+    watch = _Watch(live)
+    with live, watch.around(last):
+        out = run()
+        kept = live.live
+        out.backward(torch.ones_like(out))
+        watch.turn()
+    model.zero_grad()
+    forward, loss, backward = watch.peaks
+    return _Seen(watch.exit - watch.entry, forward, loss, backward, kept)
+
+
+def _blocks(part: Any) -> Any:
+    info = part_info(part)
+    return part.get_submodule(info.blocks.removeprefix(info.prefix))
+
+
+def _make_fake(part: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace all tensors by fake ones; those that were one stay one."""
+    made: dict[int, Tensor] = {}
+    for module in part.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is not None:
+                    if id(old) not in made:
+                        made[id(old)] = _fake(old, mode)
+                    tensors[name] = made[id(old)]  # type: ignore[assignment]
+
+
+def _fake(old: Tensor, mode: FakeTensorMode) -> Tensor:
+    with mode:
+        new = torch.empty(old.shape, dtype=old.dtype)
+    if not isinstance(old, nn.Parameter):
+        return new
+    return nn.Parameter(new, requires_grad=old.requires_grad)
+
+
+def _fit(sizes: Sequence[StepSize], values: Sequence[int]) -> Growth:
+    """Fit a growth; the sizes are as many as its terms that they tell apart."""
+    terms = np.array([size.terms for size in sizes])
+    found, *_ = np.linalg.lstsq(terms, np.array(values, dtype=float), rcond=None)
+    return Growth(*map(float, found.round(3)))

@@ -1,0 +1,197 @@
+"""The memory model against the tensors that are really alive, over families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atlas_flwr.budget import TrunkSession, client_memory, trunk_memory
+from atlas_flwr.data import Batch
+from atlas_flwr.lora import AdapterState, attach, initial_factors, linear_names
+from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
+from atlas_flwr.split.cut import skeleton
+from atlas_flwr.train.footprint import trace_footprint
+from atlas_flwr.train.live import LiveBytes
+from atlas_flwr.train.step import batch_loss
+from atlas_flwr.train.weights import Outline
+from atlas_flwr.trunk import SessionSpec, TrunkEngine
+from atlas_flwr.types import TrunkCall, TrunkClient
+from tests.families import FAMILIES, build
+
+ALL = ("all-linear",)
+KEPT = 8
+few = pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bert", "qwen2"])
+every = pytest.mark.parametrize("family", FAMILIES)
+
+
+class Echo(TrunkClient):
+    def forward(self, call):
+        return call.hidden.clone()
+
+    def backward(self, step, grad):
+        return grad.clone()
+
+    def loss(self, call, labels, logits_to_keep=0):
+        raise NotImplementedError
+
+
+def outline_of(family):
+    made, config = FAMILIES[family]
+    return Outline(skeleton(made, config))
+
+
+def adapted(part, rank=1):
+    part.requires_grad_(False)
+    attach(part, dict.fromkeys(linear_names(part), rank), alpha=1.0)
+    return part
+
+
+def padded_batch(rows, length, causal):
+    ids = torch.randint(3, 61, (rows, length))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    labels = ids if causal else ids[:, 0] % 5
+    positions = (mask.cumsum(1) - 1).clamp(min=0) if causal else None
+    kept = KEPT if causal else 0
+    return Batch(ids, mask, labels, labels, positions, logits_to_keep=kept)
+
+
+def unique(*parts):
+    found = {p.data_ptr(): p for part in parts for p in part.parameters()}
+    return list(found.values())
+
+
+@every
+@pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, 1), SplitPlan(1, None)])
+def test_weights_and_adapters_are_those_of_the_real_parts(family, plan):
+    architecture = outline_of(family).architecture(ALL)
+    parts = partition(build(family), plan)
+    sides = [part for part in (parts.head, parts.tail) if part is not None]
+    own = unique(*sides)
+    found = client_memory(
+        architecture, head=plan.head, tail=plan.tail, ranks=3, batch=2, length=8
+    )
+    assert found.weights == sum(p.nbytes for p in own)
+    for side in sides:
+        adapted(side, rank=3)
+    trained = sum(p.nbytes for p in unique(*sides) if p.requires_grad)
+    dense = 0
+    if plan.tail is not None and not architecture.vocabulary:
+        base = parts.tail.base_model_prefix
+        named = parts.tail.named_parameters()
+        dense = sum(p.nbytes for name, p in named if not name.startswith(base))
+    assert found.adapters == 4 * trained + 3 * dense
+
+
+@every
+def test_a_trunks_weights_are_those_of_the_real_part(family):
+    architecture = outline_of(family).architecture(ALL)
+    for plan in (SplitPlan(1, 1), SplitPlan(2, None)):
+        trunk = partition(build(family), plan).trunk
+        found = trunk_memory(
+            architecture,
+            sessions=[],
+            batch=2,
+            length=8,
+            covers=(plan.head, plan.tail),
+        )
+        assert found.weights == sum(p.nbytes for p in unique(trunk))
+
+
+@every
+def test_a_clients_step_keeps_alive_what_was_predicted(family):
+    outline = outline_of(family)
+    architecture = outline.architecture(ALL)
+    causal = architecture.vocabulary > 0
+    for (head, tail), (rows, length) in (
+        ((1, 1), (3, 24)),
+        ((2, 1), (6, 40)),
+        ((1, 2), (2, 33)),
+    ):
+        parts = partition(build(family), SplitPlan(head, tail))
+        model = SplitModel(adapted(parts.head), adapted(parts.tail), Echo())
+        batch = padded_batch(rows, length, causal)
+        with LiveBytes() as live:
+            live.ignore([*model.parameters(), *model.buffers()])
+            batch_loss(model, batch).backward()
+        found = client_memory(
+            architecture,
+            head=head,
+            tail=tail,
+            ranks=1,
+            batch=rows,
+            length=length,
+            logits_to_keep=KEPT,
+        )
+        # The prediction counts A x of rank 1 twice: a few numbers a token.
+        assert found.activations + found.logits == pytest.approx(live.peak, rel=0.04)
+
+
+@few
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
+    outline = outline_of(family)
+    architecture = outline.architecture(ALL)
+    plan, rows, length, count = SplitPlan(1, 1), 4, 32, 3
+    trunk = partition(build(family), plan).trunk
+    info = part_info(trunk)
+    factors = {
+        name: initial_factors(name, shape, 1, alpha=1.0, seed=0)
+        for name, shape in outline.shapes(ALL).items()
+        if info.block_of(name) in range(info.start, info.stop)
+    }
+    width = architecture.hidden
+    batch = padded_batch(rows, length, architecture.vocabulary > 0)
+    engine = TrunkEngine(trunk, recompute=recompute)
+    tokens = [engine.open(SessionSpec(plan, AdapterState(factors))) for _ in "abc"]
+    with LiveBytes() as live:
+        live.ignore([*trunk.parameters(), *trunk.buffers()])
+        for step in range(3):
+            for token in tokens:
+                hidden = torch.randn(rows, length, width)
+                call = TrunkCall(hidden, batch.attention_mask, batch.position_ids, step)
+                engine.forward(token, call)
+                del hidden, call
+            for token in tokens:
+                engine.backward(token, step, torch.randn(rows, length, width))
+    found = trunk_memory(
+        architecture,
+        sessions=[TrunkSession(1, 1, 1)] * count,
+        batch=rows,
+        length=length,
+        in_flight=count,
+        recompute=recompute,
+    )
+    # What sessions train was there before, but for the moments: 8 of 16 bytes.
+    alive = found.activations + found.remembered + found.adapters // 2
+    assert alive == pytest.approx(live.peak, rel=0.06)
+
+
+def test_bfloat16_halves_what_a_block_keeps_but_not_masks_and_norms():
+    model = outline_of("bert").model
+    full = trace_footprint(model, ALL)
+    half = trace_footprint(model, ALL, torch.bfloat16)
+    assert full is not None
+    assert half is not None
+    assert half.hidden.token == full.hidden.token / 2
+    assert 0.5 <= half.block.token / full.block.token <= 0.6
+
+
+def test_only_the_adapted_layers_inputs_are_kept():
+    outline = outline_of("llama")
+    few = outline.architecture(("q_proj", "v_proj")).footprint
+    most = outline.architecture(ALL).footprint
+    assert few is not None
+    assert most is not None
+    # The MLP's product (48 wide) is kept only for the adapter of down_proj.
+    assert most.block.token - few.block.token >= 4 * 48
+
+
+def test_a_model_too_small_to_cut_in_three_has_no_footprint():
+    made, config = FAMILIES["llama"]
+    short = type(config)(**{**config.to_dict(), "num_hidden_layers": 2})
+    outline = Outline(skeleton(made, short))
+    assert trace_footprint(outline.model, ALL) is None
+    architecture = outline.architecture(ALL)
+    found = client_memory(architecture, head=1, tail=None, ranks=1, batch=2, length=8)
+    assert found.activations > 0
