@@ -9,7 +9,7 @@
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_CONFIG ?= devices='192MiB,240MiB,384MiB' test-examples=32
+DEMO_CONFIG ?= devices='180MiB,215MiB,280MiB' test-examples=32
 COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
 
 BIN := $(VENV)/bin

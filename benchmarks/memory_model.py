@@ -35,7 +35,7 @@ from atlas_flwr.budget import (
     trunk_memory,
 )
 from atlas_flwr.data import Batch, resolve_model
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
@@ -136,7 +136,8 @@ def adapters(
         block = outline.block_of(name)
         if (block in middle) == inside:
             rank = ranks[name.removeprefix(f"{outline.blocks}.{block}.")]
-            made = initial_state({name: shape}, rank=rank, alpha=16.0, seed=0)
+            scale = Scaling(16.0)
+            made = initial_state({name: shape}, rank=rank, scaling=scale, seed=0)
             factors.update(made.factors)
     return AdapterState(factors, {} if inside else files.dense()), plan
 

@@ -47,6 +47,15 @@ class MethodConfig:
         "differ. Keep about twice the largest rank.",
         above=0,
     )
+    trunk_learning_rate: float = knob(
+        0.0,
+        "AdamW's learning rate on the trunk, if it is to be another than on clients; 0 "
+        "for the same. The trunk of a federation sees all clients' gradients, and some "
+        "methods let it learn faster (SGLR, MU-SplitFed).",
+        minimum=0,
+        maximum=1,
+        only=KIN,
+    )
     use_rslora: bool = knob(
         False,
         "Scale a layer of rank r by alpha / sqrt(r), as rsLoRA does, which lets high "

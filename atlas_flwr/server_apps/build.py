@@ -44,6 +44,7 @@ __all__ = [
     "needs_trunk",
     "optimizer_of",
     "scaling_of",
+    "trunk_optimizer_of",
 ]
 
 
@@ -111,7 +112,7 @@ def _sessions(setting: Setting) -> TrunkSessions | None:
     return TrunkSessions(
         host=host,
         address=address,
-        optimizer=optimizer_of(setting.config),
+        optimizer=trunk_optimizer_of(setting.config),
         layer_block=setting.outline.block_of,
         num_layers=setting.outline.num_layers,
     )
@@ -198,8 +199,14 @@ def scaling_of(config: RunConfig) -> Scaling:
 
 
 def optimizer_of(config: RunConfig) -> OptimizerSpec:
-    """Return AdamW's settings, for both sides of the cut."""
+    """Return AdamW's settings on clients."""
     return OptimizerSpec(lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def trunk_optimizer_of(config: RunConfig) -> OptimizerSpec:
+    """Return AdamW's settings on the trunk."""
+    rate = config.trunk_learning_rate or config.learning_rate
+    return replace(optimizer_of(config), lr=rate)
 
 
 def initial_arrays(setting: Setting) -> ArrayRecord:

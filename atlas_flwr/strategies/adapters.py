@@ -135,8 +135,20 @@ class ClusterAdapters:
             state = self.rule.combine(self.groups.get(group), parts)
             self.groups[group] = state
             weight = sum(part.weight for part in parts)
-            totals.append(Contribution(group, weight, state))
+            totals.append(Contribution(group, weight, self._shortened(state)))
         self._overall = together(totals)
+
+    def _shortened(self, state: AdapterState) -> AdapterState:
+        """Cut at the initial rank: what goes into the arrays of all groups together.
+
+        These have that rank anyway, and an exact sum of all groups' full ranks would
+        take longer than everything else.
+        """
+        factors = {}
+        for name, found in state.factors.items():
+            rank = self.initial.factors[name].rank
+            factors[name] = LoraFactors(found.A[:rank], found.B[:, :rank], found.scale)
+        return AdapterState(factors, state.dense)
 
     def mix(self, names: Sequence[str], matrix: NDArray[np.float64]) -> None:
         """Let groups take of each other, by a matrix in the order of their names."""

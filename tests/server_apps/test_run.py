@@ -248,17 +248,25 @@ def test_one_client_failing_in_the_middle_of_a_step_leaves_a_run_that_ends(tmp_p
     "strategy",
     ["flexlora", "flora", "hetlora", "hsplitlora", "mira", "oracle", "splitlora"],
 )
-def test_every_published_method_runs_learns_and_resumes(tmp_path, strategy):
-    more = {"mixing": 0.3} if strategy == "mira" else {}
-    devices = ",".join(f"{size}B" for size in sizes_of((1, 2), (4, 8)))
-    given = {"strategy": strategy, "devices": devices, "local_steps": 4, **more}
+def test_every_published_method_runs_and_learns(tmp_path, strategy):
+    folder = run(tmp_path, **published(strategy))
+    loss = [r["mean_loss"] for r in summary(folder)["per_round"]]
+    assert loss[-1] < loss[0]
+
+
+@pytest.mark.parametrize("strategy", ["mira", "splitlora"])
+def test_published_methods_resume_too(tmp_path, strategy):
+    given = published(strategy)
     whole = run(tmp_path, **given, run_name="whole")
     run(tmp_path, **given, run_name="part", num_rounds=1)
-    part = tmp_path / "part"
-    continued = run(tmp_path, **given, resume=str(part), num_rounds=2)
+    continued = run(tmp_path, **given, resume=str(tmp_path / "part"), num_rounds=2)
     assert accuracies(continued) == accuracies(whole)
-    loss = [r["mean_loss"] for r in summary(whole)["per_round"]]
-    assert loss[-1] < loss[0]
+
+
+def published(strategy):
+    devices = ",".join(f"{size}B" for size in sizes_of((1, 2), (4, 8)))
+    more = {"mixing": 0.3} if strategy == "mira" else {}
+    return {"strategy": strategy, "devices": devices, "local_steps": 4, **more}
 
 
 @pytest.mark.parametrize("strategy", ["atlas", "flora"])
@@ -288,3 +296,17 @@ def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
         assert loss[way][-1] < loss[way][0]
         assert rounds[-1]["failures"] == 0
     assert loss["own"][1:] != loss["shared"][1:]
+
+
+def test_the_trunks_learning_rate_is_its_own(tmp_path):
+    def trained(name, rate):
+        folder = run(tmp_path, run_name=name, num_rounds=1, trunk_learning_rate=rate)
+        state = arrays(folder)
+        return {k: v for k, v in state.items() if k.startswith("group/0/B/")}
+
+    same, faster = trained("same", 0.01), trained("faster", 0.05)
+    first, middle = (next(k for k in same if f".{b}." in k) for b in (0, 4))
+    assert (faster[middle] - same[middle]).norm() > 0.5 * same[middle].norm()
+    assert run(tmp_path, run_name="default", num_rounds=1).path.is_dir()
+    assert same.keys() == faster.keys()
+    assert first in same

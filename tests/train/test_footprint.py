@@ -7,7 +7,7 @@ import torch
 
 from atlas_flwr.budget import TrunkSession, client_memory, trunk_memory
 from atlas_flwr.data import Batch
-from atlas_flwr.lora import AdapterState, attach, initial_factors, linear_names
+from atlas_flwr.lora import AdapterState, Scaling, attach, initial_factors, linear_names
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.train.footprint import trace_footprint
@@ -42,7 +42,7 @@ def outline_of(family):
 
 def adapted(part, rank=1):
     part.requires_grad_(False)
-    attach(part, dict.fromkeys(linear_names(part), rank), alpha=1.0)
+    attach(part, dict.fromkeys(linear_names(part), rank), Scaling(1.0))
     return part
 
 
@@ -136,7 +136,7 @@ def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
     trunk = partition(build(family), plan).trunk
     info = part_info(trunk)
     factors = {
-        name: initial_factors(name, shape, 1, alpha=1.0, seed=0)
+        name: initial_factors(name, shape, 1, scaling=Scaling(1.0), seed=0)
         for name, shape in outline.shapes(ALL).items()
         if info.block_of(name) in range(info.start, info.stop)
     }
