@@ -55,6 +55,15 @@ class RunConfig(MethodConfig, TrainingConfig):
         "Several times a slow client's round.",
         above=0,
     )
+    quorum: float = knob(
+        1.0,
+        "Share of a training round's replies after which it goes on; later ones are "
+        "dropped, by fedavg and fedprox discounted and taken into the next round. "
+        "Below 1 slow clients hold nobody up, a run's numbers depend on who was fast, "
+        "and a resumed run may differ.",
+        above=0,
+        maximum=1,
+    )
     evaluate_every: int = knob(
         1,
         "Rounds between evaluations; the last round is always evaluated.",

@@ -39,6 +39,7 @@ from atlas_flwr.server_apps.checkpoint import (
 from atlas_flwr.server_apps.export import export_adapters
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import trunk_of
+from atlas_flwr.strategies.quorum import QuorumGrid
 from atlas_flwr.strategies.recording import RecordingGrid
 from atlas_flwr.strategies.resumable import Resumable, Stateful
 from atlas_flwr.strategies.roster import Roster
@@ -99,6 +100,9 @@ class Run:
         outline = files.outline()
         roster = Roster(request=self._messages(), timeout=config.round_timeout)
         recorder = Recorder(self.folder, roster)
+        if config.quorum < 1:
+            keeps = config.strategy in ("fedavg", "fedprox")
+            grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
         recording = RecordingGrid(grid, roster, recorder.exchange)
         setting = Setting(config, files, outline, roster, recorder.event)
         with _trunk(setting) as split, PeakMeter() as meter:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from atlas_flwr.strategies.delegation import DelegatingGrid
 from atlas_flwr.strategies.roster import Roster
 
 __all__ = ["Exchange", "RecordingGrid", "content_bytes"]
@@ -44,7 +43,7 @@ class Exchange:
     seconds: float
 
 
-class RecordingGrid(Grid):
+class RecordingGrid(DelegatingGrid):
     """Delegate to a grid; sort nodes and replies by client; tell what was exchanged.
 
     Works round any strategy, Flower's own among them, whose sums would otherwise depend
@@ -63,49 +62,15 @@ class RecordingGrid(Grid):
     def __init__(
         self, grid: Grid, roster: Roster, on_exchange: Callable[[Exchange], None]
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.roster = roster
         self.on_exchange = on_exchange
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message."""
-        return self.grid.create_message(
-            content, message_type, dst_node_id, group_id, ttl
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that have said who they are, in order of their clients."""
         nodes = list(self.grid.get_node_ids())
         self.roster.learn(self.grid, nodes)
         return self.roster.order(nodes)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return the nodes."""
-        return self.grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages."""
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull messages."""
-        return self.grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
