@@ -71,6 +71,12 @@ class Layout:
             match = _LORA_KEY.match(key)
             if match:
                 pairs.setdefault(match["layer"], {})[match["factor"]] = key
+            elif "lora_magnitude_vector" in key:
+                raise AdapterError(
+                    f"array {key!r} is DoRA's magnitude, which rescales the rows of "
+                    "W + B A: neither a sum of such products nor a mean of the parts "
+                    "is what the clients learned together. Train with use_dora=False."
+                )
             elif "lora_" in key:
                 raise AdapterError(
                     f"array {key!r} is a LoRA parameter of another kind than "
