@@ -5,7 +5,8 @@ Peak bytes of tensors, for a client with blocks C and ranks r, in the dtype of b
 
     weights      b (embeddings + output + |C| block)       each once, tied ones too
     adapters     4 b (sum r (d_out + d_in) + dense)        value, gradient, two moments
-    activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r
+    activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r,
+                 less the inputs of layers that have no adapter
     logits       what the loss takes on top of that peak
     workspace    min(6 MiB, b (B T w + w d))               what BLAS packs matrices into
 
@@ -23,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atlas_flwr.budget.footprint import Footprint, Growth, StepSize, coarse
+from atlas_flwr.budget.footprint import Footprint, StepSize, coarse
 from atlas_flwr.errors import BudgetError
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
 Ranks = int | Mapping[str, int] | Mapping[tuple[int, str], int]
 """One for all; by a layer's name in its block; or by block and that name (else 0)."""
 
+FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
 REMEMBERED = 2 * 3  # a session's last two steps: their question, answer and gradient
@@ -181,18 +183,18 @@ def client_memory(
     given = _one_of(ranks, rank)
     size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
     mine = [*range(head), *range(a.num_layers - (tail or 0), a.num_layers)]
-    trained, low = _adapters(a, mine, given)
+    own = _Adapters.of(a, mine, given)
     ends_here = tail is not None
-    own = a.embedding_params + (a.output_params if ends_here else 0)
+    around = a.embedding_params + (a.output_params if ends_here else 0)
     dense = a.dense_params if ends_here else 0
     peak = max(steps.forward.at(size), steps.backward.at(size))
-    blocks = (len(mine) - 2) * steps.block.at(size)
-    rows = batch * length
+    blocks = steps.blocks(own.layers, size) - 2 * steps.block.at(size)
+    low = dtype_bytes * batch * length * own.ranks
     return MemoryEstimate(
-        weights=dtype_bytes * (own + len(mine) * a.block_params),
+        weights=dtype_bytes * (around + len(mine) * a.block_params),
         adapters=dtype_bytes
-        * (VALUE_GRADIENT_MOMENTS * trained + (VALUE_GRADIENT_MOMENTS - 1) * dense),
-        activations=_bytes(peak + blocks + dtype_bytes * rows * low),
+        * (VALUE_GRADIENT_MOMENTS * own.params + (VALUE_GRADIENT_MOMENTS - 1) * dense),
+        activations=_bytes(peak + blocks + low),
         logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),
     )
@@ -247,7 +249,7 @@ def trunk_memory(
     size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
     owned = [_Load.of(a, session, size) for session in sessions]
     # A session keeps the arrays that it was opened with, beside its own copies.
-    adapters = sum(4 * VALUE_GRADIENT_MOMENTS * load.trained for load in owned)
+    adapters = sum(FLOAT32 * VALUE_GRADIENT_MOMENTS * load.trained for load in owned)
     largest = sorted(owned, key=lambda load: load.kept, reverse=True)[:in_flight]
     most = max((load.kept for load in owned), default=0.0)
     ends = any(session.tail is None for session in sessions)
@@ -259,7 +261,7 @@ def trunk_memory(
     peak = max(steps.forward.at(size), steps.backward.at(size))
     return MemoryEstimate(
         weights=dtype_bytes * weights,
-        adapters=adapters + 4 * max((load.trained for load in owned), default=0),
+        adapters=adapters + FLOAT32 * max((load.trained for load in owned), default=0),
         activations=_bytes(steps.trunk.at(size) + most + waiting) if owned else 0,
         logits=_bytes(steps.loss.at(size) - peak) if ends else 0,
         workspace=_workspace(a, size, dtype_bytes),
@@ -277,31 +279,40 @@ class _Load:
     @classmethod
     def of(cls, a: Architecture, session: TrunkSession, size: StepSize) -> _Load:
         mine = range(session.head, a.num_layers - (session.tail or 0))
-        trained, low = _adapters(a, mine, session.ranks)
-        if session.tail is None:
-            trained += a.dense_params
-        kept = len(mine) * a.steps.block.at(size) + _LOW.at(size) * low
-        return cls(trained, kept)
+        own = _Adapters.of(a, mine, session.ranks)
+        dense = a.dense_params if session.tail is None else 0
+        low = FLOAT32 * size.batch * size.length * own.ranks
+        return cls(own.params + dense, a.steps.blocks(own.layers, size) + low)
 
 
-_LOW = Growth(token=4.0)  # A x of one rank
+@dataclass(frozen=True)
+class _Adapters:
+    """Adapters of some blocks: parameters, sum of ranks, and each block's layers."""
+
+    params: int
+    ranks: int
+    layers: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, a: Architecture, blocks: Iterable[int], ranks: Ranks) -> _Adapters:
+        _check(a, ranks)
+        found = [
+            {
+                name: min(_rank(ranks, block, name), *shape)
+                for name, shape in a.adapted.items()
+            }
+            for block in blocks
+        ]
+        return cls(
+            sum(r * sum(a.adapted[name]) for own in found for name, r in own.items()),
+            sum(rank for own in found for rank in own.values()),
+            [[name for name, rank in own.items() if rank] for own in found],
+        )
 
 
 def _workspace(a: Architecture, size: StepSize, dtype_bytes: int) -> int:
     panels = a.widest * (size.batch * size.length + a.hidden)
     return min(WORKSPACE, dtype_bytes * panels)
-
-
-def _adapters(a: Architecture, blocks: Iterable[int], ranks: Ranks) -> tuple[int, int]:
-    """Return the parameters of the blocks' adapters, and the sum of their ranks."""
-    _check(a, ranks)
-    params = total = 0
-    for block in blocks:
-        for name, (m, n) in a.adapted.items():
-            rank = min(_rank(ranks, block, name), m, n)
-            params += rank * (m + n)
-            total += rank
-    return params, total
 
 
 def _rank(ranks: Ranks, block: int, name: str) -> int:
