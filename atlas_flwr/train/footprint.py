@@ -196,9 +196,10 @@ def _spared(
     trunk: nn.Module, hidden: Tensor, causal: bool
 ) -> dict[frozenset[str], float]:
     """Find what a block keeps less if layers with one input are not trained."""
+    last: nn.Module = _blocks(trunk)[-1]
     layers = {
-        name: layer
-        for name, layer in _blocks(trunk)[-1].named_modules()
+        name: last.get_submodule(name)
+        for name, layer in last.named_modules()
         if isinstance(layer, LoraLayer)
     }
     before = _trunk(trunk, hidden, causal).kept
