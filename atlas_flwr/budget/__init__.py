@@ -7,10 +7,10 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.budget.allocator import return_freed_memory
+    from atlas_flwr.budget.architecture import Architecture
     from atlas_flwr.budget.assignment import Assignment, assign
     from atlas_flwr.budget.footprint import Footprint
     from atlas_flwr.budget.memory import (
-        Architecture,
         MemoryEstimate,
         TrunkSession,
         client_memory,
@@ -32,7 +32,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "Architecture": "memory",
+        "Architecture": "architecture",
         "Assignment": "assignment",
         "Footprint": "footprint",
         "MemoryEstimate": "memory",

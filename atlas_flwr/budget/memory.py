@@ -20,11 +20,11 @@ measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from atlas_flwr.budget.footprint import Footprint, StepSize, coarse
+from atlas_flwr.budget.architecture import Adapters, Architecture, Ranks
+from atlas_flwr.budget.footprint import StepSize
 from atlas_flwr.errors import BudgetError
 
 __all__ = [
@@ -36,59 +36,10 @@ __all__ = [
     "trunk_memory",
 ]
 
-Ranks = int | Mapping[str, int] | Mapping[tuple[int, str], int]
-"""One for all; by a layer's name in its block; or by block and that name (else 0)."""
-
 FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
 REMEMBERED = 2 * 3  # a session's last two steps: their question, answer and gradient
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model's sizes.
-
-    Attributes
-    ----------
-    num_layers : int
-        Blocks.
-    hidden, widest : int
-        d, and the longest side of a block's layer.
-    vocabulary : int
-        V of a causal model; 0 for others.
-    embedding_params, output_params : int
-        Of what comes before the blocks, and after them: an LM head that is tied to the
-        embeddings is not counted again.
-    tied : bool
-        Whether the LM head is the input table.
-    block_params : int
-        Of one block.
-    adapted : Mapping[str, tuple[int, int]]
-        (d_out, d_in) of a block's adapted layers.
-    dense_params : int
-        Of ``output_params``, those that are trained in full: a classifier's.
-    footprint : Footprint, optional
-        What a step keeps alive. Default: a generous guess.
-    """
-
-    num_layers: int
-    hidden: int
-    widest: int
-    vocabulary: int
-    embedding_params: int
-    output_params: int
-    tied: bool
-    block_params: int
-    adapted: Mapping[str, tuple[int, int]]
-    dense_params: int = 0
-    footprint: Footprint | None = None
-
-    @property
-    def steps(self) -> Footprint:
-        """The footprint, or the guess in its place."""
-        guess = coarse(self.hidden, self.widest, self.vocabulary)
-        return guess if self.footprint is None else self.footprint
 
 
 @dataclass(frozen=True)
@@ -183,7 +134,7 @@ def client_memory(
     given = _one_of(ranks, rank)
     size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
     mine = [*range(head), *range(a.num_layers - (tail or 0), a.num_layers)]
-    own = _Adapters.of(a, mine, given)
+    own = Adapters.of(a, mine, given)
     ends_here = tail is not None
     around = a.embedding_params + (a.output_params if ends_here else 0)
     dense = a.dense_params if ends_here else 0
@@ -279,60 +230,15 @@ class _Load:
     @classmethod
     def of(cls, a: Architecture, session: TrunkSession, size: StepSize) -> _Load:
         mine = range(session.head, a.num_layers - (session.tail or 0))
-        own = _Adapters.of(a, mine, session.ranks)
+        own = Adapters.of(a, mine, session.ranks)
         dense = a.dense_params if session.tail is None else 0
         low = FLOAT32 * size.batch * size.length * own.ranks
         return cls(own.params + dense, a.steps.blocks(own.layers, size) + low)
 
 
-@dataclass(frozen=True)
-class _Adapters:
-    """Adapters of some blocks: parameters, sum of ranks, and each block's layers."""
-
-    params: int
-    ranks: int
-    layers: Sequence[Sequence[str]]
-
-    @classmethod
-    def of(cls, a: Architecture, blocks: Iterable[int], ranks: Ranks) -> _Adapters:
-        _check(a, ranks)
-        found = [
-            {
-                name: min(_rank(ranks, block, name), *shape)
-                for name, shape in a.adapted.items()
-            }
-            for block in blocks
-        ]
-        return cls(
-            sum(r * sum(a.adapted[name]) for own in found for name, r in own.items()),
-            sum(rank for own in found for rank in own.values()),
-            [[name for name, rank in own.items() if rank] for own in found],
-        )
-
-
 def _workspace(a: Architecture, size: StepSize, dtype_bytes: int) -> int:
     panels = a.widest * (size.batch * size.length + a.hidden)
     return min(WORKSPACE, dtype_bytes * panels)
-
-
-def _rank(ranks: Ranks, block: int, name: str) -> int:
-    if isinstance(ranks, int):
-        return ranks
-    table: Mapping[Any, int] = ranks
-    return table.get((block, name), table.get(name, 0))
-
-
-def _check(a: Architecture, ranks: Ranks) -> None:
-    given = {0: ranks} if isinstance(ranks, int) else ranks
-    for key, rank in given.items():
-        name = key[1] if isinstance(key, tuple) else key
-        if name != 0 and name not in a.adapted:
-            raise BudgetError(
-                f"ranks are given for layer {name!r}; a block's adapted layers are "
-                f"{', '.join(a.adapted)}"
-            )
-        if rank < 0:
-            raise BudgetError(f"rank {rank} for {name!r}; allowed: 0 (none) and up")
 
 
 def _one_of(ranks: Ranks | None, rank: int | None) -> Ranks:
