@@ -16,6 +16,7 @@ table, and below it the distribution of the errors.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -66,6 +67,7 @@ class Point:
     in_flight: int = 1
     recompute: bool = False
     dtype: str = "float32"
+    keep_freed: bool = False
 
     @property
     def files(self) -> ModelFiles:
@@ -171,7 +173,10 @@ def trunk_peak(point: Point) -> int:
         trunk = files.parts(SplitPlan(1, 1), sides=(Side.TRUNK,)).trunk
         look_at(trunk)
         engine = TrunkEngine(trunk, limits=Limits(), recompute=point.recompute)
-        tokens = [engine.open(SessionSpec(plan, state)) for _ in range(point.sessions)]
+        tokens = [
+            engine.open(SessionSpec(plan, copy.deepcopy(state)))
+            for _ in range(point.sessions)
+        ]
         for step in range(STEPS):
             for first in range(0, len(tokens), point.in_flight):
                 open_ = tokens[first : first + point.in_flight]
@@ -186,7 +191,8 @@ def trunk_peak(point: Point) -> int:
 def measure(point: Point) -> int:
     """Measure a point in this process, which should be fresh."""
     torch.set_num_threads(1)
-    return_freed_memory()
+    if not point.keep_freed:
+        return_freed_memory()
     peak = trunk_peak if point.sessions else client_peak
     peak(replace(point, model=WARM_UP[point.model], head=1, batch=2, length=16))
     return peak(point)
@@ -258,7 +264,7 @@ POINTS = {"client": client_points, "trunk": trunk_points}
 # --- telling -----------------------------------------------------------------------
 
 
-def tell(kind: str) -> None:
+def tell(kind: str, keep_freed: bool = False) -> None:
     """Measure the points of a kind; print their table and its summary."""
     own = "sessions, in flight, recompute | " if kind == "trunk" else ""
     print(
@@ -266,7 +272,8 @@ def tell(kind: str) -> None:
     )
     print("|" + " --- |" * (9 if own else 8))
     errors = []
-    for point in POINTS[kind]():
+    for one in POINTS[kind]():
+        point = replace(one, keep_freed=keep_freed)
         real, said = measured(point), predicted(point)
         errors.append(100 * (said / real - 1))
         cells = [
@@ -292,13 +299,18 @@ def tell(kind: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", choices=["client", "trunk", "all"], default="all")
+    parser.add_argument(
+        "--keep-freed",
+        action="store_true",
+        help="leave the C library as it is: a client without a memory budget",
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         print(measure(Point(**json.loads(given.measure))))
         return
     for kind in POINTS if given.points == "all" else [given.points]:
-        tell(kind)
+        tell(kind, given.keep_freed)
 
 
 if __name__ == "__main__":

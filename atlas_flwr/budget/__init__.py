@@ -8,12 +8,12 @@ from atlas_flwr._lazy import attach
 if TYPE_CHECKING:
     from atlas_flwr.budget.allocation import AdaptedLayer, Allocation, allocate
     from atlas_flwr.budget.allocator import return_freed_memory
+    from atlas_flwr.budget.architecture import Architecture
     from atlas_flwr.budget.assignment import Assignment, assign
     from atlas_flwr.budget.footprint import Footprint
     from atlas_flwr.budget.importance import averaged, blended, distance, per_byte
     from atlas_flwr.budget.knapsack import Item
     from atlas_flwr.budget.memory import (
-        Architecture,
         MemoryEstimate,
         TrunkSession,
         client_memory,
@@ -49,7 +49,7 @@ __getattr__, __dir__ = attach(
     {
         "AdaptedLayer": "allocation",
         "Allocation": "allocation",
-        "Architecture": "memory",
+        "Architecture": "architecture",
         "Assignment": "assignment",
         "Footprint": "footprint",
         "Item": "knapsack",

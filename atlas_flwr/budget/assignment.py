@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atlas_flwr.budget.memory import Architecture, MemoryEstimate, client_memory
+from atlas_flwr.budget.architecture import Architecture
+from atlas_flwr.budget.memory import MemoryEstimate, client_memory
 from atlas_flwr.errors import BudgetError
 
 __all__ = ["Assignment", "assign"]

@@ -6,7 +6,8 @@ Letters: B examples, T tokens, K positions that the LM head runs on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 __all__ = ["Footprint", "Growth", "StepSize", "coarse"]
 
@@ -76,6 +77,9 @@ class Footprint:
         a step's forward until then.
     hidden : Growth
         Hidden states.
+    spared : Mapping[frozenset[str], float]
+        Bytes a token that a block does not keep if none of these layers is adapted:
+        their input.
     """
 
     block: Growth
@@ -85,6 +89,15 @@ class Footprint:
     trunk: Growth
     open: Growth
     hidden: Growth
+    spared: Mapping[frozenset[str], float] = field(default_factory=dict)
+
+    def blocks(self, adapted: Iterable[Collection[str]], size: StepSize) -> float:
+        """Return what blocks keep, given the names of each one's adapted layers."""
+        kept = 0.0
+        for names in adapted:
+            bare = [n for group, n in self.spared.items() if group.isdisjoint(names)]
+            kept += self.block.at(size) - size.batch * size.length * sum(bare)
+        return kept
 
 
 def coarse(hidden: int, widest: int, vocabulary: int) -> Footprint:

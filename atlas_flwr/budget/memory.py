@@ -5,7 +5,8 @@ Peak bytes of tensors, for a client with blocks C and ranks r, in the dtype of b
 
     weights      b (embeddings + output + |C| block)       each once, tied ones too
     adapters     4 b (sum r (d_out + d_in) + dense)        value, gradient, two moments
-    activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r
+    activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r,
+                 less the inputs of layers that have no adapter
     logits       what the loss takes on top of that peak
     workspace    min(6 MiB, b (B T w + w d))               what BLAS packs matrices into
 
@@ -19,11 +20,11 @@ measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from atlas_flwr.budget.footprint import Footprint, Growth, StepSize, coarse
+from atlas_flwr.budget.architecture import Adapters, Architecture, Ranks
+from atlas_flwr.budget.footprint import StepSize
 from atlas_flwr.errors import BudgetError
 
 __all__ = [
@@ -35,58 +36,10 @@ __all__ = [
     "trunk_memory",
 ]
 
-Ranks = int | Mapping[str, int] | Mapping[tuple[int, str], int]
-"""One for all; by a layer's name in its block; or by block and that name (else 0)."""
-
+FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
 REMEMBERED = 2 * 3  # a session's last two steps: their question, answer and gradient
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model's sizes.
-
-    Attributes
-    ----------
-    num_layers : int
-        Blocks.
-    hidden, widest : int
-        d, and the longest side of a block's layer.
-    vocabulary : int
-        V of a causal model; 0 for others.
-    embedding_params, output_params : int
-        Of what comes before the blocks, and after them: an LM head that is tied to the
-        embeddings is not counted again.
-    tied : bool
-        Whether the LM head is the input table.
-    block_params : int
-        Of one block.
-    adapted : Mapping[str, tuple[int, int]]
-        (d_out, d_in) of a block's adapted layers.
-    dense_params : int
-        Of ``output_params``, those that are trained in full: a classifier's.
-    footprint : Footprint, optional
-        What a step keeps alive. Default: a generous guess.
-    """
-
-    num_layers: int
-    hidden: int
-    widest: int
-    vocabulary: int
-    embedding_params: int
-    output_params: int
-    tied: bool
-    block_params: int
-    adapted: Mapping[str, tuple[int, int]]
-    dense_params: int = 0
-    footprint: Footprint | None = None
-
-    @property
-    def steps(self) -> Footprint:
-        """The footprint, or the guess in its place."""
-        guess = coarse(self.hidden, self.widest, self.vocabulary)
-        return guess if self.footprint is None else self.footprint
 
 
 @dataclass(frozen=True)
@@ -181,18 +134,18 @@ def client_memory(
     given = _one_of(ranks, rank)
     size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
     mine = [*range(head), *range(a.num_layers - (tail or 0), a.num_layers)]
-    trained, low = _adapters(a, mine, given)
+    own = Adapters.of(a, mine, given)
     ends_here = tail is not None
-    own = a.embedding_params + (a.output_params if ends_here else 0)
+    around = a.embedding_params + (a.output_params if ends_here else 0)
     dense = a.dense_params if ends_here else 0
     peak = max(steps.forward.at(size), steps.backward.at(size))
-    blocks = (len(mine) - 2) * steps.block.at(size)
-    rows = batch * length
+    blocks = steps.blocks(own.layers, size) - 2 * steps.block.at(size)
+    low = dtype_bytes * batch * length * own.ranks
     return MemoryEstimate(
-        weights=dtype_bytes * (own + len(mine) * a.block_params),
+        weights=dtype_bytes * (around + len(mine) * a.block_params),
         adapters=dtype_bytes
-        * (VALUE_GRADIENT_MOMENTS * trained + (VALUE_GRADIENT_MOMENTS - 1) * dense),
-        activations=_bytes(peak + blocks + dtype_bytes * rows * low),
+        * (VALUE_GRADIENT_MOMENTS * own.params + (VALUE_GRADIENT_MOMENTS - 1) * dense),
+        activations=_bytes(peak + blocks + low),
         logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),
     )
@@ -247,7 +200,7 @@ def trunk_memory(
     size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
     owned = [_Load.of(a, session, size) for session in sessions]
     # A session keeps the arrays that it was opened with, beside its own copies.
-    adapters = sum(4 * VALUE_GRADIENT_MOMENTS * load.trained for load in owned)
+    adapters = sum(FLOAT32 * VALUE_GRADIENT_MOMENTS * load.trained for load in owned)
     largest = sorted(owned, key=lambda load: load.kept, reverse=True)[:in_flight]
     most = max((load.kept for load in owned), default=0.0)
     ends = any(session.tail is None for session in sessions)
@@ -259,7 +212,7 @@ def trunk_memory(
     peak = max(steps.forward.at(size), steps.backward.at(size))
     return MemoryEstimate(
         weights=dtype_bytes * weights,
-        adapters=adapters + 4 * max((load.trained for load in owned), default=0),
+        adapters=adapters + FLOAT32 * max((load.trained for load in owned), default=0),
         activations=_bytes(steps.trunk.at(size) + most + waiting) if owned else 0,
         logits=_bytes(steps.loss.at(size) - peak) if ends else 0,
         workspace=_workspace(a, size, dtype_bytes),
@@ -277,51 +230,15 @@ class _Load:
     @classmethod
     def of(cls, a: Architecture, session: TrunkSession, size: StepSize) -> _Load:
         mine = range(session.head, a.num_layers - (session.tail or 0))
-        trained, low = _adapters(a, mine, session.ranks)
-        if session.tail is None:
-            trained += a.dense_params
-        kept = len(mine) * a.steps.block.at(size) + _LOW.at(size) * low
-        return cls(trained, kept)
-
-
-_LOW = Growth(token=4.0)  # A x of one rank
+        own = Adapters.of(a, mine, session.ranks)
+        dense = a.dense_params if session.tail is None else 0
+        low = FLOAT32 * size.batch * size.length * own.ranks
+        return cls(own.params + dense, a.steps.blocks(own.layers, size) + low)
 
 
 def _workspace(a: Architecture, size: StepSize, dtype_bytes: int) -> int:
     panels = a.widest * (size.batch * size.length + a.hidden)
     return min(WORKSPACE, dtype_bytes * panels)
-
-
-def _adapters(a: Architecture, blocks: Iterable[int], ranks: Ranks) -> tuple[int, int]:
-    """Return the parameters of the blocks' adapters, and the sum of their ranks."""
-    _check(a, ranks)
-    params = total = 0
-    for block in blocks:
-        for name, (m, n) in a.adapted.items():
-            rank = min(_rank(ranks, block, name), m, n)
-            params += rank * (m + n)
-            total += rank
-    return params, total
-
-
-def _rank(ranks: Ranks, block: int, name: str) -> int:
-    if isinstance(ranks, int):
-        return ranks
-    table: Mapping[Any, int] = ranks
-    return table.get((block, name), table.get(name, 0))
-
-
-def _check(a: Architecture, ranks: Ranks) -> None:
-    given = {0: ranks} if isinstance(ranks, int) else ranks
-    for key, rank in given.items():
-        name = key[1] if isinstance(key, tuple) else key
-        if name != 0 and name not in a.adapted:
-            raise BudgetError(
-                f"ranks are given for layer {name!r}; a block's adapted layers are "
-                f"{', '.join(a.adapted)}"
-            )
-        if rank < 0:
-            raise BudgetError(f"rank {rank} for {name!r}; allowed: 0 (none) and up")
 
 
 def _one_of(ranks: Ranks | None, rank: int | None) -> Ranks:

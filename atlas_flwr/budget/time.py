@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atlas_flwr.budget.memory import Architecture
+from atlas_flwr.budget.architecture import Architecture
 from atlas_flwr.errors import BudgetError
 
 __all__ = ["Rates", "StepTime", "step_time"]

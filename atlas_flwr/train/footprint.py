@@ -9,13 +9,16 @@ and it takes a second or two and no memory, however large the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -33,7 +36,7 @@ from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
 
 __all__ = ["trace_footprint"]
 
-LEAST_BLOCKS = 3
+LEAST_BLOCKS, BLOCKS = 3, 4
 LONGEST = 256
 ALL_SIDES = (Side.HEAD, Side.TRUNK, Side.TAIL)
 
@@ -67,13 +70,27 @@ def trace_footprint(
     -------
     Footprint, optional
         ``None`` for a model of fewer than 3 blocks, too few for a head, trunk and tail.
+        The same configuration is traced once in a process.
     """
-    small = skeleton(type(model), model.config)
+    described = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    kinds = type(model), type(model.config)
+    return _traced(*kinds, described, tuple(targets), dtype)
+
+
+@lru_cache(maxsize=16)
+def _traced(
+    model_class: Any,
+    config_class: Any,
+    described: str,
+    targets: tuple[str, ...],
+    dtype: torch.dtype,
+) -> Footprint | None:
+    small = skeleton(model_class, config_class.from_dict(json.loads(described)))
     name = blocks_name(small)
     count = len(small.get_submodule(name))  # type: ignore[arg-type]
     if count < LEAST_BLOCKS:
         return None
-    slice_blocks(small, name, 0, LEAST_BLOCKS)
+    slice_blocks(small, name, 0, min(count, BLOCKS))
     parts = load_parts(small, SplitPlan(1, 1), sides=ALL_SIDES, dtype=dtype)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for part in (parts.head, parts.trunk, parts.tail):
@@ -93,15 +110,18 @@ def trace_footprint(
             if size.kept in (0, sizes[0].kept):
                 hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
                 trunks.append(_trunk(parts.trunk, hidden, causal))
+        spared = _spared(parts.trunk, hidden, causal)
+    inside = len(_blocks(parts.trunk))
     plain = [StepSize(size.batch, size.length) for size in sizes[: len(trunks)]]
     return Footprint(
         block=_fit(plain, [seen.block for seen in trunks]),
         forward=_fit(sizes, [seen.forward for seen in clients]),
         loss=_fit(sizes, [seen.loss for seen in clients]),
         backward=_fit(sizes, [seen.backward for seen in clients]),
-        trunk=_fit(plain, [seen.backward - seen.block for seen in trunks]),
-        open=_fit(plain, [seen.kept - seen.block for seen in trunks]),
+        trunk=_fit(plain, [seen.backward - inside * seen.block for seen in trunks]),
+        open=_fit(plain, [seen.kept - inside * seen.block for seen in trunks]),
         hidden=Growth(token=float(width * dtype.itemsize)),
+        spared=spared,
     )
 
 
@@ -186,6 +206,51 @@ def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:
         )
 
     return _watched(trunk, _blocks(trunk)[-1], run)
+
+
+def _spared(
+    trunk: nn.Module, hidden: Tensor, causal: bool
+) -> dict[frozenset[str], float]:
+    """Find what a block keeps less if layers with one input are not trained."""
+    last: nn.Module = _blocks(trunk)[-1]
+    layers = {
+        name: last.get_submodule(name)
+        for name, layer in last.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    before = _trunk(trunk, hidden, causal).kept
+    found = {}
+    for names in _sharing(layers, lambda: _trunk(trunk, hidden, causal)):
+        own = [p for name in names for p in layers[name].parameters()]
+        trained = [p for p in own if p.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        less = before - _trunk(trunk, hidden, causal).kept
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        found[names] = less / (hidden.shape[0] * hidden.shape[1])
+    return found
+
+
+def _sharing(
+    layers: Mapping[str, nn.Module], run: Callable[[], object]
+) -> set[frozenset[str]]:
+    """Group layers by the tensor that they are given."""
+    given: dict[int, set[str]] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(layer: nn.Module, args: Any) -> None:
+            given.setdefault(args[0].untyped_storage()._cdata, set()).add(name)
+
+        return note
+
+    hooks = [
+        layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()
+    ]
+    run()
+    for handle in hooks:
+        handle.remove()
+    return {frozenset(names) for names in given.values()}
 
 
 def _watched(model: nn.Module, last: Any, run: Callable[[], Tensor]) -> _Seen:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from atlas_flwr.data import Batch
 from atlas_flwr.lora import AdapterState, Scaling, attach, initial_factors, linear_names
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
+from atlas_flwr.split.model import run_blocks
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.train.live import LiveBytes
 from atlas_flwr.train.step import batch_loss
@@ -35,9 +39,15 @@ class Echo(TrunkClient):
         raise NotImplementedError
 
 
+@cache
 def outline_of(family):
     made, config = FAMILIES[family]
     return Outline(skeleton(made, config))
+
+
+@cache
+def architecture_of(family):
+    return outline_of(family).architecture(ALL)
 
 
 def adapted(part, rank=1):
@@ -64,7 +74,7 @@ def unique(*parts):
 @every
 @pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, 1), SplitPlan(1, None)])
 def test_weights_and_adapters_are_those_of_the_real_parts(family, plan):
-    architecture = outline_of(family).architecture(ALL)
+    architecture = architecture_of(family)
     parts = partition(build(family), plan)
     sides = [part for part in (parts.head, parts.tail) if part is not None]
     own = unique(*sides)
@@ -85,7 +95,7 @@ def test_weights_and_adapters_are_those_of_the_real_parts(family, plan):
 
 @every
 def test_a_trunks_weights_are_those_of_the_real_part(family):
-    architecture = outline_of(family).architecture(ALL)
+    architecture = architecture_of(family)
     for plan in (SplitPlan(1, 1), SplitPlan(2, None)):
         trunk = partition(build(family), plan).trunk
         found = trunk_memory(
@@ -100,8 +110,7 @@ def test_a_trunks_weights_are_those_of_the_real_part(family):
 
 @every
 def test_a_clients_step_keeps_alive_what_was_predicted(family):
-    outline = outline_of(family)
-    architecture = outline.architecture(ALL)
+    architecture = architecture_of(family)
     causal = architecture.vocabulary > 0
     for (head, tail), (rows, length) in (
         ((1, 1), (3, 24)),
@@ -127,11 +136,49 @@ def test_a_clients_step_keeps_alive_what_was_predicted(family):
         assert found.activations + found.logits == pytest.approx(live.peak, rel=0.04)
 
 
+@every
+def test_a_block_keeps_the_inputs_of_adapted_layers_only(family):
+    architecture = architecture_of(family)
+    names, rows, length = [*architecture.adapted], 4, 32
+
+    def alive(chosen):
+        trunk = partition(build(family), SplitPlan(1, 1)).trunk
+        trunk.requires_grad_(False)
+        ends = re.compile(rf"\.\d+\.({'|'.join(map(re.escape, chosen))})$")
+        local = [n for n in linear_names(trunk) if ends.search(n)]
+        attach(trunk, dict.fromkeys(local, 1), Scaling(1.0))
+        batch = padded_batch(rows, length, architecture.vocabulary > 0)
+        hidden = torch.randn(rows, length, architecture.hidden, requires_grad=True)
+        with LiveBytes() as live:
+            live.ignore([*trunk.parameters(), *trunk.buffers(), hidden])
+            kept = run_blocks(
+                trunk,
+                inputs_embeds=hidden,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+            )
+            assert kept.requires_grad
+            return live.live
+
+    def predicted(chosen):
+        session = TrunkSession(1, 1, dict.fromkeys(chosen, 1))
+        sizes = {"batch": rows, "length": length}
+        return trunk_memory(architecture, sessions=[session], **sizes).activations
+
+    all_alive, all_predicted = alive(names), predicted(names)
+    for chosen in ([names[0]], names[1:3], [names[-1]]):
+        less = all_predicted - predicted(chosen)
+        # A x of rank 1 is counted twice in the whole: one number a token and layer.
+        # The first block's input was there before.
+        low = 4 * rows * length * 3 * (len(names) - len(chosen))
+        low += 4 * rows * length * architecture.hidden
+        assert 0 <= less - (all_alive - alive(chosen)) <= low
+
+
 @few
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
-    outline = outline_of(family)
-    architecture = outline.architecture(ALL)
+    outline, architecture = outline_of(family), architecture_of(family)
     plan, rows, length, count = SplitPlan(1, 1), 4, 32, 3
     trunk = partition(build(family), plan).trunk
     info = part_info(trunk)
