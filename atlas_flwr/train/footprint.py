@@ -10,7 +10,7 @@ and it takes a second or two and no memory, however large the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,7 +73,7 @@ def trace_footprint(
         The same configuration is traced once in a process.
     """
     described = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
-    kinds = type(model), type(model.config)
+    kinds: tuple[Hashable, ...] = (type(model), type(model.config))  # type: ignore[assignment]
     return _traced(*kinds, described, tuple(targets), dtype)
 
 

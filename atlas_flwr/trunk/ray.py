@@ -21,7 +21,6 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitPlan, load_parts
@@ -110,7 +109,6 @@ class TrunkActor:
     def load(self, source: TrunkSource) -> None:
         """Load the blocks; here and not before, so that errors reach the owner."""
         torch.set_num_threads(1)
-        return_freed_memory()
         self.service = FrameService(source.engine())
 
     @ray.method(concurrency_group=_CONTROL)
