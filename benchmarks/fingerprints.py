@@ -109,7 +109,10 @@ def main() -> None:
     first, _, last = args.seeds.partition("-")
     for seed in range(int(first), int(last or first) + 1):
         tasks = args.tasks.replace(",", "+")
-        path = args.cache / f"{args.model}-{args.clients}-{tasks}-{args.batches}-{seed}.npz"
+        path = (
+            args.cache
+            / f"{args.model}-{args.clients}-{tasks}-{args.batches}-{seed}.npz"
+        )
         if not path.exists():
             start = time.monotonic()
             compute(args, seed, path)
