@@ -65,10 +65,10 @@ class Rows:
             found = found * _inverse(found.mean(1))[:, None, None]
         else:
             found = found[:, None]
-        mean = found.mean((0, 1)) if mean is None else mean
-        centred = found - mean
+        origin = found.mean((0, 1)) if mean is None else mean
+        centred = found - origin
         parts = centred * _inverse(centred.mean(1))[:, None, None]
-        return cls(parts.mean(1), parts, mean)
+        return cls(parts.mean(1), parts, origin)
 
 
 def _inverse(rows: NDArray[np.float64]) -> NDArray[np.float64]:

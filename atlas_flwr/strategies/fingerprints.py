@@ -49,7 +49,7 @@ def ask_fingerprints(
     Returns
     -------
     dict[str, NDArray]
-        Sketch by client; those that failed are missing.
+        Sketch by client, shape (parts, dim); those that failed are missing.
     """
     messages = [_message(node, entries, roster, sessions) for node in nodes]
     found = {}
