@@ -88,7 +88,10 @@ class Discovery:
         """Cluster the sketches known now; ``None`` where there is nothing to."""
         if self.method == "none" or not self.sketches:
             return None
-        before = self.labels()
+        # Of those who made the clusters: newcomers, placed where it was nearest, may
+        # now make one of their own.
+        labels = self.labels()
+        before = {client: labels[client] for client in self.fitted_on}
         found = self._fit(sorted(self.sketches))
         after = self.labels()
         matched = match_labels(before, after, fresh=self.next_number)
