@@ -91,7 +91,7 @@ class Discovery:
         # Of those who made the clusters: newcomers, placed where it was nearest, may
         # now make one of their own.
         labels = self.labels()
-        before = {client: labels[client] for client in self.fitted_on}
+        before = {c: labels[c] for c in self.fitted_on if c in labels}
         found = self._fit(sorted(self.sketches))
         after = self.labels()
         matched = match_labels(before, after, fresh=self.next_number)
