@@ -72,7 +72,10 @@ def gradients(
             batches = sample_batches(
                 shard.train,
                 make(tokenizer, shard.task, config.max_length),
-                batch_size=config.batch_size,
+                # No example twice: parts must differ as independent draws do.
+                batch_size=max(
+                    1, min(config.batch_size, len(shard.train) // options.batches)
+                ),
                 steps=options.batches,
                 seed=derive_seed(seed, "fingerprint", client),
             )

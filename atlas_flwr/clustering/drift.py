@@ -3,15 +3,18 @@ r"""Drift: whether a client's data changed, or the difference is noise.
 
 A fingerprint of P >= 2 parts, sketches of disjoint batches, tells its own noise: parts
 of one client and time differ by noise alone. With :math:`\bar f` a mean over parts and
-:math:`\operatorname{tr}\Sigma` a part's variance, pooled over all clients and both
-times, without drift
+:math:`\hat\sigma^2` a part's variance, from both times, without drift
 
 .. math:: \frac{P}{2} \lVert \bar f_i' - \bar f_i \rVert^2
-    \Big/ \operatorname{tr}\hat\Sigma \sim F(\nu, 2 n (P - 1) \nu)
+    \Big/ \hat\sigma_i^2 \sim F(\nu, 2 (P - 1) \nu)
 
-approximately, for normal noise that is alike for all clients; see
-:mod:`atlas_flwr.clustering.noise` for :math:`\nu`. The federation's test sums the
-numerators of its n clients.
+approximately, for normal noise; see :mod:`atlas_flwr.clustering.noise` for :math:`\nu`.
+Each client's noise is its own: tasks differ in it. The federation's test compares the
+sums of numerators and denominators, with Satterthwaite's degrees of freedom,
+:math:`\nu (\sum \hat\sigma_i^2)^2 / \sum \hat\sigma_i^4` in place of :math:`\nu`.
+
+At a level of 0.05, 1,000 simulations without drift gave an alarm in 4 to 7 %, of 2 to
+20 clients with 2 to 4 parts, and in 8 % of a single client with 2.
 """
 
 from __future__ import annotations
@@ -81,16 +84,29 @@ def detect_drift(
     moves = second.values - first.values
     squared = parts / 2 * (moves**2).sum(1)
     noise = Noise.of(np.concatenate([first.parts, second.parts]))
-    variance, spread = float(noise.variances.mean()), noise.dims
-    if variance == 0:
-        p_values = (squared == 0).astype(np.float64)
-        overall = float((squared == 0).all())
-    else:
-        pooled = 2 * n * (parts - 1) * spread
-        p_values = f_distribution.sf(squared / variance, spread, pooled)
-        mean = squared.mean() / variance
-        overall = float(f_distribution.sf(mean, n * spread, pooled))
-    return Drift(p_values, overall, _holm(p_values, level))
+    variances = noise.variances.reshape(2, n).mean(0)  # of each client, both times
+    dims = noise.dims
+    p_values = _p_values(squared, variances, dims, 2 * noise.freedom * dims)
+    total = variances.sum(keepdims=True)
+    if total > 0:
+        dims *= float(total[0] ** 2 / (variances**2).sum())
+    overall = _p_values(
+        squared.sum(keepdims=True), total, dims, 2 * noise.freedom * dims
+    )
+    return Drift(p_values, float(overall[0]), _holm(p_values, level))
+
+
+def _p_values(
+    squared: NDArray[np.float64],
+    variances: NDArray[np.float64],
+    dims: float,
+    freedom: float,
+) -> NDArray[np.float64]:
+    still = (squared <= 1e-18).astype(np.float64)  # the answer where there is no noise
+    ratios = squared / np.where(variances > 0, variances, 1.0)
+    chances = f_distribution.sf(ratios, dims, freedom)
+    found: NDArray[np.float64] = np.where(variances > 0, chances, still)
+    return found
 
 
 def _holm(p_values: NDArray[np.float64], level: float) -> NDArray[np.bool_]:

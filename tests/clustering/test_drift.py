@@ -37,6 +37,17 @@ def test_p_values_are_nearly_uniform_without_drift():
     assert kstest(found, "uniform").statistic < 0.15
 
 
+def test_clients_of_unlike_noise_raise_no_more_alarms():
+    alarms = 0
+    for seed in range(100):
+        scales = np.where(np.arange(8) % 2, 1.0, 4.0)[:, None, None]
+        before, after = pair(seed, noise=0.1)
+        clean, _ = in_parts(2, 4, noise=0.0, seed=seed)
+        moves = (clean + scales * (found - clean) for found in (before, after))
+        alarms += detect_drift(*moves).drifted.any()
+    assert alarms / 100 <= 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5
+
+
 @pytest.mark.parametrize("moved", [(3,), (0, 5)])
 def test_those_who_moved_are_named_and_nobody_else(moved):
     exact = 0
