@@ -8,7 +8,8 @@ and clusters them, k being chosen::
     python benchmarks/fingerprints.py compute minilm --batches 16 --seeds 0-9
     python benchmarks/fingerprints.py score minilm --batches 16 --use 8,16 --seeds 0-9
 
-With ``--tasks movies`` all clients have one task, and one cluster is right.
+``drift`` and ``mix`` ask of the same gradients whether changed clients are named, and
+where clients lie that mix two tasks. With ``--tasks movies`` all clients have one task, and one cluster is right.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atlas_flwr.clustering import cluster, fingerprint_parts, quality
+from atlas_flwr.clustering import (
+    cluster,
+    detect_drift,
+    fingerprint_parts,
+    memberships,
+    noised,
+    quality,
+)
 from atlas_flwr.config import load_config
 from atlas_flwr.data import (
     CausalCollator,
@@ -96,34 +104,104 @@ def compute(options: argparse.Namespace, seed: int, path: Path) -> None:
     print(path.name, f"{time.monotonic() - started:.0f} s", flush=True)
 
 
-def score(
-    options: argparse.Namespace, seed: int, path: Path, use: int
-) -> tuple[int, float, float]:
-    """Return the k that was chosen, its ARI, and the ARI with k given."""
+def sketch(
+    options: argparse.Namespace,
+    seed: int,
+    stored: dict[str, np.ndarray],
+    wanted: list[tuple[int, int]],
+) -> np.ndarray:
+    """Sketch the batches ``wanted``, pairs of a client and one of its batches."""
+    batches = [{name: v[i, b] for name, v in stored.items()} for i, b in wanted]
+    return fingerprint_parts(batches, options.parts, seed=seed)
+
+
+def sketches(
+    options: argparse.Namespace, seed: int, path: Path, which: range
+) -> np.ndarray:
     stored = dict(np.load(path))
-    sketches = np.stack(
-        [
-            fingerprint_parts(
-                [
-                    {name: v[client, b] for name, v in stored.items()}
-                    for b in range(use)
-                ],
-                options.parts,
-                seed=seed,
-            )
-            for client in range(options.clients)
-        ]
+    clients = range(options.clients)
+    return np.stack(
+        [sketch(options, seed, stored, [(i, b) for b in which]) for i in clients]
     )
+
+
+def tasks_of(options: argparse.Namespace) -> list[str]:
     names = options.tasks.split(",")
-    tasks = [names[i % len(names)] for i in range(options.clients)]
-    chosen, given = cluster(sketches, seed=seed), cluster(sketches, len(names))
-    agreement = [quality(c.labels.tolist(), tasks).ari for c in (chosen, given)]
-    return chosen.k, agreement[0], agreement[1]
+    return [names[i % len(names)] for i in range(options.clients)]
+
+
+def score(options: argparse.Namespace, paths: dict[int, Path], use: int) -> str:
+    """Choose k, and give it; by parts, and by silhouettes of what they add up to."""
+    tasks, ks, right = tasks_of(options), [], [0, 0, 0]
+    for seed, path in paths.items():
+        points = sketches(options, seed, path, range(use))
+        if options.epsilon:
+            units = [p / np.linalg.norm(p) for p in points.astype(float)]
+            seeds = [derive_seed(seed, "noise", i) for i in range(len(units))]
+            points = np.stack(
+                [
+                    noised(unit, options.epsilon, 1e-5, seed=own)
+                    for unit, own in zip(units, seeds, strict=True)
+                ]
+            )
+        found = [
+            cluster(points, seed=seed, method=options.method),
+            cluster(points, len(set(tasks)), seed=seed, method=options.method),
+            cluster(points.mean(1), seed=seed, method=options.method),
+        ]
+        ks.append(found[0].k)
+        for i, clusters in enumerate(found):
+            right[i] += quality(clusters.labels.tolist(), tasks).ari == 1
+    return (
+        f"k {ks}; ARI 1.0 in {right[0]} of {len(ks)}; with k given in {right[1]}; "
+        f"by silhouette in {right[2]}"
+    )
+
+
+def drift(options: argparse.Namespace, paths: dict[int, Path], use: int) -> str:
+    """Compare the first batches with the last; then let client after client change."""
+    alarms, named, tried, others = 0, 0, 0, 0
+    for seed, path in paths.items():
+        before = sketches(options, seed, path, range(use))
+        after = sketches(options, seed, path, range(use, 2 * use))
+        alarms += detect_drift(before, after).drifted.any()
+        for client in range(options.clients - 1):
+            moved = after.copy()
+            moved[client] = after[client + 1]  # who has the next task
+            found = detect_drift(before, moved).drifted
+            named, tried = named + found[client], tried + 1
+            others += np.delete(found, client).any()
+    return (
+        f"false alarms in {alarms} of {len(paths)}; changes named {named} of {tried}, "
+        f"and anyone else in {others}"
+    )
+
+
+def mix(options: argparse.Namespace, paths: dict[int, Path], use: int) -> str:
+    """Let a newcomer have batches of two tasks; tell its mean memberships."""
+    rows, first = [], options.clients // 2  # not of the clients that were clustered
+    for seed, path in paths.items():
+        stored = dict(np.load(path))
+        points = sketches(options, seed, path, range(use))[:first]
+        clusters = cluster(points, len(set(tasks_of(options))), seed=seed)
+        rng = np.random.default_rng(seed)
+        for share in (0, 1, 2, 3, 4):
+            turns = [first + (4 * b < share * use) for b in range(use)]
+            whose = rng.permutation(turns)
+            wanted = [(client, batch) for batch, client in enumerate(whose)]
+            newcomer = sketch(options, seed, stored, wanted)
+            found = memberships(newcomer[None], clusters)[0]
+            rows.append([found[clusters.labels[i]] for i in (0, 1)])
+    means = np.array(rows).reshape(len(paths), 5, 2).mean(0).round(2).tolist()
+    return f"memberships in two tasks, at 0, 1/4 .. 1 of the second: {means}"
+
+
+DO = {"score": score, "drift": drift, "mix": mix}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("do", choices=["compute", "score"])
+    parser.add_argument("do", choices=["compute", *DO])
     parser.add_argument("model")
     parser.add_argument("--seeds", default="0-9")
     parser.add_argument("--batches", type=int, default=12, help="that are computed")
@@ -131,6 +209,8 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tasks", default="questions,spam,movies,news")
+    parser.add_argument("--method", default="kmeans")
+    parser.add_argument("--epsilon", type=float, default=0.0, help="noise sketches")
     parser.add_argument("--label-skew", type=float, default=0.0)
     cache = Path.home() / ".cache" / "atlas-flwr-fingerprints"
     parser.add_argument("--cache", type=Path, default=cache)
@@ -148,13 +228,8 @@ def main() -> None:
                 compute(options, seed, path)
         return
     for use in map(int, options.use.split(",")):
-        found = [score(options, seed, path, use) for seed, path in paths.items()]
-        right = [sum(row[i] == 1 for row in found) for i in (1, 2)]
-        print(
-            f"{stem}, {use} batches: k chosen {[row[0] for row in found]}, "
-            f"ARI 1.0 in {right[0]} of {len(found)}; k given: {right[1]}",
-            flush=True,
-        )
+        found = DO[options.do](options, paths, use)
+        print(f"{stem}, {use} batches: {found}", flush=True)
 
 
 if __name__ == "__main__":
