@@ -9,7 +9,8 @@ and clusters them, k being chosen::
     python benchmarks/fingerprints.py score minilm --batches 16 --use 8,16 --seeds 0-9
 
 ``drift`` and ``mix`` ask of the same gradients whether changed clients are named, and
-where clients lie that mix two tasks. With ``--tasks movies`` all clients have one task, and one cluster is right.
+where clients lie that mix two tasks. With ``--tasks movies`` all clients have one task,
+and one cluster is right.
 """
 
 from __future__ import annotations
