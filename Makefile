@@ -4,12 +4,14 @@
 #   VENV         where to; default: .venv
 #   TORCH_INDEX  where to look for PyTorch besides PyPI; default: PyTorch's CPU builds, as
 #                those of PyPI bring gigabytes of CUDA to Linux. For a GPU: TORCH_INDEX=
-#   DEMO_CONFIG  run config of `make demo`; COMPARE: options of `make compare`
+#   DEMO_CONFIG, QUICK_CONFIG  run configs of `make demo` and `make quick`
+#   COMPARE      options of `make compare`
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_CONFIG ?= devices='180MiB,215MiB,280MiB' test-examples=32
+DEMO_CONFIG ?= devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4
+QUICK_CONFIG ?= model='minilm' num-rounds=3 local-steps=16 batch-size=16 train-examples=256
 COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
 
 BIN := $(VENV)/bin
@@ -64,7 +66,7 @@ demo: $(VENV)/.installed ## Fine-tune SmolLM2-135M with eight clients, each with
 
 quick: $(VENV)/.installed ## The same with MiniLM, in a minute or two
 	$(BIN)/atlas-flwr fetch --model minilm
-	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "model='minilm' num-clusters=4 fingerprint-batches=8"
+	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "$(QUICK_CONFIG)"
 
 compare: $(VENV)/.installed ## Compare ATLAS with FedAvg and no federation; takes a while
 	$(BIN)/atlas-flwr fetch

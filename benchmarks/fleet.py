@@ -29,6 +29,7 @@ def run(count: int, runs: Path) -> tuple[dict, dict[str, int]]:
     fraction = min(SAMPLED / count, 1.0)
     config = (
         f"model='tiny' num-rounds={ROUNDS} local-steps=2 fingerprint-batches=1 "
+        "fingerprint-parts=1 "
         f"train-examples=16 test-examples=8 fraction-train={fraction} "
         f"fraction-evaluate={fraction} runs-dir='{runs}' run-name='{count}'"
     )

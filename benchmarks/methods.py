@@ -24,7 +24,7 @@ CLIENTS = 8
 COMMON = "num-clusters=4 device-order='shuffled'"
 MODELS = {
     "smollm2": "devices='192MiB,240MiB,384MiB' test-examples=32",
-    "minilm": "devices='100MiB,110MiB,160MiB' fingerprint-batches=8 num-rounds=4 "
+    "minilm": "devices='100MiB,110MiB,160MiB' num-rounds=4 "
     "local-steps=16 batch-size=16 train-examples=256",
 }
 VARIANTS = {

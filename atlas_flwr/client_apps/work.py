@@ -111,7 +111,7 @@ class Work:
         """LoRA's scaling."""
         return Scaling(self.config.lora_alpha, self.config.use_rslora)
 
-    def fingerprint(self) -> tuple[NDArray[np.float32], dict[str, float]]:
+    def fingerprint(self) -> tuple[NDArray[np.int8], dict[str, float]]:
         """Sketch the gradients of head and tail at the shared start.
 
         Returns
@@ -121,11 +121,13 @@ class Work:
             the server asked for that.
         """
         config, shard = self.config, self.me.shard(self.config)
+        steps = config.fingerprint_batches
         batches = sample_batches(
             shard.train,
             self._collator(shard.task),
-            batch_size=config.batch_size,
-            steps=config.fingerprint_batches,
+            # No example twice: the parts must differ as independent draws do.
+            batch_size=max(1, min(config.batch_size, len(shard.train) // steps)),
+            steps=steps,
             seed=derive_seed(config.seed, "fingerprint", self.me.index, self.round),
         )
         probe = ImportanceProbe()
@@ -137,6 +139,7 @@ class Work:
                 adapted.model,
                 batches,
                 name=adapted.parameter_name,
+                parts=config.fingerprint_parts,
                 dim=config.fingerprint_dim,
                 seed=config.seed,
             )

@@ -19,7 +19,7 @@ from torch import Tensor
 from atlas_flwr.errors import DataError
 from atlas_flwr.seeds import derive_seed
 
-__all__ = ["fingerprint", "project"]
+__all__ = ["fingerprint", "flat_array", "project"]
 
 _SLICE = 1 << 15  # entries of g per slice: a block of P stays under some megabytes
 _PLUS, _MINUS = 43, 256 - 43  # bytes below the one are +1, from the other on -1
@@ -49,7 +49,7 @@ def project(
     """
     total = np.zeros(dim)
     for name in sorted(gradients):
-        flat = _flat(gradients[name])
+        flat = flat_array(gradients[name])
         source = np.random.PCG64(derive_seed(seed, "projection", name))
         for start in range(0, len(flat), _SLICE):
             part = flat[start : start + _SLICE]
@@ -78,7 +78,7 @@ def fingerprint(
     sketch = project(gradients, dim, seed)
     norm = float(np.linalg.norm(sketch))
     if not np.isfinite(norm) or norm == 0:
-        count = sum(len(_flat(found)) for found in gradients.values())
+        count = sum(len(flat_array(found)) for found in gradients.values())
         raise DataError(
             f"the {count} gradients of {len(gradients)} tensors project to norm "
             f"{norm}; a fingerprint needs finite gradients that are not all zero: are "
@@ -88,7 +88,8 @@ def fingerprint(
     return unit
 
 
-def _flat(found: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
+def flat_array(found: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return a tensor's entries, shape (size,), as float64 on the CPU."""
     if isinstance(found, Tensor):
         found = found.detach().double().cpu().numpy()
     return np.asarray(found, np.float64).reshape(-1)

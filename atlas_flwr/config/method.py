@@ -99,7 +99,7 @@ class MethodConfig:
         "device and task where both counts divide; shuffled does not.",
     )
 
-    clustering: Literal["kmeans", "none"] = knob(
+    clustering: Literal["kmeans", "agglomerative", "spectral", "none"] = knob(
         "kmeans",
         "How clients with similar tasks are found; none keeps all in one cluster, to "
         "see what clustering brings.",
@@ -107,8 +107,15 @@ class MethodConfig:
     )
     num_clusters: int = knob(
         0,
-        "Number of clusters; 0 chooses by silhouette. Set it only when you know it.",
+        "Number of clusters; 0 counts those that differ by more than noise. Set it "
+        "only when you know it.",
         minimum=0,
+        only=ATLAS,
+    )
+    balanced_clusters: bool = knob(
+        False,
+        "Make cluster sizes differ by one at most. Use it only where tasks are known "
+        "to have equally many clients.",
         only=ATLAS,
     )
     max_clusters: int = knob(
@@ -125,15 +132,21 @@ class MethodConfig:
         only=ATLAS,
     )
     fingerprint_batches: int = knob(
-        4,
-        "Batches in a client's fingerprint. More average the noise of few examples "
-        "away, at the price of a training step each.",
+        12,
+        "Batches in a client's fingerprint, no example twice; each costs a training "
+        "step, once. minilm needs 12, smollm2 4; at least fingerprint-parts.",
         minimum=1,
+    )
+    fingerprint_parts: int = knob(
+        4,
+        "Sketches in a fingerprint, of disjoint batches; they tell its noise, and so "
+        "how many clusters there are. 1 chooses by silhouette instead.",
+        minimum=1,
+        maximum=64,
     )
     fingerprint_dim: int = knob(
         64,
-        "Numbers in a fingerprint. 64 keep distances between some hundred clients to "
-        "within a quarter; the bytes are negligible.",
+        "Numbers in each part of a fingerprint, a byte each; with 4 parts 256 bytes.",
         minimum=2,
         maximum=65536,
     )

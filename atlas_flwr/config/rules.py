@@ -237,6 +237,23 @@ def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def parts_are_filled(config: RunConfig) -> Iterator[Problem]:
+    """Want a batch for each part of a fingerprint, and an example for each batch."""
+    batches, parts = config.fingerprint_batches, config.fingerprint_parts
+    if batches < parts:
+        yield Problem(
+            ("fingerprint-batches", "fingerprint-parts"),
+            f"fingerprint-batches={batches} for fingerprint-parts={parts}: each part "
+            "needs a batch of its own; raise the one or lower the other",
+        )
+    if 0 < config.train_examples < batches:
+        yield Problem(
+            ("fingerprint-batches", "train-examples"),
+            f"fingerprint-batches={batches}: a client has only train-examples="
+            f"{config.train_examples}; lower the one or raise the other",
+        )
+
+
 def batch_is_filled(config: RunConfig) -> Iterator[Problem]:
     """Want examples enough for a batch."""
     if 0 < config.train_examples < config.batch_size:
@@ -288,6 +305,7 @@ RULES: tuple[Rule, ...] = (
     mira_has_a_pull,
     shared_adapters_are_alike,
     folding_is_exact,
+    parts_are_filled,
     batch_is_filled,
     half_is_for_gpus,
     folder_is_a_name,

@@ -177,6 +177,7 @@ def _verdict(summary: Summary) -> str:
     scores = summary.clustering or {}
     words = {
         "silhouette": "silhouette",
+        "stability": "stability",
         "ari": "adjusted Rand index",
         "nmi": "normalised mutual information",
         "purity": "purity",

@@ -86,8 +86,8 @@ class Summary:
     true_tasks : Mapping[str, str]
         Task of each client.
     clustering : Mapping[str, float], optional
-        The last clustering's ``k`` and, where known, ``silhouette``, ``ari``, ``nmi``
-        and ``purity``.
+        The last clustering's ``k`` and, where known, ``silhouette``, ``stability``,
+        ``ari``, ``nmi`` and ``purity``.
     ranks : Mapping[str, int]
         Last rank of each client that trained.
     plans : Mapping[str, str]

@@ -127,6 +127,7 @@ def _atlas(setting: Setting) -> Strategy:
         num_clusters=config.num_clusters or None,
         max_clusters=config.max_clusters,
         recluster_every=config.recluster_every,
+        balanced=config.balanced_clusters,
         aggregation=config.aggregation,
         importance=measures_importance(config),
         mixing=Mixing(config.mixing),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from flwr.app import Message
@@ -102,15 +102,7 @@ class Recorder:
             [event.clusters[client] for client in known],
             [tasks[client] for client in known],
         )
-        return Clustered(
-            event.round,
-            event.clusters,
-            event.k,
-            event.silhouette,
-            found.ari,
-            found.nmi,
-            found.purity,
-        )
+        return replace(event, ari=found.ari, nmi=found.nmi, purity=found.purity)
 
     def _who(self, reply: Message) -> tuple[str, str, int | None]:
         node = reply.metadata.src_node_id

@@ -73,7 +73,9 @@ class Atlas(FedAvg):
         ``"updates"``: sketch each client's first update, which asks nothing of it.
         ``"gradients"``: ask with ``query.fingerprint``, which ATLAS's clients know.
     clustering : str
-        ``"kmeans"`` or ``"none"``.
+        A key of :data:`atlas_flwr.clustering.METHODS`, or ``"none"``.
+    balanced : bool
+        Clusters whose sizes differ by one at most.
     num_clusters : int, optional
         Give it where it is known; ``None`` chooses.
     max_clusters : int
@@ -127,6 +129,7 @@ class Atlas(FedAvg):
         num_clusters: int | None = None,
         max_clusters: int = 8,
         recluster_every: int = 0,
+        balanced: bool = False,
         aggregation: str = "truncate",
         max_rank: int | None = None,
         assign: AssignRule | None = None,
@@ -166,7 +169,9 @@ class Atlas(FedAvg):
         self.roster = roster or Roster(ask=False)
         self.seed = seed
         self.on_event = on_event or (lambda event: None)
-        self.discovery = Discovery(clustering, num_clusters, max_clusters, seed)
+        self.discovery = Discovery(
+            clustering, num_clusters, max_clusters, seed, balanced=balanced
+        )
         scaling = Scaling(lora_alpha, use_rslora)
         self.adapters = ClusterAdapters(rule(max_rank), scaling, seed)
         self.census = Census(
@@ -220,6 +225,8 @@ class Atlas(FedAvg):
             arrays[f"sketch/{client}"] = sketch
         values["sketched"] = list(self.discovery.sketches)
         values["fitted-on"] = list(self.discovery.fitted_on)
+        values["cluster-numbers"] = list(self.discovery.numbers)
+        values["next-cluster-number"] = self.discovery.next_number
         more, further = self.census.assignments.state()
         values["alphas"] = dict(self.exchange.alphas)
         return {**arrays, **more}, {**values, **further}
@@ -230,7 +237,12 @@ class Atlas(FedAvg):
         """Take up what :meth:`state` returned."""
         self.adapters.restore(arrays, values)
         sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
-        self.discovery.restore(sketches, values["fitted-on"])
+        self.discovery.restore(
+            sketches,
+            values["fitted-on"],
+            values["cluster-numbers"],
+            values["next-cluster-number"],
+        )
         self.census.assignments.restore(arrays, values)
         self.exchange.alphas.update(values["alphas"])
 
@@ -318,7 +330,8 @@ class Atlas(FedAvg):
         if before:
             self.adapters.regroup(before, labels)
         log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
-        self.on_event(Clustered(server_round, labels, found.k, found.silhouette))
+        scores = found.silhouette, self.discovery.stability()
+        self.on_event(Clustered(server_round, labels, found.k, *scores))
 
     def _sketch_updates(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]

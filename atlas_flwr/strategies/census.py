@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from atlas_flwr.budget import per_byte
-from atlas_flwr.clustering import Clusters
+from atlas_flwr.clustering import Clusters, detect_drift
 from atlas_flwr.errors import AdapterError, BudgetError
 from atlas_flwr.log import log
 from atlas_flwr.strategies.assignments import Assignments
@@ -102,6 +102,7 @@ class Census:
         found = ask_fingerprints(
             grid, nodes, entries, self.roster, self.sessions, self.importance
         )
+        self._tell_drift(found.sketches)
         for client, sketch in found.sketches.items():
             try:
                 if self.importance:
@@ -110,6 +111,18 @@ class Census:
                 self.discovery.add(client, sketch)
             except (AdapterError, BudgetError) as error:
                 log(WARNING, "client %s: fingerprint refused: %s", client, error)
+
+    def _tell_drift(self, sketches: Mapping[str, NDArray[np.float32]]) -> None:
+        """Name the clients whose data have changed since they were last asked."""
+        known = self.discovery.sketches
+        again = [c for c, new in sketches.items() if _has_parts(known.get(c), new)]
+        if not again:
+            return
+        before, after = ([s[c] for c in again] for s in (known, sketches))
+        drift = detect_drift(np.stack(before), np.stack(after))
+        moved = [c for c, has in zip(again, drift.drifted, strict=True) if has]
+        if moved:
+            log(WARNING, "the data of clients %s have changed", ", ".join(moved))
 
     def unknown(self, nodes: Sequence[int]) -> list[int]:
         """Return the nodes that have yet to be asked."""
@@ -146,14 +159,13 @@ class Census:
         self, group: Callable[[str], str | None]
     ) -> dict[str, NDArray[np.float64]]:
         """Return the mean sketch of each group, of those clients that have one."""
-        members: dict[str, list[NDArray[np.float32]]] = {}
+        members: dict[str, list[NDArray[np.float64]]] = {}
         for client, sketch in self.discovery.sketches.items():
             name = group(client)
             if name is not None:
-                members.setdefault(name, []).append(sketch)
+                members.setdefault(name, []).append(_direction(sketch))
         return {
-            name: np.asarray(np.mean(found, axis=0, dtype=np.float64))
-            for name, found in members.items()
+            name: np.asarray(np.mean(found, axis=0)) for name, found in members.items()
         }
 
     def _importance(self, client: str) -> Mapping[str, float]:
@@ -163,3 +175,15 @@ class Census:
             members = [c for c in measured if self.discovery.label(c) == label]
             self._importances[label] = self.assignments.cluster(members)
         return self._importances[label]
+
+
+def _direction(sketch: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean of a sketch's parts, scaled to unit norm."""
+    mean = np.atleast_2d(sketch).mean(0, dtype=np.float64)
+    direction: NDArray[np.float64] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return direction
+
+
+def _has_parts(old: NDArray[np.float32] | None, new: NDArray[np.float32]) -> bool:
+    same = old is not None and old.shape == new.shape
+    return same and new.ndim == 2 and new.shape[0] >= 2

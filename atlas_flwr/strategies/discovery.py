@@ -9,28 +9,50 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.clustering import Clusters, cluster
+from atlas_flwr.clustering import (
+    METHODS,
+    Clusters,
+    cluster,
+    match_labels,
+    subsample_agreement,
+)
 from atlas_flwr.errors import AdapterError
 
 __all__ = ["CLUSTERINGS", "Discovery"]
 
-CLUSTERINGS = ("kmeans", "none")
+CLUSTERINGS = (*METHODS, "none")
 
 
 @dataclass
 class Discovery:
     """Sketches by client, and the clusters fitted on them.
 
+    From one fit to the next a cluster keeps its number, as far as it keeps members.
+
     Parameters
     ----------
     method : str
-        ``"kmeans"``, or ``"none"``: everyone in cluster 0.
+        A key of :data:`atlas_flwr.clustering.METHODS`, or ``"none"``: everyone in
+        cluster 0.
     num_clusters : int, optional
         Fixed number of clusters; ``None`` chooses it.
     max_clusters : int
         Largest number to choose from.
     seed : int
-        Seed of k-means.
+        Seed of the method.
+    balanced : bool
+        Sizes that differ by one at most, among the clients that were fitted on.
+
+    Attributes
+    ----------
+    sketches : dict[str, NDArray]
+        Sketch by client.
+    fitted_on : tuple[str, ...]
+        Clients whose sketches made the clusters.
+    numbers : tuple[int, ...]
+        What the clusters are called.
+    next_number : int
+        The least that none was ever called, nor any above it.
     """
 
     method: str = "kmeans"
@@ -40,24 +62,29 @@ class Discovery:
     sketches: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     fitted_on: tuple[str, ...] = ()
     _clusters: Clusters | None = None
+    balanced: bool = False
+    numbers: tuple[int, ...] = ()
+    next_number: int = 0
 
-    def add(self, client: str, sketch: NDArray[np.float32]) -> None:
-        """Remember a client's sketch.
+    def add(self, client: str, sketch: NDArray[np.generic]) -> None:
+        """Remember a client's sketch, of shape (dim,) or (parts, dim).
 
         Raises
         ------
         AdapterError
-            If it is not a finite vector as long as the others.
+            If it is not finite, or not of the others' shape.
         """
         known = next(iter(self.sketches.values()), sketch)
-        if sketch.ndim != 1 or sketch.shape != known.shape:
+        if sketch.ndim not in (1, 2) or sketch.shape != known.shape:
             raise AdapterError(
                 f"client {client}: sketch of shape {sketch.shape}; the others have "
-                f"{known.shape}. All clients must use the same fingerprint-dim."
+                f"{known.shape}. All clients must use the same fingerprint-dim, and "
+                "as many parts."
             )
-        if not np.isfinite(sketch).all():
+        found = np.asarray(sketch, dtype=np.float32)
+        if not np.isfinite(found).all():
             raise AdapterError(f"client {client}: its sketch has NaN or infinity")
-        self.sketches[client] = np.asarray(sketch, dtype=np.float32)
+        self.sketches[client] = found
 
     def knows(self, client: str) -> bool:
         """Tell whether the client has a cluster, or can be given one."""
@@ -67,15 +94,48 @@ class Discovery:
         """Cluster the sketches known now; ``None`` where there is nothing to."""
         if self.method == "none" or not self.sketches:
             return None
-        return self._fit(sorted(self.sketches))
+        # Of those who made the clusters: newcomers, placed where it was nearest, may
+        # now make one of their own.
+        labels = self.labels()
+        before = {c: labels[c] for c in self.fitted_on if c in labels}
+        found = self._fit(sorted(self.sketches))
+        after = self.labels()
+        matched = match_labels(before, after, fresh=self.next_number)
+        numbers = {label: matched[client] for client, label in after.items()}
+        self._number([numbers.get(label) for label in range(found.k)])
+        return found
+
+    def stability(self) -> float | None:
+        """Agreement of clusterings of subsamples; ``None`` where there are too few."""
+        if self._clusters is None:
+            return None
+        points = np.stack([self.sketches[client] for client in self.fitted_on])
+        agreement: float | None = subsample_agreement(
+            points, self._clusters.k, method=self.method, seed=self.seed
+        )
+        return agreement
+
+    def _number(self, numbers: Sequence[int | None]) -> None:
+        """Number the clusters; those without members get the next that are free."""
+        known = [number for number in numbers if number is not None]
+        following = max([self.next_number - 1, *known]) + 1
+        free = iter(range(following, following + len(numbers)))
+        self.numbers = tuple(next(free) if n is None else n for n in numbers)
+        self.next_number = max([self.next_number, *(n + 1 for n in self.numbers)])
 
     def _fit(self, clients: Sequence[str]) -> Clusters:
         points = np.stack([self.sketches[client] for client in clients])
         k = None if self.num_clusters is None else min(self.num_clusters, len(clients))
         self._clusters = cluster(
-            points, k=k, max_k=min(self.max_clusters, len(clients)), seed=self.seed
+            points,
+            k=k,
+            method=self.method,
+            max_k=min(self.max_clusters, len(clients)),
+            seed=self.seed,
+            balanced=self.balanced,
         )
         self.fitted_on = tuple(clients)
+        self.numbers = tuple(range(self._clusters.k))
         return self._clusters
 
     @property
@@ -90,8 +150,10 @@ class Discovery:
         if self._clusters is None or client not in self.sketches:
             return None
         if client in self.fitted_on:
-            return int(self._clusters.labels[self.fitted_on.index(client)])
-        return int(self._clusters.nearest(self.sketches[client]))
+            found = int(self._clusters.labels[self.fitted_on.index(client)])
+        else:
+            found = int(self._clusters.nearest(self.sketches[client]))
+        return self.numbers[found]
 
     def labels(self) -> dict[str, int]:
         """Return the cluster of every client with a sketch."""
@@ -99,13 +161,30 @@ class Discovery:
         return {client: label for client, label in found.items() if label is not None}
 
     def state(self) -> dict[str, NDArray[np.float32]]:
-        """Return the sketches, to be saved with :attr:`fitted_on`."""
+        """Return the sketches, to be saved with the other public attributes."""
         return dict(self.sketches)
 
     def restore(
-        self, sketches: Mapping[str, NDArray[np.float32]], fitted_on: Sequence[str]
+        self,
+        sketches: Mapping[str, NDArray[np.float32]],
+        fitted_on: Sequence[str],
+        numbers: Sequence[int] = (),
+        next_number: int = 0,
     ) -> None:
-        """Take up a saved state: the same fit on the same clients."""
+        """Take up a saved state: the same fit on the same clients.
+
+        Parameters
+        ----------
+        sketches : Mapping[str, NDArray]
+            What :meth:`state` returned.
+        fitted_on : Sequence[str]
+            :attr:`fitted_on` of then.
+        numbers, next_number : Sequence[int], int
+            :attr:`numbers` and :attr:`next_number` of then; without them clusters are
+            numbered as by a first fit, which differs after clustering anew.
+        """
         self.sketches = dict(sketches)
         if fitted_on:
-            self._fit(fitted_on)
+            found = self._fit(fitted_on)
+            self.next_number = next_number
+            self._number(tuple(numbers) or range(found.k))

@@ -33,7 +33,7 @@ class Fingerprints:
     Attributes
     ----------
     sketches : dict[str, NDArray]
-        Shape (dim,) each.
+        Shape (parts, dim) each.
     sensitivities : dict[str, dict[str, float]]
         Sum of abs(W dL/dW) by layer, the trunk's among them; empty if not asked for.
     """

@@ -7,20 +7,7 @@ from hypothesis import strategies as st
 
 from atlas_flwr.clustering import cluster, quality
 from atlas_flwr.errors import DataError
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def mixture(k, each, *, noise=0.4, seed=0, dim=64):
-    """Fingerprints of k tasks, with a large part in common, tasks alternating."""
-    rng = np.random.default_rng(seed)
-    tasks = np.arange(k * each) % k
-    centres = unit(rng.standard_normal((k, dim)))
-    common = unit(rng.standard_normal((1, dim)))
-    spread = noise * rng.standard_normal((k * each, dim)) / dim**0.5
-    return unit(common + centres[tasks] + spread), tasks
+from tests.clustering.fingerprints import mixture
 
 
 @pytest.mark.parametrize(("k", "each"), [(2, 6), (3, 3), (4, 3), (4, 8), (6, 5)])

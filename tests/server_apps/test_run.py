@@ -40,7 +40,7 @@ BASE = {
     "local-steps": 2,
     "train-examples": 16,
     "test-examples": 8,
-    "fingerprint-batches": 2,
+    "fingerprint-batches": 4,
     "learning-rate": 0.01,
 }
 
