@@ -160,11 +160,7 @@ def _at(
     if memory is not None and bare > memory:
         return None
 
-    def cost(layer: AdaptedLayer, rank: int) -> int:
-        return peak(head, {layer.name: rank}).total - bare if rank else 0
-
-    room = None if memory is None else memory - bare
-    ranks = _fitting(mine, importance, options, room, cost, lambda r: peak(head, r))
+    ranks = _fitting(mine, importance, options, memory, lambda r: peak(head, r))
     ranks |= _chosen(
         theirs,
         importance,
@@ -172,30 +168,70 @@ def _at(
         trunk_memory,
         lambda layer, rank: layer.adapter_bytes(rank),
     )
-    gain = sum(importance.get(n, 0.0) * math.log1p(r) for n, r in ranks.items())
     own = {layer.name: ranks[layer.name] for layer in mine}
-    return Allocation(head, tail, ranks, peak(head, own), gain)
+    return Allocation(head, tail, ranks, peak(head, own), _gain(ranks, importance))
 
 
 def _fitting(
     layers: Sequence[AdaptedLayer],
     importance: Mapping[str, float],
     options: Sequence[int],
-    room: int | None,
-    cost: Callable[[AdaptedLayer, int], int],
+    memory: int | None,
     peak: Callable[[Mapping[str, int]], MemoryEstimate],
 ) -> dict[str, int]:
+    """Choose ranks that fit, by each of two ways of charging them; keep the better.
+
+    Layers that share an input keep it once, so that a layer's cost depends on the
+    others. Charged to each layer alone, it is right where few are adapted; charged to
+    all together, where most are. Neither charges too little.
+    """
+    names = [layer.name for layer in layers]
+    bare, one = peak({}).total, peak(dict.fromkeys(names, 1)).total
+    slopes = {
+        name: peak({**dict.fromkeys(names, 1), name: 2}).total - one for name in names
+    }
+
+    def alone(layer: AdaptedLayer, rank: int) -> int:
+        return peak({layer.name: rank}).total - bare if rank else 0
+
+    def together(layer: AdaptedLayer, rank: int) -> int:
+        return slopes[layer.name] * rank
+
+    base = one - sum(slopes.values())
+    ways = [
+        _within(layers, importance, options, memory, bare, alone, peak),
+        _within(layers, importance, options, memory, base, together, peak),
+    ]
+    return max(
+        (ranks for ranks in ways if ranks is not None),
+        key=lambda ranks: _gain(ranks, importance),
+    )
+
+
+def _within(
+    layers: Sequence[AdaptedLayer],
+    importance: Mapping[str, float],
+    options: Sequence[int],
+    memory: int | None,
+    base: int,
+    cost: Callable[[AdaptedLayer, int], int],
+    peak: Callable[[Mapping[str, int]], MemoryEstimate],
+) -> dict[str, int] | None:
     """Choose; again with less room where the whole is more than its parts."""
-    bare = peak({}).total
-    capacity = room
-    while True:
+    if memory is None:
+        return _chosen(layers, importance, options, None, cost)
+    capacity = memory - base
+    while capacity >= 0:
         ranks = _chosen(layers, importance, options, capacity, cost)
-        if room is None or capacity is None:
-            return ranks
-        over = peak(ranks).total - bare - room
+        over = peak(ranks).total - memory
         if over <= 0:
             return ranks
-        capacity = max(capacity - over, 0)
+        capacity -= over
+    return None
+
+
+def _gain(ranks: Mapping[str, int], importance: Mapping[str, float]) -> float:
+    return sum(importance.get(n, 0.0) * math.log1p(r) for n, r in ranks.items())
 
 
 def _chosen(

@@ -249,11 +249,12 @@ def test_one_client_failing_in_the_middle_of_a_step_leaves_a_run_that_ends(tmp_p
     ["flexlora", "flora", "hetlora", "hsplitlora", "mira", "oracle", "splitlora"],
 )
 def test_every_published_method_runs_and_learns(tmp_path, strategy):
-    folder = run(tmp_path, **published(strategy))
+    folder = run(tmp_path, **published(strategy), nodes=2)
     loss = [r["mean_loss"] for r in summary(folder)["per_round"]]
     assert loss[-1] < loss[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["mira", "splitlora"])
 def test_published_methods_resume_too(tmp_path, strategy):
     given = published(strategy)
@@ -289,7 +290,12 @@ def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
     loss = {}
     for way in ("own", "shared"):
         folder = run(
-            tmp_path, strategy="splitlora", server_adapters=way, run_name=way, **given
+            tmp_path,
+            strategy="splitlora",
+            server_adapters=way,
+            run_name=way,
+            nodes=2,
+            **given,
         )
         rounds = summary(folder)["per_round"]
         loss[way] = [r["mean_loss"] for r in rounds]
@@ -300,13 +306,11 @@ def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
 
 def test_the_trunks_learning_rate_is_its_own(tmp_path):
     def trained(name, rate):
-        folder = run(tmp_path, run_name=name, num_rounds=1, trunk_learning_rate=rate)
+        given = {"num_rounds": 1, "num_clusters": 1, "trunk_learning_rate": rate}
+        folder = run(tmp_path, run_name=name, nodes=2, **given)
         state = arrays(folder)
         return {k: v for k, v in state.items() if k.startswith("group/0/B/")}
 
     same, faster = trained("same", 0.01), trained("faster", 0.05)
-    first, middle = (next(k for k in same if f".{b}." in k) for b in (0, 4))
+    middle = next(k for k in same if ".4." in k)
     assert (faster[middle] - same[middle]).norm() > 0.5 * same[middle].norm()
-    assert run(tmp_path, run_name="default", num_rounds=1).path.is_dir()
-    assert same.keys() == faster.keys()
-    assert first in same
