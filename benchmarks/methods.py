@@ -21,11 +21,11 @@ import subprocess
 from pathlib import Path
 
 CLIENTS = 8
-COMMON = "num-clusters=4 device-order='shuffled'"
 MODELS = {
-    "smollm2": "devices='192MiB,240MiB,384MiB' test-examples=32",
-    "minilm": "devices='100MiB,110MiB,160MiB' num-rounds=4 "
-    "local-steps=16 batch-size=16 train-examples=256",
+    "smollm2": "devices='180MiB,215MiB,280MiB' test-examples=32 "
+    "fingerprint-batches=4",
+    "minilm": "devices='98MiB,104MiB,140MiB' local-steps=10 batch-size=16 "
+    "train-examples=256",
 }
 VARIANTS = {
     "both, ranks by importance": "aggregation='both'",
@@ -46,9 +46,8 @@ METHODS["mira"] = "strategy='mira' mixing=0.5"
 def run(model: str, config: str, seed: int, folder: Path) -> dict[str, object]:
     summary = folder / "summary.json"
     if not summary.is_file():
-        clusters = COMMON if "strategy=" not in config else "device-order='shuffled'"
         given = (
-            f"model='{model}' {MODELS[model]} {clusters} {config} seed={seed} "
+            f"model='{model}' {MODELS[model]} {config} seed={seed} "
             f"runs-dir='{folder.parent}' run-name='{folder.name}'"
         )
         command = ["atlas-flwr", "run", "-n", str(CLIENTS), "-c", given]
