@@ -22,8 +22,7 @@ from pathlib import Path
 
 CLIENTS = 8
 MODELS = {
-    "smollm2": "devices='180MiB,215MiB,280MiB' test-examples=32 "
-    "fingerprint-batches=4",
+    "smollm2": "devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4",
     "minilm": "devices='98MiB,104MiB,140MiB' local-steps=10 batch-size=16 "
     "train-examples=256",
 }

@@ -70,11 +70,12 @@ def strategy_reads_it(config: RunConfig) -> Iterator[Problem]:
         value = getattr(config, entry.name)
         ignored = limits.only and config.strategy not in limits.only
         if ignored and value != entry.default:
-            key, owner = entry.name.replace("_", "-"), " and ".join(limits.only)
+            key, owners = entry.name.replace("_", "-"), " and ".join(limits.only)
+            do = "does" if len(limits.only) == 1 else "do"
             yield Problem(
                 ("strategy", key),
                 f"{key}={value!r}: strategy={config.strategy!r} does not read it, only "
-                f"{owner} does; leave it at {entry.default!r}",
+                f"{owners} {do}; leave it at {entry.default!r}",
             )
 
 

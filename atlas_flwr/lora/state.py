@@ -27,11 +27,15 @@ class AdapterState:
     folded : Mapping[str, LoraFactors]
         Products that are part of the frozen weights, by layer: learned before, exact,
         and not trained any more.
+    origin : str
+        The name of what :attr:`folded` are the last directions of, so that those who
+        hold it need not be sent it again; empty for nothing.
     """
 
     factors: Mapping[str, LoraFactors] = field(default_factory=dict)
     dense: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     folded: Mapping[str, LoraFactors] = field(default_factory=dict)
+    origin: str = ""
 
     def merged(self, other: AdapterState) -> AdapterState:
         """Add the layers and arrays of another state, which wins over this one's."""
@@ -39,6 +43,7 @@ class AdapterState:
             {**self.factors, **other.factors},
             {**self.dense, **other.dense},
             {**self.folded, **other.folded},
+            self.origin or other.origin,
         )
 
     @property
@@ -55,4 +60,5 @@ class AdapterState:
         wanted = set(layers)
         kept = {name: f for name, f in self.factors.items() if name in wanted}
         folded = {name: f for name, f in self.folded.items() if name in wanted}
-        return AdapterState(kept, self.dense if dense is None else dense, folded)
+        own = self.dense if dense is None else dense
+        return AdapterState(kept, own, folded, self.origin)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from atlas_flwr.strategies.persistence import flatten, unflatten
 from atlas_flwr.strategies.records import Layout
 
 __all__ = ["ClusterAdapters"]
+
+ALL = "*"  # the origin of what all groups have learned together
 
 
 Ranks = Mapping[str, int] | int | None
@@ -104,7 +106,11 @@ class ClusterAdapters:
             Server round.
         """
         held = None if group is None else self.groups.get(group)
-        return self._started(held, ranks, round_)
+        return self._started(held, ranks, round_, str(group))
+
+    def held(self, origin: str) -> AdapterState | None:
+        """Return what a started state's ``origin`` names."""
+        return self._overall if origin == ALL else self.groups.get(origin)
 
     def serve(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
         """Return what a client is to evaluate, at its ranks.
@@ -113,15 +119,18 @@ class ClusterAdapters:
         trained, what all groups have learned together.
         """
         held = None if group is None else self.groups.get(group)
-        return self._started(held or self._overall, ranks, round_)
+        origin = str(group) if held else ALL
+        return self._started(held or self._overall, ranks, round_, origin)
 
     def _started(
-        self, held: AdapterState | None, ranks: Ranks, round_: int
+        self, held: AdapterState | None, ranks: Ranks, round_: int, origin: str
     ) -> AdapterState:
         at = Start(
             self.initial, self._ranks(ranks), self.layout.scale, self.seed, round_
         )
-        return at.nested(self.initial) if held is None else self.rule.start(held, at)
+        if held is None:
+            return at.nested(self.initial)
+        return replace(self.rule.start(held, at), origin=origin)
 
     def full(self, group: str | None) -> AdapterState:
         """Return what a group has learned, uncut; see :meth:`serve` for the others."""

@@ -96,7 +96,9 @@ class Exchange:
             client = self.roster.client(node)
             entries["plan"] = str(given.plan)
             entries["trunk-address"] = self.sessions.address
-            entries["trunk-token"] = self.sessions.open(client, given.plan, state)
+            entries["trunk-token"] = self.sessions.open(
+                client, given.plan, state, self.adapters.held(state.origin)
+            )
             state = self.sessions.on_client(given.plan, state)
             self._split.add(node)
         record = RecordDict(

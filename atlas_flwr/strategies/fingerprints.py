@@ -98,7 +98,7 @@ def _message(
         probe, client = bool(entries[IMPORTANCE_KEY]), roster.client(node)
         own["plan"] = str(PLAN)
         own["trunk-address"] = sessions.address
-        own["trunk-token"] = sessions.open(client, PLAN, AdapterState(), probe)
+        own["trunk-token"] = sessions.open(client, PLAN, AdapterState(), probe=probe)
     return Message(RecordDict({"config": own}), node, FINGERPRINT)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitPlan
@@ -45,13 +45,21 @@ class TrunkSessions:
     num_layers: int
     shared: bool = False
     _tokens: dict[str, str] = field(default_factory=dict)
+    _shared: set[str] = field(default_factory=set)
 
     def open(
-        self, client: str, plan: SplitPlan, state: AdapterState, probe: bool = False
+        self,
+        client: str,
+        plan: SplitPlan,
+        state: AdapterState,
+        source: AdapterState | None = None,
+        probe: bool = False,
     ) -> str:
         """Open a session with the trunk's share of ``state``; return its token.
 
-        With ``probe``, it measures the importance of its frozen layers.
+        What ``state`` has folded are the last directions of ``source``, which the trunk
+        is given once a round. With ``probe``, the session measures the importance of
+        its frozen layers.
 
         Raises
         ------
@@ -61,7 +69,8 @@ class TrunkSessions:
         self.close(client)
         mine = self.on_trunk(plan, state)
         shared = ALL if self.shared and mine.factors else ""
-        spec = SessionSpec(plan, mine, self.optimizer, shared, probe)
+        live, folds = self._folds(mine, source)
+        spec = SessionSpec(plan, live, self.optimizer, shared, folds, probe)
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
 
@@ -80,6 +89,18 @@ class TrunkSessions:
         other = self.on_trunk(plan, state)
         names = state.layers - other.layers
         return state.select(names, state.dense if plan.tail else {})
+
+    def _folds(
+        self, mine: AdapterState, source: AdapterState | None
+    ) -> tuple[AdapterState, dict[str, int]]:
+        """Name the directions that are folded, instead of sending them each time."""
+        if not mine.folded or source is None:
+            return mine, {}
+        if mine.origin not in self._shared:
+            self.host.share(mine.origin, source.factors)
+            self._shared.add(mine.origin)
+        firsts = {n: source.factors[n].rank - f.rank for n, f in mine.folded.items()}
+        return replace(mine, folded={}), firsts
 
     def importance(self, client: str) -> Mapping[str, float]:
         """Return what a client's probing session has measured, by layer.
@@ -117,3 +138,6 @@ class TrunkSessions:
         """Close every session: a round ended, whoever did not come back."""
         for client in list(self._tokens):
             self.close(client)
+        for name in self._shared:
+            self.host.unshare(name)
+        self._shared.clear()

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -167,8 +168,12 @@ def placed(
             )
         found.check_finite(name)
         A, B = (
-            t.detach().float().to(like.device).clone().requires_grad_(trained)
+            _copied(t, like.device) if trained else t.detach().float().to(like.device)
             for t in (found.A, found.B)
         )
         made[name] = LoraFactors(A, B, found.scale)
     return made
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.detach().float().to(device).clone().requires_grad_(True)

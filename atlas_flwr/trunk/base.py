@@ -101,6 +101,17 @@ class SharedBase:
         blocks_only = view if plan.tail is None else view.base_model
         return Slice(blocks_only, factors, dense, folded)
 
+    def placed(self, products: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+        """Bring products of this trunk's layers here, to be folded by sessions.
+
+        Raises
+        ------
+        AdapterError
+            If one has another shape than its layer, NaN or infinity.
+        """
+        mine = {name: f for name, f in products.items() if name in self.shapes}
+        return placed(mine, self.shapes, self.like, trained=False)
+
     def received(self, call: TrunkCall) -> TrunkCall:
         """Bring a call here; its hidden states become a leaf of a new graph.
 

@@ -7,16 +7,17 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from atlas_flwr.errors import AdapterError, TrunkError
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.errors import AdapterError, SessionError, TrunkError
+from atlas_flwr.lora import AdapterState, LoraFactors, trailing
 from atlas_flwr.trunk.base import SharedBase, Slice
 from atlas_flwr.trunk.host import TrunkStats
 from atlas_flwr.trunk.learner import Learner
@@ -66,6 +67,7 @@ class TrunkEngine:
         self._table = SessionTable(self.limits, clock)
         self._counts = threading.Lock()
         self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
+        self._shared: dict[str, dict[str, LoraFactors]] = {}
         self._steps = 0
         self._busy = 0.0
         self._bytes_in = 0
@@ -85,13 +87,47 @@ class TrunkEngine:
         TrunkBusy
             If there are too many sessions.
         """
-        own = self.base.slice(spec.plan, spec.state)
+        own = self.base.slice(spec.plan, self._with_shared(spec))
         # A vanilla answer holds logits, which are large.
         remembered = 1 if spec.plan.tail is None else 2
         log = StepLog(self.limits.passes_per_session, remembered)
         learner = self._learner(spec, own)
         session = Session(spec, own.view, learner, own.folded, log, self.clock())
         return self._table.add(session)
+
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products that many sessions fold, once for all of them.
+
+        Parameters
+        ----------
+        name : str
+            What specs call it by, as their state's ``origin``.
+        products : Mapping[str, LoraFactors]
+            By layer; those of other layers than the trunk's are left out.
+
+        Raises
+        ------
+        AdapterError
+            If a product has another shape than its layer, NaN or infinity.
+        """
+        self._shared[name] = self.base.placed(products)
+
+    def unshare(self, name: str) -> None:
+        """Forget shared products; sessions that are open keep theirs."""
+        self._shared.pop(name, None)
+
+    def _with_shared(self, spec: SessionSpec) -> AdapterState:
+        if not spec.folds:
+            return spec.state
+        held = self._shared.get(spec.state.origin)
+        if held is None:
+            raise SessionError(
+                f"the session folds what is shared as {spec.state.origin!r}, and "
+                "nothing is: share() it first, in the same round"
+            )
+        rests = {name: trailing(held[name], k) for name, k in spec.folds.items()}
+        folded = {name: rest for name, rest in rests.items() if rest is not None}
+        return replace(spec.state, folded=folded)
 
     def _learner(self, spec: SessionSpec, own: Slice) -> Learner:
         if not spec.shared:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.session import SessionSpec
 
 __all__ = ["TrunkHost", "TrunkStats"]
@@ -54,6 +54,14 @@ class TrunkHost(Protocol):
 
     def open(self, spec: SessionSpec) -> str:
         """Open a session; return its token."""
+        ...
+
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products that many sessions fold, once for all of them."""
+        ...
+
+    def unshare(self, name: str) -> None:
+        """Forget shared products."""
         ...
 
     def adapters(self, token: str) -> AdapterState:

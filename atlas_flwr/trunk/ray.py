@@ -9,6 +9,7 @@ a ping is answered while long passes run.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray.exceptions import (
 )
 
 from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan, load_parts
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
@@ -115,6 +116,16 @@ class TrunkActor:
     def open(self, spec: SessionSpec) -> str:
         """Open a session."""
         return self.service.engine.open(spec)
+
+    @ray.method(concurrency_group=_CONTROL)
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products for many sessions."""
+        self.service.engine.share(name, products)
+
+    @ray.method(concurrency_group=_CONTROL)
+    def unshare(self, name: str) -> None:
+        """Forget shared products."""
+        self.service.engine.unshare(name)
 
     @ray.method(concurrency_group=_CONTROL)
     def adapters(self, token: str) -> AdapterState:
@@ -231,6 +242,14 @@ class RayTrunkHost:
     def open(self, spec: SessionSpec) -> str:
         """Open a session."""
         return str(self._get(self.actor.open.remote(spec)))
+
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products that many sessions fold, once for all of them."""
+        self._get(self.actor.share.remote(name, dict(products)))
+
+    def unshare(self, name: str) -> None:
+        """Forget shared products."""
+        self._get(self.actor.unshare.remote(name))
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained."""

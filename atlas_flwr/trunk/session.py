@@ -36,6 +36,9 @@ class SessionSpec:
         Sessions with the same name here, open at the same time, train one and the same
         adapters, in the order in which their gradients come; the first one's state is
         what they begin with. Empty: its own.
+    folds : Mapping[str, int]
+        What the base is to have beside its weights: of the products that were shared
+        as ``state.origin``, by layer, the directions from this one on.
     probe : bool
         Whether to measure the importance of the frozen layers in backward passes.
     """
@@ -44,6 +47,7 @@ class SessionSpec:
     state: AdapterState = field(default_factory=AdapterState)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     shared: str = ""
+    folds: Mapping[str, int] = field(default_factory=dict)
     probe: bool = False
 
 

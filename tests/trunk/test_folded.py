@@ -8,8 +8,16 @@ from copy import deepcopy
 import pytest
 import torch
 
-from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState, LoraFactors, fold, linear_names, oriented
+from atlas_flwr.errors import AdapterError, SessionError
+from atlas_flwr.lora import (
+    AdapterState,
+    LoraFactors,
+    canonical,
+    fold,
+    linear_names,
+    oriented,
+    trailing,
+)
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import EngineTrunk, SessionSpec, TrunkEngine
 from tests.families import batch, build
@@ -98,3 +106,52 @@ def test_a_probing_session_measures_what_the_full_gradient_says(family):
 def test_a_session_that_does_not_probe_has_nothing_to_tell():
     _, engine, token = split(build("llama"), AdapterState())
     assert engine.importance(token) == {}
+
+
+def test_sessions_fold_what_was_shared_once_each_from_its_own_direction_on():
+    whole, inputs = build("llama"), batch("llama")
+    shared = {n: canonical(f) for n, f in products(whole, rank=3).items()}
+    parts = partition(deepcopy(whole), PLAN)
+    engine = TrunkEngine(parts.trunk)
+    engine.share("group", shared)
+    for first in (0, 1, 3):
+        state = AdapterState(origin="group")
+        folds = dict.fromkeys(shared, first)
+        token = engine.open(SessionSpec(PLAN, state, folds=folds))
+        model = SplitModel(parts.head, parts.tail, EngineTrunk(engine, token))
+        wanted = deepcopy(whole)
+        rests = {name: trailing(found, first) for name, found in shared.items()}
+        fold(wanted, {name: rest for name, rest in rests.items() if rest})
+        torch.testing.assert_close(
+            model(**inputs).logits, wanted(**inputs).logits, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_sessions_keep_what_they_fold_when_it_is_shared_no_more():
+    whole, inputs = build("llama"), batch("llama")
+    model, engine, _ = split(whole, AdapterState())
+    engine.share("group", products(build("llama")))
+    spec = SessionSpec(
+        PLAN, AdapterState(origin="group"), folds=dict.fromkeys(products(whole), 0)
+    )
+    model.trunk = EngineTrunk(engine, engine.open(spec))
+    before = model(**inputs).logits
+    engine.unshare("group")
+    torch.testing.assert_close(model(**inputs).logits, before)
+    with pytest.raises(SessionError, match="share\\(\\) it first"):
+        engine.open(spec)
+
+
+def test_many_sessions_hold_shared_products_once():
+    engine = TrunkEngine(partition(build("llama"), PLAN).trunk)
+    shared = products(build("llama"))
+    engine.share("group", shared)
+    spec = SessionSpec(
+        PLAN, AdapterState(origin="group"), folds=dict.fromkeys(shared, 0)
+    )
+    for _ in range(2):
+        engine.open(spec)
+    held = [s.folded for s in engine._table._sessions.values()]
+    name = next(iter(shared))
+    places = {f[name].A.untyped_storage().data_ptr() for f in held}
+    assert len(places) == 1
