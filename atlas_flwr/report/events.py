@@ -82,21 +82,21 @@ class Clustered:
         Number of clusters.
     silhouette : float, optional
         Mean silhouette in [-1, 1]; ``None`` for one cluster.
-    stability : float, optional
-        Agreement of clusterings of subsamples, at most 1.
     ari, nmi, purity : float, optional
         Agreement with the true tasks: adjusted Rand index, normalised mutual
         information, purity. ``None`` where the tasks are unknown.
+    stability : float, optional
+        Agreement of clusterings of subsamples, at most 1.
     """
 
     round: int
     clusters: Mapping[str, int]
     k: int
     silhouette: float | None = None
-    stability: float | None = None
     ari: float | None = None
     nmi: float | None = None
     purity: float | None = None
+    stability: float | None = None
 
 
 @dataclass(frozen=True)

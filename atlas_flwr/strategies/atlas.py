@@ -12,6 +12,7 @@ concatenated, never averaged factor by factor (see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from logging import INFO
 from typing import Any
 
@@ -330,8 +331,8 @@ class Atlas(FedAvg):
         if before:
             self.adapters.regroup(before, labels)
         log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
-        scores = found.silhouette, self.discovery.stability()
-        self.on_event(Clustered(server_round, labels, found.k, *scores))
+        event = Clustered(server_round, labels, found.k, found.silhouette)
+        self.on_event(replace(event, stability=self.discovery.stability()))
 
     def _sketch_updates(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]
