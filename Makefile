@@ -11,7 +11,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_CONFIG ?= devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4
-QUICK_CONFIG ?= model='minilm' num-rounds=3 local-steps=16 batch-size=16 train-examples=256
+QUICK_CONFIG ?= model='minilm' local-steps=14 batch-size=16 train-examples=256 test-examples=32
 COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
 
 BIN := $(VENV)/bin
