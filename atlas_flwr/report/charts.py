@@ -55,6 +55,8 @@ def comparison_charts(comparison: Comparison) -> Iterator[str]:
     peaks = {m.name: m.client_peak_bytes.mean for m in methods if m.client_peak_bytes}
     if peaks:
         yield _byte_plot("Peak memory of a client", [Bars("peak", peaks)])
+    times = {m.name: m.seconds.mean for m in methods if m.seconds}
+    yield bar_plot("Time of a run, s", [Bars("", times)], _short)
 
 
 def _accuracy(summary: Summary) -> str:

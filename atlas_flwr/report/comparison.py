@@ -73,6 +73,8 @@ class Method:
         Mean accuracy over tasks, by round.
     bytes_up, bytes_down, client_peak_bytes, seconds : Measure, optional
         Of the whole run; peaks that were not measured do not count.
+    runs : Mapping[int, Summary]
+        By seed.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Method:
     bytes_down: Measure | None
     client_peak_bytes: Measure | None
     seconds: Measure | None
+    runs: Mapping[int, Summary]
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ def _method(
         bytes_down=Measure.of(float(s.bytes_down) for s in summaries),
         client_peak_bytes=Measure.of(s.client_peak_bytes or None for s in summaries),
         seconds=Measure.of(s.wall_seconds for s in summaries),
+        runs=dict(sorted(by_seed.items())),
     )
 
 

@@ -73,6 +73,17 @@ class Membership:
         drawn = order if len(order) <= MOST_CELLS else ()
         return cls(clusters, tasks, drawn, names, counts, _verdict(summary))
 
+    def words(self) -> list[str]:
+        """Tell each cluster's members by their tasks."""
+        return [
+            " + ".join(
+                f"{count} {task}"
+                for count, task in zip(found, self.tasks, strict=True)
+                if count
+            )
+            for found in self.counts.values()
+        ]
+
     def cell(self, one: str, other: str) -> str:
         """Classes of the cell of two clients: c for same cluster, t for same task."""
         cluster = "c" if self.clusters[one] == self.clusters[other] else ""
@@ -116,7 +127,17 @@ def comparison_page(comparison: Comparison) -> str:
         header=rows.header(comparison),
         rows=rows.rows(comparison),
         charts=[Markup(chart) for chart in comparison_charts(comparison)],
+        clustered=list(_clustered(comparison)),
     )
+
+
+def _clustered(comparison: Comparison) -> Iterator[tuple[str, int, list[str], str]]:
+    """Yield method, seed, clusters and verdict of each run whose clients were."""
+    for method in comparison.methods:
+        for seed, summary in method.runs.items():
+            found = Membership.of(summary)
+            if found is not None and summary.clustering:
+                yield method.name, seed, found.words(), found.verdict
 
 
 def _render(template: str, **values: object) -> str:

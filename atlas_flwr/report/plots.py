@@ -182,6 +182,8 @@ def _plot(title: str, draw: Callable[[Axes], None], write: Write) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
         labels = [label for label in axes.get_legend_handles_labels()[1] if label]
         if len(labels) > 1:
+            if axes.patches:  # bars leave no room for it
+                axes.set_ylim(top=1.25 * axes.get_ylim()[1])
             axes.legend(ncols=2 if len(labels) > 4 else 1, loc="best", framealpha=0)
         stream = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -138,4 +138,11 @@ def test_a_comparison_page_is_well_formed_and_has_the_rows(summary, config):
     assert page.loads == []
     assert "fedavg" in page.words
     assert "+0.0" in page.words
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+
+
+def test_a_comparison_tells_each_runs_clusters_and_its_time(summary, config):
+    page = comparison_page(compare([(config, summary)]))
+    assert "Who was clustered with whom" in page
+    assert "adjusted Rand index 1.00" in page
+    assert "Time of a run, s" in page
