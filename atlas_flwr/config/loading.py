@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -60,6 +60,7 @@ def load_config(
     return _resolve(run_config, known or {}, at_start=True)
 
 
+@lru_cache(maxsize=16)
 def from_yaml(text: str) -> RunConfig:
     """Read what :func:`to_yaml` wrote; ``resume`` need not exist any more.
 

@@ -9,9 +9,10 @@ Its own ``forward`` builds masks, rotary tables and sliding windows.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def load_parts(
     count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
     plan.check(count)
     ends = _ends(plan, count)
-    rehearse(make, blocks, ends.values())
+    described = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    _rehearse_once(cls, type(config), described, blocks, tuple(ends.values()))
     source = _source(model_or_path, whole, dtype, device)
     made: dict[Side, nn.Module] = {}
     for side in [side for side in sides if side in ends]:
@@ -164,6 +166,19 @@ def load_parts(
     if Side.HEAD in made:
         made[Side.HEAD].generation_config = _generation(model_or_path)
     return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
+
+
+@lru_cache(maxsize=64)
+def _rehearse_once(
+    cls: Any,
+    config_class: Any,
+    described: str,
+    blocks: str,
+    slices: tuple[tuple[int, int], ...],
+) -> None:
+    """Rehearse a cut of a configuration, the same one once in a process."""
+    config = config_class.from_dict(json.loads(described))
+    rehearse(partial(skeleton, cls, config), blocks, slices)
 
 
 def trunk_view(trunk: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
