@@ -4,25 +4,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
+from torch import nn
 
 from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.identity import Identity
+from atlas_flwr.client_apps.personal import begun, keep, own_state
+from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.config import RunConfig, from_yaml, load_config
 from atlas_flwr.data import (
     Batch,
     CausalCollator,
     ClassifierCollator,
     Collator,
+    Shard,
     Task,
+    by_length,
     in_order,
     majority_accuracy,
     sample_batches,
@@ -32,12 +37,15 @@ from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.fingerprints import IMPORTANCE_KEY
+from atlas_flwr.strategies.personal import PERSONAL_KEY, RUN_ID_KEY, Kept
 from atlas_flwr.strategies.records import Layout
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
+from atlas_flwr.train.objective import Objective
+from atlas_flwr.train.pruning import el2n, hardest
 from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import connect
@@ -149,17 +157,30 @@ class Work:
         """Train some local steps; return the client's arrays and metrics."""
         config = self.config
         layout = Layout.of(self.arrays, self.scaling)
-        state = layout.read(self.arrays, "server")
-        batches, examples = self._train_batches()
+        kept = self._kept
+        state = self._state(layout, kept, before=self.round)
         started = time.monotonic()
         with PeakMeter() as meter, self._model(state) as adapted:
+            batches, examples = self._train_batches(adapted.model)
+            objective = Objective.of(
+                adapted.model,
+                batches,
+                align=config.align,
+                auxiliary_steps=config.auxiliary_steps,
+                seed=derive_seed(config.seed, "bridge", self.round, self.me.index),
+            )
             done = train(
                 adapted.model,
                 batches,
                 OptimizerSpec(config.learning_rate, weight_decay=config.weight_decay),
                 proximal_mu=float(str(self.entries.get("proximal-mu", 0.0))),
+                step_loss=objective.loss,
+                counts=objective.counts,
             )
-            arrays = layout.write(adapted.state())
+            trained = adapted.state()
+        if kept.ranks or kept.dense:
+            keep(self._store, kept.part_of(trained), self.round)
+        arrays = layout.write(kept.rest_of(trained))
         metrics: Metrics = {
             "num-examples": examples,
             "train-loss": done.loss,
@@ -178,7 +199,8 @@ class Work:
         config, shard = self.config, self.me.shard(self.config)
         layout = Layout.of(self.arrays, self.scaling)
         collate = self._collator(shard.task)
-        with self._model(layout.read(self.arrays, "server")) as adapted:
+        state = self._state(layout, self._kept, before=self.round + 1)
+        with self._model(state) as adapted:
             found = evaluate(
                 adapted.model,
                 in_order(shard.test, collate, config.eval_batch_size),
@@ -221,11 +243,34 @@ class Work:
             shapes, rank=FINGERPRINT_RANK, scaling=self.scaling, seed=config.seed
         )
 
-    def _train_batches(self) -> tuple[Iterable[Batch], int]:
+    @property
+    def _store(self) -> ClientStore:
+        return ClientStore.of(str(self.entries[RUN_ID_KEY]), self.me.index)
+
+    @property
+    def _kept(self) -> Kept:
+        """Which layers are this client's own."""
+        told = self.entries.get(PERSONAL_KEY)
+        return Kept() if told is None else Kept.from_json(str(told))
+
+    def _state(self, layout: Layout, kept: Kept, *, before: int) -> AdapterState:
+        """Return what was sent, with this client's own layers beside it."""
+        sent = layout.read(self.arrays, "server")
+        if not kept.ranks and not kept.dense:
+            return sent
+        shapes = self.files.outline().shapes(self.config.target_list)
+        seed = self.config.seed
+        start = begun(kept, shapes, self.files.dense(), self.scaling, seed)
+        own = own_state(self._store, start, self.scaling, before=before)
+        return sent.merged(own)
+
+    def _train_batches(self, model: nn.Module) -> tuple[Sequence[Batch], int]:
         """Return the batches of this round, and how many examples they come from."""
         pooled = int(str(self.entries.get("pooled-nodes", 0)))
         owners = range(pooled) if pooled else [self.me.index]
         shards = [self.me.shard(self.config, owner) for owner in owners]
+        if self.config.prune_data and self.round > 1:
+            shards = [self._pruned(shard, model) for shard in shards]
         streams = [
             sample_batches(
                 shard.train,
@@ -237,7 +282,22 @@ class Work:
             for owner, shard in zip(owners, shards, strict=True)
         ]
         turns = zip(*streams, strict=True)
-        return chain.from_iterable(turns), sum(len(shard.train) for shard in shards)
+        batches = list(chain.from_iterable(turns))
+        return batches, sum(len(shard.train) for shard in shards)
+
+    def _pruned(self, shard: Shard, model: nn.Module) -> Shard:
+        """Drop the examples that are learned already, by scores taken once."""
+        found = self._store.load("kept-examples", before=self.round)
+        if found is not None:
+            kept = found["kept"].tolist()
+        else:
+            collate = self._collator(shard.task)
+            batches = in_order(shard.train, collate, self.config.eval_batch_size)
+            scores = el2n(model, batches, collate.label_ids)
+            kept = hardest(scores, self.config.prune_data)
+            self._store.save("kept-examples", self.round, {"kept": np.array(kept)})
+        ordered = by_length(shard.train)
+        return replace(shard, train=tuple(ordered[i] for i in kept))
 
     def _collator(self, task: Task) -> Collator:
         causal = self.files.source.kind == "causal"

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from atlas_flwr.config.knob import Knob
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
+from atlas_flwr.config.problem import Problem, Rule
+from atlas_flwr.config.remedy_rules import (
+    remedies_find_their_place,
+    remedies_suit_the_strategy,
+)
 from atlas_flwr.config.schema import MAX_RANK, RunConfig
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A sentence for the user, and the keys that it is about."""
-
-    keys: tuple[str, ...]
-    sentence: str
-
-
-Rule = Callable[[RunConfig], Iterator[Problem]]
 
 
 def within_limits(config: RunConfig) -> Iterator[Problem]:
@@ -306,6 +300,8 @@ RULES: tuple[Rule, ...] = (
     mira_has_a_pull,
     shared_adapters_are_alike,
     folding_is_exact,
+    remedies_find_their_place,
+    remedies_suit_the_strategy,
     parts_are_filled,
     batch_is_filled,
     half_is_for_gpus,

@@ -15,13 +15,14 @@ from typing import Literal
 from atlas_flwr.config.knob import Knob, knob
 from atlas_flwr.config.method import KIN, MAX_RANK, MethodConfig
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
+from atlas_flwr.config.remedies import RemedyConfig
 from atlas_flwr.config.training import TrainingConfig
 
 __all__ = ["KIN", "MAX_RANK", "RunConfig", "knobs"]
 
 
 @dataclass(frozen=True)
-class RunConfig(MethodConfig, TrainingConfig):
+class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
     """The resolved configuration of a run; make one with ``load_config``."""
 
     fraction_train: float = knob(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         CausalCollator,
         ClassifierCollator,
         Collator,
+        by_length,
         in_order,
         sample_batches,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "ModelSource",
     "Shard",
     "Task",
+    "by_length",
     "cache_folder",
     "in_order",
     "load_examples",
@@ -59,6 +61,7 @@ __getattr__, __dir__ = attach(
         "ModelSource": "models",
         "Shard": "shards",
         "Task": "tasks",
+        "by_length": "batches",
         "cache_folder": "cache",
         "in_order": "batches",
         "load_examples": "tasks",

@@ -23,6 +23,7 @@ __all__ = [
     "CausalCollator",
     "ClassifierCollator",
     "Collator",
+    "by_length",
     "in_order",
     "sample_batches",
 ]
@@ -213,9 +214,14 @@ def in_order(
 
     Texts of like length share a batch, so that little of it is padding.
     """
-    by_length = sorted(examples, key=lambda example: len(example.text))
-    for start in range(0, len(by_length), batch_size):
-        yield collate(by_length[start : start + batch_size], prompt=True)
+    ordered = by_length(examples)
+    for start in range(0, len(ordered), batch_size):
+        yield collate(ordered[start : start + batch_size], prompt=True)
+
+
+def by_length(examples: Sequence[Example]) -> list[Example]:
+    """Return examples in the order in which :func:`in_order` takes them."""
+    return sorted(examples, key=lambda example: len(example.text))
 
 
 def _start(tokenizer: Any) -> list[int]:

@@ -5,6 +5,7 @@
 
     runs/20250131-174501-atlas/
         config.yaml      as resolved
+        run-id           16 random hexadecimal digits
         metrics.jsonl    a line an event, only ever appended to
         summary.json     replaced as a whole after each round
         report.html
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ class RunFolder:
         """
         folder = cls(_new_folder(config))
         replace_text(folder.path / "config.yaml", to_yaml(config))
+        replace_text(folder.path / "run-id", secrets.token_hex(8))
         folder.metrics_path.touch()
         return folder
 
@@ -96,6 +99,10 @@ class RunFolder:
     def adapter_dir(self, cluster: int | str) -> Path:
         """Folder of a cluster's adapters, made when first asked for."""
         return _made(self.path / "adapters" / str(cluster))
+
+    def run_id(self) -> str:
+        """Read the run's id, which no other run has, and which a resumed one keeps."""
+        return (self.path / "run-id").read_text(encoding="utf-8")
 
     def config(self) -> RunConfig:
         """Read the configuration."""

@@ -28,13 +28,14 @@ from atlas_flwr.strategies import (
     SplitLora,
 )
 from atlas_flwr.strategies.mixing import Mixing
+from atlas_flwr.strategies.personal import PersonalSides
 from atlas_flwr.strategies.records import write_state
 from atlas_flwr.strategies.roster import Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import TrunkHost
-from atlas_flwr.types import OptimizerSpec
+from atlas_flwr.types import OptimizerSpec, Side
 
 __all__ = [
     "STRATEGIES",
@@ -115,7 +116,21 @@ def _sessions(setting: Setting) -> TrunkSessions | None:
         optimizer=trunk_optimizer_of(setting.config),
         layer_block=setting.outline.block_of,
         num_layers=setting.outline.num_layers,
+        personal=_personal(setting),
     )
+
+
+def _personal(setting: Setting) -> PersonalSides | None:
+    sides = {
+        "none": (),
+        "head": (Side.HEAD,),
+        "tail": (Side.TAIL,),
+        "both": (Side.HEAD, Side.TAIL),
+    }[setting.config.personal]
+    if not sides:
+        return None
+    outline = setting.outline
+    return PersonalSides(frozenset(sides), outline.block_of, outline.num_layers)
 
 
 def _atlas(setting: Setting) -> Strategy:
@@ -130,7 +145,7 @@ def _atlas(setting: Setting) -> Strategy:
         balanced=config.balanced_clusters,
         aggregation=config.aggregation,
         importance=measures_importance(config),
-        mixing=Mixing(config.mixing),
+        mixing=Mixing(config.mixing, ema=config.ema),
     )
 
 

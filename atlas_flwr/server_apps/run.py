@@ -39,6 +39,7 @@ from atlas_flwr.server_apps.checkpoint import (
 from atlas_flwr.server_apps.export import export_adapters
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import trunk_of
+from atlas_flwr.strategies.personal import RUN_ID_KEY
 from atlas_flwr.strategies.quorum import QuorumGrid
 from atlas_flwr.strategies.recording import RecordingGrid
 from atlas_flwr.strategies.resumable import Resumable, Stateful
@@ -160,7 +161,9 @@ class Run:
         return wrapped.arrays
 
     def _messages(self) -> ConfigRecord:
-        return ConfigRecord({RUN_CONFIG_KEY: to_yaml(self.config)})
+        return ConfigRecord(
+            {RUN_CONFIG_KEY: to_yaml(self.config), RUN_ID_KEY: self.folder.run_id()}
+        )
 
     def _evaluate_untrained(
         self, grid: Grid, inner: Strategy, arrays: ArrayRecord, config: ConfigRecord

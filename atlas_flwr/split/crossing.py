@@ -18,7 +18,7 @@ from torch import Tensor
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.types import TrunkCall, TrunkClient
 
-__all__ = ["cross", "cross_to_loss"]
+__all__ = ["cross", "cross_to_loss", "with_gradient"]
 
 
 class _Crossing(torch.autograd.Function):
@@ -99,9 +99,23 @@ def cross_to_loss(
     if reply.grad is None:
         raise TrunkError("the trunk answered a training step without a gradient")
     grad = reply.grad.to(device=device, dtype=call.hidden.dtype)
-    loss = reply.loss.to(device)
+    return with_gradient(call.hidden, reply.loss.to(device), grad), logits
+
+
+def with_gradient(hidden: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+    """Return ``loss`` as a scalar whose gradient by ``hidden`` is the one given.
+
+    Parameters
+    ----------
+    hidden : Tensor
+        Shape (B, T, D); what comes before it gets gradients in a backward pass.
+    loss : Tensor
+        Scalar, computed elsewhere.
+    grad : Tensor
+        d loss / d hidden, shape (B, T, D).
+    """
     apply: Callable[..., Tensor] = _LossCrossing.apply
-    return apply(_tracked(call.hidden), loss, grad), logits
+    return apply(_tracked(hidden), loss, grad)
 
 
 def _tracked(hidden: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, canonical, leadi
 from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution, Rule, Start
 from atlas_flwr.strategies.aggregation.contribution import dense_means, shares
 from atlas_flwr.strategies.aggregation.products import summed
-from atlas_flwr.strategies.mixing import mixed
+from atlas_flwr.strategies.mixing import averaged, mixed
 from atlas_flwr.strategies.persistence import flatten, unflatten
 from atlas_flwr.strategies.records import Layout
 
@@ -137,11 +137,19 @@ class ClusterAdapters:
         held = None if group is None else self.groups.get(group)
         return held or self._overall or self.initial
 
-    def aggregate(self, members: Mapping[str, Sequence[Contribution]]) -> None:
-        """Replace the adapters of each group by its members' together."""
+    def aggregate(
+        self, members: Mapping[str, Sequence[Contribution]], ema: float = 0.0
+    ) -> None:
+        """Replace the adapters of each group by its members' together.
+
+        With ``ema``, a group that has trained before keeps that share of its own.
+        """
         totals = []
         for group, parts in members.items():
-            state = self.rule.combine(self.groups.get(group), parts)
+            former = self.groups.get(group)
+            state = self.rule.combine(former, parts)
+            if ema and former is not None:
+                state = averaged(former, state, ema, self.rule.max_rank)
             self.groups[group] = state
             weight = sum(part.weight for part in parts)
             totals.append(Contribution(group, weight, self._shortened(state)))

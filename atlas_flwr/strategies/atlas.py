@@ -103,7 +103,7 @@ class Atlas(FedAvg):
         Who the clients are; by default, node ids are their names.
     mixing : Mixing, optional
         MIRA's step after aggregation: groups take a little of those with similar
-        fingerprints.
+        fingerprints; and a moving average over rounds.
     seed : int
         Draws the sampled nodes and seeds k-means.
     on_event : Callable[[Event], None], optional
@@ -309,7 +309,7 @@ class Atlas(FedAvg):
         self, server_round: int, members: Mapping[str, Sequence[Contribution]]
     ) -> None:
         """Aggregate each group, and mix between groups."""
-        self.adapters.aggregate(members)
+        self.adapters.aggregate(members, self.mixing.ema)
         if self.mixing.strength:
             groups = [*self.adapters.groups]
             sketches = self.census.sketches(self._group)

@@ -14,6 +14,7 @@ from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.strategies.adapters import ClusterAdapters
 from atlas_flwr.strategies.aggregation import Contribution
+from atlas_flwr.strategies.personal import PERSONAL_KEY
 from atlas_flwr.strategies.replies import check_trained, records_of
 from atlas_flwr.strategies.roster import Assigned, Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
@@ -88,11 +89,14 @@ class Exchange:
         config : ConfigRecord
             Further configuration.
         """
-        if kind == MessageType.TRAIN:
-            self._sent[node] = state
         entries = ConfigRecord(dict(config))
         entries["server-round"] = server_round
+        shared = state
         if self.sessions is not None and given is not None and given.plan is not None:
+            kept = self.sessions.kept(given.plan, state)
+            if self.sessions.personal:
+                entries[PERSONAL_KEY] = kept.to_json()
+            shared = state = kept.rest_of(state)
             client = self.roster.client(node)
             entries["plan"] = str(given.plan)
             entries["trunk-address"] = self.sessions.address
@@ -101,6 +105,8 @@ class Exchange:
             )
             state = self.sessions.on_client(given.plan, state)
             self._split.add(node)
+        if kind == MessageType.TRAIN:
+            self._sent[node] = shared
         record = RecordDict(
             {
                 self.arrayrecord_key: self.adapters.layout.write(

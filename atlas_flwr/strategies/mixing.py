@@ -20,7 +20,7 @@ from atlas_flwr.errors import DataError
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.strategies.aggregation.products import summed
 
-__all__ = ["Mixing", "mixed"]
+__all__ = ["Mixing", "averaged", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,14 @@ class Mixing:
         ``None`` takes their median.
     graph : Mapping[tuple[str, str], float], optional
         Similarity of pairs of groups; ``None`` takes it from fingerprints.
+    ema : float
+        Share of a group's own former product that it keeps, from 0 to below 1.
     """
 
     strength: float = 0.0
     width: float | None = None
     graph: Mapping[tuple[str, str], float] | None = None
+    ema: float = 0.0
 
     @property
     def needs_sketches(self) -> bool:
@@ -113,6 +116,30 @@ def mixed(
         name: _row(states, matrix[index], states[index], max_rank)
         for index, name in enumerate(names)
     }
+
+
+def averaged(
+    former: AdapterState, now: AdapterState, share: float, max_rank: int | None = None
+) -> AdapterState:
+    """Return share W_former + (1 - share) W_now: a moving average, on products.
+
+    Parameters
+    ----------
+    former, now : AdapterState
+        What a group held before a round, and what it holds after it.
+    share : float
+        From 0 to below 1.
+    max_rank : int, optional
+        See :func:`~atlas_flwr.strategies.aggregation.products.summed`.
+
+    Raises
+    ------
+    DataError
+        If the share is impossible.
+    """
+    if not 0 <= share < 1:
+        raise DataError(f"ema={share}; allowed: from 0 to below 1")
+    return _row([former, now], np.array([share, 1 - share]), now, max_rank)
 
 
 def _row(

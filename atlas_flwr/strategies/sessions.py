@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.strategies.personal import Kept, PersonalSides
 from atlas_flwr.trunk import SessionSpec, TrunkHost
 from atlas_flwr.types import OptimizerSpec
 
@@ -36,6 +37,8 @@ class TrunkSessions:
     shared : bool
         Whether all clients of a round train one adapter on the trunk, step by step,
         instead of one each. They must have one cut and the same ranks.
+    personal : PersonalSides, optional
+        What clients keep to themselves.
     """
 
     host: TrunkHost
@@ -44,6 +47,7 @@ class TrunkSessions:
     layer_block: Callable[[str], int | None]
     num_layers: int
     shared: bool = False
+    personal: PersonalSides | None = None
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 
@@ -89,6 +93,10 @@ class TrunkSessions:
         other = self.on_trunk(plan, state)
         names = state.layers - other.layers
         return state.select(names, state.dense if plan.tail else {})
+
+    def kept(self, plan: SplitPlan, state: AdapterState) -> Kept:
+        """Return what of ``state`` a client keeps to itself."""
+        return self.personal.kept(plan, state) if self.personal else Kept()
 
     def _folds(
         self, mine: AdapterState, source: AdapterState | None

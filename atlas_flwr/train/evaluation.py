@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas_flwr.data import Batch
-from atlas_flwr.train.step import last_logits
+from atlas_flwr.train.step import answer_logits
 
 __all__ = ["Evaluated", "evaluate"]
 
@@ -55,10 +55,7 @@ def evaluate(
     columns = torch.tensor(list(label_ids))
     correct, loss, examples = 0, 0.0, 0
     for batch in batches:
-        with torch.no_grad():
-            logits = last_logits(model, batch)
-        logits = logits[:, -1] if batch.causal else logits
-        logits = logits.float().cpu()
+        logits = answer_logits(model, batch)
         predicted = logits[:, columns].argmax(1)
         correct += int((predicted == batch.targets).sum())
         right = columns[batch.targets]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,14 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.types import OptimizerSpec
 
-__all__ = ["Trained", "adamw", "train"]
+__all__ = ["StepLoss", "Trained", "adamw", "plain_loss", "train"]
+
+StepLoss = Callable[[nn.Module, Batch, int], Tensor]
+
+
+def plain_loss(model: nn.Module, batch: Batch, index: int) -> Tensor:
+    """Return the batch's loss, whatever the step."""
+    return batch_loss(model, batch)
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Trained:
     Attributes
     ----------
     loss : float
-        Mean over the steps, without the proximal term.
+        Mean over the steps that count, without the proximal term.
     steps : int
         Batches seen.
     examples : int
@@ -53,6 +60,8 @@ def train(
     optimizer: OptimizerSpec,
     *,
     proximal_mu: float = 0.0,
+    step_loss: StepLoss = plain_loss,
+    counts: Callable[[int], bool] = lambda index: True,
 ) -> Trained:
     """Train the parameters of ``model`` that require gradients.
 
@@ -70,6 +79,10 @@ def train(
     proximal_mu : float
         FedProx's mu (arXiv 1812.06127): adds ``mu / 2 ||w - w_t||^2`` over the trained
         parameters, w_t being their values now.
+    step_loss : StepLoss
+        The loss of step ``index``, counted from 0, whose backward pass trains.
+    counts : Callable[[int], bool]
+        Whether a step's loss is in the mean.
 
     Raises
     ------
@@ -79,22 +92,24 @@ def train(
     model.eval()
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained] if proximal_mu else []
-    steps = adamw(trained, optimizer)
-    losses, examples = [], 0
-    for index, batch in enumerate(batches, start=1):
-        loss = batch_loss(model, batch)
+    stepper = adamw(trained, optimizer)
+    losses, steps, examples = [], 0, 0
+    for index, batch in enumerate(batches):
+        loss = step_loss(model, batch, index)
         if not torch.isfinite(loss):
             raise AtlasError(
-                f"the loss is {loss.item()} at local step {index}; lower learning-rate "
-                f"(now {optimizer.lr})"
+                f"the loss is {loss.item()} at local step {index + 1}; lower "
+                f"learning-rate (now {optimizer.lr})"
             )
         (loss + _proximal(trained, start, proximal_mu)).backward()
-        if index % optimizer.accumulate == 0:
-            steps.step()
-            steps.zero_grad()
-        losses.append(loss.item())
+        if (index + 1) % optimizer.accumulate == 0:
+            stepper.step()
+            stepper.zero_grad()
+        if counts(index):
+            losses.append(loss.item())
+        steps += 1
         examples += len(batch)
-    return Trained(sum(losses) / max(len(losses), 1), len(losses), examples)
+    return Trained(sum(losses) / max(len(losses), 1), steps, examples)
 
 
 def _proximal(

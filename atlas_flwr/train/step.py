@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
 
-__all__ = ["batch_loss", "last_logits", "model_inputs"]
+__all__ = ["answer_logits", "batch_loss", "label_logits", "last_logits", "model_inputs"]
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -42,6 +43,25 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     shifted = logits[:, :-1].flatten(0, 1).float()
     targets = batch.labels[:, -batch.logits_to_keep + 1 :].flatten()
     return F.cross_entropy(shifted, targets, ignore_index=-100)
+
+
+def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, V) at a batch's N labels, in float32, and the labels."""
+    if not batch.causal:
+        return logits.float(), batch.labels
+    targets = batch.labels[:, -batch.logits_to_keep + 1 :]
+    labelled = targets != -100
+    return logits[:, :-1][labelled].float(), targets[labelled]
+
+
+def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return a model's answer to prompts: logits (B, V) or (B, C), float32, on the CPU.
+
+    Nothing is recorded for a backward pass.
+    """
+    with torch.no_grad():
+        logits = last_logits(model, batch)
+    return (logits[:, -1] if batch.causal else logits).float().cpu()
 
 
 def last_logits(model: nn.Module, batch: Batch) -> Tensor:

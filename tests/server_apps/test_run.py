@@ -314,3 +314,66 @@ def test_the_trunks_learning_rate_is_its_own(tmp_path):
     same, faster = trained("same", 0.01), trained("faster", 0.05)
     middle = next(k for k in same if ".4." in k)
     assert (faster[middle] - same[middle]).norm() > 0.5 * same[middle].norm()
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache folder of the test's own for what clients keep; the rest is shared."""
+    from atlas_flwr.client_apps import store
+
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(store, "cache_folder", lambda: folder)
+    return folder
+
+
+def test_personal_layers_are_never_sent_and_survive_a_killed_run(tmp_path, own_cache):
+    seen = set()
+
+    def watch(message):
+        for sent in message.content.array_records.values():
+            seen.update(sent.keys())
+        return "deliver"
+
+    def kill(message):
+        config = next(iter(message.content.config_records.values()))
+        late = message.metadata.dst_node_id > 1_010
+        if late and (message.metadata.message_type, config.get("server-round")) == (
+            MessageType.TRAIN,
+            2,
+        ):
+            raise Killed
+        return "deliver"
+
+    personal = {"cut": "2/1", "personal": "tail"}
+    whole = run(tmp_path, watch, run_name="whole", **personal)
+    assert any(".0." in key for key in seen)
+    assert not any(".5." in key for key in seen)  # the last of tiny's blocks
+    with pytest.raises(Killed):
+        run(tmp_path, kill, run_name="broken", **personal)
+    continued = run(tmp_path, resume=str(tmp_path / "broken"))
+    assert accuracies(continued) == accuracies(whole)
+    assert len(list(own_cache.glob("clients/*/*/personal-2.npz"))) == 2 * NODES
+
+
+REMEDIES = {"align": 0.5, "auxiliary_steps": 1, "prune_data": 0.5, "ema": 0.3}
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_each_remedy_changes_the_run_and_learns(unbroken, tmp_path, own_cache, remedy):
+    found = summary(run(tmp_path, num_rounds=3, **{remedy: REMEDIES[remedy]}))
+    plain = summary(unbroken)
+    (first, *_, last), (begun, *_, ended) = found["per_round"], plain["per_round"]
+    assert first["mean_loss"] == begun["mean_loss"]
+    assert last["mean_loss"] != ended["mean_loss"]
+    assert last["mean_loss"] < first["mean_loss"]
+    if remedy == "auxiliary_steps":
+        assert found["bytes_up"] < plain["bytes_up"]
+
+
+def test_a_client_prunes_once_and_a_resumed_run_prunes_alike(tmp_path, own_cache):
+    whole = run(tmp_path, num_rounds=3, prune_data=0.5, run_name="whole")
+    kept = [path.name for path in own_cache.glob("clients/*/*/kept-examples-*.npz")]
+    assert kept == ["kept-examples-2.npz"] * NODES
+    run(tmp_path, num_rounds=2, prune_data=0.5, run_name="part")
+    continued = run(tmp_path, num_rounds=3, resume=str(tmp_path / "part"))
+    assert accuracies(continued) == accuracies(whole)

@@ -16,19 +16,7 @@ from atlas_flwr.train.step import batch_loss
 from atlas_flwr.trunk import LocalTrunk
 from atlas_flwr.types import OptimizerSpec
 from tests.families import build
-
-
-def causal_batch(keep=3):
-    ids = torch.randint(3, 61, (4, 10))
-    labels = torch.full_like(ids, -100)
-    labels[:, -keep + 1 :] = ids[:, -keep + 1 :]
-    return Batch(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        labels=labels,
-        targets=torch.zeros(4, dtype=torch.long),
-        logits_to_keep=keep,
-    )
+from tests.train.batches import causal_batch
 
 
 def test_the_loss_of_kept_positions_is_hugging_faces_loss():

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client remembers of a run from round to round, on its own disk.
+
+Flower's ``context.state`` ends with the process, and a run that dies must go on where
+it was: so each thing is kept with its round, and a round that is done again does not
+see what came of it the first time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_flwr.data.cache import cache_folder
+from atlas_flwr.errors import DataError
+
+__all__ = ["ClientStore"]
+
+KEPT = 3
+
+
+@dataclass(frozen=True)
+class ClientStore:
+    """A client's folder for one run.
+
+    Attributes
+    ----------
+    path : Path
+        Made when something is first saved.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, run_id: str, client: int) -> ClientStore:
+        """Return a client's store in the cache folder.
+
+        Raises
+        ------
+        DataError
+            If the run's id could lead out of it.
+        """
+        if not re.fullmatch(r"[0-9a-f]{16}", run_id):
+            raise DataError(f"run-id {run_id!r}; it must be 16 hexadecimal digits")
+        return cls(cache_folder() / "clients" / run_id / str(client))
+
+    def save(
+        self, name: str, server_round: int, arrays: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Keep arrays under a name and a round; drop those of long ago."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=self.path, suffix=".draft")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        Path(draft).replace(self.path / f"{name}-{server_round}.npz")
+        for old in sorted(r for r in self._rounds(name) if r < server_round)[:-KEPT]:
+            (self.path / f"{name}-{old}.npz").unlink()
+
+    def load(self, name: str, *, before: int) -> dict[str, NDArray[Any]] | None:
+        """Return what was kept last before a round; ``None`` for nothing."""
+        rounds = [found for found in self._rounds(name) if found < before]
+        if not rounds:
+            return None
+        with np.load(self.path / f"{name}-{max(rounds)}.npz") as found:
+            return {key: found[key] for key in found.files}
+
+    def _rounds(self, name: str) -> list[int]:
+        paths = self.path.glob(f"{name}-*.npz")
+        return [int(path.stem.rpartition("-")[2]) for path in paths]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration may get wrong about remedies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from atlas_flwr.config.problem import Problem
+from atlas_flwr.config.schema import KIN, RunConfig
+
+__all__ = ["remedies_find_their_place", "remedies_suit_the_strategy"]
+
+
+def remedies_find_their_place(config: RunConfig) -> Iterator[Problem]:
+    """Want remedies only where what they change is there, and counted."""
+    split = config.split if config.strategy in KIN else "none"
+    if config.personal not in ("none", "head") and split == "vanilla":
+        yield Problem(
+            ("personal", "split"),
+            f"personal={config.personal!r}: with split='vanilla' the trunk has the "
+            "tail; set personal='head', or split='u-shaped'",
+        )
+    if config.personal != "none" and split == "none":
+        yield Problem(
+            ("personal", "split"),
+            f"personal={config.personal!r}: whole models have no sides; set "
+            "personal='none', or split='u-shaped'",
+        )
+    if config.auxiliary_steps and split != "u-shaped":
+        yield Problem(
+            ("auxiliary-steps", "split"),
+            f"auxiliary-steps={config.auxiliary_steps} with split={split!r}: the "
+            "estimate is for a head whose tail is on the client; set split='u-shaped', "
+            "or auxiliary-steps=0",
+        )
+    if config.align and split == "vanilla":
+        yield Problem(
+            ("align", "split"),
+            f"align={config.align}: with split='vanilla' the loss is the trunk's; set "
+            "split='u-shaped', or align=0.0",
+        )
+    for key, value in (
+        ("align", config.align),
+        ("auxiliary-steps", config.auxiliary_steps),
+    ):
+        if value and config.devices:
+            yield Problem(
+                (key, "devices"),
+                f"{key}={value} with devices={config.devices!r}: the memory model does "
+                f"not count what it takes; set {key}=0, or devices=''",
+            )
+
+
+def remedies_suit_the_strategy(config: RunConfig) -> Iterator[Problem]:
+    """Want remedies only where they do what they say."""
+    if config.ema and config.aggregation in ("mean", "none"):
+        yield Problem(
+            ("ema", "aggregation"),
+            f"ema={config.ema}: products are averaged, and aggregation="
+            f"{config.aggregation!r} has none; set ema=0.0, or aggregation='both'",
+        )
+    if config.prune_data and config.strategy == "centralized":
+        yield Problem(
+            ("prune-data", "strategy"),
+            f"prune-data={config.prune_data}: clients prune their own data, and "
+            "centralized pools it; set prune-data=0.0",
+        )

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from atlas_flwr.client_apps.store import KEPT, ClientStore
+from atlas_flwr.errors import DataError
+
+ID = "0123456789abcdef"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ClientStore(tmp_path / "client")
+
+
+def value(store, *, before):
+    found = store.load("thing", before=before)
+    return None if found is None else found["x"].item()
+
+
+def test_what_was_kept_last_before_a_round_comes_back(store):
+    for round_ in (1, 3):
+        store.save("thing", round_, {"x": np.array(round_)})
+    assert [value(store, before=r) for r in range(1, 6)] == [None, 1, 1, 3, 3]
+
+
+def test_a_round_that_is_done_again_does_not_see_its_first_time(store):
+    store.save("thing", 1, {"x": np.array(1)})
+    store.save("thing", 2, {"x": np.array(-2)})
+    assert value(store, before=2) == 1
+    store.save("thing", 2, {"x": np.array(2)})
+    assert value(store, before=3) == 2
+
+
+def test_names_do_not_see_each_other(store):
+    store.save("other", 1, {"x": np.array(1)})
+    assert value(store, before=9) is None
+
+
+def test_rounds_of_long_ago_are_dropped_and_no_draft_stays(store):
+    for round_ in range(1, 10):
+        store.save("thing", round_, {"x": np.array(round_)})
+    names = sorted(path.name for path in store.path.iterdir())
+    assert names == [f"thing-{r}.npz" for r in range(9 - KEPT, 10)]
+
+
+def test_clients_and_runs_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path))
+    paths = {ClientStore.of(i, c).path for i in (ID, ID[::-1]) for c in (0, 1)}
+    assert len(paths) == 4
+    assert all(tmp_path in path.parents for path in paths)
+
+
+@pytest.mark.parametrize("run_id", ["", "../../../etc", ID[:-1], ID.upper()])
+def test_an_id_that_leads_elsewhere_is_refused(run_id):
+    with pytest.raises(DataError, match="hexadecimal"):
+        ClientStore.of(run_id, 0)
