@@ -1,30 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aggregation modes, rank rules and published methods side by side, over seeds.
+"""Aggregation modes, rank rules, published methods, remedies: side by side, over seeds.
 
 Run from the top of the repository::
 
     python benchmarks/methods.py --model minilm --seeds 0 1 2
-    python benchmarks/methods.py --only both truncate mean --seeds 0
+    python benchmarks/methods.py --of methods --seeds 0
+    python benchmarks/methods.py --of remedies --model minilm --seeds 0 1 2
 
-Devices differ and are dealt to clients by the seed, not by task, so that ranks are free
-of tasks; clients, data, start, steps and learning rate are the same for all. A finished
-run is kept in ``--runs`` and not repeated. Prints a Markdown table: mean and standard
-deviation over seeds.
+Clients, data, start, steps and learning rate are the same for all rows of a table. But
+for the remedies, devices differ and are dealt to clients by the seed, not by task, so
+that ranks are free of tasks. A finished run is kept in ``--runs`` and not repeated.
+Prints a Markdown table: mean and standard deviation over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 from pathlib import Path
 
 CLIENTS = 8
-MODELS = {
+DEVICES = {
     "smollm2": "devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4",
     "minilm": "devices='98MiB,104MiB,140MiB' local-steps=10 batch-size=16 "
     "train-examples=256",
+}
+NO_DEVICES = {
+    "smollm2": "test-examples=32 fingerprint-batches=4",
+    "minilm": "local-steps=12",
 }
 VARIANTS = {
     "both, ranks by importance": "aggregation='both'",
@@ -40,13 +46,28 @@ METHODS = {
     for name in ("oracle", "hsplitlora", "flora", "flexlora", "hetlora", "splitlora")
 }
 METHODS["mira"] = "strategy='mira' mixing=0.5"
+SHARED = "strategy='splitlora' server-adapters='shared' cut='1/1' ranks='uniform'"
+REMEDIES = {
+    "none": "",
+    "trunk-learning-rate=0.003": "trunk-learning-rate=0.003",
+    "personal='head'": "personal='head'",
+    "personal='tail'": "personal='tail'",
+    "ema=0.3": "ema=0.3",
+    "align=0.3": "align=0.3",
+    "auxiliary-steps=1": "auxiliary-steps=1",
+    "skip-gradients=0.8": "skip-gradients=0.8",
+    "prune-data=0.3": "prune-data=0.3",
+    "one adapter on the trunk": SHARED,
+    "one adapter on the trunk, trunk-merge=4": f"{SHARED} trunk-merge=4",
+}
+TABLES = {"variants": VARIANTS, "methods": METHODS, "remedies": REMEDIES}
 
 
-def run(model: str, config: str, seed: int, folder: Path) -> dict[str, object]:
+def run(setting: str, config: str, seed: int, folder: Path) -> dict[str, object]:
     summary = folder / "summary.json"
     if not summary.is_file():
         given = (
-            f"model='{model}' {MODELS[model]} {config} seed={seed} "
+            f"{setting} {config} seed={seed} "
             f"runs-dir='{folder.parent}' run-name='{folder.name}'"
         )
         command = ["atlas-flwr", "run", "-n", str(CLIENTS), "-c", given]
@@ -77,8 +98,9 @@ def row(name: str, found: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=MODELS, default="minilm")
+    parser.add_argument("--model", choices=DEVICES, default="minilm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--of", choices=TABLES, default="variants")
     parser.add_argument("--only", nargs="+", default=[], help="names that start so")
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     given = parser.parse_args()
@@ -87,12 +109,14 @@ def main() -> None:
     )
     print(" | client peak, MiB | trunk peak, MiB |")
     print("| --- " * 8 + "|")
-    for name, config in {**VARIANTS, **METHODS}.items():
+    settings = NO_DEVICES if given.of == "remedies" else DEVICES
+    setting = f"model='{given.model}' {settings[given.model]}"
+    for name, config in TABLES[given.of].items():
         if given.only and not name.startswith(tuple(given.only)):
             continue
-        slug = name.replace(", ", "-").replace(" ", "-")
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{given.of} {name}").strip("-")
         found = [
-            run(given.model, config, s, given.runs / f"{given.model}-{slug}-{s}")
+            run(setting, config, s, given.runs / f"{given.model}-{slug}-{s}")
             for s in given.seeds
         ]
         print(row(name, found), flush=True)
