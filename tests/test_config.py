@@ -131,6 +131,10 @@ REFUSED = [
         {"strategy": "splitlora", "server-adapters": "shared"},
         "clients that train one adapter have one cut and one rank",
     ),
+    (
+        {"strategy": "splitlora", "trunk-merge": 2},
+        "trunk-merge=2: with server-adapters='own' every client trains an adapter of",
+    ),
     ({"trunk-session-memory": "lots"}, "trunk-session-memory='lots'"),
     ({"quorum": 0.0}, "quorum=0.0: must be above 0"),
     ({"train-examples": 4}, "batch-size=8: a client has only train-examples=4"),
@@ -182,6 +186,7 @@ ACCEPTED = [
     {
         "strategy": "splitlora",
         "server-adapters": "shared",
+        "trunk-merge": 4,
         "cut": "2/1",
         "ranks": "uniform",
     },

@@ -185,7 +185,16 @@ class MethodConfig:
         "own",
         "SplitLoRA's server side: own trains one adapter for each client and averages "
         "them (SFL-V1); shared lets all clients' steps train one in turn (SFL-V2), "
-        "which wants one cut and ranks='uniform'.",
+        "or some batches at a time (trunk-merge), and wants one cut and "
+        "ranks='uniform'.",
+        only=("splitlora",),
+    )
+    trunk_merge: int = knob(
+        1,
+        "Batches that server-adapters='shared' merges: the one adapter steps on the "
+        "mean of so many batches' gradients, whichever clients they come from. With as "
+        "many as clients it steps as rarely as each of them does.",
+        minimum=1,
         only=("splitlora",),
     )
     mixing: float = knob(

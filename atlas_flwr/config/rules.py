@@ -220,6 +220,17 @@ def shared_adapters_are_alike(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def merged_batches_are_shared(config: RunConfig) -> Iterator[Problem]:
+    """Want one adapter for all clients where their batches are merged."""
+    if config.trunk_merge > 1 and config.server_adapters != "shared":
+        yield Problem(
+            ("trunk-merge", "server-adapters"),
+            f"trunk-merge={config.trunk_merge}: with server-adapters="
+            f"{config.server_adapters!r} every client trains an adapter of its own on "
+            "the trunk; set server-adapters='shared', or trunk-merge=1",
+        )
+
+
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
     if config.dtype == "float32":
@@ -305,6 +316,7 @@ RULES: tuple[Rule, ...] = (
     fedprox_has_a_pull,
     mira_has_a_pull,
     shared_adapters_are_alike,
+    merged_batches_are_shared,
     folding_is_exact,
     parts_are_filled,
     batch_is_filled,

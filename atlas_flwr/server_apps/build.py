@@ -148,7 +148,9 @@ def _splitlora(setting: Setting) -> Strategy:
     config, given = setting.config, _kin(setting)
     if given["sessions"] is not None:
         shared = config.server_adapters == "shared"
-        given["sessions"] = replace(given["sessions"], shared=shared)
+        given["sessions"] = replace(
+            given["sessions"], shared=shared, merge=config.trunk_merge
+        )
     return SplitLora(**given, interval=config.aggregation_interval)
 
 

@@ -288,11 +288,12 @@ def test_whole_models_take_part_at_the_ranks_of_their_devices(tmp_path, strategy
 def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
     given = {"ranks": "uniform", "lora_rank": 4, "cut": "1/1", "local_steps": 4}
     loss = {}
-    for way in ("own", "shared"):
+    for way, merge in (("own", 1), ("shared", 1), ("merged", 2)):
         folder = run(
             tmp_path,
             strategy="splitlora",
-            server_adapters=way,
+            server_adapters="own" if way == "own" else "shared",
+            trunk_merge=merge,
             run_name=way,
             nodes=2,
             **given,
@@ -301,7 +302,7 @@ def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
         loss[way] = [r["mean_loss"] for r in rounds]
         assert loss[way][-1] < loss[way][0]
         assert rounds[-1]["failures"] == 0
-    assert loss["own"][1:] != loss["shared"][1:]
+    assert loss["own"][1:] != loss["shared"][1:] != loss["merged"][1:]
 
 
 def test_the_trunks_learning_rate_is_its_own(tmp_path):
