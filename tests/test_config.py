@@ -135,6 +135,12 @@ REFUSED = [
         {"strategy": "splitlora", "trunk-merge": 2},
         "trunk-merge=2: with server-adapters='own' every client trains an adapter of",
     ),
+    (
+        {"split": "vanilla", "skip-gradients": 0.5},
+        "skip-gradients=0.5: with split='vanilla' no client sends a gradient",
+    ),
+    ({"split": "none", "skip-gradients": 0.5}, "with split='none' no client sends"),
+    ({"skip-gradients": 1.5}, "skip-gradients=1.5: must be at least 0 and at most 1"),
     ({"trunk-session-memory": "lots"}, "trunk-session-memory='lots'"),
     ({"quorum": 0.0}, "quorum=0.0: must be above 0"),
     ({"train-examples": 4}, "batch-size=8: a client has only train-examples=4"),
@@ -192,6 +198,7 @@ ACCEPTED = [
     },
     {"strategy": "fedavg", "devices": "1GiB", "lora-rank": 4},
     {"train-examples": 0},
+    {"skip-gradients": 0.5, "codec": "raw"},
     {"dtype": "float16", "device": "cuda", "aggregation": "truncate"},
     {"lora-targets": "q_proj, v_proj"},
 ]

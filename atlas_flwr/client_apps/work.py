@@ -40,7 +40,7 @@ from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
 from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import connect
+from atlas_flwr.trunk import SkippingTrunk, connect
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
@@ -152,7 +152,8 @@ class Work:
         state = layout.read(self.arrays, "server")
         batches, examples = self._train_batches()
         started = time.monotonic()
-        with PeakMeter() as meter, self._model(state) as adapted:
+        steps = config.local_steps
+        with PeakMeter() as meter, self._model(state, steps) as adapted:
             done = train(
                 adapted.model,
                 batches,
@@ -169,6 +170,7 @@ class Work:
             "rank": max((f.rank for f in state.factors.values()), default=0),
             "head": self.plan.head if self.plan else 0,
             "tail": (self.plan.tail or 0) if self.plan else 0,
+            "skipped": _skipped(adapted),
             **_crossed(adapted),
         }
         return arrays, metrics
@@ -193,7 +195,9 @@ class Work:
         }
 
     @contextmanager
-    def _model(self, state: AdapterState) -> Iterator[ClientModel]:
+    def _model(
+        self, state: AdapterState, train_steps: int = 0
+    ) -> Iterator[ClientModel]:
         if self.plan is None:
             with adapted_whole(self.files.whole(), state, self.scaling) as adapted:
                 yield adapted
@@ -204,6 +208,9 @@ class Work:
             token=str(self.entries["trunk-token"]),
             codec=self.config.codec,
         )
+        threshold = self.config.skip_gradients
+        if train_steps and threshold:
+            trunk = SkippingTrunk(trunk, threshold, train_steps)
         sides = (parts.head, parts.tail, trunk)
         with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
@@ -243,6 +250,12 @@ class Work:
         causal = self.files.source.kind == "causal"
         make = CausalCollator if causal else ClassifierCollator
         return make(tokenizer_of(self.files.source), task, self.config.max_length)
+
+
+def _skipped(adapted: ClientModel) -> int:
+    """Count the backward passes that the client did not send."""
+    trunk = getattr(adapted.model, "trunk", None)
+    return trunk.skipped if isinstance(trunk, SkippingTrunk) else 0
 
 
 def _crossed(adapted: ClientModel) -> Metrics:

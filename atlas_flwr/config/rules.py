@@ -231,6 +231,16 @@ def merged_batches_are_shared(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def skipped_gradients_cross(config: RunConfig) -> Iterator[Problem]:
+    """Want a message with a gradient where some are not to be sent."""
+    if config.skip_gradients > 0 and config.split != "u-shaped":
+        yield Problem(
+            ("skip-gradients", "split"),
+            f"skip-gradients={config.skip_gradients}: with split={config.split!r} no "
+            "client sends a gradient; set split='u-shaped', or skip-gradients=0.0",
+        )
+
+
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
     if config.dtype == "float32":
@@ -317,6 +327,7 @@ RULES: tuple[Rule, ...] = (
     mira_has_a_pull,
     shared_adapters_are_alike,
     merged_batches_are_shared,
+    skipped_gradients_cross,
     folding_is_exact,
     parts_are_filled,
     batch_is_filled,

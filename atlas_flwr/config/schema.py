@@ -83,6 +83,15 @@ class RunConfig(MethodConfig, TrainingConfig):
         "accuracy, gradients more than activations.",
         only=KIN,
     )
+    skip_gradients: float = knob(
+        0.0,
+        "Do not send a gradient over the cut whose size is below this share of the "
+        "running mean of those before it; 0 sends all. Saves both ways of a backward "
+        "pass, and a step of head and trunk. Try 0.5 to 0.9, and watch the loss.",
+        minimum=0,
+        maximum=1,
+        only=KIN,
+    )
     trunk: Literal["ray", "local"] = knob(
         "ray",
         "Where the trunk runs in a simulation: ray, as an actor that all clients "

@@ -305,6 +305,25 @@ def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
     assert loss["own"][1:] != loss["shared"][1:] != loss["merged"][1:]
 
 
+def test_skipped_gradients_are_counted_and_save_bytes(tmp_path):
+    told = {}
+    for threshold in (0.0, 1.0):
+        folder = run(
+            tmp_path,
+            run_name=f"skip-{threshold}",
+            nodes=2,
+            num_rounds=1,
+            num_clusters=1,
+            local_steps=5,
+            skip_gradients=threshold,
+        )
+        told[threshold] = summary(folder)["per_round"][-1]
+    assert told[0.0]["skipped"] == 0 < told[1.0]["skipped"] <= 2 * 3
+    assert told[1.0]["bytes_up"] < told[0.0]["bytes_up"]
+    assert told[1.0]["bytes_down"] < told[0.0]["bytes_down"]
+    assert told[1.0]["failures"] == 0
+
+
 def test_the_trunks_learning_rate_is_its_own(tmp_path):
     def trained(name, rate):
         given = {"num_rounds": 1, "num_clusters": 1, "trunk_learning_rate": rate}
