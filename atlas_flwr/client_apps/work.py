@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
+from torch import Tensor
 
 from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.identity import Identity
@@ -28,7 +29,7 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
-from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling
+from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, excess, pruned
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.fingerprints import IMPORTANCE_KEY
@@ -159,8 +160,11 @@ class Work:
                 batches,
                 OptimizerSpec(config.learning_rate, weight_decay=config.weight_decay),
                 proximal_mu=float(str(self.entries.get("proximal-mu", 0.0))),
+                penalty=_penalty(config, adapted),
             )
-            arrays = layout.write(adapted.state())
+            trained = adapted.state()
+        kept = pruned(state.factors, trained.factors, config.rank_decay)
+        arrays = layout.write(replace(trained, factors=kept))
         metrics: Metrics = {
             "num-examples": examples,
             "train-loss": done.loss,
@@ -250,6 +254,13 @@ class Work:
         causal = self.files.source.kind == "causal"
         make = CausalCollator if causal else ClassifierCollator
         return make(tokenizer_of(self.files.source), task, self.config.max_length)
+
+
+def _penalty(config: RunConfig, adapted: ClientModel) -> Callable[[], Tensor] | None:
+    """Return HetLoRA's term of the loss, if it has a weight."""
+    if not config.rank_penalty:
+        return None
+    return lambda: config.rank_penalty * excess(adapted.attached(), config.rank_decay)
 
 
 def _skipped(adapted: ClientModel) -> int:

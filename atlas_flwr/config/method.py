@@ -197,6 +197,23 @@ class MethodConfig:
         minimum=1,
         only=("splitlora",),
     )
+    rank_decay: float = knob(
+        1.0,
+        "HetLoRA's gamma: a client's layer whose directions beyond this share of its "
+        "rank have shrunk in a round loses them for good; 1 prunes nothing. Try 0.5 to "
+        "0.99, with a rank-penalty.",
+        above=0,
+        maximum=1,
+        only=("hetlora",),
+    )
+    rank_penalty: float = knob(
+        0.0,
+        "HetLoRA's lambda: weight, in a client's loss, of the size of the directions "
+        "that rank-decay would drop. Try 0.001 to 0.1; large values empty them at the "
+        "loss's cost.",
+        minimum=0,
+        only=("hetlora",),
+    )
     mixing: float = knob(
         0.0,
         "How strongly clusters (mira: clients) are drawn to those with similar "

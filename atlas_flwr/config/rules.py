@@ -241,6 +241,16 @@ def skipped_gradients_cross(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def penalty_has_a_decay(config: RunConfig) -> Iterator[Problem]:
+    """Want directions that could be pruned where they are penalised."""
+    if config.rank_penalty > 0 and config.rank_decay == 1:
+        yield Problem(
+            ("rank-penalty", "rank-decay"),
+            f"rank-penalty={config.rank_penalty}: with rank-decay=1.0 there is nothing "
+            "to prune or to penalise; set rank-decay below 1, or rank-penalty=0.0",
+        )
+
+
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
     if config.dtype == "float32":
@@ -328,6 +338,7 @@ RULES: tuple[Rule, ...] = (
     shared_adapters_are_alike,
     merged_batches_are_shared,
     skipped_gradients_cross,
+    penalty_has_a_decay,
     folding_is_exact,
     parts_are_filled,
     batch_is_filled,

@@ -177,7 +177,9 @@ STRATEGIES: Mapping[str, Callable[[Setting], Strategy]] = {
     "fedprox": _fedprox,
     "flexlora": lambda setting: FlexLora(**_kin(setting)),
     "flora": lambda setting: Flora(**_kin(setting)),
-    "hetlora": lambda setting: HetLora(**_kin(setting)),
+    "hetlora": lambda setting: HetLora(
+        **_kin(setting), rank_decay=setting.config.rank_decay
+    ),
     "hsplitlora": lambda setting: HSplitLora(**_kin(setting)),
     "local": _local,
     "mira": _mira,

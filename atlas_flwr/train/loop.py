@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ class Trained:
     Attributes
     ----------
     loss : float
-        Mean over the steps, without the proximal term.
+        Mean over the steps, without what is added to it.
     steps : int
         Batches seen.
     examples : int
@@ -53,6 +53,7 @@ def train(
     optimizer: OptimizerSpec,
     *,
     proximal_mu: float = 0.0,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Trained:
     """Train the parameters of ``model`` that require gradients.
 
@@ -70,6 +71,8 @@ def train(
     proximal_mu : float
         FedProx's mu (arXiv 1812.06127): adds ``mu / 2 ||w - w_t||^2`` over the trained
         parameters, w_t being their values now.
+    penalty : Callable[[], Tensor], optional
+        A scalar of the trained parameters as they are, added to each step's loss.
 
     Raises
     ------
@@ -88,7 +91,8 @@ def train(
                 f"the loss is {loss.item()} at local step {index}; lower learning-rate "
                 f"(now {optimizer.lr})"
             )
-        (loss + _proximal(trained, start, proximal_mu)).backward()
+        added = penalty() if penalty else 0.0
+        (loss + added + _proximal(trained, start, proximal_mu)).backward()
         if index % optimizer.accumulate == 0:
             steps.step()
             steps.zero_grad()
