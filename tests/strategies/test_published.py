@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -13,6 +11,7 @@ from atlas_flwr.strategies import (
     FlexLora,
     Flora,
     HetLora,
+    HSplitLora,
     Mira,
     OracleFedAvg,
     Roster,
@@ -126,6 +125,111 @@ def test_flora_adds_the_stacked_product_to_the_weights_and_begins_anew():
     close(strategy.cluster_states()["0"].factors["model.q"].delta().numpy(), W)
 
 
+IMPORTANT = "model.q", "model.v"
+SHAPES = {"model.q": (M, N), "model.v": (4 * M, 3 * N)}
+# Sum of abs(W dL/dW). All but the first client see more in v, which costs more a rank.
+SENSED = ({"q": 1.0, "v": 9.0}, {"q": 6.0, "v": 7.0}, {"q": 5.0, "v": 6.0})
+BUDGETS = (2, 0), (3, 1), (4, 2)  # ranks of the more important layer, of the other
+
+
+def two_layer_moves(client, number, layer, rank):
+    rng = np.random.default_rng([client, number, IMPORTANT.index(layer)])
+    m, n = SHAPES[layer]
+    return 0.3 * rng.normal(size=(rank, n)), 0.3 * rng.normal(size=(m, rank))
+
+
+def two_layer_app(seen) -> ClientApp:
+    app, plain = ClientApp(), plain_app({})
+
+    @app.query("describe")
+    def describe(message: Message, context) -> Message:
+        return plain(message, context)
+
+    @app.query("fingerprint")
+    def fingerprint(message: Message, context) -> Message:
+        reply = plain(message, context)
+        assert message.content["config"]["importance"]
+        found = SENSED[int(context.node_config["partition-id"])]
+        told = {f"model.{name}": value for name, value in found.items()}
+        reply.content["importance"] = MetricRecord(told)
+        return reply
+
+    @app.train()
+    def train(message: Message, context) -> Message:
+        client = int(context.node_config["partition-id"])
+        number = int(message.content["config"]["server-round"])
+        got = {k: a.numpy().astype(float) for k, a in message.content["arrays"].items()}
+        seen[number, client], new = got, {}
+        for key in (k for k in got if "lora_A" in k):
+            layer, pair = key.partition(".lora_")[0], key.replace("lora_A", "lora_B")
+            dA, dB = two_layer_moves(client, number, layer, len(got[key]))
+            new |= {key: got[key] + dA, pair: got[pair] + dB}
+        arrays = ArrayRecord({k: Array(v.astype(np.float32)) for k, v in new.items()})
+        metrics = MetricRecord({"num-examples": EXAMPLES[client]})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def test_hsplitlora_ranks_by_importance_and_adds_each_layer_over_those_who_have_it():
+    told, seen = [], {}
+
+    def by_importance(profile, importance):
+        told.append(importance)
+        first, second = sorted(importance, key=importance.get, reverse=True)
+        ranks = BUDGETS[int(profile.client)]
+        return Assigned(dict(zip((first, second), ranks, strict=True)))
+
+    start = {}
+    for layer, (m, n) in SHAPES.items():
+        rng = np.random.default_rng(IMPORTANT.index(layer))
+        A, B = rng.normal(size=(4, n)), np.zeros((m, 4))
+        for factor, value in (("A", A), ("B", B)):
+            start[f"{layer}.lora_{factor}.weight"] = Array(value.astype(np.float32))
+    strategy = HSplitLora(**settings(assign=by_importance))
+    with local_grid(two_layer_app(seen), CLIENTS) as grid:
+        strategy.start(grid, ArrayRecord(start), num_rounds=ROUNDS)
+
+    # A rank of layer W takes d_in + d_out parameters; every client counts alike.
+    costs = {layer: sum(shape) for layer, shape in SHAPES.items()}
+    wanted = dict.fromkeys(IMPORTANT, 0.0)
+    for sensed in SENSED:
+        each = {w: sensed[w.removeprefix("model.")] / costs[w] for w in IMPORTANT}
+        for layer in IMPORTANT:
+            wanted[layer] += each[layer] / sum(each.values()) / CLIENTS
+    assert len(told) == CLIENTS
+    assert all(found == pytest.approx(wanted) for found in told)
+    assert wanted["model.q"] > wanted["model.v"]  # by their cost, and the cluster's
+
+    W = {layer: np.zeros(shape) for layer, shape in SHAPES.items()}
+    for number in range(1, ROUNDS + 1):
+        for place, layer in enumerate(IMPORTANT):
+            ranks = [budget[place] for budget in BUDGETS]
+            have = [k for k in range(CLIENTS) if ranks[k]]
+            share = {k: EXAMPLES[k] / sum(EXAMPLES[j] for j in have) for k in have}
+            added = np.zeros(SHAPES[layer])
+            for client, rank in enumerate(ranks):
+                sent = seen[number, client]
+                names = (f"{layer}.folded_{factor}.weight" for factor in "BA")
+                held = [sent[name] for name in names if name in sent]
+                close(held[0] @ held[1] if held else np.zeros(SHAPES[layer]), W[layer])
+                if not rank:
+                    assert f"{layer}.lora_A.weight" not in sent
+                    continue
+                A, B = (sent[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+                assert A.shape[0] == rank
+                assert not B.any()
+                dA, dB = two_layer_moves(client, number, layer, rank)
+                added += share[client] * ALPHA / rank * (B + dB) @ (A + dA)
+            W[layer] = W[layer] + added
+    held = strategy.cluster_states()["0"].factors
+    for layer in IMPORTANT:
+        close(held[layer].delta().numpy(), W[layer])
+    second, third = (seen[number, 2]["model.q.lora_A.weight"] for number in (2, 3))
+    assert not np.allclose(second, third)  # a fresh adapter each round
+
+
 def test_flexlora_cuts_the_dense_sum_by_svd():
     seen = play(FlexLora(**settings()))
     for number in range(1, ROUNDS):
@@ -156,129 +260,6 @@ def test_hetlora_pads_weighs_by_norm_averages_and_slices():
         A = np.tensordot(weights, padded_A, 1)
         B = np.tensordot(weights, padded_B, 1)
         scale = float(weights @ (ALPHA / np.array(RANKS)))
-
-
-DECAY = 0.6
-# Of every round and client: whether the last directions shrink in training.
-SHRINK = {(2, 1), (2, 2), (3, 2), (4, 1)}
-
-
-def shrunken(sent, client, number):
-    """Train and prune as HetLoRA's clients do; return the factors that are kept."""
-    rank = sent[A_KEY].shape[0]
-    k = max(1, int(DECAY * rank))
-    dA, dB = moves(client, number, rank)
-    A, B = sent[A_KEY] + dA, sent[B_KEY] + dB
-    if (number, client) in SHRINK:
-        A[k:], B[:, k:] = 0.1 * sent[A_KEY][k:], 0.1 * sent[B_KEY][:, k:]
-    norms = [
-        np.linalg.norm(b[:, k:]) * np.linalg.norm(a[k:])
-        for a, b in ((sent[A_KEY], sent[B_KEY]), (A, B))
-    ]
-    if norms[1] < norms[0]:
-        # The scale alpha / r grows with the pruning: B takes up the difference.
-        A, B = A[:k], B[:, :k] * k / rank
-    return A, B
-
-
-def pruning_app(seen) -> ClientApp:
-    app, told = plain_app(seen), ClientApp()
-
-    @told.query("describe")
-    def describe(message: Message, context) -> Message:
-        return app(message, context)
-
-    @told.query("fingerprint")
-    def fingerprint(message: Message, context) -> Message:
-        return app(message, context)
-
-    @told.train()
-    def train(message: Message, context) -> Message:
-        reply = app(message, context)
-        client = int(context.node_config["partition-id"])
-        number = int(message.content["config"]["server-round"])
-        pair = shrunken(seen[number, client], client, number)
-        reply.content["arrays"] = ArrayRecord(
-            {
-                key: Array(value.astype(np.float32))
-                for key, value in zip((A_KEY, B_KEY), pair, strict=True)
-            }
-        )
-        return reply
-
-    return told
-
-
-def play_pruning(strategy, rounds, arrays=None):
-    seen: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-    with local_grid(pruning_app(seen), CLIENTS) as grid:
-        strategy.start(grid, arrays or initial()[0], num_rounds=rounds)
-    return seen
-
-
-def test_hetloras_clients_prune_their_ranks_for_good():
-    seen = play_pruning(HetLora(**settings(rank_decay=DECAY)), rounds=5)
-    (_, A), ranks = initial(), list(RANKS)
-    B, scale = np.zeros((M, 4)), ALPHA / 4
-    history = []
-    for number in range(1, 6):
-        history.append(tuple(ranks))
-        kept = []
-        for client, rank in enumerate(ranks):
-            sent = seen[number, client]
-            assert sent[A_KEY].shape == (rank, N)
-            close(sent[A_KEY], A[:rank])
-            close(ALPHA / rank * sent[B_KEY], scale * B[:, :rank])
-            kept.append(shrunken(sent, client, number))
-        ranks = [len(a) for a, _ in kept]
-        widest = max(ranks)
-        norms = [
-            np.linalg.norm(ALPHA / r * b @ a)
-            for (a, b), r in zip(kept, ranks, strict=True)
-        ]
-        weights = np.array(norms) / sum(norms)
-        A, B = np.zeros((widest, N)), np.zeros((M, widest))
-        for weight, (a, b), r in zip(weights, kept, ranks, strict=True):
-            A[:r] += weight * a
-            B[:, :r] += weight * b
-        scale = float(weights @ (ALPHA / np.array(ranks)))
-    assert history == [(1, 3, 4), (1, 3, 4), (1, 1, 2), (1, 1, 1), (1, 1, 1)]
-
-
-def test_what_clients_have_pruned_outlives_a_resumption():
-    straight = play_pruning(HetLora(**settings(rank_decay=DECAY)), rounds=3)
-    first = HetLora(**settings(rank_decay=DECAY))
-    play_pruning(first, rounds=2)
-    arrays, values = first.state()
-    again = HetLora(**settings(rank_decay=DECAY))
-    again.restore(arrays, json.loads(json.dumps(values)))
-    # A new start counts rounds from 1: only the ranks that are sent are compared.
-    sent = play_pruning(again, rounds=1)
-    for client in range(CLIENTS):
-        assert np.array_equal(sent[1, client][A_KEY], straight[3, client][A_KEY])
-        assert np.array_equal(sent[1, client][B_KEY], straight[3, client][B_KEY])
-
-
-def test_a_rank_that_no_pruning_leaves_is_refused():
-    # Its client prunes 4 directions to 2: the server knows of 3 alone.
-    seen = play_pruning(HetLora(**settings(rank_decay=0.9)), rounds=3)
-    assert [seen[3, k][A_KEY].shape[0] for k in range(CLIENTS)] == list(RANKS)
-
-
-def test_a_client_of_a_strategy_without_pruning_must_keep_its_rank():
-    seen = play_pruning(HetLora(**settings()), rounds=3)
-    assert [seen[3, k][A_KEY].shape[0] for k in range(CLIENTS)] == list(RANKS)
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.1])
-def test_an_impossible_decay_is_refused(decay):
-    with pytest.raises(ValueError, match="above 0, at most 1"):
-        HetLora(rank_decay=decay)
-
-
-def test_sketches_of_updates_do_not_go_with_pruning():
-    with pytest.raises(ValueError, match="factors of one rank"):
-        HetLora(fingerprints="updates", rank_decay=0.5)
 
 
 @pytest.mark.parametrize("interval", [1, 2])
