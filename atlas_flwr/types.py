@@ -114,11 +114,12 @@ class TrunkClient(ABC):
         """
 
     @abstractmethod
-    def backward(self, step: int, grad: Tensor) -> Tensor:
+    def backward(self, step: int, grad: Tensor) -> Tensor | None:
         """Back-propagate d loss / d output, shape (B, T, D), of an earlier forward.
 
         The trunk's adapters take their optimiser step. Returns d loss / d hidden, shape
-        (B, T, D). Where an answer can be lost on the way, a trunk that is asked again
+        (B, T, D), or ``None`` where the step is to leave the trunk and the head as they
+        are. Where an answer can be lost on the way, a trunk that is asked again
         answers the same again, without a second optimiser step.
         """
 

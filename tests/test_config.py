@@ -131,6 +131,22 @@ REFUSED = [
         {"strategy": "splitlora", "server-adapters": "shared"},
         "clients that train one adapter have one cut and one rank",
     ),
+    (
+        {"strategy": "splitlora", "trunk-merge": 2},
+        "trunk-merge=2: with server-adapters='own' every client trains an adapter of",
+    ),
+    (
+        {"split": "vanilla", "skip-gradients": 0.5},
+        "skip-gradients=0.5: with split='vanilla' no client sends a gradient",
+    ),
+    ({"split": "none", "skip-gradients": 0.5}, "with split='none' no client sends"),
+    ({"skip-gradients": 1.5}, "skip-gradients=1.5: must be at least 0 and at most 1"),
+    (
+        {"strategy": "hetlora", "rank-penalty": 0.1},
+        "rank-penalty=0.1: with rank-decay=1.0 there is nothing to prune",
+    ),
+    ({"strategy": "hetlora", "rank-decay": 0.0}, "rank-decay=0.0: must be above 0 and"),
+    ({"rank-decay": 0.5}, "rank-decay=0.5: strategy='atlas' does not read it, only"),
     ({"trunk-session-memory": "lots"}, "trunk-session-memory='lots'"),
     ({"quorum": 0.0}, "quorum=0.0: must be above 0"),
     ({"train-examples": 4}, "batch-size=8: a client has only train-examples=4"),
@@ -182,11 +198,14 @@ ACCEPTED = [
     {
         "strategy": "splitlora",
         "server-adapters": "shared",
+        "trunk-merge": 4,
         "cut": "2/1",
         "ranks": "uniform",
     },
     {"strategy": "fedavg", "devices": "1GiB", "lora-rank": 4},
     {"train-examples": 0},
+    {"strategy": "hetlora", "rank-decay": 0.5, "rank-penalty": 0.1},
+    {"skip-gradients": 0.5, "codec": "raw"},
     {"dtype": "float16", "device": "cuda", "aggregation": "truncate"},
     {"lora-targets": "q_proj, v_proj"},
 ]

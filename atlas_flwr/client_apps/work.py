@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.identity import Identity
@@ -33,7 +33,7 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
-from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling
+from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, excess, pruned
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.fingerprints import IMPORTANCE_KEY
@@ -48,7 +48,7 @@ from atlas_flwr.train.objective import Objective
 from atlas_flwr.train.pruning import el2n, hardest
 from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import connect
+from atlas_flwr.trunk import SkippingTrunk, connect
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
@@ -160,7 +160,8 @@ class Work:
         kept = self._kept
         state = self._state(layout, kept, before=self.round)
         started = time.monotonic()
-        with PeakMeter() as meter, self._model(state) as adapted:
+        steps = config.local_steps
+        with PeakMeter() as meter, self._model(state, steps) as adapted:
             batches, examples = self._train_batches(adapted.model)
             objective = Objective.of(
                 adapted.model,
@@ -176,8 +177,11 @@ class Work:
                 proximal_mu=float(str(self.entries.get("proximal-mu", 0.0))),
                 step_loss=objective.loss,
                 counts=objective.counts,
+                penalty=_penalty(config, adapted),
             )
             trained = adapted.state()
+        left = pruned(state.factors, trained.factors, config.rank_decay)
+        trained = replace(trained, factors=left)
         if kept.ranks or kept.dense:
             keep(self._store, kept.part_of(trained), self.round)
         arrays = layout.write(kept.rest_of(trained))
@@ -190,6 +194,7 @@ class Work:
             "rank": max((f.rank for f in state.factors.values()), default=0),
             "head": self.plan.head if self.plan else 0,
             "tail": (self.plan.tail or 0) if self.plan else 0,
+            "skipped": _skipped(adapted),
             **_crossed(adapted),
         }
         return arrays, metrics
@@ -215,7 +220,9 @@ class Work:
         }
 
     @contextmanager
-    def _model(self, state: AdapterState) -> Iterator[ClientModel]:
+    def _model(
+        self, state: AdapterState, train_steps: int = 0
+    ) -> Iterator[ClientModel]:
         if self.plan is None:
             with adapted_whole(self.files.whole(), state, self.scaling) as adapted:
                 yield adapted
@@ -226,6 +233,9 @@ class Work:
             token=str(self.entries["trunk-token"]),
             codec=self.config.codec,
         )
+        threshold = self.config.skip_gradients
+        if train_steps and threshold:
+            trunk = SkippingTrunk(trunk, threshold, train_steps)
         sides = (parts.head, parts.tail, trunk)
         with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
@@ -303,6 +313,19 @@ class Work:
         causal = self.files.source.kind == "causal"
         make = CausalCollator if causal else ClassifierCollator
         return make(tokenizer_of(self.files.source), task, self.config.max_length)
+
+
+def _penalty(config: RunConfig, adapted: ClientModel) -> Callable[[], Tensor] | None:
+    """Return HetLoRA's term of the loss, if it has a weight."""
+    if not config.rank_penalty:
+        return None
+    return lambda: config.rank_penalty * excess(adapted.attached(), config.rank_decay)
+
+
+def _skipped(adapted: ClientModel) -> int:
+    """Count the backward passes that the client did not send."""
+    trunk = getattr(adapted.model, "trunk", None)
+    return trunk.skipped if isinstance(trunk, SkippingTrunk) else 0
 
 
 def _crossed(adapted: ClientModel) -> Metrics:

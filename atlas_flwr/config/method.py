@@ -185,8 +185,34 @@ class MethodConfig:
         "own",
         "SplitLoRA's server side: own trains one adapter for each client and averages "
         "them (SFL-V1); shared lets all clients' steps train one in turn (SFL-V2), "
-        "which wants one cut and ranks='uniform'.",
+        "or some batches at a time (trunk-merge), and wants one cut and "
+        "ranks='uniform'.",
         only=("splitlora",),
+    )
+    trunk_merge: int = knob(
+        1,
+        "Batches that server-adapters='shared' merges: the one adapter steps on the "
+        "mean of so many batches' gradients, whichever clients they come from. With as "
+        "many as clients it steps as rarely as each of them does.",
+        minimum=1,
+        only=("splitlora",),
+    )
+    rank_decay: float = knob(
+        1.0,
+        "HetLoRA's gamma: a client's layer whose directions beyond this share of its "
+        "rank have shrunk in a round loses them for good; 1 prunes nothing. Try 0.5 to "
+        "0.99, with a rank-penalty.",
+        above=0,
+        maximum=1,
+        only=("hetlora",),
+    )
+    rank_penalty: float = knob(
+        0.0,
+        "HetLoRA's lambda: weight, in a client's loss, of the size of the directions "
+        "that rank-decay would drop. Try 0.001 to 0.1; large values empty them at the "
+        "loss's cost.",
+        minimum=0,
+        only=("hetlora",),
     )
     mixing: float = knob(
         0.0,

@@ -53,3 +53,12 @@ class RemedyConfig:
         minimum=0,
         maximum=0.95,
     )
+    skip_gradients: float = knob(
+        0.0,
+        "Do not send a gradient over the cut whose size is below this share of the "
+        "running mean of those before it; 0 sends all. Saves both ways of a backward "
+        "pass, and a step of head and trunk. Try 0.5 to 0.9, and watch the loss.",
+        minimum=0,
+        maximum=1,
+        only=KIN,
+    )

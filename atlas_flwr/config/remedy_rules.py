@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from atlas_flwr.config.problem import Problem
 from atlas_flwr.config.schema import KIN, RunConfig
 
-__all__ = ["remedies_find_their_place", "remedies_suit_the_strategy"]
+__all__ = [
+    "remedies_find_their_place",
+    "remedies_suit_the_strategy",
+    "skipped_gradients_cross",
+]
 
 
 def remedies_find_their_place(config: RunConfig) -> Iterator[Problem]:
@@ -64,4 +68,21 @@ def remedies_suit_the_strategy(config: RunConfig) -> Iterator[Problem]:
             ("prune-data", "strategy"),
             f"prune-data={config.prune_data}: clients prune their own data, and "
             "centralized pools it; set prune-data=0.0",
+        )
+
+
+def skipped_gradients_cross(config: RunConfig) -> Iterator[Problem]:
+    """Want a message with a gradient where some are not to be sent."""
+    if config.skip_gradients > 0 and config.split != "u-shaped":
+        yield Problem(
+            ("skip-gradients", "split"),
+            f"skip-gradients={config.skip_gradients}: with split={config.split!r} no "
+            "client sends a gradient; set split='u-shaped', or skip-gradients=0.0",
+        )
+    if config.skip_gradients > 0 and config.auxiliary_steps:
+        yield Problem(
+            ("skip-gradients", "auxiliary-steps"),
+            f"skip-gradients={config.skip_gradients} with auxiliary-steps="
+            f"{config.auxiliary_steps}: the estimate is made from every gradient that "
+            "crosses; set one of the two to 0",
         )

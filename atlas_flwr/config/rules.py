@@ -19,6 +19,7 @@ from atlas_flwr.config.problem import Problem, Rule
 from atlas_flwr.config.remedy_rules import (
     remedies_find_their_place,
     remedies_suit_the_strategy,
+    skipped_gradients_cross,
 )
 from atlas_flwr.config.schema import MAX_RANK, RunConfig
 
@@ -214,6 +215,27 @@ def shared_adapters_are_alike(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def merged_batches_are_shared(config: RunConfig) -> Iterator[Problem]:
+    """Want one adapter for all clients where their batches are merged."""
+    if config.trunk_merge > 1 and config.server_adapters != "shared":
+        yield Problem(
+            ("trunk-merge", "server-adapters"),
+            f"trunk-merge={config.trunk_merge}: with server-adapters="
+            f"{config.server_adapters!r} every client trains an adapter of its own on "
+            "the trunk; set server-adapters='shared', or trunk-merge=1",
+        )
+
+
+def penalty_has_a_decay(config: RunConfig) -> Iterator[Problem]:
+    """Want directions that could be pruned where they are penalised."""
+    if config.rank_penalty > 0 and config.rank_decay == 1:
+        yield Problem(
+            ("rank-penalty", "rank-decay"),
+            f"rank-penalty={config.rank_penalty}: with rank-decay=1.0 there is nothing "
+            "to prune or to penalise; set rank-decay below 1, or rank-penalty=0.0",
+        )
+
+
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
     if config.dtype == "float32":
@@ -299,6 +321,9 @@ RULES: tuple[Rule, ...] = (
     fedprox_has_a_pull,
     mira_has_a_pull,
     shared_adapters_are_alike,
+    merged_batches_are_shared,
+    skipped_gradients_cross,
+    penalty_has_a_decay,
     folding_is_exact,
     remedies_find_their_place,
     remedies_suit_the_strategy,

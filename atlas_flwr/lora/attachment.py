@@ -17,7 +17,7 @@ from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora.factors import LoraFactors
 from atlas_flwr.lora.scaling import Scaling
 
-__all__ = ["attach", "detach", "extract", "linear_names", "load"]
+__all__ = ["attach", "attached", "detach", "extract", "linear_names", "load"]
 
 ALL_LINEAR = ("all-linear",)
 _ADAPTER = "default"
@@ -106,15 +106,23 @@ def attach(module: nn.Module, ranks: Mapping[str, int], scaling: Scaling) -> Non
     inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
 
 
-def extract(module: nn.Module) -> dict[str, LoraFactors]:
-    """Copy the adapters out, by the layer's name in ``module``."""
+def attached(module: nn.Module) -> dict[str, LoraFactors]:
+    """Return the adapters as they are being trained, by the layer's name."""
     return {
         name: LoraFactors(
-            layer.lora_A[_ADAPTER].weight.detach().clone(),
-            layer.lora_B[_ADAPTER].weight.detach().clone(),
+            layer.lora_A[_ADAPTER].weight,
+            layer.lora_B[_ADAPTER].weight,
             float(layer.scaling[_ADAPTER]),
         )
         for name, layer in _layers(module)
+    }
+
+
+def extract(module: nn.Module) -> dict[str, LoraFactors]:
+    """Copy the adapters out, by the layer's name in ``module``."""
+    return {
+        name: LoraFactors(f.A.detach().clone(), f.B.detach().clone(), f.scale)
+        for name, f in attached(module).items()
     }
 
 

@@ -126,6 +126,8 @@ class ClientTrained:
         Largest LoRA rank that the client trains.
     plan : str
         Its cut, e.g. ``"2/1"``; empty for the whole model.
+    skipped : int
+        Backward passes that it did not send to the trunk.
     """
 
     round: int
@@ -141,6 +143,7 @@ class ClientTrained:
     peak_bytes: int = 0
     rank: int = 0
     plan: str = ""
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

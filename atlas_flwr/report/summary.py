@@ -45,6 +45,8 @@ class RoundSummary:
         Replies that were errors or did not come.
     client_peak_bytes, server_peak_bytes : int
         Largest of any client; of the server.
+    skipped : int
+        Backward passes that clients did not send to the trunk.
     """
 
     round: int
@@ -63,6 +65,7 @@ class RoundSummary:
     failures: int
     client_peak_bytes: int
     server_peak_bytes: int
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

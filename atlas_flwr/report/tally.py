@@ -150,6 +150,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         failures=ended.failures,
         client_peak_bytes=max((e.peak_bytes for e in trained), default=0),
         server_peak_bytes=ended.server_peak_bytes,
+        skipped=sum(event.skipped for event in trained),
     )
 
 

@@ -163,7 +163,9 @@ def _splitlora(setting: Setting) -> Strategy:
     config, given = setting.config, _kin(setting)
     if given["sessions"] is not None:
         shared = config.server_adapters == "shared"
-        given["sessions"] = replace(given["sessions"], shared=shared)
+        given["sessions"] = replace(
+            given["sessions"], shared=shared, merge=config.trunk_merge
+        )
     return SplitLora(**given, interval=config.aggregation_interval)
 
 
@@ -190,7 +192,9 @@ STRATEGIES: Mapping[str, Callable[[Setting], Strategy]] = {
     "fedprox": _fedprox,
     "flexlora": lambda setting: FlexLora(**_kin(setting)),
     "flora": lambda setting: Flora(**_kin(setting)),
-    "hetlora": lambda setting: HetLora(**_kin(setting)),
+    "hetlora": lambda setting: HetLora(
+        **_kin(setting), rank_decay=setting.config.rank_decay
+    ),
     "hsplitlora": lambda setting: HSplitLora(**_kin(setting)),
     "local": _local,
     "mira": _mira,

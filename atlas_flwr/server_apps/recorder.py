@@ -130,6 +130,7 @@ class Recorder:
                 peak_bytes=int(metrics["peak-bytes"]),
                 rank=int(metrics["rank"]),
                 plan=f"{head}/{tail or '-'}" if head else "",
+                skipped=int(metrics["skipped"]),
             )
         )
 

@@ -31,9 +31,11 @@ class _Crossing(torch.autograd.Function):
         return _received(answer, hidden)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         (grad,) = grads
         back = ctx.trunk.backward(ctx.step, grad.detach())
+        if back is None:  # not zeros, by which an optimiser's momentum moves on
+            return None, None, None
         return back.to(device=grad.device, dtype=grad.dtype), None, None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -155,7 +155,8 @@ def load_parts(
     plan.check(count)
     ends = _ends(plan, count)
     described = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    _rehearse_once(cls, type(config), described, blocks, tuple(ends.values()))
+    kinds: tuple[Hashable, ...] = (cls, type(config))  # type: ignore[assignment]
+    _rehearse_once(*kinds, described, blocks, tuple(ends.values()))
     source = _source(model_or_path, whole, dtype, device)
     made: dict[Side, nn.Module] = {}
     for side in [side for side in sides if side in ends]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import INFO
 
 import numpy as np
@@ -42,6 +42,7 @@ class Assignments:
     _counts: dict[str, int] = field(default_factory=dict)
     _bases: dict[str, Importance] = field(default_factory=dict)
     _given: dict[str, Assigned] = field(default_factory=dict)
+    _limits: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def learn(self, client: str, importance: Importance) -> None:
         """Take a client's new measurement into its mean."""
@@ -55,6 +56,18 @@ class Assignments:
         known = [self.importances[m] for m in members if m in self.importances]
         return averaged(known) if known else {}
 
+    def limit(self, client: str, ranks: Mapping[str, int]) -> None:
+        """Keep a client's ranks at or below those that it has pruned them to.
+
+        Parameters
+        ----------
+        client : str
+            Its id.
+        ranks : Mapping[str, int]
+            Of every layer that it has an adapter in.
+        """
+        self._limits[client] = dict(ranks)
+
     def of(self, profile: Profile, importance: Importance) -> Assigned | None:
         """Return what a client has been given; give it where that is due.
 
@@ -65,6 +78,10 @@ class Assignments:
         importance : Mapping[str, float]
             Its cluster's, now.
         """
+        given, limits = self._of(profile, importance), self._limits.get(profile.client)
+        return given if limits is None else _limited(given, limits)
+
+    def _of(self, profile: Profile, importance: Importance) -> Assigned | None:
         if self.rule is None:
             return None
         client = profile.client
@@ -86,22 +103,39 @@ class Assignments:
             for client, found in table.items():
                 key = f"importance/{kind}/{client}"
                 arrays[key] = np.array([found.get(n, np.nan) for n in names])
-        return arrays, {"importance-layers": names, "importance-counts": self._counts}
+        return arrays, {
+            "importance-layers": names,
+            "importance-counts": self._counts,
+            "rank-limits": self._limits,
+        }
 
     def restore(
         self, arrays: Mapping[str, NDArray[np.float64]], values: Mapping[str, object]
     ) -> None:
         """Take up what :meth:`state` returned; what was given is given again."""
         names, counts = values["importance-layers"], values["importance-counts"]
+        limits = values["rank-limits"]
         assert isinstance(names, list)
         assert isinstance(counts, dict)
+        assert isinstance(limits, dict)
         self._counts = dict(counts)
+        self._limits = dict(limits)
         self._given = {}
         self.importances = _table(arrays, "mean", names)
         self._bases = dict(_table(arrays, "basis", names))
 
     def _all(self) -> list[Importance]:
         return [*self.importances.values(), *self._bases.values()]
+
+
+def _limited(given: Assigned | None, limits: Mapping[str, int]) -> Assigned:
+    if given is None:
+        return Assigned(limits)
+    if isinstance(given.ranks, int):
+        most = given.ranks
+        return replace(given, ranks={n: min(most, r) for n, r in limits.items()})
+    ranks = {name: min(r, limits.get(name, r)) for name, r in given.ranks.items()}
+    return replace(given, ranks=ranks)
 
 
 def _table(

@@ -41,6 +41,8 @@ class Exchange:
     alphas : dict[str, float]
         LoRA's alpha of clients whose replies told one of their own, in the metric
         ``lora-alpha``.
+    rank_decay : float
+        Below 1, clients may prune their ranks (see :mod:`atlas_flwr.lora.pruning`).
     """
 
     roster: Roster
@@ -50,6 +52,7 @@ class Exchange:
     configrecord_key: str
     weighted_by_key: str
     alphas: dict[str, float] = field(default_factory=dict)
+    rank_decay: float = 1.0
     _sent: dict[int, AdapterState] = field(default_factory=dict)
     _split: set[int] = field(default_factory=set)
 
@@ -155,5 +158,5 @@ class Exchange:
         state = self.adapters.layout.read(arrays, sender, self._scaling(client))
         if self.sessions is not None and node in self._split:
             state = state.merged(self.sessions.collect(client))
-        check_trained(sender, state, self._sent.get(node))
+        check_trained(sender, state, self._sent.get(node), self.rank_decay)
         return Contribution(client, weight, state)

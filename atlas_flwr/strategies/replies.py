@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atlas_flwr.clustering import fingerprint
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, kept_rank
 
 __all__ = ["check_trained", "records_of", "update_sketch"]
 
@@ -40,8 +40,15 @@ def records_of(
     return arrays, metrics, float(weight)
 
 
-def check_trained(sender: str, state: AdapterState, sent: AdapterState | None) -> None:
+def check_trained(
+    sender: str,
+    state: AdapterState,
+    sent: AdapterState | None,
+    rank_decay: float = 1.0,
+) -> None:
     """Refuse a trained state that is not of what was sent.
+
+    With ``rank_decay`` below 1 a client may have pruned a layer once.
 
     Raises
     ------
@@ -64,10 +71,12 @@ def check_trained(sender: str, state: AdapterState, sent: AdapterState | None) -
         )
     for name, factors in state.factors.items():
         rank = sent.factors[name].rank if name in sent.factors else None
-        if rank != factors.rank:
+        least = kept_rank(rank, rank_decay) if rank else rank
+        if factors.rank not in (rank, least):
+            may = "must keep it" if rank == least else f"may only prune it to {least}"
             raise AdapterError(
                 f"{sender}: layer {name!r} has rank {factors.rank}; it was sent at "
-                f"rank {rank}, and must keep it while it trains"
+                f"rank {rank}, and {may} while it trains"
             )
 
 

@@ -37,6 +37,9 @@ class TrunkSessions:
     shared : bool
         Whether all clients of a round train one adapter on the trunk, step by step,
         instead of one each. They must have one cut and the same ranks.
+    merge : int
+        With ``shared``: batches in one step of that adapter, whichever clients they
+        come from.
     personal : PersonalSides, optional
         What clients keep to themselves.
     """
@@ -47,6 +50,7 @@ class TrunkSessions:
     layer_block: Callable[[str], int | None]
     num_layers: int
     shared: bool = False
+    merge: int = 1
     personal: PersonalSides | None = None
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
@@ -74,7 +78,8 @@ class TrunkSessions:
         mine = self.on_trunk(plan, state)
         shared = ALL if self.shared and mine.factors else ""
         live, folds = self._folds(mine, source)
-        spec = SessionSpec(plan, live, self.optimizer, shared, folds, probe)
+        merge = self.merge if shared else 1
+        spec = SessionSpec(plan, live, self.optimizer, shared, folds, probe, merge)
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
 

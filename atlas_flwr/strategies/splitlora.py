@@ -6,7 +6,11 @@ not the average of their products; until then everybody goes on from its own. On
 server's side there is either an adapter for each client, averaged with the others
 (SFL-V1), or one that all clients' steps train in turn and nobody averages (SFL-V2:
 ``TrunkSessions(shared=True)``). The paper's third way, one pass over the stacked data
-of all clients at once, needs them all at the same step and is not here.
+of all clients, is ``TrunkSessions(shared=True, merge=K)``: the one adapter steps on the
+mean of K batches' gradients, all taken at the same adapters, which is the gradient of
+the stacked batch (as in MergeSFL, arXiv 2311.13348, for equal sizes). In the paper each
+client gives one batch; here they are the next K, whoever's, since clients of a
+simulation do not all run at once and nobody waits for anybody.
 """
 
 from __future__ import annotations

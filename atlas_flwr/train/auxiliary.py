@@ -78,7 +78,7 @@ class _Listening(TrunkClient):
         self.hidden = call.hidden
         return self.trunk.forward(call)
 
-    def backward(self, step: int, grad: Tensor) -> Tensor:
+    def backward(self, step: int, grad: Tensor) -> Tensor | None:
         self.gradient = self.trunk.backward(step, grad)
         return self.gradient
 

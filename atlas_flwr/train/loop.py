@@ -31,7 +31,7 @@ class Trained:
     Attributes
     ----------
     loss : float
-        Mean over the steps that count, without the proximal term.
+        Mean over the steps that count, without what is added to it.
     steps : int
         Batches seen.
     examples : int
@@ -62,6 +62,7 @@ def train(
     proximal_mu: float = 0.0,
     step_loss: StepLoss = plain_loss,
     counts: Callable[[int], bool] = lambda index: True,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Trained:
     """Train the parameters of ``model`` that require gradients.
 
@@ -83,6 +84,8 @@ def train(
         The loss of step ``index``, counted from 0, whose backward pass trains.
     counts : Callable[[int], bool]
         Whether a step's loss is in the mean.
+    penalty : Callable[[], Tensor], optional
+        A scalar of the trained parameters as they are, added to each step's loss.
 
     Raises
     ------
@@ -101,7 +104,8 @@ def train(
                 f"the loss is {loss.item()} at local step {index + 1}; lower "
                 f"learning-rate (now {optimizer.lr})"
             )
-        (loss + _proximal(trained, start, proximal_mu)).backward()
+        added = penalty() if penalty else 0.0
+        (loss + added + _proximal(trained, start, proximal_mu)).backward()
         if (index + 1) % optimizer.accumulate == 0:
             stepper.step()
             stepper.zero_grad()

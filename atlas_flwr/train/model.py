@@ -19,6 +19,7 @@ from atlas_flwr.lora import (
     LoraFactors,
     Scaling,
     attach,
+    attached,
     detach,
     extract,
     fold,
@@ -82,6 +83,10 @@ class ClientModel:
         }
         dense = {key: _array(value) for key, value in self.dense.items()}
         return AdapterState(factors, dense)
+
+    def attached(self) -> list[LoraFactors]:
+        """Return the adapters on this client as they are being trained."""
+        return [f for side in self.sides for f in attached(side.module).values()]
 
     @contextmanager
     def probing(self, probe: ImportanceProbe) -> Iterator[None]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, serve_local
     from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
     from atlas_flwr.trunk.session import SessionSpec
+    from atlas_flwr.trunk.skipping import SkippingTrunk
     from atlas_flwr.trunk.table import Limits
     from atlas_flwr.trunk.transports import connect
 
@@ -23,6 +24,7 @@ __all__ = [
     "LocalTrunk",
     "Request",
     "SessionSpec",
+    "SkippingTrunk",
     "TrunkEngine",
     "TrunkHost",
     "TrunkSource",
@@ -42,6 +44,7 @@ __getattr__, __dir__ = attach(
         "LocalTrunk": "local",
         "Request": "framed",
         "SessionSpec": "session",
+        "SkippingTrunk": "skipping",
         "TrunkEngine": "engine",
         "TrunkHost": "host",
         "TrunkSource": "ray",

@@ -133,23 +133,26 @@ class TrunkEngine:
         if not spec.shared:
             return Learner(own.factors, own.dense, spec.optimizer)
         with self._counts:
-            fresh = Learner(own.factors, own.dense, spec.optimizer)
+            fresh = Learner(own.factors, own.dense, spec.optimizer, spec.merge)
             found = self._learners.setdefault(spec.shared, fresh)
         ranks, theirs = (
             {name: f.rank for name, f in learner.factors.items()}
             for learner in (fresh, found)
         )
-        if ranks != theirs or own.dense:
+        if ranks != theirs or own.dense or fresh.merge != found.merge:
             raise AdapterError(
                 f"sessions that share {spec.shared!r} have {len(theirs)} adapted "
-                f"layers at ranks of their own and no dense arrays; this one has "
-                f"{len(ranks)} layers and {len(own.dense)} dense arrays, or other "
-                "ranks: give all of them one cut and the same ranks"
+                f"layers at ranks of their own, no dense arrays and merge="
+                f"{found.merge}; this one has {len(ranks)} layers, {len(own.dense)} "
+                f"dense arrays, merge={fresh.merge}, or other ranks: give all of them "
+                "one cut and the same ranks and merge"
             )
         return found
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained.
+
+        Where batches are merged, those that still wait for others are stepped on first.
 
         Raises
         ------

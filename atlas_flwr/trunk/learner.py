@@ -30,6 +30,9 @@ class Learner:
         Parameters that are trained in full.
     optimizer : OptimizerSpec
         How they are trained.
+    merge : int
+        Clients' batches in an optimiser step, which is taken on the mean of their
+        gradients; a batch is ``optimizer.accumulate`` backward passes.
 
     Attributes
     ----------
@@ -42,36 +45,56 @@ class Learner:
         factors: Mapping[str, LoraFactors],
         dense: Mapping[str, nn.Parameter],
         optimizer: OptimizerSpec,
+        merge: int = 1,
     ) -> None:
         self.factors = factors
         self.dense = dense
         self.spec = optimizer
+        self.merge = merge
         self.lock = threading.Lock()
         self.logs: WeakSet[StepLog] = WeakSet()
         self.parameters = [t for f in factors.values() for t in (f.A, f.B)]
         self.parameters += dense.values()
-        self._backwards = 0
+        self._waiting = 0
         self._optimizer = _adamw(self.parameters, optimizer)
 
     def learn(self, grads: Sequence[Tensor | None], log: StepLog) -> None:
         """Add the gradients of :attr:`parameters`; step when enough have come.
 
-        A step makes the open passes of its own session stale, which are dropped. Those
-        of other sessions are run forward again when their gradients come.
+        A step makes open passes stale. Those of its own session are dropped, unless
+        batches are merged: then another session's call may be what brought the step,
+        and no client can foresee it. All others are run forward again when their
+        gradients come, so that those of one step are taken at the same adapters.
         """
         for parameter, grad in zip(self.parameters, grads, strict=True):
             if grad is not None:
                 sum_ = grad if parameter.grad is None else parameter.grad + grad
                 parameter.grad = sum_
-        self._backwards += 1
-        if self._optimizer and self._backwards % self.spec.accumulate == 0:
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            for each in self.logs:
-                if each is log:
-                    each.drop_open()
-                else:
-                    each.forget_graphs()
+        self._waiting += 1
+        if self._waiting == self.spec.accumulate * self.merge:
+            self._step(log if self.merge == 1 else None)
+
+    def settle(self) -> None:
+        """Step on the mean of merged gradients that still wait for others."""
+        if self.merge > 1 and self._waiting:
+            self._step(None)
+
+    def _step(self, own: StepLog | None) -> None:
+        batches = self._waiting / self.spec.accumulate
+        self._waiting = 0
+        if self._optimizer is None:
+            return
+        if batches != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad / batches
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        for log in self.logs:
+            if log is own:
+                log.drop_open()
+            else:
+                log.forget_graphs()
 
     def state(self) -> AdapterState:
         """Copy everything that is trained."""

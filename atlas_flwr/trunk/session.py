@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from atlas_flwr.errors import TrunkError
 from atlas_flwr.lora import AdapterState, ImportanceProbe, LoraFactors
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.learner import Learner
@@ -41,6 +42,14 @@ class SessionSpec:
         as ``state.origin``, by layer, the directions from this one on.
     probe : bool
         Whether to measure the importance of the frozen layers in backward passes.
+    merge : int
+        Batches of the sessions that share, whoever's, in one optimiser step on the mean
+        of their gradients.
+
+    Raises
+    ------
+    TrunkError
+        If ``merge`` is below 1, or above it where nothing is shared.
     """
 
     plan: SplitPlan
@@ -49,6 +58,15 @@ class SessionSpec:
     shared: str = ""
     folds: Mapping[str, int] = field(default_factory=dict)
     probe: bool = False
+    merge: int = 1
+
+    def __post_init__(self) -> None:
+        if self.merge < 1 or (self.merge > 1 and not self.shared):
+            raise TrunkError(
+                f"merge={self.merge} with shared={self.shared!r}; it must be at least "
+                "1, and only sessions that share adapters can merge their batches: "
+                "give them one name in shared="
+            )
 
 
 class Session:
@@ -118,5 +136,6 @@ class Session:
         self.learner.learn(grads, self.log)
 
     def state(self) -> AdapterState:
-        """Copy everything that was trained here."""
+        """Copy everything that was trained here, after a last step if one is due."""
+        self.learner.settle()
         return self.learner.state()

@@ -51,6 +51,7 @@ def trained(number):
             peak_bytes=(300 + 10 * int(client) + number) << 20,
             rank=2 ** (int(client) + 1),
             plan="2/1" if client != "3" else "1/1",
+            skipped=number,
         )
         for client in TASKS
     ]

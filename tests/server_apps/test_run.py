@@ -285,14 +285,44 @@ def test_whole_models_take_part_at_the_ranks_of_their_devices(tmp_path, strategy
     assert told["per_round"][-1]["mean_loss"] < told["per_round"][0]["mean_loss"]
 
 
+def test_hetloras_clients_prune_their_own_layers_and_resume_so(tmp_path):
+    given = {
+        "strategy": "hetlora",
+        "rank_decay": 0.5,
+        "rank_penalty": 1.0,
+        "local_steps": 4,
+        "cut": "1/1",
+        "ranks": "uniform",
+        "nodes": 2,
+    }
+    whole = run(tmp_path, **given, run_name="whole", num_rounds=3)
+    part = run(tmp_path, **given, run_name="part", num_rounds=2)
+    limits = load_checkpoint(part.checkpoint_dir).values["rank-limits"]
+    ranks = {
+        side: {r for found in limits.values() for n, r in found.items() if part_of(n)}
+        for side, part_of in (
+            ("client", lambda name: ".0." in name or ".5." in name),
+            ("trunk", lambda name: ".0." not in name and ".5." not in name),
+        )
+    }
+    assert ranks["trunk"] == {8}
+    assert 4 in ranks["client"] <= {4, 8}
+    continued = run(tmp_path, **given, resume=str(tmp_path / "part"), num_rounds=3)
+    assert accuracies(continued) == accuracies(whole)
+    told = load_checkpoint(continued.checkpoint_dir).values["rank-limits"]
+    assert told == load_checkpoint(whole.checkpoint_dir).values["rank-limits"]
+    assert summary(whole)["per_round"][-1]["failures"] == 0
+
+
 def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
     given = {"ranks": "uniform", "lora_rank": 4, "cut": "1/1", "local_steps": 4}
     loss = {}
-    for way in ("own", "shared"):
+    for way, merge in (("own", 1), ("shared", 1), ("merged", 2)):
         folder = run(
             tmp_path,
             strategy="splitlora",
-            server_adapters=way,
+            server_adapters="own" if way == "own" else "shared",
+            trunk_merge=merge,
             run_name=way,
             nodes=2,
             **given,
@@ -301,7 +331,26 @@ def test_splitloras_clients_can_train_one_adapter_on_the_server(tmp_path):
         loss[way] = [r["mean_loss"] for r in rounds]
         assert loss[way][-1] < loss[way][0]
         assert rounds[-1]["failures"] == 0
-    assert loss["own"][1:] != loss["shared"][1:]
+    assert loss["own"][1:] != loss["shared"][1:] != loss["merged"][1:]
+
+
+def test_skipped_gradients_are_counted_and_save_bytes(tmp_path):
+    told = {}
+    for threshold in (0.0, 1.0):
+        folder = run(
+            tmp_path,
+            run_name=f"skip-{threshold}",
+            nodes=2,
+            num_rounds=1,
+            num_clusters=1,
+            local_steps=5,
+            skip_gradients=threshold,
+        )
+        told[threshold] = summary(folder)["per_round"][-1]
+    assert told[0.0]["skipped"] == 0 < told[1.0]["skipped"] <= 2 * 3
+    assert told[1.0]["bytes_up"] < told[0.0]["bytes_up"]
+    assert told[1.0]["bytes_down"] < told[0.0]["bytes_down"]
+    assert told[1.0]["failures"] == 0
 
 
 def test_the_trunks_learning_rate_is_its_own(tmp_path):

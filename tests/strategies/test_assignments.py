@@ -51,3 +51,22 @@ def test_a_resumed_run_gives_the_same_as_before():
     again.learn("x", OTHER)
     found.learn("x", OTHER)
     assert again.importances == found.importances
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (None, {"a": 2, "b": 4}),
+        (Assigned(3), {"a": 2, "b": 3}),
+        (Assigned({"a": 9, "b": 1, "c": 5}), {"a": 2, "b": 1, "c": 5}),
+    ],
+)
+def test_pruned_ranks_stay_pruned_whatever_the_rule_gives(given, wanted):
+    found = Assignments((lambda profile, importance: given) if given else None)
+    found.limit("x", {"a": 2, "b": 4})
+    assert found.of(Profile("x"), {}) == Assigned(wanted)
+    assert found.of(Profile("y"), {}) == given
+    again = Assignments(found.rule)
+    arrays, values = found.state()
+    again.restore(arrays, json.loads(json.dumps(values)))
+    assert again.of(Profile("x"), {}) == Assigned(wanted)

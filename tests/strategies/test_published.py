@@ -11,6 +11,7 @@ from atlas_flwr.strategies import (
     FlexLora,
     Flora,
     HetLora,
+    HSplitLora,
     Mira,
     OracleFedAvg,
     Roster,
@@ -122,6 +123,111 @@ def test_flora_adds_the_stacked_product_to_the_weights_and_begins_anew():
             assert not sent[B_KEY].any()
         W = W + sum(w * learned(seen[number, k], k, number) for k, w in enumerate(p()))
     close(strategy.cluster_states()["0"].factors["model.q"].delta().numpy(), W)
+
+
+IMPORTANT = "model.q", "model.v"
+SHAPES = {"model.q": (M, N), "model.v": (4 * M, 3 * N)}
+# Sum of abs(W dL/dW). All but the first client see more in v, which costs more a rank.
+SENSED = ({"q": 1.0, "v": 9.0}, {"q": 6.0, "v": 7.0}, {"q": 5.0, "v": 6.0})
+BUDGETS = (2, 0), (3, 1), (4, 2)  # ranks of the more important layer, of the other
+
+
+def two_layer_moves(client, number, layer, rank):
+    rng = np.random.default_rng([client, number, IMPORTANT.index(layer)])
+    m, n = SHAPES[layer]
+    return 0.3 * rng.normal(size=(rank, n)), 0.3 * rng.normal(size=(m, rank))
+
+
+def two_layer_app(seen) -> ClientApp:
+    app, plain = ClientApp(), plain_app({})
+
+    @app.query("describe")
+    def describe(message: Message, context) -> Message:
+        return plain(message, context)
+
+    @app.query("fingerprint")
+    def fingerprint(message: Message, context) -> Message:
+        reply = plain(message, context)
+        assert message.content["config"]["importance"]
+        found = SENSED[int(context.node_config["partition-id"])]
+        told = {f"model.{name}": value for name, value in found.items()}
+        reply.content["importance"] = MetricRecord(told)
+        return reply
+
+    @app.train()
+    def train(message: Message, context) -> Message:
+        client = int(context.node_config["partition-id"])
+        number = int(message.content["config"]["server-round"])
+        got = {k: a.numpy().astype(float) for k, a in message.content["arrays"].items()}
+        seen[number, client], new = got, {}
+        for key in (k for k in got if "lora_A" in k):
+            layer, pair = key.partition(".lora_")[0], key.replace("lora_A", "lora_B")
+            dA, dB = two_layer_moves(client, number, layer, len(got[key]))
+            new |= {key: got[key] + dA, pair: got[pair] + dB}
+        arrays = ArrayRecord({k: Array(v.astype(np.float32)) for k, v in new.items()})
+        metrics = MetricRecord({"num-examples": EXAMPLES[client]})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def test_hsplitlora_ranks_by_importance_and_adds_each_layer_over_those_who_have_it():
+    told, seen = [], {}
+
+    def by_importance(profile, importance):
+        told.append(importance)
+        first, second = sorted(importance, key=importance.get, reverse=True)
+        ranks = BUDGETS[int(profile.client)]
+        return Assigned(dict(zip((first, second), ranks, strict=True)))
+
+    start = {}
+    for layer, (m, n) in SHAPES.items():
+        rng = np.random.default_rng(IMPORTANT.index(layer))
+        A, B = rng.normal(size=(4, n)), np.zeros((m, 4))
+        for factor, value in (("A", A), ("B", B)):
+            start[f"{layer}.lora_{factor}.weight"] = Array(value.astype(np.float32))
+    strategy = HSplitLora(**settings(assign=by_importance))
+    with local_grid(two_layer_app(seen), CLIENTS) as grid:
+        strategy.start(grid, ArrayRecord(start), num_rounds=ROUNDS)
+
+    # A rank of layer W takes d_in + d_out parameters; every client counts alike.
+    costs = {layer: sum(shape) for layer, shape in SHAPES.items()}
+    wanted = dict.fromkeys(IMPORTANT, 0.0)
+    for sensed in SENSED:
+        each = {w: sensed[w.removeprefix("model.")] / costs[w] for w in IMPORTANT}
+        for layer in IMPORTANT:
+            wanted[layer] += each[layer] / sum(each.values()) / CLIENTS
+    assert len(told) == CLIENTS
+    assert all(found == pytest.approx(wanted) for found in told)
+    assert wanted["model.q"] > wanted["model.v"]  # by their cost, and the cluster's
+
+    W = {layer: np.zeros(shape) for layer, shape in SHAPES.items()}
+    for number in range(1, ROUNDS + 1):
+        for place, layer in enumerate(IMPORTANT):
+            ranks = [budget[place] for budget in BUDGETS]
+            have = [k for k in range(CLIENTS) if ranks[k]]
+            share = {k: EXAMPLES[k] / sum(EXAMPLES[j] for j in have) for k in have}
+            added = np.zeros(SHAPES[layer])
+            for client, rank in enumerate(ranks):
+                sent = seen[number, client]
+                names = (f"{layer}.folded_{factor}.weight" for factor in "BA")
+                held = [sent[name] for name in names if name in sent]
+                close(held[0] @ held[1] if held else np.zeros(SHAPES[layer]), W[layer])
+                if not rank:
+                    assert f"{layer}.lora_A.weight" not in sent
+                    continue
+                A, B = (sent[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+                assert A.shape[0] == rank
+                assert not B.any()
+                dA, dB = two_layer_moves(client, number, layer, rank)
+                added += share[client] * ALPHA / rank * (B + dB) @ (A + dA)
+            W[layer] = W[layer] + added
+    held = strategy.cluster_states()["0"].factors
+    for layer in IMPORTANT:
+        close(held[layer].delta().numpy(), W[layer])
+    second, third = (seen[number, 2]["model.q.lora_A.weight"] for number in (2, 3))
+    assert not np.allclose(second, third)  # a fresh adapter each round
 
 
 def test_flexlora_cuts_the_dense_sum_by_svd():

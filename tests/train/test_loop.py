@@ -1,17 +1,26 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from atlas_flwr.data import Batch
 from atlas_flwr.errors import AtlasError
+from atlas_flwr.lora import (
+    AdapterState,
+    Scaling,
+    excess,
+    initial_factors,
+    linear_names,
+)
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter
+from atlas_flwr.train.model import adapted_whole
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.trunk import LocalTrunk
 from atlas_flwr.types import OptimizerSpec
@@ -51,6 +60,53 @@ def test_the_proximal_term_holds_the_weights_back():
 
 def test_the_first_step_does_not_feel_the_proximal_term():
     assert weights_after(0.0, steps=1) == pytest.approx(weights_after(5.0, steps=1))
+
+
+def test_a_penalty_is_a_term_of_every_steps_loss():
+    batches, found = [causal_batch() for _ in range(3)], []
+    for by_hand in (False, True):
+        torch.manual_seed(0)
+        model, scaling = build("llama"), Scaling(8.0)
+        shapes = {n: model.get_submodule(n).weight.shape for n in linear_names(model)}
+        factors = {
+            name: initial_factors(name, tuple(shape), 4, scaling=scaling, seed=0)
+            for name, shape in shapes.items()
+        }
+        for name in factors:
+            factors[name].B.normal_(std=0.1)
+        with adapted_whole(model, AdapterState(factors), scaling) as client:
+            if by_hand:
+                _train_by_hand(client.model, batches, weight=0.7, rank=3)
+            else:
+                term = partial(_weighted, client, 0.7)
+                train(client.model, batches, OptimizerSpec(lr=1e-2), penalty=term)
+            found.append(client.state().factors)
+    ours, wanted = found
+    for name in factors:
+        torch.testing.assert_close(ours[name].A, wanted[name].A, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours[name].B, wanted[name].B, atol=1e-5, rtol=1e-4)
+
+
+def _weighted(client, weight):
+    return weight * excess(client.attached(), 0.75)
+
+
+def _train_by_hand(model, batches, weight, rank):
+    named = dict(model.named_parameters())
+    pairs = [
+        (named[key], named[key.replace("lora_A", "lora_B")])
+        for key in named
+        if "lora_A" in key
+    ]
+    adamw = torch.optim.AdamW([t for p in pairs for t in p], lr=1e-2, weight_decay=0.0)
+    for batch in batches:
+        adamw.zero_grad()
+        loss = batch_loss(model, batch)
+        for A, B in pairs:
+            beyond = (B[:, rank:] ** 2).sum() * (A[rank:, :] ** 2).sum()
+            loss = loss + weight * beyond.sqrt()
+        loss.backward()
+        adamw.step()
 
 
 def test_a_loss_that_is_not_finite_ends_training_with_advice():
