@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from atlas_flwr.clustering.membership import memberships
     from atlas_flwr.clustering.methods import METHODS
     from atlas_flwr.clustering.parts import fingerprint_parts
-    from atlas_flwr.clustering.shares import masked, unmasked_sum
+    from atlas_flwr.clustering.shares import masked, unmasked_sum, with_masks
     from atlas_flwr.clustering.sketch import fingerprint, project
     from atlas_flwr.clustering.stability import subsample_agreement
 
@@ -37,6 +37,7 @@ __all__ = [
     "quality",
     "subsample_agreement",
     "unmasked_sum",
+    "with_masks",
 ]
 
 __getattr__, __dir__ = attach(
@@ -60,5 +61,6 @@ __getattr__, __dir__ = attach(
         "quality": "agreement",
         "subsample_agreement": "stability",
         "unmasked_sum": "shares",
+        "with_masks": "shares",
     },
 )
