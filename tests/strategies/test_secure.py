@@ -152,6 +152,15 @@ def test_nothing_but_keys_and_masked_words_leaves_a_client():
     assert len(set(public)) == len(public) == 8  # fresh in each round
 
 
+def test_a_client_sends_as_many_bytes_as_the_documentation_says():
+    _, watched = played(lambda: FedAvg(fraction_evaluate=0.0))
+    numbers = sum(array.numpy().size for array in initial().values())
+    metrics = 1  # the loss, beside the weight
+    assert [w.nbytes for w in watched.masked()] == [8 * (numbers + 2 * metrics + 3)] * 4
+    told = [r for r in watched.records(SECURE) if isinstance(r, ConfigRecord)]
+    assert {len(record["public-key"]) for record in told} == {32}
+
+
 def test_the_same_update_is_masked_anew_in_each_round():
     def same(message, context, call_next):
         reply = call_next(message, context)
