@@ -16,9 +16,10 @@ reply and both sums would give away the update of the client that was late.
 
 The server is trusted to pass on keys as they are. They are not signed: a server that
 puts keys of its own in their place reads every update. It can also ask the same of
-groups that differ by one client. Against a server that keeps to the protocol, and
-others that read along, single updates, weights and training metrics stay hidden, as
-long as two clients do not tell theirs. Replies to evaluation are not summed.
+groups that differ by one client. From a server that keeps to the protocol, and
+from whoever reads along there, single updates, weights and training metrics are hidden,
+as long as two clients at least keep theirs to themselves. Replies to evaluation are
+not summed.
 """
 
 from __future__ import annotations

@@ -83,6 +83,10 @@ def test_a_run_leaves_its_folder(unbroken):
     assert told["bytes_up"] > 0
     assert told["plans"]["0"] == "4/1"
     assert told["ranks"]["0"] == 8
+    for client, cluster in told["clusters"].items():
+        shares = told["memberships"][client]
+        assert max(shares, key=shares.get) == str(cluster)
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_training_lowers_the_loss(unbroken):
