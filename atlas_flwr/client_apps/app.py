@@ -7,6 +7,8 @@ the configuration that it began with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -42,7 +44,21 @@ def fingerprint(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.train()
+def masked(
+    message: Message, context: Context, call_next: Callable[..., Message]
+) -> Message:
+    """Send the update in a secure sum alone, where the run says so or the server."""
+    from atlas_flwr.client_apps.secure import secure_mod
+    from atlas_flwr.client_apps.work import config_of
+    from atlas_flwr.strategies.sums import SECURE
+
+    asked = SECURE in message.content
+    if asked or config_of(message, context).secure_aggregation:
+        return secure_mod(message, context, call_next)
+    return call_next(message, context)
+
+
+@app.train(mods=[masked])
 def train(message: Message, context: Context) -> Message:
     """Train the adapters on the client's side, and through its session the trunk's."""
     from atlas_flwr.client_apps.work import Work

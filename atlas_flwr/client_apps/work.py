@@ -19,6 +19,7 @@ from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.personal import begun, keep, own_state
 from atlas_flwr.client_apps.store import ClientStore
+from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
 from atlas_flwr.data import (
     Batch,
@@ -125,8 +126,8 @@ class Work:
         Returns
         -------
         tuple[NDArray, dict[str, float]]
-            The sketch, and how much the loss depends on each layer on this client, if
-            the server asked for that.
+            The sketch, with noise if the run says so, and how much the loss depends on
+            each layer on this client, if the server asked for that.
         """
         config, shard = self.config, self.me.shard(self.config)
         steps = config.fingerprint_batches
@@ -151,6 +152,10 @@ class Work:
                 dim=config.fingerprint_dim,
                 seed=config.seed,
             )
+        if config.fingerprint_epsilon:
+            # No seed: the server knows the run's, and would subtract the noise.
+            private = config.fingerprint_epsilon, config.fingerprint_delta
+            sketch = signed_bytes(noised(sketch, *private))
         return sketch, probe.means()
 
     def train(self) -> tuple[ArrayRecord, Metrics]:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from atlas_flwr.clustering.matching import match_labels
     from atlas_flwr.clustering.membership import memberships
     from atlas_flwr.clustering.methods import METHODS
-    from atlas_flwr.clustering.parts import fingerprint_parts
-    from atlas_flwr.clustering.shares import masked, unmasked_sum
+    from atlas_flwr.clustering.parts import fingerprint_parts, signed_bytes
+    from atlas_flwr.clustering.shares import masked, unmasked_sum, with_masks
     from atlas_flwr.clustering.sketch import fingerprint, project
     from atlas_flwr.clustering.stability import subsample_agreement
 
@@ -35,8 +35,10 @@ __all__ = [
     "noised",
     "project",
     "quality",
+    "signed_bytes",
     "subsample_agreement",
     "unmasked_sum",
+    "with_masks",
 ]
 
 __getattr__, __dir__ = attach(
@@ -58,7 +60,9 @@ __getattr__, __dir__ = attach(
         "noised": "gaussian",
         "project": "sketch",
         "quality": "agreement",
+        "signed_bytes": "parts",
         "subsample_agreement": "stability",
         "unmasked_sum": "shares",
+        "with_masks": "shares",
     },
 )

@@ -21,10 +21,11 @@ fears an attacker who reads those rounds the sketch first.
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, ndtri
 
 from atlas_flwr.errors import DataError
 
@@ -78,7 +79,11 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float = 2.0) -> fl
 
 
 def noised(
-    sketch: NDArray[np.floating], epsilon: float, delta: float, *, seed: int
+    sketch: NDArray[np.generic],
+    epsilon: float,
+    delta: float,
+    *,
+    seed: int | None = None,
 ) -> NDArray[np.float32]:
     """Clip a sketch to unit norm, and add noise that makes it private.
 
@@ -94,8 +99,9 @@ def noised(
         Any shape; its norm is that of all entries.
     epsilon, delta : float
         See :func:`gaussian_sigma`. Each sketch that a client sends spends them anew.
-    seed : int
-        Keep it secret: who has it takes the noise off.
+    seed : int, optional
+        Who has it takes the noise off, so it is for tests and experiments. ``None``
+        draws from the operating system, as a client must that means to be private.
 
     Returns
     -------
@@ -112,6 +118,16 @@ def noised(
     if not math.isfinite(norm):
         raise DataError("the sketch has NaN or infinity; nothing can be clipped")
     sigma = gaussian_sigma(epsilon, delta)
-    noise = np.random.default_rng(seed).normal(0.0, sigma, values.shape)
+    if seed is None:
+        noise = sigma * _secret_normals(values.size).reshape(values.shape)
+    else:
+        noise = np.random.default_rng(seed).normal(0.0, sigma, values.shape)
     noisy: NDArray[np.float32] = (values / max(norm, 1.0) + noise).astype(np.float32)
     return noisy
+
+
+def _secret_normals(count: int) -> NDArray[np.float64]:
+    """Draw standard normals from the operating system's generator, by inversion."""
+    words = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(12)
+    normals: NDArray[np.float64] = ndtri((words + 0.5) / 2.0**52)  # never at 0 or 1
+    return normals

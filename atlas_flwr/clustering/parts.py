@@ -24,7 +24,7 @@ from torch import Tensor
 from atlas_flwr.clustering.sketch import flat_array, project
 from atlas_flwr.errors import DataError
 
-__all__ = ["fingerprint_parts"]
+__all__ = ["fingerprint_parts", "signed_bytes"]
 
 _TOP = 127
 
@@ -70,7 +70,24 @@ def fingerprint_parts(
             f"largest is {top}; a fingerprint needs finite gradients that are not all "
             "zero: are the adapters attached, and are there labels?"
         )
-    codes: NDArray[np.int8] = np.rint(sketches * (_TOP / top)).astype(np.int8)
+    return signed_bytes(sketches)
+
+
+def signed_bytes(sketches: NDArray[np.floating]) -> NDArray[np.int8]:
+    """Round numbers to signed bytes, the largest to 127 or -127.
+
+    Parameters
+    ----------
+    sketches : NDArray
+        Any shape; finite, not all zero.
+
+    Returns
+    -------
+    NDArray
+        Of the same shape, up to a scale.
+    """
+    scale = _TOP / float(np.abs(sketches).max())
+    codes: NDArray[np.int8] = np.rint(sketches * scale).astype(np.int8)
     return codes
 
 

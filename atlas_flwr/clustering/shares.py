@@ -14,23 +14,28 @@ A server gets by it what clustering subtracts, the mean of all sketches, and wit
 clients of one cluster as the group that cluster's centroid; not who is near to whom.
 
 G is SHAKE-256 of key and purpose. How keys are agreed upon is not done here: any
-Diffie-Hellman exchange through the server will do.
+Diffie-Hellman exchange through the server will do, as that of
+:mod:`atlas_flwr.client_apps.secure`, which sums whole updates in words of 64 bits.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_flwr.errors import DataError
 
-__all__ = ["masked", "unmasked_sum"]
+__all__ = ["masked", "unmasked_sum", "with_masks"]
 
 _SCALE = 1 << 20
 _KEY_BYTES = 16
+_CHUNK = 1 << 18  # words of a mask that are made at once
+
+Words = TypeVar("Words", np.uint32, np.uint64)
 
 
 def masked(
@@ -69,16 +74,8 @@ def masked(
         raise DataError(
             "a sketch to be summed has entries in [-1, 1]; scale it to unit norm first"
         )
-    if not keys or client in keys:
-        raise DataError(
-            f"keys of client {client} for {sorted(keys)}: one for every other client "
-            "of the group is needed, at least one, and none for itself"
-        )
-    total = np.rint(values * _SCALE).astype(np.int64).astype(np.uint32)
-    for other, key in keys.items():
-        stream = _stream(key, purpose, values.size).reshape(values.shape)
-        total = total + stream if client < other else total - stream
-    return total
+    words = np.rint(values * _SCALE).astype(np.int64).astype(np.uint32)
+    return with_masks(words, client, keys, purpose=purpose)
 
 
 def unmasked_sum(shares: Iterable[NDArray[np.uint32]]) -> NDArray[np.float64]:
@@ -105,12 +102,52 @@ def unmasked_sum(shares: Iterable[NDArray[np.uint32]]) -> NDArray[np.float64]:
     return np.asarray(total.view(np.int32), np.float64) / _SCALE
 
 
-def _stream(key: bytes, purpose: str, count: int) -> NDArray[np.uint32]:
+def with_masks(
+    words: NDArray[Words], client: str, keys: Mapping[str, bytes], *, purpose: str
+) -> NDArray[Words]:
+    """Add a client's masks to its words, which wrap around.
+
+    Parameters
+    ----------
+    words : NDArray
+        Any shape, uint32 or uint64: numbers in two's complement, whose sum over the
+        group the type holds.
+    client, keys, purpose : str, Mapping[str, bytes], str
+        See :func:`masked`.
+
+    Returns
+    -------
+    NDArray
+        Of the words' shape and type; uniform to whoever lacks one of the keys.
+
+    Raises
+    ------
+    DataError
+        If there is no other client, or a key is short.
+    """
+    if not keys or client in keys:
+        raise DataError(
+            f"keys of client {client} for {sorted(keys)}: one for every other client "
+            "of the group is needed, at least one, and none for itself"
+        )
+    total = words.flatten()
+    for other, key in keys.items():
+        for start in range(0, total.size, _CHUNK):
+            part = total[start : start + _CHUNK]
+            stream = _stream(key, purpose, start // _CHUNK, part)
+            part += stream if client < other else -stream
+    return total.reshape(words.shape)
+
+
+def _stream(
+    key: bytes, purpose: str, chunk: int, like: NDArray[Words]
+) -> NDArray[Words]:
     if len(key) < _KEY_BYTES:
         raise DataError(
             f"a key of {len(key)} bytes; allowed: {_KEY_BYTES} random bytes or more"
         )
-    # The length in front keeps key and purpose apart.
-    head = len(key).to_bytes(4, "little")
-    words = hashlib.shake_256(head + key + purpose.encode()).digest(4 * count)
-    return np.frombuffer(words, "<u4").astype(np.uint32)
+    # The length in front keeps key and what follows apart.
+    head = len(key).to_bytes(4, "little") + key + chunk.to_bytes(8, "little")
+    stream = hashlib.shake_256(head + purpose.encode()).digest(like.nbytes)
+    little = np.frombuffer(stream, like.dtype.newbyteorder("<"))
+    return little.astype(like.dtype)

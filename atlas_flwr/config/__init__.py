@@ -10,6 +10,7 @@ from atlas_flwr._lazy import attach
 if TYPE_CHECKING:
     from atlas_flwr.config.knob import Knob
     from atlas_flwr.config.loading import describe, from_yaml, load_config, to_yaml
+    from atlas_flwr.config.method import SINGLE_REPLIES
     from atlas_flwr.config.parsing import (
         format_bytes,
         parse_bytes,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KIN",
+    "SINGLE_REPLIES",
     "Knob",
     "RunConfig",
     "describe",
@@ -39,6 +41,7 @@ __getattr__, __dir__ = attach(
         "KIN": "schema",
         "Knob": "knob",
         "RunConfig": "schema",
+        "SINGLE_REPLIES": "method",
         "describe": "loading",
         "format_bytes": "parsing",
         "from_yaml": "loading",

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from atlas_flwr.config.knob import knob
 
-__all__ = ["ATLAS", "KIN", "MAX_RANK", "MethodConfig"]
+__all__ = ["ATLAS", "KIN", "MAX_RANK", "SINGLE_REPLIES", "MethodConfig"]
 
 MAX_RANK = 256
 ATLAS = ("atlas",)
@@ -23,6 +24,20 @@ KIN = (
     "oracle",
     "splitlora",
 )
+# Why a strategy cannot do with the sum of its clients' replies.
+SINGLE_REPLIES: Mapping[str, str] = {
+    "atlas": "each cluster has a sum of its own, of products that are added exactly",
+    "centralized": "there is one client, which holds all data",
+    "flexlora": "it adds up the clients' products B A, not their factors",
+    "flora": "it stacks the clients' factors, and needs each of them",
+    "hetlora": "it weighs each client by the norm of its product",
+    "hsplitlora": "it concatenates products of unlike ranks",
+    "local": "every client has adapters of its own",
+    "mira": "every client has adapters of its own, which are mixed",
+    "oracle": "each task has a sum of its own",
+    "splitlora": "a split client's adapters are on the trunk too, and between "
+    "aggregations every client has its own",
+}
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,21 @@ class MethodConfig:
         "Numbers in each part of a fingerprint, a byte each; with 4 parts 256 bytes.",
         minimum=2,
         maximum=65536,
+    )
+    fingerprint_epsilon: float = knob(
+        0.0,
+        "Noise on a fingerprint that makes it (epsilon, delta)-private towards the "
+        "server; 0 adds none. 100 and less hides the tasks of eight clients. It covers "
+        "the fingerprint alone, and such runs do not repeat bit by bit.",
+        minimum=0,
+        only=KIN,
+    )
+    fingerprint_delta: float = knob(
+        1e-5,
+        "Delta of fingerprint-epsilon. Well under one over the number of clients.",
+        above=0,
+        maximum=0.1,
+        only=KIN,
     )
 
     ranks: Literal["budget", "device", "uniform"] = knob(

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from atlas_flwr.config.knob import Knob
+from atlas_flwr.config.method import SINGLE_REPLIES
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.problem import Problem, Rule
 from atlas_flwr.config.remedy_rules import (
@@ -202,6 +203,25 @@ def mira_has_a_pull(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def sums_are_enough(config: RunConfig) -> Iterator[Problem]:
+    """Want a strategy that can do with the sum of all updates, and all of them."""
+    if not config.secure_aggregation:
+        return
+    if config.strategy in SINGLE_REPLIES:
+        yield Problem(
+            ("secure-aggregation", "strategy"),
+            f"secure-aggregation=true: strategy={config.strategy!r} cannot do with the "
+            f"sum of its clients' updates: {SINGLE_REPLIES[config.strategy]}; set "
+            "strategy='fedavg' or 'fedprox', or secure-aggregation=false",
+        )
+    if config.quorum < 1:
+        yield Problem(
+            ("secure-aggregation", "quorum"),
+            f"secure-aggregation=true with quorum={config.quorum}: masks cancel in the "
+            "sum of all alone; set quorum=1.0",
+        )
+
+
 def shared_adapters_are_alike(config: RunConfig) -> Iterator[Problem]:
     """Want one cut and one rank where all clients train one adapter."""
     if config.strategy != "splitlora" or config.server_adapters == "own":
@@ -320,6 +340,7 @@ RULES: tuple[Rule, ...] = (
     clusters_agree,
     fedprox_has_a_pull,
     mira_has_a_pull,
+    sums_are_enough,
     shared_adapters_are_alike,
     merged_batches_are_shared,
     skipped_gradients_cross,

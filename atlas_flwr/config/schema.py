@@ -65,6 +65,12 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
         above=0,
         maximum=1,
     )
+    secure_aggregation: bool = knob(
+        False,
+        "Let the server see the sum of the clients' updates, and no single one: fedavg "
+        "and fedprox learn the same, and 8 bytes a number go up. What each client "
+        "tells of its training is summed too; its evaluation is not.",
+    )
     evaluate_every: int = knob(
         1,
         "Rounds between evaluations; the last round is always evaluated.",

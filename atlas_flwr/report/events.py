@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from atlas_flwr.errors import DataError
@@ -87,6 +87,8 @@ class Clustered:
         information, purity. ``None`` where the tasks are unknown.
     stability : float, optional
         Agreement of clusterings of subsamples, at most 1.
+    memberships : Mapping[str, Mapping[str, float]]
+        By client: its share in each cluster, of sum 1; empty where it is not known.
     """
 
     round: int
@@ -97,6 +99,7 @@ class Clustered:
     nmi: float | None = None
     purity: float | None = None
     stability: float | None = None
+    memberships: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

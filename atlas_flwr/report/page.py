@@ -187,11 +187,20 @@ def _clients(summary: Summary) -> Iterator[Sequence[str]]:
             client,
             task,
             str(summary.clusters.get(client, MISSING)),
+            _shares(summary.memberships.get(client, {})),
             summary.plans.get(client) or MISSING,
             str(summary.ranks.get(client) or MISSING),
             format_bytes(peak) if peak else MISSING,
             percent(final.get(client)),
         )
+
+
+def _shares(membership: Mapping[str, float]) -> str:
+    """Tell a client's share in each cluster, the largest first, in percent."""
+    told = {label: percent(share) for label, share in membership.items()}
+    order = sorted(membership, key=lambda label: -membership[label])
+    shown = [f"{label}: {told[label]}" for label in order if membership[label] > 0.0005]
+    return ", ".join(shown) or MISSING
 
 
 def _verdict(summary: Summary) -> str:

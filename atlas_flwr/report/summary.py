@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from atlas_flwr.errors import DataError
@@ -105,6 +105,8 @@ class Summary:
         Largest of any client; of the server.
     client_peaks : Mapping[str, int]
         Peak of each client.
+    memberships : Mapping[str, Mapping[str, float]]
+        By client: its share in each cluster at the last clustering, where known.
     wall_seconds : float
         From start to last event; pauses before a resumption do not count.
     """
@@ -130,6 +132,7 @@ class Summary:
     server_peak_bytes: int
     client_peaks: Mapping[str, int]
     wall_seconds: float
+    memberships: Mapping[str, Numbers] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -171,10 +174,10 @@ class Summary:
                 f"a summary of format {data.get('format')!r}: this version reads "
                 f"{FORMAT}; rebuild it with `atlas-flwr report <run folder>`"
             )
-        missing = {entry.name for entry in fields(cls)} - data.keys()
-        if missing:
+        given = {e.name: data[e.name] for e in fields(cls) if e.name in data}
+        wanted = {e.name for e in fields(cls) if e.default_factory is MISSING}
+        if missing := wanted - given.keys():
             raise DataError(f"a summary without {', '.join(sorted(missing))}")
-        given = {entry.name: data[entry.name] for entry in fields(cls)}
         given["per_round"] = tuple(_round_from(part) for part in data["per_round"])
         return cls(**given)
 

@@ -69,6 +69,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         server_peak_bytes=max((r.server_peak_bytes for r in per_round), default=0),
         client_peaks=peaks,
         wall_seconds=_wall_seconds(timeline),
+        memberships=log.clustered.memberships if log.clustered else {},
     )
 
 

@@ -44,6 +44,7 @@ from atlas_flwr.strategies.quorum import QuorumGrid
 from atlas_flwr.strategies.recording import RecordingGrid
 from atlas_flwr.strategies.resumable import Resumable, Stateful
 from atlas_flwr.strategies.roster import Roster
+from atlas_flwr.strategies.secure import SecureGrid
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import TrunkHost
@@ -108,12 +109,14 @@ class Run:
         setting = Setting(config, files, outline, roster, recorder.event)
         with _trunk(setting) as split, PeakMeter() as meter:
             inner = STRATEGIES[config.strategy](split)
-            arrays = self._train(recording, inner, split, recorder, meter)
+            secure = config.secure_aggregation
+            outer = SecureGrid(recording, inner) if secure else recording
+            arrays = self._train(outer, inner, split, recorder, meter)
         self._finish(inner, split, arrays)
 
     def _train(
         self,
-        grid: RecordingGrid,
+        grid: Grid,
         inner: Strategy,
         setting: Setting,
         recorder: Recorder,

@@ -332,7 +332,8 @@ class Atlas(FedAvg):
             self.adapters.regroup(before, labels)
         log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
         event = Clustered(server_round, labels, found.k, found.silhouette)
-        self.on_event(replace(event, stability=self.discovery.stability()))
+        shares, stability = self.discovery.memberships(), self.discovery.stability()
+        self.on_event(replace(event, stability=stability, memberships=shares))
 
     def _sketch_updates(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]

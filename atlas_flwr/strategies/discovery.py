@@ -14,6 +14,7 @@ from atlas_flwr.clustering import (
     Clusters,
     cluster,
     match_labels,
+    memberships,
     subsample_agreement,
 )
 from atlas_flwr.errors import AdapterError
@@ -114,6 +115,18 @@ class Discovery:
             points, self._clusters.k, method=self.method, seed=self.seed
         )
         return agreement
+
+    def memberships(self) -> dict[str, dict[str, float]]:
+        """Return the share of every client with a sketch in each cluster's number."""
+        if self._clusters is None:
+            return {}
+        points = np.stack([*self.sketches.values()])
+        shares = memberships(points, self._clusters).round(4).tolist()
+        names = [str(number) for number in self.numbers]
+        return {
+            client: dict(zip(names, found, strict=True))
+            for client, found in zip(self.sketches, shares, strict=True)
+        }
 
     def _number(self, numbers: Sequence[int | None]) -> None:
         """Number the clusters; those without members get the next that are free."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
 from atlas_flwr.clustering import gaussian_delta, gaussian_sigma, noised
 from atlas_flwr.errors import DataError
@@ -63,6 +63,15 @@ def test_noise_has_the_sigma_that_was_asked_for():
     sigma = gaussian_sigma(2, 1e-5)
     assert noise.std() == pytest.approx(sigma, rel=0.02)
     assert abs(noise.mean()) < 5 * sigma / noise.size**0.5
+
+
+def test_noise_of_no_seed_is_normal_too_and_never_the_same():
+    sketch = np.zeros(100_000)
+    first, second = (noised(sketch, 2, 1e-5) for _ in range(2))
+    assert not (first == second).any()
+    for noise in (first, second):
+        # At this level a right generator fails once in a million runs.
+        assert kstest(noise / gaussian_sigma(2, 1e-5), "norm").pvalue > 1e-6
 
 
 def test_long_sketches_are_clipped_and_short_ones_kept():

@@ -64,7 +64,16 @@ def made_up_events(rounds=2):
         Baseline("spam", 0.75),
         *evaluated(0),
         RoundEnded(0, 1.0, 10, 20),
-        Clustered(1, {c: int(c) % 2 for c in TASKS}, 2, 0.8, 1.0, 1.0, 1.0),
+        Clustered(
+            1,
+            {c: int(c) % 2 for c in TASKS},
+            2,
+            0.8,
+            1.0,
+            1.0,
+            1.0,
+            memberships={"0": {"0": 0.75, "1": 0.25}, "1": {"0": 0.0, "1": 1.0}},
+        ),
     ]
     for number in range(1, rounds + 1):
         peak = number << 30

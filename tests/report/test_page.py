@@ -75,6 +75,15 @@ def test_a_run_page_has_the_figures(summary, config):
     assert "seed: 7" in "".join(page.words)
 
 
+def test_a_run_page_tells_each_clients_share_in_clusters(summary, config):
+    cells = [word for word in read(run_page(summary, config)).words if word]
+    clients = cells[cells.index("share in clusters, %") :]
+    for client, told in {"0": "0: 75.0, 1: 25.0", "1": "1: 100.0", "2": "–"}.items():
+        task, cluster = summary.true_tasks[client], str(summary.clusters[client])
+        row = [client, task, cluster, told]
+        assert any(clients[i : i + 4] == row for i in range(len(clients)))
+
+
 def test_a_page_suits_phones_and_dark_rooms(summary, config):
     html = run_page(summary, config)
     assert 'name="viewport" content="width=device-width' in html

@@ -51,6 +51,13 @@ def test_train_loss_is_the_mean_over_clients(summary):
     assert summary.per_round[2].train_loss == pytest.approx(0.5 + 1.5)
 
 
+def test_shares_in_clusters_are_those_of_the_last_clustering(summary):
+    assert summary.memberships["0"] == {"0": 0.75, "1": 0.25}
+    older = summary.to_json()
+    del older["memberships"]  # summaries of before there were any
+    assert Summary.from_json(older) == replace(summary, memberships={})
+
+
 def test_bytes_are_the_sums_over_rounds(summary):
     assert (summary.bytes_up, summary.bytes_down) == (2010, 1220)
 

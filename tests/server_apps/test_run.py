@@ -83,6 +83,10 @@ def test_a_run_leaves_its_folder(unbroken):
     assert told["bytes_up"] > 0
     assert told["plans"]["0"] == "4/1"
     assert told["ranks"]["0"] == 8
+    for client, cluster in told["clusters"].items():
+        shares = told["memberships"][client]
+        assert max(shares, key=shares.get) == str(cluster)
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_training_lowers_the_loss(unbroken):
@@ -126,6 +130,29 @@ def test_baselines_resume_too(tmp_path, strategy):
     run(tmp_path, strategy=strategy, run_name="part", num_rounds=1)
     part = tmp_path / "part"
     continued = run(tmp_path, strategy=strategy, resume=str(part), num_rounds=2)
+    assert accuracies(continued) == accuracies(whole)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_a_secure_run_learns_what_a_plain_one_does_and_tells_less(tmp_path, strategy):
+    given = {"strategy": strategy, "num_rounds": 2}
+    plain = summary(run(tmp_path, **given, run_name="plain"))
+    folder = run(tmp_path, **given, secure_aggregation=True, run_name="secure")
+    secure = summary(folder)
+    for before, after in zip(plain["per_round"], secure["per_round"], strict=True):
+        assert after["mean_loss"] == pytest.approx(before["mean_loss"], rel=1e-5)
+        assert after["failures"] == 0
+    assert {r["event"] for r in folder.records()}.isdisjoint({"client-trained"})
+    assert plain["bytes_up"] < secure["bytes_up"] < 2.2 * plain["bytes_up"]
+    assert (folder.path / "report.html").exists()
+
+
+def test_a_secure_run_resumes_to_the_same_numbers(tmp_path):
+    given = {"strategy": "fedavg", "secure_aggregation": True}
+    whole = run(tmp_path, **given, run_name="whole")
+    run(tmp_path, **given, run_name="part", num_rounds=1)
+    part = str(tmp_path / "part")
+    continued = run(tmp_path, strategy="fedavg", resume=part, num_rounds=2)
     assert accuracies(continued) == accuracies(whole)
 
 

@@ -45,8 +45,10 @@ def trained(arrays: ArrayRecord, client: int, task: int) -> ArrayRecord:
     return ArrayRecord(out)
 
 
-def client_app(tasks: int = 2, examples=lambda client: 10 + client) -> ClientApp:
-    app = ClientApp()
+def client_app(
+    tasks: int = 2, examples=lambda client: 10 + client, mods=None
+) -> ClientApp:
+    app = ClientApp(mods=mods)
 
     @app.train()
     def train(message: Message, context) -> Message:

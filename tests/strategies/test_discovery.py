@@ -40,6 +40,21 @@ def test_every_method_clusters_sketches_in_parts(method):
     assert found.label("7") == 1
 
 
+def test_shares_in_clusters_are_by_their_numbers_and_sum_to_one():
+    found = discovery({"1": 0, "2": 1, "3": 0, "4": 1})
+    between = parts(0, 9) + parts(1, 10)
+    found.add("5", between)
+    shares = found.memberships()
+    for client, label in found.labels().items():
+        assert shares[client].keys() == {"0", "1"}
+        assert sum(shares[client].values()) == pytest.approx(1, abs=1e-3)
+        assert max(shares[client], key=shares[client].get) == str(label)
+    assert min(shares["1"].values()) < 0.05 < 0.2 < min(shares["5"].values())
+    found.numbers = (7, 3)  # as after clustering anew
+    assert found.memberships()["1"].keys() == {"7", "3"}
+    assert Discovery().memberships() == Discovery("none").memberships() == {}
+
+
 def test_the_clusterings_are_the_methods_and_none():
     assert set(CLUSTERINGS) == {*METHODS, "none"}
 
