@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from atlas_flwr.lora.exported import load_peft
     from atlas_flwr.lora.factors import LoraFactors
     from atlas_flwr.lora.folding import fold
+    from atlas_flwr.lora.ia3 import (
+        attach_ia3,
+        check_vectors,
+        ia3_key,
+        ia3_shapes,
+        ia3_vectors,
+        scales_inputs,
+    )
     from atlas_flwr.lora.importance import ImportanceProbe, oriented, probing
     from atlas_flwr.lora.initial import initial_factors
     from atlas_flwr.lora.scaling import Scaling
@@ -24,12 +32,17 @@ __all__ = [
     "LoraFactors",
     "Scaling",
     "attach",
+    "attach_ia3",
     "canonical",
+    "check_vectors",
     "concatenate",
     "damped",
     "detach",
     "extract",
     "fold",
+    "ia3_key",
+    "ia3_shapes",
+    "ia3_vectors",
     "initial_factors",
     "leading",
     "linear_names",
@@ -39,6 +52,7 @@ __all__ = [
     "probing",
     "recompress",
     "save_peft",
+    "scales_inputs",
     "spectral_error",
     "trailing",
 ]
@@ -51,12 +65,17 @@ __getattr__, __dir__ = _attach(
         "LoraFactors": "factors",
         "Scaling": "scaling",
         "attach": "attachment",
+        "attach_ia3": "ia3",
         "canonical": "spectrum",
+        "check_vectors": "ia3",
         "concatenate": "algebra",
         "damped": "spectrum",
         "detach": "attachment",
         "extract": "attachment",
         "fold": "folding",
+        "ia3_key": "ia3",
+        "ia3_shapes": "ia3",
+        "ia3_vectors": "ia3",
         "initial_factors": "initial",
         "leading": "spectrum",
         "linear_names": "attachment",
@@ -66,6 +85,7 @@ __getattr__, __dir__ = _attach(
         "probing": "importance",
         "recompress": "algebra",
         "save_peft": "export",
+        "scales_inputs": "ia3",
         "spectral_error": "algebra",
         "trailing": "spectrum",
     },
