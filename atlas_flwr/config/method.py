@@ -29,6 +29,14 @@ KIN = (
 class MethodConfig:
     """What ATLAS and the methods beside it are made of."""
 
+    adapter: Literal["lora", "ia3", "dora", "bottleneck"] = knob(
+        "lora",
+        "What is trained. lora: factors of each layer's change, added exactly. ia3: "
+        "vectors that scale keys, values and feed-forward inputs, in far fewer bytes, "
+        "averaged exactly; the paper's learning-rate is 0.003. dora and bottleneck "
+        "adapters are refused: no sum or mean of them is what was learned. What "
+        "concerns ranks is read by lora alone.",
+    )
     lora_rank: int = knob(
         8,
         "The one rank of fedavg, fedprox, local and centralized, and of all others "

@@ -19,6 +19,27 @@ from atlas_flwr.config.schema import MAX_RANK, RunConfig
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
 
+# Adapters that neither sums nor means make one of, and why.
+_REFUSED = {
+    "dora": "its magnitudes rescale the rows of W + B A, and neither a sum of such "
+    "products nor a mean of the parts is what the clients learned together",
+    "bottleneck": "there is a nonlinear function between its two projections, so that "
+    "the mean of the weights is not the mean of what they do, and PEFT has none",
+}
+# Strategies that take arrays as they are, and what there is to read of LoRA alone.
+_ANY_ADAPTER = ("atlas", "oracle", "fedavg", "fedprox", "local", "centralized")
+_OF_LORA = (
+    "lora_rank",
+    "lora_ranks",
+    "lora_alpha",
+    "use_rslora",
+    "lora_targets",
+    "ranks",
+    "trunk_session_memory",
+    "mixing",
+    "max_rank",
+)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -76,6 +97,40 @@ def strategy_reads_it(config: RunConfig) -> Iterator[Problem]:
                 ("strategy", key),
                 f"{key}={value!r}: strategy={config.strategy!r} does not read it, only "
                 f"{owners} {do}; leave it at {entry.default!r}",
+            )
+
+
+def adapter_fits_method(config: RunConfig) -> Iterator[Problem]:
+    """Want adapters that can be made one, and for others than LoRA no word of ranks."""
+    adapter = config.adapter
+    if adapter in _REFUSED:
+        yield Problem(
+            ("adapter",),
+            f"adapter={adapter!r}: {_REFUSED[adapter]}; set adapter='lora' or 'ia3'",
+        )
+    if adapter == "lora" or adapter in _REFUSED:
+        return
+    if config.strategy not in _ANY_ADAPTER:
+        yield Problem(
+            ("adapter", "strategy"),
+            f"adapter={adapter!r}: strategy={config.strategy!r} is a method for LoRA's "
+            f"factors; set adapter='lora', or one of {', '.join(_ANY_ADAPTER)}",
+        )
+    if config.aggregation in ("fold", "truncate"):
+        yield Problem(
+            ("adapter", "aggregation"),
+            f"aggregation={config.aggregation!r} is done to LoRA's products; what "
+            f"adapter={adapter!r} trains is averaged: leave it out, or set 'mean' or "
+            "'none'",
+        )
+    for entry in fields(RunConfig):
+        value = getattr(config, entry.name)
+        if entry.name in _OF_LORA and value != entry.default:
+            key = entry.name.replace("_", "-")
+            yield Problem(
+                ("adapter", key),
+                f"{key}={value!r}: adapter={adapter!r} does not read it, only lora "
+                f"does; leave it at {entry.default!r}",
             )
 
 
@@ -222,7 +277,7 @@ def shared_adapters_are_alike(config: RunConfig) -> Iterator[Problem]:
 
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
-    if config.dtype == "float32":
+    if config.dtype == "float32" or config.adapter != "lora":
         return
     lost = f"what is folded into dtype={config.dtype!r} is lost in its rounding; set"
     if config.strategy in ("atlas", "mira") and config.aggregation in ("both", "fold"):
@@ -295,6 +350,7 @@ def folder_is_a_name(config: RunConfig) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     within_limits,
     strategy_reads_it,
+    adapter_fits_method,
     names_are_given,
     lists_are_clean,
     ranks_are_ranks,

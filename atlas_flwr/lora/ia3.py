@@ -151,8 +151,8 @@ def check_vectors(
         m, n = shapes[name]
         if tuple(vector.shape) not in ((1, n), (m, 1)):
             raise AdapterError(
-                f"IA3 vector of layer {name!r} has shape {tuple(vector.shape)}; it must "
-                f"be (1, {n}), for its inputs, or ({m}, 1), for its outputs"
+                f"IA3 vector of layer {name!r} has shape {tuple(vector.shape)}; it "
+                f"must be (1, {n}), for its inputs, or ({m}, 1), for its outputs"
             )
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from atlas_flwr.budget import TrunkSession, client_memory, trunk_memory
 from atlas_flwr.data import Batch
-from atlas_flwr.lora import AdapterState, Scaling, attach, initial_factors, linear_names
+from atlas_flwr.lora import (
+    AdapterState,
+    Scaling,
+    attach,
+    attach_ia3,
+    ia3_shapes,
+    initial_factors,
+    linear_names,
+)
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
@@ -134,6 +143,35 @@ def test_a_clients_step_keeps_alive_what_was_predicted(family):
         )
         # The prediction counts A x of rank 1 twice: a few numbers a token.
         assert found.activations + found.logits == pytest.approx(live.peak, rel=0.04)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"distilbert"}))
+def test_an_ia3_clients_step_keeps_alive_what_was_predicted(family):
+    architecture = outline_of(family).architecture(ALL, adapter="ia3")
+    causal = architecture.vocabulary > 0
+    for (head, tail), (rows, length) in (((1, 1), (3, 24)), ((2, 1), (6, 40))):
+        parts = partition(build(family), SplitPlan(head, tail))
+        trained = 0
+        for part in (parts.head, parts.tail):
+            part.requires_grad_(False)
+            ones = {n: np.ones(s, np.float32) for n, s in ia3_shapes(part).items()}
+            trained += sum(p.nbytes for p in attach_ia3(part, ones).values())
+        model = SplitModel(parts.head, parts.tail, Echo())
+        batch = padded_batch(rows, length, causal)
+        with LiveBytes() as live:
+            live.ignore([*model.parameters(), *model.buffers()])
+            batch_loss(model, batch).backward()
+        found = client_memory(
+            architecture,
+            head=head,
+            tail=tail,
+            rank=0,
+            batch=rows,
+            length=length,
+            logits_to_keep=KEPT,
+        )
+        assert found.activations + found.logits == pytest.approx(live.peak, rel=0.04)
+        assert found.adapters == 4 * trained + 12 * architecture.dense_params
 
 
 @every
