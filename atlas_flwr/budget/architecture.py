@@ -41,6 +41,8 @@ class Architecture:
         Of ``output_params``, those that are trained in full: a classifier's.
     vector_params : int
         Of a block's IA3 vectors, whatever the rank.
+    prompt_params : int
+        Of a trained prompt, before the blocks.
     footprint : Footprint, optional
         What a step keeps alive. Default: a generous guess.
     """
@@ -56,6 +58,7 @@ class Architecture:
     adapted: Mapping[str, tuple[int, int]]
     dense_params: int = 0
     vector_params: int = 0
+    prompt_params: int = 0
     footprint: Footprint | None = None
 
     @property

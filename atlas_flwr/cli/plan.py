@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
             head=found.head,
             tail=found.tail,
             batch=config.batch_size,
-            length=config.max_length,
+            length=config.max_length + config.virtual_tokens,
         )
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
         if isinstance(found, Allocation):

@@ -102,11 +102,18 @@ def strategy_reads_it(config: RunConfig) -> Iterator[Problem]:
 
 def adapter_fits_method(config: RunConfig) -> Iterator[Problem]:
     """Want adapters that can be made one, and for others than LoRA no word of ranks."""
-    adapter = config.adapter
+    adapter, tokens = config.adapter, config.prompt_tokens
+    if adapter != "prompt" and tokens != RunConfig.prompt_tokens:
+        yield Problem(
+            ("adapter", "prompt-tokens"),
+            f"prompt-tokens={tokens}: adapter={adapter!r} has none, only prompt does; "
+            f"leave it at {RunConfig.prompt_tokens}",
+        )
     if adapter in _REFUSED:
         yield Problem(
             ("adapter",),
-            f"adapter={adapter!r}: {_REFUSED[adapter]}; set adapter='lora' or 'ia3'",
+            f"adapter={adapter!r}: {_REFUSED[adapter]}; set adapter='lora', 'ia3' or "
+            "'prompt'",
         )
     if adapter == "lora" or adapter in _REFUSED:
         return

@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     )
     from atlas_flwr.lora.importance import ImportanceProbe, oriented, probing
     from atlas_flwr.lora.initial import initial_factors
+    from atlas_flwr.lora.prompt import PROMPT_KEY, attach_prompt, prepended
     from atlas_flwr.lora.scaling import Scaling
     from atlas_flwr.lora.spectrum import canonical, damped, leading, trailing
     from atlas_flwr.lora.state import AdapterState
 
 __all__ = [
+    "PROMPT_KEY",
     "AdapterState",
     "ImportanceProbe",
     "LoraFactors",
     "Scaling",
     "attach",
     "attach_ia3",
+    "attach_prompt",
     "canonical",
     "check_vectors",
     "concatenate",
@@ -49,6 +52,7 @@ __all__ = [
     "load",
     "load_peft",
     "oriented",
+    "prepended",
     "probing",
     "recompress",
     "save_peft",
@@ -63,9 +67,11 @@ __getattr__, __dir__ = _attach(
         "AdapterState": "state",
         "ImportanceProbe": "importance",
         "LoraFactors": "factors",
+        "PROMPT_KEY": "prompt",
         "Scaling": "scaling",
         "attach": "attachment",
         "attach_ia3": "ia3",
+        "attach_prompt": "prompt",
         "canonical": "spectrum",
         "check_vectors": "ia3",
         "concatenate": "algebra",
@@ -82,6 +88,7 @@ __getattr__, __dir__ = _attach(
         "load": "attachment",
         "load_peft": "exported",
         "oriented": "importance",
+        "prepended": "prompt",
         "probing": "importance",
         "recompress": "algebra",
         "save_peft": "export",

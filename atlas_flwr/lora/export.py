@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import IA3Config, LoraConfig, TaskType
+from peft import IA3Config, LoraConfig, PromptTuningConfig, TaskType
 from safetensors.torch import save_file
 
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora.factors import LoraFactors
 from atlas_flwr.lora.ia3 import ia3_key, ia3_vectors, scales_inputs
+from atlas_flwr.lora.prompt import PROMPT_KEY
 from atlas_flwr.lora.state import AdapterState
 
 __all__ = ["save_peft"]
 
-_BASE = "base_model.model."
+_BASE, _PROMPTED = "base_model.model.", "base_model."
 _HEADS = ("classifier.", "score.")
 
 
@@ -38,8 +39,9 @@ def save_peft(
     folder : Path or str
         Made if it is not there.
     state : AdapterState
-        Factors by the layer's name in the whole model, or IA3's vectors among the dense
-        arrays; the others (a classifier) are saved as PEFT's ``modules_to_save``.
+        Factors by the layer's name in the whole model; or IA3's vectors, or a prompt,
+        among the dense arrays. The others (a classifier) are saved as PEFT's
+        ``modules_to_save``.
     base_model : str
         Hub name or folder of the whole model.
     causal : bool
@@ -50,27 +52,43 @@ def save_peft(
     AdapterError
         If there is no adapter to save, or adapters of two kinds.
     """
-    vectors = ia3_vectors(state.dense)
-    if not state.factors and not vectors:
+    vectors, prompt = ia3_vectors(state.dense), state.dense.get(PROMPT_KEY)
+    kinds = [bool(state.factors), bool(vectors), prompt is not None]
+    if not any(kinds):
         raise AdapterError("there is no adapter to save: the state has no layers")
-    if state.factors and vectors:
-        raise AdapterError("PEFT saves LoRA or IA3 in one folder, and this has both")
+    if sum(kinds) > 1:
+        raise AdapterError(
+            "PEFT saves LoRA, IA3 or a prompt in one folder, and this has two of them"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _ia3(vectors) if vectors else _lora(state.factors)
+    config: IA3Config | LoraConfig | PromptTuningConfig
+    if prompt is not None:
+        config = _prompt(prompt)
+    else:
+        config = _ia3(vectors) if vectors else _lora(state.factors)
+    base = _BASE if prompt is None else _PROMPTED
     config.base_model_name_or_path = base_model
     config.task_type = TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS
-    config.modules_to_save = _owners(set(state.dense) - {*map(ia3_key, vectors)})
+    config.modules_to_save = _owners(
+        set(state.dense) - {PROMPT_KEY, *map(ia3_key, vectors)}
+    )
     config.inference_mode = True
     config.save_pretrained(str(folder))
     tensors: dict[str, torch.Tensor] = {}
     for name, found in state.factors.items():
         plain = found.with_scale(1.0)
-        tensors[f"{_BASE}{name}.lora_A.weight"] = plain.A.contiguous()
-        tensors[f"{_BASE}{name}.lora_B.weight"] = plain.B.contiguous()
+        tensors[f"{base}{name}.lora_A.weight"] = plain.A.contiguous()
+        tensors[f"{base}{name}.lora_B.weight"] = plain.B.contiguous()
     for key, value in state.dense.items():
-        tensors[_BASE + key] = torch.from_numpy(value).contiguous()
+        name = key if key == PROMPT_KEY else base + key
+        tensors[name] = torch.from_numpy(value).contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _prompt(prompt: NDArray[np.float32]) -> PromptTuningConfig:
+    count, width = prompt.shape
+    return PromptTuningConfig(num_virtual_tokens=count, token_dim=width)
 
 
 def _ia3(vectors: Mapping[str, NDArray[np.float32]]) -> IA3Config:

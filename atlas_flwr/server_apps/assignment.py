@@ -66,7 +66,9 @@ class DeviceRule:
             SplitPlan(*config.fixed_cut).check(outline.num_layers)
         shapes = outline.shapes(config.target_list)
         places = {name: outline.place_of(name) for name in shapes}
-        architecture = outline.architecture(config.target_list, dtype, config.adapter)
+        architecture = outline.architecture(
+            config.target_list, dtype, config.adapter, config.virtual_tokens
+        )
         return cls(config, architecture, shapes, places, dtype.itemsize)
 
     def __call__(self, profile: Profile, importance: Mapping[str, float]) -> Assigned:
@@ -122,7 +124,7 @@ class DeviceRule:
             max_head=config.max_head,
             tail=self._tail,
             batch=config.batch_size,
-            length=config.max_length,
+            length=config.max_length + config.virtual_tokens,
             fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
             dtype_bytes=self.dtype_bytes,
         )

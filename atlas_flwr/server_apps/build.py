@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
 from atlas_flwr.config import KIN, RunConfig
-from atlas_flwr.lora import AdapterState, Scaling, ia3_shapes
+from atlas_flwr.lora import PROMPT_KEY, AdapterState, Scaling, ia3_shapes
 from atlas_flwr.report.events import Event
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.split import SplitPlan
@@ -221,6 +221,9 @@ def initial_arrays(setting: Setting) -> ArrayRecord:
     if config.adapter == "ia3":
         shapes = ia3_shapes(setting.outline.model)
         return write_state(initial_vectors(shapes, setting.files.dense()))
+    if config.adapter == "prompt":
+        prompt = {PROMPT_KEY: setting.files.prompt(config.prompt_tokens)}
+        return write_state(AdapterState(dense={**setting.files.dense(), **prompt}))
     rank = config.lora_rank
     if config.strategy in KIN and config.ranks != "uniform":
         rank = max(config.rank_choices)

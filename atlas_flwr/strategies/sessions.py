@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import PROMPT_KEY, AdapterState
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk import SessionSpec, TrunkHost
 from atlas_flwr.types import OptimizerSpec
@@ -78,12 +78,14 @@ class TrunkSessions:
         """Return what of ``state`` is trained on the trunk under ``plan``.
 
         That includes dense arrays of the trunk's blocks, as IA3's vectors are, and in a
-        vanilla split those of the classifier, which is there.
+        vanilla split those of the classifier, which is there. A prompt is before all
+        blocks, and so never on the trunk.
         """
         blocks = plan.trunk_range(self.num_layers)
         places = {None, *blocks} if plan.tail is None else {*blocks}
         names = [n for n in state.layers if self.layer_block(n) in blocks]
-        dense = {k: v for k, v in state.dense.items() if self.layer_block(k) in places}
+        keys = [k for k in state.dense if self.layer_block(k) in places]
+        dense = {k: state.dense[k] for k in keys if k != PROMPT_KEY}
         return state.select(names, dense)
 
     def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:

@@ -15,11 +15,13 @@ from torch import nn
 
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import (
+    PROMPT_KEY,
     AdapterState,
     ImportanceProbe,
     Scaling,
     attach,
     attach_ia3,
+    attach_prompt,
     detach,
     extract,
     fold,
@@ -71,8 +73,8 @@ class ClientModel:
     sides : Sequence[Side]
         Its parts on this client.
     dense : Mapping[str, nn.Parameter]
-        Parameters trained in full, IA3's vectors among them, by their name in the whole
-        model.
+        Parameters trained in full, IA3's vectors and a prompt among them, by their name
+        in the whole model.
     """
 
     model: nn.Module
@@ -133,8 +135,9 @@ def adapted_split(
     """
     parts = [part for part in (head, tail) if part is not None]
     sides = [Side(part, part_info(part)) for part in parts]
-    with _adapted(sides, state, scaling) as dense:
-        yield ClientModel(SplitModel(head, tail, trunk), sides, dense)
+    whole = SplitModel(head, tail, trunk)
+    with _adapted(whole, sides, state, scaling) as adapted:
+        yield adapted
 
 
 @contextmanager
@@ -145,15 +148,14 @@ def adapted_whole(
 
     As in :func:`adapted_split`, what is folded stays.
     """
-    sides = [Side(model, None)]
-    with _adapted(sides, state, scaling) as dense:
-        yield ClientModel(model, sides, dense)
+    with _adapted(model, [Side(model, None)], state, scaling) as adapted:
+        yield adapted
 
 
 @contextmanager
 def _adapted(
-    sides: Sequence[Side], state: AdapterState, scaling: Scaling
-) -> Iterator[dict[str, nn.Parameter]]:
+    model: nn.Module, sides: Sequence[Side], state: AdapterState, scaling: Scaling
+) -> Iterator[ClientModel]:
     vectors = ia3_vectors(state.dense)
     shares = [_share(side, state.factors) for side in sides]
     folded = [_share(side, state.folded) for side in sides]
@@ -161,7 +163,8 @@ def _adapted(
     _refuse_strays(state.factors, shares)
     _refuse_strays(state.folded, folded)
     _refuse_strays(vectors, scales)
-    rest = {k: v for k, v in state.dense.items() if k not in map(ia3_key, vectors)}
+    special = {PROMPT_KEY, *map(ia3_key, vectors)}
+    rest = {k: v for k, v in state.dense.items() if k not in special}
     for side, share in zip(sides, folded, strict=True):
         fold(side.module, share)
     try:
@@ -170,7 +173,9 @@ def _adapted(
             attach(side.module, {n: f.rank for n, f in share.items()}, scaling)
             load(side.module, share)
         attached = _attach_vectors(sides, scales)  # first: it freezes all else
-        yield {**_dense_parameters(sides, rest), **attached}
+        dense = {**_dense_parameters(sides, rest), **attached}
+        with attach_prompt(model, state.dense) as prompt:
+            yield ClientModel(model, sides, {**dense, **prompt})
     finally:
         for side in sides:
             detach(side.module)

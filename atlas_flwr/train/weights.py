@@ -21,6 +21,7 @@ from atlas_flwr.budget import Architecture
 from atlas_flwr.config import RunConfig
 from atlas_flwr.data import ModelSource, load_task, resolve_model
 from atlas_flwr.lora import ia3_shapes, linear_names
+from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, bypass_embeddings, bypass_norm
 from atlas_flwr.split.cut import skeleton
@@ -108,6 +109,16 @@ class ModelFiles:
         """Build the model without memory for its weights, and read its shapes."""
         return Outline.of(self.source.path, self.auto_class, self.overrides)
 
+    def prompt(self, count: int) -> NDArray[np.float32]:
+        """Embeddings of tokens drawn from the vocabulary: a prompt's initial values."""
+        head = self.parts(SplitPlan(1, 1), sides=(Side.HEAD,)).head
+        table = head.get_input_embeddings()
+        seed = derive_seed(self.seed, "prompt")
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(table.weight.shape[0], (count,), generator=generator)
+        rows: torch.Tensor = table(ids.to(table.weight.device))
+        return rows.detach().float().cpu().numpy()
+
     def dense(self) -> dict[str, NDArray[np.float32]]:
         """Initial values of what is trained in full: a classifier; else nothing.
 
@@ -192,10 +203,12 @@ class Outline:
         targets: Sequence[str],
         dtype: torch.dtype = torch.float32,
         adapter: str = "lora",
+        virtual: int = 0,
     ) -> Architecture:
         """Return the numbers that the memory model needs.
 
-        With another adapter than LoRA no layer has a rank: ask for 0.
+        With another adapter than LoRA no layer has a rank: ask for 0. With a prompt of
+        some ``virtual`` tokens, these are part of a step's length.
         """
         model, first = self.model, f"{self.blocks}.0"
         block = sum(p.numel() for p in model.get_submodule(first).parameters())
@@ -216,6 +229,7 @@ class Outline:
             adapted=_of_block(first, shapes) if adapter == "lora" else {},
             dense_params=0 if out is not None else _beyond_base(model),
             vector_params=_vector_params(model, first) if adapter == "ia3" else 0,
+            prompt_params=virtual * model.get_input_embeddings().weight.shape[1],
             footprint=trace_footprint(model, targets, dtype, adapter),
         )
 
