@@ -12,18 +12,17 @@ import torch
 from atlas_flwr.budget import TrunkSession, client_memory, trunk_memory
 from atlas_flwr.data import Batch
 from atlas_flwr.lora import (
-    AdapterState,
     Scaling,
     attach,
     attach_ia3,
     ia3_shapes,
-    initial_factors,
     linear_names,
 )
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
 from atlas_flwr.train.footprint import trace_footprint
+from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.live import LiveBytes
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.train.weights import Outline
@@ -215,20 +214,26 @@ def test_a_block_keeps_the_inputs_of_adapted_layers_only(family):
 
 @few
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
-    outline, architecture = outline_of(family), architecture_of(family)
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute, adapter):
+    outline = outline_of(family)
+    architecture = outline.architecture(ALL, adapter=adapter)
     plan, rows, length, count = SplitPlan(1, 1), 4, 32, 3
     trunk = partition(build(family), plan).trunk
     info = part_info(trunk)
-    factors = {
-        name: initial_factors(name, shape, 1, scaling=Scaling(1.0), seed=0)
-        for name, shape in outline.shapes(ALL).items()
-        if info.block_of(name) in range(info.start, info.stop)
-    }
+    blocks = range(info.start, info.stop)
+    if adapter == "ia3":
+        shapes = ia3_shapes(outline.model)
+        mine = {n: s for n, s in shapes.items() if info.block_of(n) in blocks}
+        state = initial_vectors(mine)
+    else:
+        shapes = outline.shapes(ALL)
+        mine = {n: s for n, s in shapes.items() if info.block_of(n) in blocks}
+        state = initial_state(mine, rank=1, scaling=Scaling(1.0), seed=0)
     width = architecture.hidden
     batch = padded_batch(rows, length, architecture.vocabulary > 0)
     engine = TrunkEngine(trunk, recompute=recompute)
-    tokens = [engine.open(SessionSpec(plan, AdapterState(factors))) for _ in "abc"]
+    tokens = [engine.open(SessionSpec(plan, state)) for _ in "abc"]
     with LiveBytes() as live:
         live.ignore([*trunk.parameters(), *trunk.buffers()])
         for step in range(3):
@@ -241,7 +246,7 @@ def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
                 engine.backward(token, step, torch.randn(rows, length, width))
     found = trunk_memory(
         architecture,
-        sessions=[TrunkSession(1, 1, 1)] * count,
+        sessions=[TrunkSession(1, 1, int(adapter == "lora"))] * count,
         batch=rows,
         length=length,
         in_flight=count,
