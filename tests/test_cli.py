@@ -524,3 +524,12 @@ def test_plan_shows_cuts_ranks_and_memory_and_refuses_what_is_too_small(capsys):
     assert "a device of 0.1 MiB holds no part of this model" in out
     assert "1024 MiB: cut 4/1" in out
     assert "self_attn.q_proj  8 8 8 8 8 8" in out
+
+
+def test_plan_shows_cuts_of_adapters_that_have_no_rank(capsys):
+    config = "model='tiny' adapter='ia3' devices='3MiB,1GiB'"
+    rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
+    assert main(["plan", str(ROOT), "-c", config, *rates]) == 0
+    out = capsys.readouterr().out
+    assert "1024 MiB: cut 4/1" in out
+    assert "q_proj" not in out

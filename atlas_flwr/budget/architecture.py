@@ -36,9 +36,13 @@ class Architecture:
     block_params : int
         Of one block.
     adapted : Mapping[str, tuple[int, int]]
-        (d_out, d_in) of a block's adapted layers.
+        (d_out, d_in) of a block's layers that get LoRA, at the ranks that are asked of.
     dense_params : int
         Of ``output_params``, those that are trained in full: a classifier's.
+    vector_params : int
+        Of a block's IA3 vectors, whatever the rank.
+    prompt_params : int
+        Of a trained prompt, before the blocks.
     footprint : Footprint, optional
         What a step keeps alive. Default: a generous guess.
     """
@@ -53,6 +57,8 @@ class Architecture:
     block_params: int
     adapted: Mapping[str, tuple[int, int]]
     dense_params: int = 0
+    vector_params: int = 0
+    prompt_params: int = 0
     footprint: Footprint | None = None
 
     @property
@@ -69,7 +75,7 @@ class Adapters:
     Attributes
     ----------
     params : int
-        Of all their factors.
+        Of all their factors, and vectors.
     ranks : int
         The sum of their ranks.
     layers : Sequence[Sequence[str]]
@@ -97,8 +103,9 @@ class Adapters:
             }
             for block in blocks
         ]
+        factors = (r * sum(a.adapted[n]) for own in found for n, r in own.items())
         return cls(
-            sum(r * sum(a.adapted[name]) for own in found for name, r in own.items()),
+            sum(factors) + len(found) * a.vector_params,
             sum(rank for own in found for rank in own.values()),
             [[name for name, rank in own.items() if rank] for own in found],
         )

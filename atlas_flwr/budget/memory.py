@@ -118,7 +118,7 @@ def client_memory(
     rank : int
         The same as ``ranks``, for one rank.
     batch, length : int
-        Examples in a step, and tokens of the longest.
+        Examples in a step, and tokens of the longest, virtual ones counted.
     logits_to_keep : int
         Positions that the LM head runs on; a label of n tokens needs n + 1.
     dtype_bytes : int
@@ -138,13 +138,14 @@ def client_memory(
     ends_here = tail is not None
     around = a.embedding_params + (a.output_params if ends_here else 0)
     dense = a.dense_params if ends_here else 0
+    trained = own.params + a.prompt_params
     peak = max(steps.forward.at(size), steps.backward.at(size))
     blocks = steps.blocks(own.layers, size) - 2 * steps.block.at(size)
     low = dtype_bytes * batch * length * own.ranks
     return MemoryEstimate(
         weights=dtype_bytes * (around + len(mine) * a.block_params),
         adapters=dtype_bytes
-        * (VALUE_GRADIENT_MOMENTS * own.params + (VALUE_GRADIENT_MOMENTS - 1) * dense),
+        * (VALUE_GRADIENT_MOMENTS * trained + (VALUE_GRADIENT_MOMENTS - 1) * dense),
         activations=_bytes(peak + blocks + low),
         logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),

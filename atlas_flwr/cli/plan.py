@@ -13,7 +13,7 @@ from atlas_flwr.cli.overrides import checked, parse_overrides
 from atlas_flwr.cli.run import add_run_config
 
 if TYPE_CHECKING:
-    from atlas_flwr.budget import Allocation, MemoryEstimate, StepTime
+    from atlas_flwr.budget import Allocation, Assignment, MemoryEstimate, StepTime
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     values = checked(given.app, parse_overrides(given.run_config))
 
-    from atlas_flwr.budget import Rates, step_time
+    from atlas_flwr.budget import Allocation, Rates, step_time
     from atlas_flwr.config import load_config
     from atlas_flwr.errors import BudgetError
     from atlas_flwr.server_apps.assignment import DeviceRule
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     refused = False
     for memory in config.device_bytes or (None,):
         try:
-            found = rule.allocation(memory, {})
+            found = rule.planned(memory)
         except BudgetError as error:
             refused = True
             print(f"\n{error}")
@@ -73,15 +73,19 @@ def main(arguments: Sequence[str]) -> int:
             head=found.head,
             tail=found.tail,
             batch=config.batch_size,
-            length=config.max_length,
+            length=config.max_length + config.virtual_tokens,
         )
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
-        print(ranks_drawn(found.ranks, rule.places))
+        if isinstance(found, Allocation):
+            print(ranks_drawn(found.ranks, rule.places))
     return int(refused)
 
 
 def described(
-    found: Allocation, memory: int | None, num_layers: int, seconds: StepTime
+    found: Allocation | Assignment,
+    memory: int | None,
+    num_layers: int,
+    seconds: StepTime,
 ) -> str:
     """Say what a device is given, and draw its blocks and its memory."""
     name = "unlimited" if memory is None else f"{memory / MIB:.0f} MiB"

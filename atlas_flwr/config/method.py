@@ -44,6 +44,22 @@ SINGLE_REPLIES: Mapping[str, str] = {
 class MethodConfig:
     """What ATLAS and the methods beside it are made of."""
 
+    adapter: Literal["lora", "ia3", "prompt", "dora", "bottleneck"] = knob(
+        "lora",
+        "What is trained. lora: factors of each layer's change, added exactly. ia3: "
+        "vectors that scale keys, values and feed-forward inputs, in far fewer bytes, "
+        "averaged exactly; the paper's learning-rate is 0.003. prompt: prompt-tokens "
+        "embeddings before each text, averaged number by number. dora and bottleneck "
+        "adapters are refused: no sum or mean of them is what was learned. What "
+        "concerns ranks is read by lora alone.",
+    )
+    prompt_tokens: int = knob(
+        16,
+        "Virtual tokens before each text with adapter='prompt'; they take time and "
+        "memory as real ones do. The paper gains little beyond 20.",
+        minimum=1,
+        maximum=1024,
+    )
     lora_rank: int = knob(
         8,
         "The one rank of fedavg, fedprox, local and centralized, and of all others "

@@ -10,6 +10,7 @@ from atlas_flwr.config.schema import KIN, RunConfig
 
 __all__ = [
     "remedies_find_their_place",
+    "remedies_know_the_adapter",
     "remedies_suit_the_strategy",
     "skipped_gradients_cross",
 ]
@@ -52,6 +53,22 @@ def remedies_find_their_place(config: RunConfig) -> Iterator[Problem]:
                 (key, "devices"),
                 f"{key}={value} with devices={config.devices!r}: the memory model does "
                 f"not count what it takes; set {key}=0, or devices=''",
+            )
+
+
+def remedies_know_the_adapter(config: RunConfig) -> Iterator[Problem]:
+    """Want remedies that are made for LoRA's factors beside these."""
+    if config.adapter == "lora":
+        return
+    for key, value, off in (
+        ("personal", config.personal, "none"),
+        ("auxiliary-steps", config.auxiliary_steps, 0),
+    ):
+        if value != off:
+            yield Problem(
+                (key, "adapter"),
+                f"{key}={value!r}: works with LoRA only; set {key}={off!r}, or "
+                "adapter='lora'",
             )
 
 

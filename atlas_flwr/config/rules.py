@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from atlas_flwr.config.adapters import adapter_fits_method
 from atlas_flwr.config.knob import Knob
 from atlas_flwr.config.method import SINGLE_REPLIES
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.problem import Problem, Rule
 from atlas_flwr.config.remedy_rules import (
     remedies_find_their_place,
+    remedies_know_the_adapter,
     remedies_suit_the_strategy,
     skipped_gradients_cross,
 )
@@ -258,7 +260,7 @@ def penalty_has_a_decay(config: RunConfig) -> Iterator[Problem]:
 
 def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
     """Want weights that a small product can be added to without loss."""
-    if config.dtype == "float32":
+    if config.dtype == "float32" or config.adapter != "lora":
         return
     lost = f"what is folded into dtype={config.dtype!r} is lost in its rounding; set"
     if config.strategy in ("atlas", "mira") and config.aggregation in ("both", "fold"):
@@ -331,6 +333,7 @@ def folder_is_a_name(config: RunConfig) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     within_limits,
     strategy_reads_it,
+    adapter_fits_method,
     names_are_given,
     lists_are_clean,
     ranks_are_ranks,
@@ -347,6 +350,7 @@ RULES: tuple[Rule, ...] = (
     penalty_has_a_decay,
     folding_is_exact,
     remedies_find_their_place,
+    remedies_know_the_adapter,
     remedies_suit_the_strategy,
     parts_are_filled,
     batch_is_filled,

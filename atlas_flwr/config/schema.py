@@ -154,6 +154,11 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
         return split_list(self.lora_targets)
 
     @property
+    def virtual_tokens(self) -> int:
+        """``prompt_tokens`` where a prompt is trained; else 0."""
+        return self.prompt_tokens if self.adapter == "prompt" else 0
+
+    @property
     def device_bytes(self) -> tuple[int, ...]:
         """``devices``, parsed, in bytes; empty for unlimited."""
         return tuple(parse_bytes(device) for device in split_list(self.devices))

@@ -19,27 +19,43 @@ if TYPE_CHECKING:
     from atlas_flwr.lora.exported import load_peft
     from atlas_flwr.lora.factors import LoraFactors
     from atlas_flwr.lora.folding import fold
+    from atlas_flwr.lora.ia3 import (
+        attach_ia3,
+        check_vectors,
+        ia3_key,
+        ia3_shapes,
+        ia3_vectors,
+        scales_inputs,
+    )
     from atlas_flwr.lora.importance import ImportanceProbe, oriented, probing
     from atlas_flwr.lora.initial import initial_factors
+    from atlas_flwr.lora.prompt import PROMPT_KEY, attach_prompt, prepended
     from atlas_flwr.lora.pruning import excess, kept_rank, pruned
     from atlas_flwr.lora.scaling import Scaling
     from atlas_flwr.lora.spectrum import canonical, damped, leading, trailing
     from atlas_flwr.lora.state import AdapterState
 
 __all__ = [
+    "PROMPT_KEY",
     "AdapterState",
     "ImportanceProbe",
     "LoraFactors",
     "Scaling",
     "attach",
+    "attach_ia3",
+    "attach_prompt",
     "attached",
     "canonical",
+    "check_vectors",
     "concatenate",
     "damped",
     "detach",
     "excess",
     "extract",
     "fold",
+    "ia3_key",
+    "ia3_shapes",
+    "ia3_vectors",
     "initial_factors",
     "kept_rank",
     "leading",
@@ -47,10 +63,12 @@ __all__ = [
     "load",
     "load_peft",
     "oriented",
+    "prepended",
     "probing",
     "pruned",
     "recompress",
     "save_peft",
+    "scales_inputs",
     "spectral_error",
     "trailing",
 ]
@@ -61,16 +79,23 @@ __getattr__, __dir__ = _attach(
         "AdapterState": "state",
         "ImportanceProbe": "importance",
         "LoraFactors": "factors",
+        "PROMPT_KEY": "prompt",
         "Scaling": "scaling",
         "attach": "attachment",
+        "attach_ia3": "ia3",
+        "attach_prompt": "prompt",
         "attached": "attachment",
         "canonical": "spectrum",
+        "check_vectors": "ia3",
         "concatenate": "algebra",
         "damped": "spectrum",
         "detach": "attachment",
         "excess": "pruning",
         "extract": "attachment",
         "fold": "folding",
+        "ia3_key": "ia3",
+        "ia3_shapes": "ia3",
+        "ia3_vectors": "ia3",
         "initial_factors": "initial",
         "kept_rank": "pruning",
         "leading": "spectrum",
@@ -78,10 +103,12 @@ __getattr__, __dir__ = _attach(
         "load": "attachment",
         "load_peft": "exported",
         "oriented": "importance",
+        "prepended": "prompt",
         "probing": "importance",
         "pruned": "pruning",
         "recompress": "algebra",
         "save_peft": "export",
+        "scales_inputs": "ia3",
         "spectral_error": "algebra",
         "trailing": "spectrum",
     },

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -148,7 +149,7 @@ def load(module: nn.Module, factors: Mapping[str, LoraFactors]) -> None:
 
 def detach(module: nn.Module) -> None:
     """Remove all adapters, putting the original layers back."""
-    for name, layer in list(_layers(module)):
+    for name, layer in list(_layers(module, BaseTunerLayer)):
         parent, _, last = name.rpartition(".")
         setattr(module.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(module, "peft_config"):
@@ -182,15 +183,18 @@ def _load_one(name: str, layer: Any, given: LoraFactors) -> None:
         B.copy_(scaled.B)
 
 
-def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _layers(
+    module: nn.Module, kind: type[BaseTunerLayer] = LoraLayer
+) -> Iterator[tuple[str, Any]]:
     for name, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, kind):
             yield name, layer
 
 
 def _bare_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Walk the modules as they were before any adapter was attached."""
-    adapted = {name: layer.get_base_layer() for name, layer in _layers(module)}
+    layers = _layers(module, BaseTunerLayer)
+    adapted = {name: layer.get_base_layer() for name, layer in layers}
     inside = tuple(f"{name}." for name in adapted)
     for name, found in module.named_modules():
         if not name.startswith(inside):

@@ -66,7 +66,9 @@ class DeviceRule:
             SplitPlan(*config.fixed_cut).check(outline.num_layers)
         shapes = outline.shapes(config.target_list)
         places = {name: outline.place_of(name) for name in shapes}
-        architecture = outline.architecture(config.target_list, dtype)
+        architecture = outline.architecture(
+            config.target_list, dtype, config.adapter, config.virtual_tokens
+        )
         return cls(config, architecture, shapes, places, dtype.itemsize)
 
     def __call__(self, profile: Profile, importance: Mapping[str, float]) -> Assigned:
@@ -79,7 +81,7 @@ class DeviceRule:
         """
         if self.config.split == "none":
             return Assigned(self.whole_rank(profile.memory))
-        if self.config.ranks == "budget":
+        if self.config.adapter == "lora" and self.config.ranks == "budget":
             found = self.allocation(profile.memory, importance)
             return Assigned(found.ranks, SplitPlan(found.head, found.tail))
         one = self.assignment(profile.memory)
@@ -104,18 +106,25 @@ class DeviceRule:
             trunk_memory=self.config.trunk_session_bytes,
         )
 
+    def planned(self, memory: int | None) -> Allocation | Assignment:
+        """Choose as for a client of which nobody knows yet which layers matter."""
+        has_ranks = self.config.adapter == "lora"
+        return self.allocation(memory, {}) if has_ranks else self.assignment(memory)
+
     def assignment(self, memory: int | None) -> Assignment:
-        """Choose a cut and one rank for all layers."""
+        """Choose a cut and one rank for all layers: 0 where it is not LoRA."""
         config = self.config
-        fixed = config.ranks == "uniform"
+        ranks = (
+            (config.lora_rank,) if config.ranks == "uniform" else config.rank_choices
+        )
         return assign(
             self.architecture,
             memory,
-            ranks=(config.lora_rank,) if fixed else config.rank_choices,
+            ranks=ranks if config.adapter == "lora" else (0,),
             max_head=config.max_head,
             tail=self._tail,
             batch=config.batch_size,
-            length=config.max_length,
+            length=config.max_length + config.virtual_tokens,
             fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
             dtype_bytes=self.dtype_bytes,
         )
@@ -127,6 +136,8 @@ class DeviceRule:
         none of them is asked whether it holds the model.
         """
         config, ranks = self.config, self.config.rank_choices
+        if config.adapter != "lora":
+            return 0
         if config.ranks == "uniform":
             return config.lora_rank
         sizes = sorted(set(config.device_bytes))

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
 from atlas_flwr.config import KIN, RunConfig
-from atlas_flwr.lora import AdapterState, Scaling
+from atlas_flwr.lora import PROMPT_KEY, AdapterState, Scaling, ia3_shapes
 from atlas_flwr.report.events import Event
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.split import SplitPlan
@@ -32,7 +32,7 @@ from atlas_flwr.strategies.personal import PersonalSides
 from atlas_flwr.strategies.records import write_state
 from atlas_flwr.strategies.roster import Roster
 from atlas_flwr.strategies.sessions import TrunkSessions
-from atlas_flwr.train.initial import initial_state
+from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import TrunkHost
 from atlas_flwr.types import OptimizerSpec, Side
@@ -210,7 +210,8 @@ def needs_trunk(config: RunConfig) -> bool:
 
 def measures_importance(config: RunConfig) -> bool:
     """Tell whether ranks are given by importance, which has to be measured then."""
-    return config.ranks == "budget" and config.split != "none"
+    has_ranks = config.adapter == "lora" and config.split != "none"
+    return has_ranks and config.ranks == "budget"
 
 
 def scaling_of(config: RunConfig) -> Scaling:
@@ -236,6 +237,12 @@ def initial_arrays(setting: Setting) -> ArrayRecord:
     its first rows. The other strategies know one rank.
     """
     config = setting.config
+    if config.adapter == "ia3":
+        shapes = ia3_shapes(setting.outline.model)
+        return write_state(initial_vectors(shapes, setting.files.dense()))
+    if config.adapter == "prompt":
+        prompt = {PROMPT_KEY: setting.files.prompt(config.prompt_tokens)}
+        return write_state(AdapterState(dense={**setting.files.dense(), **prompt}))
     rank = config.lora_rank
     if config.strategy in KIN and config.ranks != "uniform":
         rank = max(config.rank_choices)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import PROMPT_KEY, AdapterState
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies.personal import Kept, PersonalSides
 from atlas_flwr.trunk import SessionSpec, TrunkHost
@@ -30,8 +30,8 @@ class TrunkSessions:
     optimizer : OptimizerSpec
         How the trunk's adapters are trained.
     layer_block : Callable[[str], int | None]
-        Block that a layer name belongs to, counted in the whole model; ``None`` for
-        layers outside the blocks.
+        Block that the name of a layer or an array belongs to, counted in the whole
+        model; ``None`` for what is outside the blocks.
     num_layers : int
         Blocks of the whole model.
     shared : bool
@@ -86,18 +86,23 @@ class TrunkSessions:
     def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
         """Return what of ``state`` is trained on the trunk under ``plan``.
 
-        In a vanilla split that includes the dense arrays, since the trunk has the
-        classifier.
+        That includes dense arrays of the trunk's blocks, as IA3's vectors are, and in a
+        vanilla split those of the classifier, which is there. A prompt is before all
+        blocks, and so never on the trunk.
         """
         blocks = plan.trunk_range(self.num_layers)
+        places = {None, *blocks} if plan.tail is None else {*blocks}
         names = [n for n in state.layers if self.layer_block(n) in blocks]
-        return state.select(names, {} if plan.tail else state.dense)
+        keys = [k for k in state.dense if self.layer_block(k) in places]
+        dense = {k: state.dense[k] for k in keys if k != PROMPT_KEY}
+        return state.select(names, dense)
 
     def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
         """Return the layers and arrays that are trained on the client."""
         other = self.on_trunk(plan, state)
         names = state.layers - other.layers
-        return state.select(names, state.dense if plan.tail else {})
+        dense = {k: v for k, v in state.dense.items() if k not in other.dense}
+        return state.select(names, dense)
 
     def kept(self, plan: SplitPlan, state: AdapterState) -> Kept:
         """Return what of ``state`` a client keeps to itself."""

@@ -25,7 +25,15 @@ from torch.utils._pytree import tree_leaves
 
 from atlas_flwr.budget.footprint import Footprint, Growth, StepSize
 from atlas_flwr.data import Batch
-from atlas_flwr.lora import Scaling, attach, linear_names
+from atlas_flwr.lora import (
+    PROMPT_KEY,
+    Scaling,
+    attach,
+    attach_ia3,
+    attach_prompt,
+    ia3_shapes,
+    linear_names,
+)
 from atlas_flwr.split import SplitModel, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, slice_blocks
 from atlas_flwr.split.cut import skeleton
@@ -53,7 +61,10 @@ class _Seen:
 
 
 def trace_footprint(
-    model: Any, targets: Sequence[str], dtype: torch.dtype = torch.float32
+    model: Any,
+    targets: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+    adapter: str = "lora",
 ) -> Footprint | None:
     """Trace the footprint of a model.
 
@@ -65,6 +76,9 @@ def trace_footprint(
         See :func:`atlas_flwr.lora.linear_names`.
     dtype : torch.dtype
         Of the frozen weights.
+    adapter : str
+        ``"ia3"`` for vectors in the place of factors, whatever the targets;
+        ``"prompt"`` for one virtual token, which T counts.
 
     Returns
     -------
@@ -74,7 +88,7 @@ def trace_footprint(
     """
     described = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
     kinds: tuple[Hashable, ...] = (type(model), type(model.config))  # type: ignore[assignment]
-    return _traced(*kinds, described, tuple(targets), dtype)
+    return _traced(*kinds, described, tuple(targets), dtype, adapter)
 
 
 @lru_cache(maxsize=16)
@@ -84,6 +98,7 @@ def _traced(
     described: str,
     targets: tuple[str, ...],
     dtype: torch.dtype,
+    adapter: str,
 ) -> Footprint | None:
     small = skeleton(model_class, config_class.from_dict(json.loads(described)))
     name = blocks_name(small)
@@ -95,7 +110,11 @@ def _traced(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for part in (parts.head, parts.trunk, parts.tail):
         part.requires_grad_(False)
-        attach(part, dict.fromkeys(linear_names(part, targets), 1), Scaling(1.0))
+        if adapter == "ia3":
+            shapes = ia3_shapes(part)
+            attach_ia3(part, {n: np.ones(s, np.float32) for n, s in shapes.items()})
+        elif adapter == "lora":
+            attach(part, dict.fromkeys(linear_names(part, targets), 1), Scaling(1.0))
         _make_fake(part, mode)
     causal = small.get_output_embeddings() is not None
     config = small.config.get_text_config()
@@ -103,10 +122,13 @@ def _traced(
     longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST))
     sizes = list(_sizes(longest // 4, causal))
     clients, trunks = [], []
-    with mode:
-        client = SplitModel(parts.head, parts.tail, _Echo())
+    client = SplitModel(parts.head, parts.tail, _Echo())
+    table = parts.head.get_input_embeddings()  # wider or narrower than the blocks
+    prompt = {PROMPT_KEY: np.zeros((1, table.weight.shape[1]), np.float32)}
+    virtual = int(adapter == "prompt")
+    with mode, attach_prompt(client, prompt if virtual else {}):
         for size in sizes:
-            clients.append(_client(client, size, causal))
+            clients.append(_client(client, size, causal, virtual))
             if size.kept in (0, sizes[0].kept):
                 hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
                 trunks.append(_trunk(parts.trunk, hidden, causal))
@@ -185,8 +207,8 @@ class _Watch:
         first.register_hook(self.turn)
 
 
-def _client(model: SplitModel, size: StepSize, causal: bool) -> _Seen:
-    ids = torch.zeros(size.batch, size.length, dtype=torch.long)
+def _client(model: SplitModel, size: StepSize, causal: bool, virtual: int) -> _Seen:
+    ids = torch.zeros(size.batch, size.length - virtual, dtype=torch.long)
     mask = torch.ones_like(ids)
     labels = ids if causal else ids[:, 0]
     positions = mask.cumsum(1) if causal else None

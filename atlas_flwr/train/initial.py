@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.lora import AdapterState, Scaling, initial_factors
+from atlas_flwr.lora import AdapterState, Scaling, ia3_key, initial_factors
 
-__all__ = ["FINGERPRINT_RANK", "initial_state"]
+__all__ = ["FINGERPRINT_RANK", "initial_state", "initial_vectors"]
 
 # One rank for every client's fingerprint, whatever its device affords for training:
 # sketches of unlike tensors cannot be compared.
@@ -50,3 +50,20 @@ def initial_state(
         if name in names
     }
     return AdapterState(factors, dict(dense or {}))
+
+
+def initial_vectors(
+    shapes: Mapping[str, tuple[int, int]],
+    dense: Mapping[str, NDArray[np.float32]] | None = None,
+) -> AdapterState:
+    """Make the IA3 vectors that all clients start from: ones, which change nothing.
+
+    Parameters
+    ----------
+    shapes : Mapping[str, tuple[int, int]]
+        See :func:`atlas_flwr.lora.ia3_shapes`.
+    dense : Mapping[str, NDArray], optional
+        Other arrays that are trained in full.
+    """
+    ones = {ia3_key(name): np.ones(s, np.float32) for name, s in shapes.items()}
+    return AdapterState(dense={**(dense or {}), **ones})

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +15,20 @@ from torch import nn
 
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import (
+    PROMPT_KEY,
     AdapterState,
     ImportanceProbe,
     LoraFactors,
     Scaling,
     attach,
+    attach_ia3,
+    attach_prompt,
     attached,
     detach,
     extract,
     fold,
+    ia3_key,
+    ia3_vectors,
     load,
     probing,
 )
@@ -30,6 +36,8 @@ from atlas_flwr.split import PartInfo, SplitModel, part_info
 from atlas_flwr.types import TrunkClient
 
 __all__ = ["ClientModel", "Side", "adapted_split", "adapted_whole"]
+
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class ClientModel:
     sides : Sequence[Side]
         Its parts on this client.
     dense : Mapping[str, nn.Parameter]
-        Parameters trained in full, by their name in the whole model.
+        Parameters trained in full, IA3's vectors and a prompt among them, by their name
+        in the whole model.
     """
 
     model: nn.Module
@@ -132,8 +141,9 @@ def adapted_split(
     """
     parts = [part for part in (head, tail) if part is not None]
     sides = [Side(part, part_info(part)) for part in parts]
-    with _adapted(sides, state, scaling) as dense:
-        yield ClientModel(SplitModel(head, tail, trunk), sides, dense)
+    whole = SplitModel(head, tail, trunk)
+    with _adapted(whole, sides, state, scaling) as adapted:
+        yield adapted
 
 
 @contextmanager
@@ -144,19 +154,23 @@ def adapted_whole(
 
     As in :func:`adapted_split`, what is folded stays.
     """
-    sides = [Side(model, None)]
-    with _adapted(sides, state, scaling) as dense:
-        yield ClientModel(model, sides, dense)
+    with _adapted(model, [Side(model, None)], state, scaling) as adapted:
+        yield adapted
 
 
 @contextmanager
 def _adapted(
-    sides: Sequence[Side], state: AdapterState, scaling: Scaling
-) -> Iterator[dict[str, nn.Parameter]]:
+    model: nn.Module, sides: Sequence[Side], state: AdapterState, scaling: Scaling
+) -> Iterator[ClientModel]:
+    vectors = ia3_vectors(state.dense)
     shares = [_share(side, state.factors) for side in sides]
     folded = [_share(side, state.folded) for side in sides]
+    scales = [_share(side, vectors) for side in sides]
     _refuse_strays(state.factors, shares)
     _refuse_strays(state.folded, folded)
+    _refuse_strays(vectors, scales)
+    special = {PROMPT_KEY, *map(ia3_key, vectors)}
+    rest = {k: v for k, v in state.dense.items() if k not in special}
     for side, share in zip(sides, folded, strict=True):
         fold(side.module, share)
     try:
@@ -164,27 +178,40 @@ def _adapted(
             side.module.requires_grad_(False)
             attach(side.module, {n: f.rank for n, f in share.items()}, scaling)
             load(side.module, share)
-        yield _dense_parameters(sides, state.dense)
+        attached = _attach_vectors(sides, scales)  # first: it freezes all else
+        dense = {**_dense_parameters(sides, rest), **attached}
+        with attach_prompt(model, state.dense) as prompt:
+            yield ClientModel(model, sides, {**dense, **prompt})
     finally:
         for side in sides:
             detach(side.module)
             side.module.requires_grad_(False)
 
 
-def _share(side: Side, factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
-    named = {side.local_name(name): f for name, f in factors.items()}
+def _share(side: Side, layers: Mapping[str, _V]) -> dict[str, _V]:
+    named = {side.local_name(name): f for name, f in layers.items()}
     return {local: f for local, f in named.items() if local is not None}
 
 
 def _refuse_strays(
-    factors: Mapping[str, LoraFactors], shares: Sequence[Mapping[str, LoraFactors]]
+    layers: Mapping[str, object], shares: Sequence[Mapping[str, object]]
 ) -> None:
     placed = sum(len(share) for share in shares)
-    if placed != len(factors):
+    if placed != len(layers):
         raise AdapterError(
-            f"{len(factors)} adapted layers were sent and {placed} of them are "
+            f"{len(layers)} adapted layers were sent and {placed} of them are "
             "on this client; its cut and the server's disagree"
         )
+
+
+def _attach_vectors(
+    sides: Sequence[Side], shares: Sequence[Mapping[str, NDArray[np.float32]]]
+) -> dict[str, nn.Parameter]:
+    return {
+        ia3_key(side.global_name(local)): vector
+        for side, share in zip(sides, shares, strict=True)
+        for local, vector in attach_ia3(side.module, share).items()
+    }
 
 
 def _dense_parameters(

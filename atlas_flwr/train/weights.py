@@ -20,7 +20,8 @@ from transformers import (
 from atlas_flwr.budget import Architecture
 from atlas_flwr.config import RunConfig
 from atlas_flwr.data import ModelSource, load_task, resolve_model
-from atlas_flwr.lora import linear_names
+from atlas_flwr.lora import ia3_shapes, linear_names
+from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, bypass_embeddings, bypass_norm
 from atlas_flwr.split.cut import skeleton
@@ -108,6 +109,16 @@ class ModelFiles:
         """Build the model without memory for its weights, and read its shapes."""
         return Outline.of(self.source.path, self.auto_class, self.overrides)
 
+    def prompt(self, count: int) -> NDArray[np.float32]:
+        """Embeddings of tokens drawn from the vocabulary: a prompt's initial values."""
+        head = self.parts(SplitPlan(1, 1), sides=(Side.HEAD,)).head
+        table = head.get_input_embeddings()
+        seed = derive_seed(self.seed, "prompt")
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(table.weight.shape[0], (count,), generator=generator)
+        rows: torch.Tensor = table(ids.to(table.weight.device))
+        return rows.detach().float().cpu().numpy()
+
     def dense(self) -> dict[str, NDArray[np.float32]]:
         """Initial values of what is trained in full: a classifier; else nothing.
 
@@ -188,9 +199,17 @@ class Outline:
         return found
 
     def architecture(
-        self, targets: Sequence[str], dtype: torch.dtype = torch.float32
+        self,
+        targets: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+        adapter: str = "lora",
+        virtual: int = 0,
     ) -> Architecture:
-        """Return the numbers that the memory model needs."""
+        """Return the numbers that the memory model needs.
+
+        With another adapter than LoRA no layer has a rank: ask for 0. With a prompt of
+        some ``virtual`` tokens, these are part of a step's length.
+        """
         model, first = self.model, f"{self.blocks}.0"
         block = sum(p.numel() for p in model.get_submodule(first).parameters())
         config = model.config.get_text_config()
@@ -207,14 +226,26 @@ class Outline:
             output_params=around[Side.TAIL],
             tied=tied,
             block_params=block,
-            adapted={
-                name.removeprefix(f"{first}."): shape
-                for name, shape in shapes.items()
-                if name.startswith(f"{first}.")
-            },
+            adapted=_of_block(first, shapes) if adapter == "lora" else {},
             dense_params=0 if out is not None else _beyond_base(model),
-            footprint=trace_footprint(model, targets, dtype),
+            vector_params=_vector_params(model, first) if adapter == "ia3" else 0,
+            prompt_params=virtual * model.get_input_embeddings().weight.shape[1],
+            footprint=trace_footprint(model, targets, dtype, adapter),
         )
+
+
+def _of_block(
+    block: str, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Keep the layers of a block, by their names in it."""
+    prefix = f"{block}."
+    mine = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): shape for name, shape in mine.items()}
+
+
+def _vector_params(model: Any, block: str) -> int:
+    """Count what IA3 trains of a block; a vector has a side of length 1."""
+    return sum(max(shape) for shape in _of_block(block, ia3_shapes(model)).values())
 
 
 def _around_blocks(model: Any, blocks: str) -> dict[Side, int]:

@@ -17,7 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas_flwr.errors import AdapterError, TrunkError
-from atlas_flwr.lora import ImportanceProbe, LoraFactors, linear_names, oriented
+from atlas_flwr.lora import (
+    ImportanceProbe,
+    LoraFactors,
+    linear_names,
+    oriented,
+    scales_inputs,
+)
 from atlas_flwr.split import part_info
 
 __all__ = ["ActiveAdapters", "SessionLinear", "layer_shapes", "placed", "wrap"]
@@ -26,27 +32,32 @@ __all__ = ["ActiveAdapters", "SessionLinear", "layer_shapes", "placed", "wrap"]
 class ActiveAdapters(threading.local):
     """The adapters in force in the current thread, by layer.
 
-    The layers know only :meth:`added`: a pass over rows of several sessions is another
-    way to answer it.
+    The layers know only :meth:`added` and :meth:`scaled`: a pass over rows of several
+    sessions is another way to answer them.
     """
 
     def __init__(self) -> None:
         self.stack: tuple[Mapping[str, LoraFactors], ...] = ()
+        self.vectors: Mapping[str, Tensor] = {}
         self.probe: ImportanceProbe | None = None
 
     @contextmanager
     def using(
-        self, *stack: Mapping[str, LoraFactors], probe: ImportanceProbe | None = None
+        self,
+        *stack: Mapping[str, LoraFactors],
+        vectors: Mapping[str, Tensor] | None = None,
+        probe: ImportanceProbe | None = None,
     ) -> Iterator[None]:
         """Put a session's adapters in force for a pass, and what it has folded.
 
         With a probe, the frozen layers' importance is measured too.
         """
-        before, self.stack, self.probe = (self.stack, self.probe), stack, probe
+        before = self.stack, self.vectors, self.probe
+        self.stack, self.vectors, self.probe = stack, vectors or {}, probe
         try:
             yield
         finally:
-            self.stack, self.probe = before
+            self.stack, self.vectors, self.probe = before
 
     def watch(self, layer: SessionLinear, x: Tensor, out: Tensor) -> None:
         """Let the probe, if there is one, see a layer's pass."""
@@ -66,9 +77,21 @@ class ActiveAdapters(threading.local):
                 out = out + product.to(out.dtype)
         return out
 
+    def scaled(self, name: str, x: Tensor, *, inputs: bool) -> Tensor:
+        """Return what enters or leaves layer ``name``, scaled if there is IA3 for it.
+
+        As in PEFT, the product is computed in the vector's dtype.
+        """
+        vector = self.vectors.get(name)
+        if vector is None or scales_inputs(vector) != inputs:
+            return x
+        return (x * vector.flatten()).to(x.dtype)
+
 
 class SessionLinear(nn.Module):
     """``base(x) + s B A x``, with the running session's factors, if it has any here.
+
+    If it has an IA3 vector here, that scales x, or else all of the output.
 
     Parameters
     ----------
@@ -100,9 +123,11 @@ class SessionLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., n)."""
+        x = self.active.scaled(self.name, x, inputs=True)
         out: Tensor = self.base(x)
         self.active.watch(self, x, out)
-        return self.active.added(self.name, x, out)
+        out = self.active.added(self.name, x, out)
+        return self.active.scaled(self.name, out, inputs=False)
 
 
 def wrap(trunk: nn.Module, active: ActiveAdapters) -> None:

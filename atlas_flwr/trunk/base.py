@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlas_flwr.errors import AdapterError, TrunkError
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.lora import (
+    AdapterState,
+    LoraFactors,
+    check_vectors,
+    ia3_key,
+    ia3_vectors,
+)
 from atlas_flwr.split import SplitPlan, part_info, trunk_view
 from atlas_flwr.split.model import end_model, run_blocks
 from atlas_flwr.trunk.adapters import ActiveAdapters, layer_shapes, placed, wrap
@@ -37,7 +43,7 @@ class Slice:
     factors : Mapping[str, LoraFactors]
         The session's own adapters.
     dense : Mapping[str, nn.Parameter]
-        The session's own dense parameters.
+        The session's own dense parameters, IA3's vectors among them.
     folded : Mapping[str, LoraFactors]
         Products that the base has for this session, and that nobody trains.
     """
@@ -96,10 +102,12 @@ class SharedBase:
         }
         factors = placed(state.factors, shapes, self.like, trained=True)
         folded = placed(state.folded, shapes, self.like, trained=False)
-        view, dense = _own_dense(view, state.dense)
+        vectors = _own_vectors(state.dense, shapes, self.like)
+        others = {k: v for k, v in state.dense.items() if k not in vectors}
+        view, dense = _own_dense(view, others)
         # A trunk that ends the model can serve U-shaped plans too, by its base alone.
         blocks_only = view if plan.tail is None else view.base_model
-        return Slice(blocks_only, factors, dense, folded)
+        return Slice(blocks_only, factors, {**dense, **vectors}, folded)
 
     def placed(self, products: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
         """Bring products of this trunk's layers here, to be folded by sessions.
@@ -142,7 +150,7 @@ class SharedBase:
 
     def run(self, session: Session, call: TrunkCall) -> Tensor:
         """Run a session's blocks; return hidden states of shape (B, T, D)."""
-        with self._active.using(session.factors, session.folded, probe=session.probe):
+        with self._in_force(session):
             return run_blocks(session.view, inputs_embeds=call.hidden, **_rest(call))
 
     def end(
@@ -151,7 +159,7 @@ class SharedBase:
         """End the model; return the loss, if there are labels, and the logits."""
         if labels is not None:
             labels = labels.to(self.like.device)
-        with self._active.using(session.factors, session.folded, probe=session.probe):
+        with self._in_force(session):
             out = end_model(
                 session.view,
                 call.hidden,
@@ -169,6 +177,14 @@ class SharedBase:
         kept = KeptBytes({*self._storages, *own})
         with torch.autograd.graph.saved_tensors_hooks(kept.count, _unchanged):
             yield kept
+
+    def _in_force(self, session: Session) -> AbstractContextManager[None]:
+        return self._active.using(
+            session.factors,
+            session.folded,
+            vectors=session.vectors,
+            probe=session.probe,
+        )
 
     def _view(self, start: int, stop: int) -> Any:
         with self._lock:
@@ -211,6 +227,20 @@ def _storage(tensor: Tensor) -> int:
 
 def _rest(call: TrunkCall) -> dict[str, Tensor | None]:
     return {"attention_mask": call.attention_mask, "position_ids": call.position_ids}
+
+
+def _own_vectors(
+    arrays: Mapping[str, NDArray[np.float32]],
+    shapes: Mapping[str, tuple[int, int]],
+    like: Tensor,
+) -> dict[str, nn.Parameter]:
+    """Copy the IA3 vectors among a session's arrays to the base's device."""
+    vectors = ia3_vectors(arrays)
+    check_vectors(vectors, shapes)
+    return {
+        ia3_key(name): nn.Parameter(torch.tensor(v, device=like.device).float())
+        for name, v in vectors.items()
+    }
 
 
 def _own_dense(

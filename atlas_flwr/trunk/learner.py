@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.lora import AdapterState, LoraFactors, ia3_vectors
 from atlas_flwr.trunk.steps import StepLog
 from atlas_flwr.types import OptimizerSpec
 
@@ -27,7 +27,7 @@ class Learner:
     factors : Mapping[str, LoraFactors]
         Adapters, as parameters, by layer.
     dense : Mapping[str, nn.Parameter]
-        Parameters that are trained in full.
+        Parameters that are trained in full, IA3's vectors among them.
     optimizer : OptimizerSpec
         How they are trained.
     merge : int
@@ -36,6 +36,8 @@ class Learner:
 
     Attributes
     ----------
+    vectors : Mapping[str, nn.Parameter]
+        IA3's, by layer.
     logs : WeakSet[StepLog]
         Steps of the sessions that it belongs to.
     """
@@ -49,6 +51,7 @@ class Learner:
     ) -> None:
         self.factors = factors
         self.dense = dense
+        self.vectors = ia3_vectors(dense)
         self.spec = optimizer
         self.merge = merge
         self.lock = threading.Lock()

@@ -29,8 +29,9 @@ class SessionSpec:
     plan : SplitPlan
         The client's cut; the trunk runs the blocks between.
     state : AdapterState
-        Adapters of those blocks, by layer, and what is folded into them; in a vanilla
-        split also the dense arrays of the classifier. Empty: nothing is trained here.
+        Adapters of those blocks, by layer, and what is folded into them; their IA3
+        vectors; in a vanilla split also the dense arrays of the classifier. Empty:
+        nothing is trained here.
     optimizer : OptimizerSpec
         How they are trained.
     shared : str
@@ -125,6 +126,11 @@ class Session:
     def factors(self) -> Mapping[str, LoraFactors]:
         """Its adapters, by layer."""
         return self.learner.factors
+
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """Its IA3 vectors, by layer."""
+        return self.learner.vectors
 
     @property
     def parameters(self) -> Sequence[Tensor]:

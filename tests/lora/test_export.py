@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -12,7 +13,10 @@ from atlas_flwr.lora import (
     LoraFactors,
     Scaling,
     attach,
+    attach_ia3,
     extract,
+    ia3_key,
+    ia3_shapes,
     linear_names,
     load,
     load_peft,
@@ -98,6 +102,36 @@ def test_what_peft_saves_is_read_at_pefts_own_scales(rslora, tmp_path):
     for name, factors in found.items():
         layer = model.base_model.model.get_submodule(name)
         torch.testing.assert_close(factors.delta(), layer.get_delta_weight("default"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "llama-classifier"])
+def test_peft_loads_ia3_and_computes_the_same(family, tmp_path):
+    model = build(family)
+    model.save_pretrained(tmp_path / "whole")
+    drawn = {
+        name: torch.empty(shape).uniform_(0.5, 1.5).numpy()
+        for name, shape in ia3_shapes(model).items()
+    }
+    attach_ia3(model, drawn)
+    dense = {ia3_key(name): value for name, value in drawn.items()}
+    for key, value in model.named_parameters():
+        if key.startswith(HEADS.get(family, ("-",))):
+            torch.nn.init.normal_(value)
+            dense[key] = value.detach().numpy()
+    save(tmp_path / "adapter", AdapterState({}, dense), family, tmp_path / "whole")
+    extra = {"num_labels": CLASSES} if family in HEADS else {}
+    whole = type(model).from_pretrained(tmp_path / "whole", **extra)
+    loaded = PeftModel.from_pretrained(whole, str(tmp_path / "adapter")).eval()
+    ids = torch.randint(3, 61, (2, 9))
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(ids).logits)
+
+
+def test_adapters_of_two_kinds_are_not_saved_together(tmp_path):
+    lora = adapt(build("llama"), "llama").factors
+    key = ia3_key("model.layers.0.mlp.down_proj")
+    both = AdapterState(lora, {key: np.ones((1, 48), np.float32)})
+    with pytest.raises(AdapterError, match="this has two"):
+        save(tmp_path, both, "llama")
 
 
 def test_an_empty_adapter_is_not_saved(tmp_path):

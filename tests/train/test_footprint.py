@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from atlas_flwr.budget import TrunkSession, client_memory, trunk_memory
 from atlas_flwr.data import Batch
-from atlas_flwr.lora import AdapterState, Scaling, attach, initial_factors, linear_names
+from atlas_flwr.lora import (
+    Scaling,
+    attach,
+    attach_ia3,
+    ia3_shapes,
+    linear_names,
+)
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
 from atlas_flwr.train.footprint import trace_footprint
+from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.live import LiveBytes
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.train.weights import Outline
@@ -136,6 +144,35 @@ def test_a_clients_step_keeps_alive_what_was_predicted(family):
         assert found.activations + found.logits == pytest.approx(live.peak, rel=0.04)
 
 
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"distilbert"}))
+def test_an_ia3_clients_step_keeps_alive_what_was_predicted(family):
+    architecture = outline_of(family).architecture(ALL, adapter="ia3")
+    causal = architecture.vocabulary > 0
+    for (head, tail), (rows, length) in (((1, 1), (3, 24)), ((2, 1), (6, 40))):
+        parts = partition(build(family), SplitPlan(head, tail))
+        trained = 0
+        for part in (parts.head, parts.tail):
+            part.requires_grad_(False)
+            ones = {n: np.ones(s, np.float32) for n, s in ia3_shapes(part).items()}
+            trained += sum(p.nbytes for p in attach_ia3(part, ones).values())
+        model = SplitModel(parts.head, parts.tail, Echo())
+        batch = padded_batch(rows, length, causal)
+        with LiveBytes() as live:
+            live.ignore([*model.parameters(), *model.buffers()])
+            batch_loss(model, batch).backward()
+        found = client_memory(
+            architecture,
+            head=head,
+            tail=tail,
+            rank=0,
+            batch=rows,
+            length=length,
+            logits_to_keep=KEPT,
+        )
+        assert found.activations + found.logits == pytest.approx(live.peak, rel=0.04)
+        assert found.adapters == 4 * trained + 12 * architecture.dense_params
+
+
 @every
 def test_a_block_keeps_the_inputs_of_adapted_layers_only(family):
     architecture = architecture_of(family)
@@ -177,20 +214,26 @@ def test_a_block_keeps_the_inputs_of_adapted_layers_only(family):
 
 @few
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
-    outline, architecture = outline_of(family), architecture_of(family)
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute, adapter):
+    outline = outline_of(family)
+    architecture = outline.architecture(ALL, adapter=adapter)
     plan, rows, length, count = SplitPlan(1, 1), 4, 32, 3
     trunk = partition(build(family), plan).trunk
     info = part_info(trunk)
-    factors = {
-        name: initial_factors(name, shape, 1, scaling=Scaling(1.0), seed=0)
-        for name, shape in outline.shapes(ALL).items()
-        if info.block_of(name) in range(info.start, info.stop)
-    }
+    blocks = range(info.start, info.stop)
+    if adapter == "ia3":
+        shapes = ia3_shapes(outline.model)
+        mine = {n: s for n, s in shapes.items() if info.block_of(n) in blocks}
+        state = initial_vectors(mine)
+    else:
+        shapes = outline.shapes(ALL)
+        mine = {n: s for n, s in shapes.items() if info.block_of(n) in blocks}
+        state = initial_state(mine, rank=1, scaling=Scaling(1.0), seed=0)
     width = architecture.hidden
     batch = padded_batch(rows, length, architecture.vocabulary > 0)
     engine = TrunkEngine(trunk, recompute=recompute)
-    tokens = [engine.open(SessionSpec(plan, AdapterState(factors))) for _ in "abc"]
+    tokens = [engine.open(SessionSpec(plan, state)) for _ in "abc"]
     with LiveBytes() as live:
         live.ignore([*trunk.parameters(), *trunk.buffers()])
         for step in range(3):
@@ -203,7 +246,7 @@ def test_a_trunks_steps_keep_alive_what_was_predicted(family, recompute):
                 engine.backward(token, step, torch.randn(rows, length, width))
     found = trunk_memory(
         architecture,
-        sessions=[TrunkSession(1, 1, 1)] * count,
+        sessions=[TrunkSession(1, 1, int(adapter == "lora"))] * count,
         batch=rows,
         length=length,
         in_flight=count,
