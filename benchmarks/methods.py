@@ -32,14 +32,23 @@ NO_DEVICES = {
     "smollm2": "test-examples=32 fingerprint-batches=4",
     "minilm": "local-steps=12",
 }
-VARIANTS = {
-    "both, ranks by importance": "aggregation='both'",
-    "fold, ranks by importance": "aggregation='fold'",
-    "truncate, ranks by importance": "aggregation='truncate'",
-    "mean, ranks by importance": "aggregation='mean'",
-    "both, one rank a device": "aggregation='both' ranks='device'",
-    "both, one rank for all": "aggregation='both' ranks='uniform' lora-rank=4",
+MODES = {
+    "both": "aggregation='both'",
+    "fold": "aggregation='fold'",
+    "truncate": "aggregation='truncate'",
+    "mean": "aggregation='mean'",
     "none": "aggregation='none'",
+}
+# Smaller devices cannot hold one rank for all layers.
+LARGER = {
+    "smollm2": "devices='185MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4",
+    "minilm": "devices='112MiB,120MiB,140MiB' local-steps=10 batch-size=16 "
+    "train-examples=256",
+}
+RANKS = {
+    "by importance": "ranks='budget'",
+    "one a device": "ranks='device'",
+    "one for all": "ranks='uniform' lora-rank=4",
 }
 METHODS = {
     name: f"strategy='{name}'"
@@ -60,7 +69,12 @@ REMEDIES = {
     "one adapter on the trunk": SHARED,
     "one adapter on the trunk, trunk-merge=4": f"{SHARED} trunk-merge=4",
 }
-TABLES = {"variants": VARIANTS, "methods": METHODS, "remedies": REMEDIES}
+TABLES = {
+    "modes": (MODES, DEVICES),
+    "ranks": (RANKS, LARGER),
+    "methods": (METHODS, DEVICES),
+    "remedies": (REMEDIES, NO_DEVICES),
+}
 
 
 def run(setting: str, config: str, seed: int, folder: Path) -> dict[str, object]:
@@ -100,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=DEVICES, default="minilm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--of", choices=TABLES, default="variants")
+    parser.add_argument("--of", choices=TABLES, default="modes")
     parser.add_argument("--only", nargs="+", default=[], help="names that start so")
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     given = parser.parse_args()
@@ -109,9 +123,9 @@ def main() -> None:
     )
     print(" | client peak, MiB | trunk peak, MiB |")
     print("| --- " * 8 + "|")
-    settings = NO_DEVICES if given.of == "remedies" else DEVICES
+    rows, settings = TABLES[given.of]
     setting = f"model='{given.model}' {settings[given.model]}"
-    for name, config in TABLES[given.of].items():
+    for name, config in rows.items():
         if given.only and not name.startswith(tuple(given.only)):
             continue
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{given.of} {name}").strip("-")

@@ -81,7 +81,7 @@ class DeviceRule:
         """
         if self.config.split == "none":
             return Assigned(self.whole_rank(profile.memory))
-        if self.config.adapter == "lora" and self.config.ranks == "budget":
+        if self._by_layer:
             found = self.allocation(profile.memory, importance)
             return Assigned(found.ranks, SplitPlan(found.head, found.tail))
         one = self.assignment(profile.memory)
@@ -108,8 +108,24 @@ class DeviceRule:
 
     def planned(self, memory: int | None) -> Allocation | Assignment:
         """Choose as for a client of which nobody knows yet which layers matter."""
-        has_ranks = self.config.adapter == "lora"
-        return self.allocation(memory, {}) if has_ranks else self.assignment(memory)
+        by_layer = self._by_layer
+        return self.allocation(memory, {}) if by_layer else self.assignment(memory)
+
+    def check(self) -> None:
+        """Make sure that each of the configuration's devices can be given something.
+
+        Raises
+        ------
+        BudgetError
+            If one is too small for anything: with the smallest that works.
+        """
+        if self.config.split != "none":
+            for memory in sorted(set(self.config.device_bytes)):
+                self.planned(memory)
+
+    @property
+    def _by_layer(self) -> bool:
+        return self.config.adapter == "lora" and self.config.ranks == "budget"
 
     def assignment(self, memory: int | None) -> Assignment:
         """Choose a cut and one rank for all layers: 0 where it is not LoRA."""

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, UserConfigValue
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from atlas_flwr.config import RunConfig, load_config, to_yaml
+from atlas_flwr.config import KIN, RunConfig, load_config, to_yaml
 from atlas_flwr.data import prepare
 from atlas_flwr.errors import ResumeError
 from atlas_flwr.log import log
@@ -25,6 +25,7 @@ from atlas_flwr.report import (
     summarize_folder,
     write_report,
 )
+from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import (
     STRATEGIES,
     Setting,
@@ -100,6 +101,8 @@ class Run:
         log(INFO, "run folder: %s", self.folder.path.resolve())
         files = ModelFiles.of(config)
         outline = files.outline()
+        if config.strategy in KIN:
+            DeviceRule.of(config, outline, files.dtype).check()
         roster = Roster(request=self._messages(), timeout=config.round_timeout)
         recorder = Recorder(self.folder, roster)
         if config.quorum < 1:

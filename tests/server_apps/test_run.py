@@ -243,10 +243,14 @@ def test_small_devices_adapt_their_most_important_layers_and_learn(tmp_path):
     assert loss[-1] < loss[0] - 0.1
 
 
-def test_a_device_that_holds_nothing_is_told_what_would_do(tmp_path):
-    least = sizes_of((1, 0))[0] / 2**20
+@pytest.mark.parametrize(("ranks", "rank"), [("budget", 0), ("device", 2)])
+def test_a_device_that_holds_nothing_is_told_what_would_do(tmp_path, ranks, rank):
+    def intercept(message):
+        pytest.fail("a client was asked before the devices were looked at")
+
+    least = sizes_of((1, rank))[0] / 2**20
     with pytest.raises(AtlasError, match=f"takes {least:.1f} MiB"):
-        run(tmp_path, devices="100KiB")
+        run(tmp_path, intercept, devices="100KiB", ranks=ranks)
 
 
 def test_a_run_in_which_nobody_can_work_ends_at_once(tmp_path):
