@@ -4,36 +4,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from atlas_flwr.budget import return_freed_memory
+from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.personal import begun, keep, own_state
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
-from atlas_flwr.data import (
-    Batch,
-    CausalCollator,
-    ClassifierCollator,
-    Collator,
-    Shard,
-    Task,
-    by_length,
-    in_order,
-    majority_accuracy,
-    sample_batches,
-    tokenizer_of,
-)
+from atlas_flwr.data import in_order, majority_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, excess, pruned
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
@@ -46,7 +34,6 @@ from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
 from atlas_flwr.train.objective import Objective
-from atlas_flwr.train.pruning import el2n, hardest
 from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SkippingTrunk, connect
@@ -110,6 +97,11 @@ class Work:
         return int(str(self.entries["server-round"]))
 
     @property
+    def batches(self) -> ClientBatches:
+        """Makes the client's batches."""
+        return ClientBatches(self.config, self.me, self.files.source, self.round)
+
+    @property
     def plan(self) -> SplitPlan | None:
         """The client's cut; ``None`` for the whole model."""
         plan = self.entries.get("plan")
@@ -129,16 +121,7 @@ class Work:
             The sketch, with noise if the run says so, and how much the loss depends on
             each layer on this client, if the server asked for that.
         """
-        config, shard = self.config, self.me.shard(self.config)
-        steps = config.fingerprint_batches
-        batches = sample_batches(
-            shard.train,
-            self._collator(shard.task),
-            # No example twice: the parts must differ as independent draws do.
-            batch_size=max(1, min(config.batch_size, len(shard.train) // steps)),
-            steps=steps,
-            seed=derive_seed(config.seed, "fingerprint", self.me.index, self.round),
-        )
+        config = self.config
         probe = ImportanceProbe()
         with ExitStack() as stack:
             adapted = stack.enter_context(self._model(self._fingerprint_state()))
@@ -146,7 +129,7 @@ class Work:
                 stack.enter_context(adapted.probing(probe))
             sketch = sketch_gradients(
                 adapted.model,
-                batches,
+                self.batches.to_sketch(),
                 name=adapted.parameter_name,
                 parts=config.fingerprint_parts,
                 dim=config.fingerprint_dim,
@@ -167,7 +150,11 @@ class Work:
         started = time.monotonic()
         steps = config.local_steps
         with PeakMeter() as meter, self._model(state, steps) as adapted:
-            batches, examples = self._train_batches(adapted.model)
+            batches, examples = self.batches.to_train(
+                adapted.model,
+                self._store,
+                pooled=int(str(self.entries.get("pooled-nodes", 0))),
+            )
             objective = Objective.of(
                 adapted.model,
                 batches,
@@ -188,7 +175,7 @@ class Work:
         left = pruned(state.factors, trained.factors, config.rank_decay)
         trained = replace(trained, factors=left)
         if kept.ranks or kept.dense:
-            keep(self._store, kept.part_of(trained), self.round)
+            keep(self._store(), kept.part_of(trained), self.round)
         arrays = layout.write(kept.rest_of(trained))
         metrics: Metrics = {
             "num-examples": examples,
@@ -208,7 +195,7 @@ class Work:
         """Score the adapters on the client's test examples."""
         config, shard = self.config, self.me.shard(self.config)
         layout = Layout.of(self.arrays, self.scaling)
-        collate = self._collator(shard.task)
+        collate = self.batches.collator(shard.task)
         state = self._state(layout, self._kept, before=self.round + 1)
         with self._model(state) as adapted:
             found = evaluate(
@@ -258,7 +245,6 @@ class Work:
             shapes, rank=FINGERPRINT_RANK, scaling=self.scaling, seed=config.seed
         )
 
-    @property
     def _store(self) -> ClientStore:
         return ClientStore.of(str(self.entries[RUN_ID_KEY]), self.me.index)
 
@@ -276,48 +262,8 @@ class Work:
         shapes = self.files.outline().shapes(self.config.target_list)
         seed = self.config.seed
         start = begun(kept, shapes, self.files.dense(), self.scaling, seed)
-        own = own_state(self._store, start, self.scaling, before=before)
+        own = own_state(self._store(), start, self.scaling, before=before)
         return sent.merged(own)
-
-    def _train_batches(self, model: nn.Module) -> tuple[Sequence[Batch], int]:
-        """Return the batches of this round, and how many examples they come from."""
-        pooled = int(str(self.entries.get("pooled-nodes", 0)))
-        owners = range(pooled) if pooled else [self.me.index]
-        shards = [self.me.shard(self.config, owner) for owner in owners]
-        if self.config.prune_data and self.round > 1:
-            shards = [self._pruned(shard, model) for shard in shards]
-        streams = [
-            sample_batches(
-                shard.train,
-                self._collator(shard.task),
-                batch_size=self.config.batch_size,
-                steps=self.config.local_steps,
-                seed=derive_seed(self.config.seed, "train", self.round, owner),
-            )
-            for owner, shard in zip(owners, shards, strict=True)
-        ]
-        turns = zip(*streams, strict=True)
-        batches = list(chain.from_iterable(turns))
-        return batches, sum(len(shard.train) for shard in shards)
-
-    def _pruned(self, shard: Shard, model: nn.Module) -> Shard:
-        """Drop the examples that are learned already, by scores taken once."""
-        found = self._store.load("kept-examples", before=self.round)
-        if found is not None:
-            kept = found["kept"].tolist()
-        else:
-            collate = self._collator(shard.task)
-            batches = in_order(shard.train, collate, self.config.eval_batch_size)
-            scores = el2n(model, batches, collate.label_ids)
-            kept = hardest(scores, self.config.prune_data)
-            self._store.save("kept-examples", self.round, {"kept": np.array(kept)})
-        ordered = by_length(shard.train)
-        return replace(shard, train=tuple(ordered[i] for i in kept))
-
-    def _collator(self, task: Task) -> Collator:
-        causal = self.files.source.kind == "causal"
-        make = CausalCollator if causal else ClassifierCollator
-        return make(tokenizer_of(self.files.source), task, self.config.max_length)
 
 
 def _penalty(config: RunConfig, adapted: ClientModel) -> Callable[[], Tensor] | None:

@@ -74,6 +74,11 @@ class _Listening(TrunkClient):
         self.hidden: Tensor | None = None
         self.gradient: Tensor | None = None
 
+    @property
+    def meter(self) -> Any:
+        """The bytes that crossed, if the trunk counts them."""
+        return getattr(self.trunk, "meter", None)
+
     def forward(self, call: TrunkCall) -> Tensor:
         self.hidden = call.hidden
         return self.trunk.forward(call)

@@ -435,6 +435,10 @@ def test_personal_layers_are_never_sent_and_survive_a_killed_run(tmp_path, own_c
     assert len(list(own_cache.glob("clients/*/*/personal-2.npz"))) == 2 * NODES
 
 
+def crossed(told):
+    return told["bytes_up"]
+
+
 REMEDIES = {"align": 0.5, "auxiliary_steps": 1, "prune_data": 0.5, "ema": 0.3}
 
 
@@ -447,7 +451,8 @@ def test_each_remedy_changes_the_run_and_learns(unbroken, tmp_path, own_cache, r
     assert last["mean_loss"] != ended["mean_loss"]
     assert last["mean_loss"] < first["mean_loss"]
     if remedy == "auxiliary_steps":
-        assert found["bytes_up"] < plain["bytes_up"]
+        # Of two steps one crosses; fingerprints and evaluations do as ever.
+        assert 0.5 * crossed(plain) < crossed(found) < 0.9 * crossed(plain)
 
 
 def test_a_client_prunes_once_and_a_resumed_run_prunes_alike(tmp_path, own_cache):
