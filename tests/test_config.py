@@ -190,6 +190,7 @@ REFUSED = [
         {"prune-data": 0.1, "strategy": "centralized"},
         "clients prune their own data, and centralized pools it",
     ),
+    ({"mixing-decay": 0.5}, "with mixing=0.0 there is nothing to decay"),
     ({"quorum": 0.0}, "quorum=0.0: must be above 0"),
     ({"train-examples": 4}, "batch-size=8: a client has only train-examples=4"),
     ({"dtype": "float16"}, "CPUs train in float32 or bfloat16"),

@@ -269,6 +269,14 @@ class MethodConfig:
         maximum=1,
         only=("atlas", "mira"),
     )
+    mixing_decay: float = knob(
+        0.0,
+        "Share of mixing that each round takes from it: at 0.5 it halves every round. "
+        "Groups take more of others while they have learned little themselves.",
+        minimum=0,
+        maximum=1,
+        only=("atlas", "mira"),
+    )
     max_rank: int = knob(
         0,
         "Rank at which a cluster's sum is cut, with a warning that says what it loses; "

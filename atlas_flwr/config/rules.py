@@ -195,6 +195,16 @@ def fedprox_has_a_pull(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def decay_has_a_mixing(config: RunConfig) -> Iterator[Problem]:
+    """Want something that decays."""
+    if config.mixing_decay > 0 and config.mixing == 0:
+        yield Problem(
+            ("mixing-decay", "mixing"),
+            f"mixing-decay={config.mixing_decay}: with mixing=0.0 there is nothing to "
+            "decay; set mixing above 0, or mixing-decay=0.0",
+        )
+
+
 def mira_has_a_pull(config: RunConfig) -> Iterator[Problem]:
     """Want a graph step in MIRA: without, it is local training."""
     if config.strategy == "mira" and config.mixing == 0:
@@ -342,6 +352,7 @@ RULES: tuple[Rule, ...] = (
     cut_fits_split,
     clusters_agree,
     fedprox_has_a_pull,
+    decay_has_a_mixing,
     mira_has_a_pull,
     sums_are_enough,
     shared_adapters_are_alike,

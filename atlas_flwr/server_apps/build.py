@@ -145,7 +145,7 @@ def _atlas(setting: Setting) -> Strategy:
         balanced=config.balanced_clusters,
         aggregation=config.aggregation,
         importance=measures_importance(config),
-        mixing=Mixing(config.mixing, ema=config.ema),
+        mixing=Mixing(config.mixing, decay=config.mixing_decay, ema=config.ema),
     )
 
 
@@ -155,7 +155,7 @@ def _mira(setting: Setting) -> Strategy:
         **_kin(setting),
         aggregation=config.aggregation,
         importance=measures_importance(config),
-        mixing=Mixing(config.mixing),
+        mixing=Mixing(config.mixing, decay=config.mixing_decay),
     )
 
 

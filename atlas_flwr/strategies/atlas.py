@@ -313,7 +313,7 @@ class Atlas(FedAvg):
         if self.mixing.strength:
             groups = [*self.adapters.groups]
             sketches = self.census.sketches(self._group)
-            names, matrix = self.mixing.matrix(groups, sketches)
+            names, matrix = self.mixing.matrix(groups, sketches, server_round)
             self.adapters.mix(names, matrix)
 
     def _group(self, client: str) -> str | None:

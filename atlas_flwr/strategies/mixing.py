@@ -36,6 +36,9 @@ class Mixing:
         ``None`` takes their median.
     graph : Mapping[tuple[str, str], float], optional
         Similarity of pairs of groups; ``None`` takes it from fingerprints.
+    decay : float
+        Share of the strength that each round takes from it, from 0 to 1: groups that
+        have learned little yet take more of others.
     ema : float
         Share of a group's own former product that it keeps, from 0 to below 1.
     """
@@ -43,6 +46,7 @@ class Mixing:
     strength: float = 0.0
     width: float | None = None
     graph: Mapping[tuple[str, str], float] | None = None
+    decay: float = 0.0
     ema: float = 0.0
 
     @property
@@ -51,7 +55,10 @@ class Mixing:
         return self.strength > 0 and self.graph is None
 
     def matrix(
-        self, groups: Sequence[str], sketches: Mapping[str, NDArray[np.floating]]
+        self,
+        groups: Sequence[str],
+        sketches: Mapping[str, NDArray[np.floating]],
+        server_round: int = 1,
     ) -> tuple[list[str], NDArray[np.float64]]:
         """Return the groups that are mixed, and C in their order.
 
@@ -61,12 +68,17 @@ class Mixing:
             Those that have trained.
         sketches : Mapping[str, NDArray]
             Mean fingerprints; without a graph, a group that has none stays apart.
+        server_round : int
+            From 1.
 
         Raises
         ------
         DataError
-            If the strength, the width or the graph is impossible.
+            If the strength, its decay, the width or the graph is impossible.
         """
+        if not 0 <= self.decay <= 1:
+            raise DataError(f"decay {self.decay}; it must be from 0 to 1")
+        strength = self.strength * (1 - self.decay) ** (server_round - 1)
         if self.graph is not None:
             names = list(groups)
             found = adjacency_of(
@@ -77,7 +89,7 @@ class Mixing:
             if not names:
                 return [], np.eye(0)
             found = adjacency(np.stack([sketches[n] for n in names]), self.width)
-        return names, mixing_matrix(found, self.strength)
+        return names, mixing_matrix(found, strength)
 
     def _similarity(self, one: str, other: str) -> float:
         assert self.graph is not None

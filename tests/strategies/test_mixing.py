@@ -7,7 +7,7 @@ import torch
 from atlas_flwr.errors import DataError
 from atlas_flwr.lora import AdapterState, LoraFactors, canonical
 from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution
-from atlas_flwr.strategies.mixing import Mixing, mixed
+from atlas_flwr.strategies.mixing import Mixing, averaged, mixed
 
 M, N = 6, 5
 SKETCHES = {"a": np.array([1.0, 0]), "b": np.array([0.9, 0.1]), "c": np.array([0.0, 1])}
@@ -89,3 +89,30 @@ def test_similar_tasks_give_more_to_each_other_and_a_given_graph_is_obeyed():
 def test_a_graph_without_a_pair_is_refused_by_name():
     with pytest.raises(DataError, match="groups 'a' and 'c'"):
         Mixing(0.5, graph={("a", "b"): 1.0}).matrix([*SKETCHES], SKETCHES)
+
+
+@pytest.mark.parametrize(("decay", "left"), [(0.0, 1.0), (0.5, 0.25), (1.0, 0.0)])
+def test_the_strength_decays_from_round_to_round(decay, left):
+    decaying = Mixing(0.6, decay=decay)
+    _, first = decaying.matrix([*SKETCHES], SKETCHES, 1)
+    _, third = decaying.matrix([*SKETCHES], SKETCHES, 3)
+    np.testing.assert_allclose(first, Mixing(0.6).matrix([*SKETCHES], SKETCHES)[1])
+    still = np.eye(len(first))
+    np.testing.assert_allclose(third - still, left * (first - still), atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_moving_average_is_that_of_the_products(share):
+    former, now = GROUPS["a"], GROUPS["b"]
+    found = averaged(former, now, share)
+    for name in now.factors:
+        dense = [s.factors[name].delta().double() for s in (former, now)]
+        wanted = share * dense[0] + (1 - share) * dense[1]
+        np.testing.assert_allclose(found.factors[name].delta(), wanted, atol=1e-5)
+    wanted = share * former.dense["bias"] + (1 - share) * now.dense["bias"]
+    np.testing.assert_allclose(found.dense["bias"], wanted, rtol=1e-6)
+
+
+def test_a_moving_average_cannot_keep_everything():
+    with pytest.raises(DataError, match="below 1"):
+        averaged(GROUPS["a"], GROUPS["b"], 1.0)
