@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aggregation modes, rank rules, published methods, remedies: side by side, over seeds.
+"""Aggregation modes, rank rules and published methods side by side, over seeds.
 
 Run from the top of the repository::
 
     python benchmarks/methods.py --model minilm --seeds 0 1 2
     python benchmarks/methods.py --of methods --seeds 0
-    python benchmarks/methods.py --of remedies --model minilm --seeds 0 1 2
+    python benchmarks/methods.py --of ranks --seeds 0 1 2
 
-Clients, data, start, steps and learning rate are the same for all rows of a table. But
-for the remedies, devices differ and are dealt to clients by the seed, not by task, so
-that ranks are free of tasks. A finished run is kept in ``--runs`` and not repeated.
+Devices differ and are dealt to clients by the seed, not by task, so that ranks are free
+of tasks; clients, data, start, steps and learning rate are the same for all rows of a
+table. A finished run is kept in ``--runs`` and not repeated.
 Prints a Markdown table: mean and standard deviation over seeds.
 """
 
@@ -27,10 +27,6 @@ DEVICES = {
     "smollm2": "devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4",
     "minilm": "devices='98MiB,104MiB,140MiB' local-steps=10 batch-size=16 "
     "train-examples=256",
-}
-NO_DEVICES = {
-    "smollm2": "test-examples=32 fingerprint-batches=4",
-    "minilm": "local-steps=12",
 }
 MODES = {
     "both": "aggregation='both'",
@@ -55,25 +51,10 @@ METHODS = {
     for name in ("oracle", "hsplitlora", "flora", "flexlora", "hetlora", "splitlora")
 }
 METHODS["mira"] = "strategy='mira' mixing=0.5"
-SHARED = "strategy='splitlora' server-adapters='shared' cut='1/1' ranks='uniform'"
-REMEDIES = {
-    "none": "",
-    "trunk-learning-rate=0.003": "trunk-learning-rate=0.003",
-    "personal='head'": "personal='head'",
-    "personal='tail'": "personal='tail'",
-    "ema=0.3": "ema=0.3",
-    "align=0.3": "align=0.3",
-    "auxiliary-steps=1": "auxiliary-steps=1",
-    "skip-gradients=0.8": "skip-gradients=0.8",
-    "prune-data=0.3": "prune-data=0.3",
-    "one adapter on the trunk": SHARED,
-    "one adapter on the trunk, trunk-merge=4": f"{SHARED} trunk-merge=4",
-}
 TABLES = {
     "modes": (MODES, DEVICES),
     "ranks": (RANKS, LARGER),
     "methods": (METHODS, DEVICES),
-    "remedies": (REMEDIES, NO_DEVICES),
 }
 
 
