@@ -34,8 +34,6 @@ SHARED = {
 REMEDIES: dict[str, dict[str, Any]] = {
     "none": {},
     "trunk-learning-rate=0.003": {"trunk-learning-rate": 0.003},
-    "learning-rate=0.003 on both sides": {"learning-rate": 0.003},
-    "personal='head'": {"personal": "head"},
     "personal='tail'": {"personal": "tail"},
     "ema=0.3": {"ema": 0.3},
     "align=0.3": {"align": 0.3},
