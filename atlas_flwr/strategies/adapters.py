@@ -130,7 +130,10 @@ class ClusterAdapters:
         )
         if held is None:
             return at.nested(self.initial)
-        return replace(self.rule.start(held, at), origin=origin)
+        state = self.rule.start(held, at)
+        # What no member has sent, as clients keep it to themselves, is as at first.
+        dense = {**self.initial.dense, **state.dense}
+        return replace(state, dense=dense, origin=origin)
 
     def full(self, group: str | None) -> AdapterState:
         """Return what a group has learned, uncut; see :meth:`serve` for the others."""

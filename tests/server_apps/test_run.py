@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import MessageType
@@ -437,6 +438,24 @@ def test_personal_layers_are_never_sent_and_survive_a_killed_run(tmp_path, own_c
 
 def crossed(told):
     return told["bytes_up"]
+
+
+def test_personal_heads_and_classifiers_are_trained_on_from_round_to_round(
+    tmp_path, own_cache
+):
+    run(tmp_path, model="tiny-bert", cut="2/1", personal="both")
+    for client in range(NODES):
+        kept = [
+            np.load(path)
+            for round_ in (1, 2)
+            for path in own_cache.glob(f"clients/*/{client}/personal-{round_}.npz")
+        ]
+        first, second = kept
+        assert set(first.files) == set(second.files)
+        for key in ("personal/dense/classifier.weight", "personal/B/"):
+            names = [name for name in first.files if name.startswith(key)]
+            assert names
+            assert all((first[n] != second[n]).any() for n in names)
 
 
 REMEDIES = {"align": 0.5, "auxiliary_steps": 1, "prune_data": 0.5, "ema": 0.3}
