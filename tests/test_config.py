@@ -179,6 +179,10 @@ REFUSED = [
         "the trunk has the tail",
     ),
     ({"split": "none", "personal": "head"}, "whole models have no sides"),
+    (
+        {"strategy": "hetlora", "rank-decay": 0.5, "personal": "tail"},
+        "the server keeps pruned ranks by what clients send",
+    ),
     ({"split": "vanilla", "auxiliary-steps": 1}, "a head whose tail is on the client"),
     ({"split": "vanilla", "align": 0.1}, "align=0.1: with split='vanilla' the loss is"),
     ({"devices": "1GiB", "align": 0.1}, "the memory model does not count"),

@@ -80,6 +80,13 @@ def remedies_suit_the_strategy(config: RunConfig) -> Iterator[Problem]:
             f"ema={config.ema}: products are averaged, and aggregation="
             f"{config.aggregation!r} has none; set ema=0.0, or aggregation='both'",
         )
+    if config.personal != "none" and config.rank_decay < 1:
+        yield Problem(
+            ("personal", "rank-decay"),
+            f"personal={config.personal!r} with rank-decay={config.rank_decay}: the "
+            "server keeps pruned ranks by what clients send, and personal layers are "
+            "not sent; set personal='none', or rank-decay=1.0",
+        )
     if config.prune_data and config.strategy == "centralized":
         yield Problem(
             ("prune-data", "strategy"),

@@ -14,6 +14,7 @@ from atlas_flwr.train.model import adapted_split, adapted_whole
 from atlas_flwr.trunk import SessionSpec, TrunkEngine, connect, serve_local
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import batch, build
+from tests.train.parity import assert_trained_alike
 
 SPEC = OptimizerSpec(lr=0.02, weight_decay=0.1, betas=(0.8, 0.95))
 PLANS = [SplitPlan(1, 1), SplitPlan(2, None)]
@@ -86,14 +87,8 @@ def test_split_training_is_pefts_training(family, plan):
     model = build(family)
     state = start(model)
     batches = [batch(family, "right") for _ in range(5)]
-    losses, found = split_run(model, plan, state, batches)
-    expected_losses, expected = pefts_run(model, state, batches)
-    torch.testing.assert_close(losses, expected_losses, atol=2e-5, rtol=2e-5)
-    assert found.dense.keys() == expected.keys()
-    for key, value in expected.items():
-        got = torch.from_numpy(found.dense[key])
-        torch.testing.assert_close(got, value.detach(), atol=1e-4, rtol=1e-3)
-        assert (found.dense[key] != state.dense[key]).any(), key
+    found = split_run(model, plan, state, batches)
+    assert_trained_alike(found, pefts_run(model, state, batches), state)
 
 
 def test_recomputing_gives_the_same_vectors():

@@ -13,6 +13,7 @@ from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.live import LiveBytes
 from atlas_flwr.train.step import batch_loss
 from tests.families import FAMILIES, batch, build
+from tests.train.parity import assert_trained_alike
 from tests.train.test_footprint import ALL, KEPT, Echo, outline_of, padded_batch
 from tests.train.test_ia3 import PLANS, SPEC, split_run
 
@@ -60,14 +61,8 @@ def test_split_training_is_pefts_training(family, plan):
     model = build(family)
     state = start(model)
     batches = [batch(family, "right") for _ in range(5)]
-    losses, found = split_run(model, plan, state, batches)
-    expected_losses, expected = pefts_run(model, state, batches)
-    torch.testing.assert_close(losses, expected_losses, atol=2e-5, rtol=2e-5)
-    assert found.dense.keys() == expected.keys()
-    for key, value in expected.items():
-        got = torch.from_numpy(found.dense[key])
-        torch.testing.assert_close(got, value.detach(), atol=1e-4, rtol=1e-3)
-        assert (found.dense[key] != state.dense[key]).any(), key
+    found = split_run(model, plan, state, batches)
+    assert_trained_alike(found, pefts_run(model, state, batches), state)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
