@@ -101,8 +101,20 @@ class RunFolder:
         return _made(self.path / "adapters" / str(cluster))
 
     def run_id(self) -> str:
-        """Read the run's id, which no other run has, and which a resumed one keeps."""
-        return (self.path / "run-id").read_text(encoding="utf-8")
+        """Read the run's id, which no other run has, and which a resumed one keeps.
+
+        Raises
+        ------
+        ResumeError
+            When the folder has none.
+        """
+        path = self.path / "run-id"
+        if not path.is_file():
+            raise ResumeError(
+                f"{self.path} has no file run-id: an older version made it, and this "
+                "one cannot continue it; start a new run"
+            )
+        return path.read_text(encoding="utf-8")
 
     def config(self) -> RunConfig:
         """Read the configuration."""

@@ -119,3 +119,15 @@ def test_the_latest_run_is_the_one_begun_last(tmp_path):
     stamp = second.path.stat().st_mtime + 5
     os.utime(second.path / "config.yaml", (stamp, stamp))
     assert latest_run(tmp_path) == second
+
+
+def test_a_folder_keeps_an_id_that_no_other_has(tmp_path):
+    first, second = new_folder(tmp_path), new_folder(tmp_path)
+    assert first.run_id() == RunFolder.open(first.path).run_id() != second.run_id()
+
+
+def test_a_folder_of_an_older_version_without_an_id_is_told(tmp_path):
+    folder = new_folder(tmp_path)
+    (folder.path / "run-id").unlink()
+    with pytest.raises(ResumeError, match="an older version made it"):
+        folder.run_id()
