@@ -13,6 +13,7 @@ sum 1, so that one with a large loss does not outvote the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from atlas_flwr.errors import BudgetError
@@ -87,4 +88,4 @@ def averaged(members: Sequence[Importance]) -> dict[str, float]:
 def distance(one: Importance, other: Importance) -> float:
     """Return the total variation distance of two importances of sum 1, in [0, 1]."""
     names = {*one, *other}
-    return sum(abs(one.get(n, 0.0) - other.get(n, 0.0)) for n in names) / 2
+    return math.fsum(abs(one.get(n, 0.0) - other.get(n, 0.0)) for n in names) / 2
