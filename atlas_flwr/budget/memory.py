@@ -4,8 +4,8 @@
 Peak bytes of tensors, for a client with blocks C and ranks r, in the dtype of b bytes::
 
     weights      b (embeddings + output + |C| block)       each once, tied ones too
-    adapters     4 b (sum r (d_out + d_in) + dense)        value, gradient, two moments
-    activations  peak of a client of 2 blocks + (|C| - 2) block + b B T sum r,
+    adapters     16 (sum r (d_out + d_in) + dense)         value, gradient, two moments
+    activations  peak of a client of 2 blocks + (|C| - 2) block + 4 B T sum r,
                  less the inputs of layers that have no adapter
     logits       what the loss takes on top of that peak
     workspace    min(6 MiB, b (B T w + w d))               what BLAS packs matrices into
@@ -141,11 +141,11 @@ def client_memory(
     trained = own.params + a.prompt_params
     peak = max(steps.forward.at(size), steps.backward.at(size))
     blocks = steps.blocks(own.layers, size) - 2 * steps.block.at(size)
-    low = dtype_bytes * batch * length * own.ranks
+    low = FLOAT32 * batch * length * own.ranks
+    values = FLOAT32 * VALUE_GRADIENT_MOMENTS
     return MemoryEstimate(
         weights=dtype_bytes * (around + len(mine) * a.block_params),
-        adapters=dtype_bytes
-        * (VALUE_GRADIENT_MOMENTS * trained + (VALUE_GRADIENT_MOMENTS - 1) * dense),
+        adapters=values * trained + (values - dtype_bytes) * dense,
         activations=_bytes(peak + blocks + low),
         logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),

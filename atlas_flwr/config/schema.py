@@ -108,8 +108,8 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = knob(
         "float32",
-        "Type of the frozen weights. bfloat16 halves their memory; on CPUs without "
-        "native support it is slower. float16 is for GPUs.",
+        "Type of the frozen weights; what is trained is float32. bfloat16 halves their "
+        "memory; on CPUs without native support it is slower. float16 is for GPUs.",
     )
     device: Literal["auto", "cpu", "cuda"] = knob(
         "cpu",

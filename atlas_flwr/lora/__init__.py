@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         linear_names,
         load,
     )
+    from atlas_flwr.lora.dense import widen
     from atlas_flwr.lora.export import save_peft
     from atlas_flwr.lora.exported import load_peft
     from atlas_flwr.lora.factors import LoraFactors
@@ -71,6 +72,7 @@ __all__ = [
     "scales_inputs",
     "spectral_error",
     "trailing",
+    "widen",
 ]
 
 __getattr__, __dir__ = _attach(
@@ -111,5 +113,6 @@ __getattr__, __dir__ = _attach(
         "scales_inputs": "ia3",
         "spectral_error": "algebra",
         "trailing": "spectrum",
+        "widen": "dense",
     },
 )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -63,6 +63,8 @@ def linear_names(module: nn.Module, targets: Sequence[str] = ALL_LINEAR) -> list
 def attach(module: nn.Module, ranks: Mapping[str, int], scaling: Scaling) -> None:
     """Put a LoRA adapter on each layer of ``ranks``; only adapters stay trainable.
 
+    They are float32 where the module is in half precision, as with ``get_peft_model``.
+
     Parameters
     ----------
     module : nn.Module
@@ -105,6 +107,7 @@ def attach(module: nn.Module, ranks: Mapping[str, int], scaling: Scaling) -> Non
         lora_dropout=0.0,
     )
     inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+    cast_adapter_dtype(module, _ADAPTER)
 
 
 def attached(module: nn.Module) -> dict[str, LoraFactors]:

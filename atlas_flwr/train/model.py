@@ -31,6 +31,7 @@ from atlas_flwr.lora import (
     ia3_vectors,
     load,
     probing,
+    widen,
 )
 from atlas_flwr.split import PartInfo, SplitModel, part_info
 from atlas_flwr.types import TrunkClient
@@ -219,7 +220,9 @@ def _dense_parameters(
 ) -> dict[str, nn.Parameter]:
     found = {}
     for key, value in dense.items():
-        parameter = _find(sides, key)
+        side, local = _find(sides, key)
+        widen(side.module, [local])
+        parameter = side.module.get_parameter(local)
         if tuple(parameter.shape) != value.shape:
             raise AdapterError(
                 f"array {key!r} has shape {value.shape}; the model's is "
@@ -232,12 +235,11 @@ def _dense_parameters(
     return found
 
 
-def _find(sides: Sequence[Side], key: str) -> nn.Parameter:
+def _find(sides: Sequence[Side], key: str) -> tuple[Side, str]:
     for side in sides:
         local = side.local_name(key)
-        parameters = dict(side.module.named_parameters())
-        if local in parameters:
-            return parameters[local]
+        if local in dict(side.module.named_parameters()):
+            return side, local
     raise AdapterError(f"array {key!r} is no parameter of this client's model")
 
 

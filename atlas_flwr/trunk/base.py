@@ -22,6 +22,7 @@ from atlas_flwr.lora import (
     check_vectors,
     ia3_key,
     ia3_vectors,
+    widen,
 )
 from atlas_flwr.split import SplitPlan, part_info, trunk_view
 from atlas_flwr.split.model import end_model, run_blocks
@@ -264,6 +265,7 @@ def _own_dense(
             here._modules[step] = _twin(getattr(here, step))
             here = getattr(here, step)
         here._modules[last] = copy.deepcopy(getattr(here, last))
+    widen(own, arrays)
     parameters = dict(own.named_parameters())
     dense = {key: parameters[key].requires_grad_(True) for key in arrays}
     with torch.no_grad():

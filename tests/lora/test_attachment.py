@@ -68,6 +68,15 @@ def test_only_adapters_are_trainable():
     assert all("lora_" in name for name in trained)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_adapters_are_float32_on_a_base_in_half_precision(dtype):
+    model = build("llama").to(dtype)
+    attach(model, ranks(model), Scaling(6.0))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert model(torch.ones(1, 3, dtype=torch.long)).logits.dtype == dtype
+
+
 def test_a_layer_of_rank_0_stays_bare():
     model = build("llama")
     first, second = linear_names(model)[:2]
