@@ -65,9 +65,9 @@ class Learner:
         """Add the gradients of :attr:`parameters`; step when enough have come.
 
         A step makes open passes stale. Those of its own session are dropped, unless
-        batches are merged: then another session's call may be what brought the step,
-        and no client can foresee it. All others are run forward again when their
-        gradients come, so that those of one step are taken at the same adapters.
+        another session's call may be what brought the step, so that no client can
+        foresee it. All others are run forward again when their gradients come, so that
+        those of one step are taken at the same adapters.
         """
         for parameter, grad in zip(self.parameters, grads, strict=True):
             if grad is not None:
@@ -75,7 +75,8 @@ class Learner:
                 parameter.grad = sum_
         self._waiting += 1
         if self._waiting == self.spec.accumulate * self.merge:
-            self._step(log if self.merge == 1 else None)
+            each = self.spec.accumulate == 1 or len(self.logs) == 1
+            self._step(log if self.merge == 1 and each else None)
 
     def settle(self) -> None:
         """Step on the mean of merged gradients that still wait for others."""

@@ -19,7 +19,7 @@ from tests.trunk.test_parity import adapters
 PLAN, SPEC = SplitPlan(head=1, tail=1), OptimizerSpec(lr=0.02)
 
 
-def served(model, names, shared="all"):
+def served(model, names, shared="all", spec=SPEC):
     """Two clients' models on one engine."""
     state = adapters(model, range(1, model.config.num_hidden_layers - 1))
     parts = partition(deepcopy(model), PLAN)
@@ -28,7 +28,7 @@ def served(model, names, shared="all"):
     engine = TrunkEngine(parts.trunk)
     clients = {}
     for name in names:
-        token = engine.open(SessionSpec(PLAN, state, SPEC, shared))
+        token = engine.open(SessionSpec(PLAN, state, spec, shared))
         trunk = EngineTrunk(engine, token)
         clients[name] = SplitModel(parts.head, parts.tail, trunk), token
     return engine, clients, state
@@ -66,6 +66,18 @@ def test_a_pass_that_another_client_overtakes_is_run_again_not_wrong():
     late.backward()
     assert engine.stats().steps == 2
     assert engine.stats().passes == 0
+
+
+def test_a_step_that_another_client_brought_about_drops_no_open_pass():
+    model, spec = build("llama"), OptimizerSpec(lr=0.02, accumulate=2)
+    engine, clients, _ = served(model, "ab", spec=spec)
+    (a, _), (b, _) = clients.values()
+    losses = [b(**batch("llama")).loss for _ in range(2)]
+    a(**batch("llama")).loss.backward()
+    for loss in losses:  # the first of them ends a's half of a step
+        loss.backward()
+    a(**batch("llama")).loss.backward()
+    assert engine.stats().steps == 4
 
 
 def test_a_shared_adapter_lives_as_long_as_one_of_its_sessions():
