@@ -21,6 +21,7 @@ import re
 import statistics
 import subprocess
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 CLIENTS = 8
 DEVICES = {
@@ -66,7 +67,9 @@ def run(setting: str, config: str, seed: int, folder: Path) -> dict[str, object]
             f"runs-dir='{folder.parent}' run-name='{folder.name}'"
         )
         command = ["atlas-flwr", "run", "-n", str(CLIENTS), "-c", given]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}")
     return json.loads(summary.read_text())
 
 

@@ -156,6 +156,26 @@ def test_the_mean_of_factors_is_another_matrix():
     assert (exact - B @ A).norm() > 0.1 * exact.norm()
 
 
+@pytest.mark.parametrize("name", ["mean", "sparsity-mean", "truncate", "both"])
+@given(rounds=rounds, rank=st.integers(1, 5))
+@settings(max_examples=25)
+def test_no_direction_that_a_client_is_sent_is_dead(name, rounds, rank):
+    *_, (rule, held, _) = played(name, rounds)
+    sent = start(rule, held, rank, 9).factors[NAME]
+    assert sent.rank == rank
+    dead = (sent.A == 0).all(1) & (sent.B == 0).all(0)
+    assert not dead.any()
+
+
+@pytest.mark.parametrize("name", ["mean", "sparsity-mean"])
+def test_directions_beyond_those_of_a_round_begin_anew(name):
+    *_, (rule, held, _) = played(name, [[(2, 1), (1, 2)]])
+    sent = start(rule, held, 4, 2).factors[NAME]
+    torch.testing.assert_close(dense(sent), dense(held.factors[NAME]))
+    assert torch.equal(sent.A[2:], INITIAL.factors[NAME].A[2:4])
+    assert not sent.B[:, 2:].any()
+
+
 def test_a_cut_at_max_rank_is_told_with_its_loss(caplog):
     stack = [LoraFactors(torch.randn(4, N), torch.randn(M, 4))]
     assert summed(NAME, stack, [1.0], max_rank=2).rank == 2

@@ -27,18 +27,21 @@ __all__ = ["Mean", "SparsityMean", "padded_mean"]
 class Mean(Rule):
     """Average A and B apart, as FedAvg does to them (FedIT; SplitLoRA, eq. 7-8).
 
-    Ranks may differ: factors are zero-padded to the largest, and a client is sent the
-    first rows and columns that it has room for.
+    Ranks may differ: factors are zero-padded to the largest of the round, and a client
+    is sent the first rows and columns that it has room for. A direction that no client
+    of a round has is lost; whoever has room for it later begins it anew.
     """
 
     def start(self, held: AdapterState, at: Start) -> AdapterState:
-        """Send the first directions, as they are."""
-        factors = {}
-        for name, rank in at.adapted.items():
-            found = held.factors.get(name, at.initial.factors[name])
-            found = found.with_scale(at.scale(rank))
-            A, B = _padded(found.A, rank, 0)[:rank], _padded(found.B, rank, 1)
-            factors[name] = LoraFactors(A, B[:, :rank], found.scale)
+        """Send the first directions, as they are, and the initial ones beyond them."""
+        factors = dict(at.nested(held).factors)
+        for name, fresh in factors.items():
+            if name in held.factors:
+                found = held.factors[name].with_scale(fresh.scale)
+                # Were A and B both 0 in a direction, it could never be learned.
+                A = torch.cat([found.A, fresh.A[found.rank :]])[: fresh.rank]
+                B = _padded(found.B, fresh.rank, 1)[:, : fresh.rank]
+                factors[name] = LoraFactors(A, B, fresh.scale)
         return AdapterState(factors, held.dense)
 
     def combine(
