@@ -34,6 +34,7 @@ SHARED = {
 REMEDIES: dict[str, dict[str, Any]] = {
     "none": {},
     "trunk-learning-rate=0.003": {"trunk-learning-rate": 0.003},
+    "learning-rate=0.003": {"learning-rate": 0.003},  # the same on both sides
     "personal='tail'": {"personal": "tail"},
     "ema=0.3": {"ema": 0.3},
     "align=0.3": {"align": 0.3},
