@@ -46,6 +46,7 @@ def assign(
     length: int,
     fixed_head: int | None = None,
     dtype_bytes: int = 4,
+    aligned_steps: int = 0,
 ) -> Assignment:
     """Choose the largest rank that fits, then the deepest head with what is left.
 
@@ -71,6 +72,8 @@ def assign(
         Do not choose the head.
     dtype_bytes : int
         Bytes of a frozen weight.
+    aligned_steps : int
+        See :func:`~atlas_flwr.budget.client_memory`.
 
     Raises
     ------
@@ -89,6 +92,7 @@ def assign(
             batch=batch,
             length=length,
             dtype_bytes=dtype_bytes,
+            aligned_steps=aligned_steps,
         )
         return Assignment(head, tail, rank, estimate)
 

@@ -77,6 +77,8 @@ class Footprint:
         a step's forward until then.
     hidden : Growth
         Hidden states.
+    start : Growth
+        What alignment with the round's start keeps of each step, throughout the round.
     spared : Mapping[frozenset[str], float]
         Bytes a token that a block does not keep if none of these layers is adapted:
         their input.
@@ -89,6 +91,7 @@ class Footprint:
     trunk: Growth
     open: Growth
     hidden: Growth
+    start: Growth = field(default_factory=Growth)
     spared: Mapping[frozenset[str], float] = field(default_factory=dict)
 
     def blocks(self, adapted: Iterable[Collection[str]], size: StepSize) -> float:

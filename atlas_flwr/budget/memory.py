@@ -59,7 +59,7 @@ class MemoryEstimate:
     workspace : int
         Buffers of the linear algebra library.
     remembered : int
-        Answers that a trunk keeps, to give them again.
+        Answers that a trunk keeps, to give them again, or a client, to stay near them.
     """
 
     weights: int
@@ -104,6 +104,7 @@ def client_memory(
     length: int,
     logits_to_keep: int = 2,
     dtype_bytes: int = 4,
+    aligned_steps: int = 0,
 ) -> MemoryEstimate:
     """Predict a client's peak while it trains.
 
@@ -123,6 +124,8 @@ def client_memory(
         Positions that the LM head runs on; a label of n tokens needs n + 1.
     dtype_bytes : int
         Bytes of a weight; those of the footprint's dtype.
+    aligned_steps : int
+        Steps of a round whose loss is aligned with its start; of the footprint, too.
 
     Raises
     ------
@@ -149,6 +152,7 @@ def client_memory(
         activations=_bytes(peak + blocks + low),
         logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),
+        remembered=_bytes(aligned_steps * steps.start.at(size)),
     )
 
 

@@ -44,16 +44,13 @@ def remedies_find_their_place(config: RunConfig) -> Iterator[Problem]:
             f"align={config.align}: with split='vanilla' the loss is the trunk's; set "
             "split='u-shaped', or align=0.0",
         )
-    for key, value in (
-        ("align", config.align),
-        ("auxiliary-steps", config.auxiliary_steps),
-    ):
-        if value and config.devices:
-            yield Problem(
-                (key, "devices"),
-                f"{key}={value} with devices={config.devices!r}: the memory model does "
-                f"not count what it takes; set {key}=0, or devices=''",
-            )
+    if config.auxiliary_steps and config.devices:
+        yield Problem(
+            ("auxiliary-steps", "devices"),
+            f"auxiliary-steps={config.auxiliary_steps} with "
+            f"devices={config.devices!r}: the memory model does not count what it "
+            "takes; set auxiliary-steps=0, or devices=''",
+        )
 
 
 def remedies_know_the_adapter(config: RunConfig) -> Iterator[Problem]:

@@ -67,7 +67,11 @@ class DeviceRule:
         shapes = outline.shapes(config.target_list)
         places = {name: outline.place_of(name) for name in shapes}
         architecture = outline.architecture(
-            config.target_list, dtype, config.adapter, config.virtual_tokens
+            config.target_list,
+            dtype,
+            config.adapter,
+            config.virtual_tokens,
+            aligned=config.align > 0,
         )
         return cls(config, architecture, shapes, places, dtype.itemsize)
 
@@ -143,6 +147,7 @@ class DeviceRule:
             length=config.max_length + config.virtual_tokens,
             fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
             dtype_bytes=self.dtype_bytes,
+            aligned_steps=config.local_steps if config.align else 0,
         )
 
     def whole_rank(self, memory: int | None) -> int:
@@ -164,14 +169,16 @@ class DeviceRule:
 
     def peak(self, head: int, ranks: Mapping[str, int]) -> MemoryEstimate:
         """Predict a client's peak, at ranks of the layers on its side."""
+        config = self.config
         return client_memory(
             self.architecture,
             head=head,
             tail=self._tail,
             ranks={self.places[name]: rank for name, rank in ranks.items()},
-            batch=self.config.batch_size,
-            length=self.config.max_length,
+            batch=config.batch_size,
+            length=config.max_length,
             dtype_bytes=self.dtype_bytes,
+            aligned_steps=config.local_steps if config.align else 0,
         )
 
     @property

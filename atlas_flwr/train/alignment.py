@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
-from atlas_flwr.train.step import label_logits, last_logits
+from atlas_flwr.train.step import NO_LABEL, label_logits, last_logits
 
 __all__ = ["Alignment"]
 
@@ -30,7 +30,8 @@ class Alignment:
     """A loss with the alignment's term.
 
     All batches are run once before training, for p_0: one more forward pass each, over
-    the cut. Their log-probabilities are kept, float32, steps x labels x vocabulary.
+    the cut. Their log-probabilities are kept, float32, steps x places of labels x
+    vocabulary.
 
     Parameters
     ----------
@@ -40,6 +41,11 @@ class Alignment:
         Those of the round, in order.
     strength : float
         Lambda.
+
+    Attributes
+    ----------
+    start : list[Tensor]
+        Log-probabilities (N, V) of each batch's labels when the round began.
     """
 
     def __init__(
@@ -48,14 +54,15 @@ class Alignment:
         self.strength = strength
         model.eval()
         with torch.no_grad():
-            self._start = [_log_probabilities(model, batch)[0] for batch in batches]
+            self.start = [_log_probabilities(model, batch)[0] for batch in batches]
 
     def __call__(self, model: nn.Module, batch: Batch, index: int) -> Tensor:
         """Return the loss of step ``index``, counted from 0."""
         now, labels = _log_probabilities(model, batch)
-        start = self._start[index]
-        apart = F.kl_div(now, start, log_target=True, reduction="batchmean")
-        return F.nll_loss(now, labels) + self.strength * apart
+        has_label = labels != NO_LABEL
+        apart = F.kl_div(now, self.start[index], log_target=True, reduction="none")
+        mean = apart.sum(-1).mul(has_label).sum() / has_label.sum()
+        return F.nll_loss(now, labels, ignore_index=NO_LABEL) + self.strength * mean
 
 
 def _log_probabilities(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

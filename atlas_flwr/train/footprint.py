@@ -38,8 +38,9 @@ from atlas_flwr.split import SplitModel, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, slice_blocks
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
+from atlas_flwr.train.alignment import Alignment
 from atlas_flwr.train.live import LiveBytes
-from atlas_flwr.train.step import batch_loss
+from atlas_flwr.train.loop import StepLoss, plain_loss
 from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
 
 __all__ = ["trace_footprint"]
@@ -65,6 +66,8 @@ def trace_footprint(
     targets: Sequence[str],
     dtype: torch.dtype = torch.float32,
     adapter: str = "lora",
+    *,
+    aligned: bool = False,
 ) -> Footprint | None:
     """Trace the footprint of a model.
 
@@ -79,6 +82,8 @@ def trace_footprint(
     adapter : str
         ``"ia3"`` for vectors in the place of factors, whatever the targets;
         ``"prompt"`` for one virtual token, which T counts.
+    aligned : bool
+        With the loss of :class:`~atlas_flwr.train.alignment.Alignment`.
 
     Returns
     -------
@@ -88,7 +93,7 @@ def trace_footprint(
     """
     described = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
     kinds: tuple[Hashable, ...] = (type(model), type(model.config))  # type: ignore[assignment]
-    return _traced(*kinds, described, tuple(targets), dtype, adapter)
+    return _traced(*kinds, described, tuple(targets), dtype, adapter, aligned)
 
 
 @lru_cache(maxsize=16)
@@ -99,6 +104,7 @@ def _traced(
     targets: tuple[str, ...],
     dtype: torch.dtype,
     adapter: str,
+    aligned: bool,
 ) -> Footprint | None:
     small = skeleton(model_class, config_class.from_dict(json.loads(described)))
     name = blocks_name(small)
@@ -121,14 +127,17 @@ def _traced(
     width = int(config.hidden_size)
     longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST))
     sizes = list(_sizes(longest // 4, causal))
-    clients, trunks = [], []
+    clients, starts, trunks = [], [], []
     client = SplitModel(parts.head, parts.tail, _Echo())
     table = parts.head.get_input_embeddings()  # wider or narrower than the blocks
     prompt = {PROMPT_KEY: np.zeros((1, table.weight.shape[1]), np.float32)}
     virtual = int(adapter == "prompt")
     with mode, attach_prompt(client, prompt if virtual else {}):
         for size in sizes:
-            clients.append(_client(client, size, causal, virtual))
+            batch = _batch(size, causal, virtual)
+            loss = Alignment(client, [batch], 1.0) if aligned else None
+            clients.append(_client(client, batch, loss or plain_loss))
+            starts.append(loss.start[0].nbytes if loss else 0)
             if size.kept in (0, sizes[0].kept):
                 hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
                 trunks.append(_trunk(parts.trunk, hidden, causal))
@@ -143,6 +152,7 @@ def _traced(
         trunk=_fit(plain, [seen.backward - inside * seen.block for seen in trunks]),
         open=_fit(plain, [seen.kept - inside * seen.block for seen in trunks]),
         hidden=Growth(token=float(width * dtype.itemsize)),
+        start=_fit(sizes, starts),
         spared=spared,
     )
 
@@ -207,14 +217,17 @@ class _Watch:
         first.register_hook(self.turn)
 
 
-def _client(model: SplitModel, size: StepSize, causal: bool, virtual: int) -> _Seen:
+def _batch(size: StepSize, causal: bool, virtual: int) -> Batch:
     ids = torch.zeros(size.batch, size.length - virtual, dtype=torch.long)
     mask = torch.ones_like(ids)
     labels = ids if causal else ids[:, 0]
     positions = mask.cumsum(1) if causal else None
     kept = size.kept if causal else 0
-    batch = Batch(ids, mask, labels, labels, positions, logits_to_keep=kept)
-    return _watched(model, _blocks(model.tail)[-1], lambda: batch_loss(model, batch))
+    return Batch(ids, mask, labels, labels, positions, logits_to_keep=kept)
+
+
+def _client(model: SplitModel, batch: Batch, loss: StepLoss) -> _Seen:
+    return _watched(model, _blocks(model.tail)[-1], lambda: loss(model, batch, 0))
 
 
 def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:

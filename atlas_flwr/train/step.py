@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
 
-__all__ = ["answer_logits", "batch_loss", "label_logits", "last_logits", "model_inputs"]
+__all__ = [
+    "NO_LABEL",
+    "answer_logits",
+    "batch_loss",
+    "label_logits",
+    "last_logits",
+    "model_inputs",
+]
+
+NO_LABEL = -100  # PyTorch's and Hugging Face's
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -37,21 +46,19 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
         loss = model(**model_inputs(batch), labels=batch.labels, **kept).loss
         assert isinstance(loss, Tensor)
         return loss
-    logits = last_logits(model, batch)
-    if not batch.causal:
-        return F.cross_entropy(logits.float(), batch.labels)
-    shifted = logits[:, :-1].flatten(0, 1).float()
-    targets = batch.labels[:, -batch.logits_to_keep + 1 :].flatten()
-    return F.cross_entropy(shifted, targets, ignore_index=-100)
+    logits, labels = label_logits(last_logits(model, batch), batch)
+    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
 
 
 def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits (N, V) at a batch's N labels, in float32, and the labels."""
+    """Return the logits (N, V) where labels may be, in float32, and the labels (N,).
+
+    A causal batch has ``NO_LABEL`` where a text is shorter than others.
+    """
     if not batch.causal:
         return logits.float(), batch.labels
     targets = batch.labels[:, -batch.logits_to_keep + 1 :]
-    labelled = targets != -100
-    return logits[:, :-1][labelled].float(), targets[labelled]
+    return logits[:, :-1].flatten(0, 1).float(), targets.flatten()
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -204,11 +204,14 @@ class Outline:
         dtype: torch.dtype = torch.float32,
         adapter: str = "lora",
         virtual: int = 0,
+        *,
+        aligned: bool = False,
     ) -> Architecture:
         """Return the numbers that the memory model needs.
 
         With another adapter than LoRA no layer has a rank: ask for 0. With a prompt of
-        some ``virtual`` tokens, these are part of a step's length.
+        some ``virtual`` tokens, these are part of a step's length. With ``aligned`` the
+        loss is that of alignment.
         """
         model, first = self.model, f"{self.blocks}.0"
         block = sum(p.numel() for p in model.get_submodule(first).parameters())
@@ -230,7 +233,7 @@ class Outline:
             dense_params=0 if out is not None else _beyond_base(model),
             vector_params=_vector_params(model, first) if adapter == "ia3" else 0,
             prompt_params=virtual * model.get_input_embeddings().weight.shape[1],
-            footprint=trace_footprint(model, targets, dtype, adapter),
+            footprint=trace_footprint(model, targets, dtype, adapter, aligned=aligned),
         )
 
 

@@ -21,6 +21,7 @@ from atlas_flwr.lora import (
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
+from atlas_flwr.train.alignment import Alignment
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.live import LiveBytes
@@ -265,6 +266,30 @@ def test_bfloat16_halves_hidden_states_but_not_what_adapters_keep():
     assert half is not None
     assert half.hidden.token == full.hidden.token / 2
     assert 0.5 < half.block.token / full.block.token < 1.5
+
+
+@few
+def test_a_clients_aligned_steps_keep_alive_what_was_predicted(family):
+    architecture = outline_of(family).architecture(ALL, aligned=True)
+    causal, steps = architecture.vocabulary > 0, 3
+    for (head, tail), (rows, length) in (((1, 1), (3, 24)), ((2, 1), (6, 40))):
+        parts = partition(build(family), SplitPlan(head, tail))
+        model = SplitModel(adapted(parts.head), adapted(parts.tail), Echo())
+        given = [padded_batch(rows, length, causal) for _ in range(steps)]
+        with LiveBytes() as live:
+            live.ignore([*model.parameters(), *model.buffers()])
+            loss = Alignment(model, given, 0.5)
+            for index, batch in enumerate(given):
+                loss(model, batch, index).backward()
+                model.zero_grad()
+        kept = sum(start.nbytes for start in loss.start)
+        sizes = {"batch": rows, "length": length, "logits_to_keep": KEPT}
+        found = client_memory(
+            architecture, head=head, tail=tail, ranks=1, aligned_steps=steps, **sizes
+        )
+        assert found.remembered == kept
+        alive = found.activations + found.logits + found.remembered
+        assert alive == pytest.approx(live.peak, rel=0.04)
 
 
 @few
