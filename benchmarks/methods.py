@@ -6,7 +6,6 @@ Run from the top of the repository::
     python benchmarks/methods.py --model minilm --seeds 0 1 2
     python benchmarks/methods.py --of methods --seeds 0
     python benchmarks/methods.py --of ranks --seeds 0 1 2
-    python benchmarks/methods.py --of one-task --seeds 0 1 2
 
 Devices differ and are dealt to clients by the seed, not by task, so that ranks are free
 of tasks; clients, data, start, steps and learning rate are the same for all rows of a
@@ -53,19 +52,10 @@ METHODS = {
     for name in ("oracle", "hsplitlora", "flora", "flexlora", "hetlora", "splitlora")
 }
 METHODS["mira"] = "strategy='mira' mixing=0.5"
-# One task for all: what methods without clusters were published for.
-ONE_TASK = {
-    "smollm2": "devices='180MiB,215MiB,280MiB' tasks='questions' fingerprint-batches=4",
-    "minilm": "devices='98MiB,104MiB,140MiB' tasks='questions' local-steps=12 "
-    "fingerprint-batches=4",
-}
-SAME = {"atlas": "strategy='atlas'"}
-SAME |= {name: config for name, config in METHODS.items() if name != "oracle"}
 TABLES = {
     "modes": (MODES, DEVICES),
     "ranks": (RANKS, LARGER),
     "methods": (METHODS, DEVICES),
-    "one-task": (SAME, ONE_TASK),
 }
 
 
