@@ -6,12 +6,14 @@
 #                those of PyPI bring gigabytes of CUDA to Linux. For a GPU: TORCH_INDEX=
 #   DEMO_CONFIG, QUICK_CONFIG  run configs of `make demo` and `make quick`
 #   COMPARE      options of `make compare`
+#   TEST_JOBS    processes of `make test`
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_CONFIG ?= devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4
 QUICK_CONFIG ?= model='minilm' local-steps=14 batch-size=16 train-examples=256 test-examples=32
+TEST_JOBS ?= 2
 COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
 
 BIN := $(VENV)/bin
@@ -73,7 +75,7 @@ compare: $(VENV)/.installed ## Compare ATLAS with FedAvg and no federation; take
 	$(BIN)/atlas-flwr compare $(COMPARE)
 
 test: $(VENV)/.installed-dev ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadscope
 
 test-slow: $(VENV)/.installed-dev ## Run all tests, those that take minutes too
 	$(BIN)/python -m pytest -m "slow or not slow"
