@@ -75,8 +75,9 @@ class Learner:
                 parameter.grad = sum_
         self._waiting += 1
         if self._waiting == self.spec.accumulate * self.merge:
-            each = self.spec.accumulate == 1 or len(self.logs) == 1
-            self._step(log if self.merge == 1 and each else None)
+            alone = self.merge == 1 and len(self.logs) == 1
+            every_pass = self.spec.accumulate * self.merge == 1
+            self._step(log if alone or every_pass else None)
 
     def settle(self) -> None:
         """Step on the mean of merged gradients that still wait for others."""
