@@ -22,7 +22,8 @@ def attach(
     package : str
         The package's ``__name__``.
     exports : Mapping[str, str]
-        Public name to the submodule (relative to the package) that defines it.
+        Public name to the submodule that defines it: relative to the package, or in
+        full where another room defines it.
 
     Returns
     -------
@@ -33,7 +34,9 @@ def attach(
     def __getattr__(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{exports[name]}"), name)
+        home = exports[name]
+        module = home if home.startswith("atlas_flwr.") else f"{package}.{home}"
+        return getattr(importlib.import_module(module), name)
 
     def __dir__() -> list[str]:
         return sorted(exports)

@@ -31,6 +31,7 @@ from atlas_flwr.clustering import (
     noised,
     quality,
 )
+from atlas_flwr.cohort.fingerprints import PLAN
 from atlas_flwr.config import load_config
 from atlas_flwr.data import (
     CausalCollator,
@@ -41,7 +42,6 @@ from atlas_flwr.data import (
     tokenizer_of,
 )
 from atlas_flwr.seeds import derive_seed
-from atlas_flwr.strategies.fingerprints import PLAN
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.model import adapted_whole
 from atlas_flwr.train.sketch import batch_gradients

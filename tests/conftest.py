@@ -1,6 +1,8 @@
 """Settings for all tests: one thread, and properties that do not time out."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -18,3 +20,11 @@ settings.load_profile("atlas")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("flwr")
+    before, logger.disabled = logger.disabled, False
+    yield
+    logger.disabled = before

@@ -19,6 +19,8 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
+from atlas_flwr.protocol import keys
+
 app = ClientApp()
 
 
@@ -30,7 +32,7 @@ def describe(message: Message, context: Context) -> Message:
 
     config = config_of(message, context)
     profile = Identity.of(context, config).profile(config)
-    return Message(RecordDict({"profile": profile.to_record()}), reply_to=message)
+    return Message(RecordDict({keys.PROFILE: profile.to_record()}), reply_to=message)
 
 
 @app.query("fingerprint")
@@ -39,8 +41,8 @@ def fingerprint(message: Message, context: Context) -> Message:
     from atlas_flwr.client_apps.work import Work
 
     sketch, importance = Work.of(message, context).fingerprint()
-    content = RecordDict({"fingerprint": ArrayRecord({"sketch": Array(sketch)})})
-    content["importance"] = MetricRecord(dict(importance))
+    content = RecordDict({"fingerprint": ArrayRecord({keys.SKETCH: Array(sketch)})})
+    content[keys.IMPORTANCE] = MetricRecord(dict(importance))
     return Message(content, reply_to=message)
 
 
@@ -50,7 +52,7 @@ def masked(
     """Send the update in a secure sum alone, where the run says so or the server."""
     from atlas_flwr.client_apps.secure import secure_mod
     from atlas_flwr.client_apps.work import config_of
-    from atlas_flwr.strategies.sums import SECURE
+    from atlas_flwr.protocol.sums import SECURE
 
     asked = SECURE in message.content
     if asked or config_of(message, context).secure_aggregation:

@@ -11,8 +11,8 @@ from flwr.app import Context
 from atlas_flwr.config import RunConfig, parse_bytes
 from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.seeds import derive_seed
-from atlas_flwr.strategies.roster import Profile
 
 __all__ = ["Identity", "device_budget"]
 

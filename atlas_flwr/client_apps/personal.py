@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.lora import AdapterState, Scaling, canonical, initial_factors, leading
-from atlas_flwr.strategies.persistence import flatten, unflatten
-from atlas_flwr.strategies.personal import Kept
+from atlas_flwr.lora.flattening import flatten, unflatten
+from atlas_flwr.protocol.personal import Kept
 
 __all__ = ["begun", "keep", "own_state"]
 

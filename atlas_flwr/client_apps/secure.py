@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Flower mod that sends a client's update under masks that cancel in the sum.
 
-The client's side of :class:`atlas_flwr.strategies.secure.SecureGrid`, which says what
+The client's side of :class:`atlas_flwr.grids.secure.SecureGrid`, which says what
 is hidden from whom. A key pair lives for one training message and one masked update:
 both are taken out of the client's state before the update is sent, so that no mask is
 ever used twice, whatever the server asks.
@@ -37,7 +37,7 @@ from flwr.app import (
 
 from atlas_flwr.clustering import with_masks
 from atlas_flwr.errors import DataError
-from atlas_flwr.strategies.sums import SECURE, Layout
+from atlas_flwr.protocol.sums import SECURE, Layout
 
 __all__ = ["secure_mod"]
 
@@ -61,7 +61,7 @@ def secure_mod(
         If the server asks for the update in plain, or for what the client has no update
         for; if the group that it names has fewer than two clients, or is not this
         client's; if the update cannot be summed (see
-        :meth:`~atlas_flwr.strategies.sums.Layout.vector`).
+        :meth:`~atlas_flwr.protocol.sums.Layout.vector`).
     """
     if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
         return call_next(message, context)

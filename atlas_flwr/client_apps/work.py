@@ -23,11 +23,11 @@ from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
 from atlas_flwr.data import in_order, majority_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, excess, pruned
+from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.layout import Layout
+from atlas_flwr.protocol.personal import Kept
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.fingerprints import IMPORTANCE_KEY
-from atlas_flwr.strategies.personal import PERSONAL_KEY, RUN_ID_KEY, Kept
-from atlas_flwr.strategies.records import Layout
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.loop import train
@@ -40,17 +40,16 @@ from atlas_flwr.trunk import SkippingTrunk, connect
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
-__all__ = ["RUN_CONFIG_KEY", "Work", "config_of"]
+__all__ = ["Work", "config_of"]
 
-RUN_CONFIG_KEY = "run-config"
 Metrics = dict[str, int | float]
 
 
 def config_of(message: Message, context: Context) -> RunConfig:
     """Return the run config that the server sent, or else the context's."""
     for record in message.content.config_records.values():
-        if RUN_CONFIG_KEY in record:
-            return from_yaml(str(record[RUN_CONFIG_KEY]))
+        if keys.RUN_CONFIG in record:
+            return from_yaml(str(record[keys.RUN_CONFIG]))
     return load_config(context.run_config)
 
 
@@ -94,7 +93,7 @@ class Work:
     @property
     def round(self) -> int:
         """Server round."""
-        return int(str(self.entries["server-round"]))
+        return int(str(self.entries[keys.SERVER_ROUND]))
 
     @property
     def batches(self) -> ClientBatches:
@@ -104,7 +103,7 @@ class Work:
     @property
     def plan(self) -> SplitPlan | None:
         """The client's cut; ``None`` for the whole model."""
-        plan = self.entries.get("plan")
+        plan = self.entries.get(keys.PLAN)
         return None if plan is None else SplitPlan.parse(str(plan))
 
     @property
@@ -125,7 +124,7 @@ class Work:
         probe = ImportanceProbe()
         with ExitStack() as stack:
             adapted = stack.enter_context(self._model(self._fingerprint_state()))
-            if self.entries.get(IMPORTANCE_KEY):
+            if self.entries.get(keys.IMPORTANCE):
                 stack.enter_context(adapted.probing(probe))
             sketch = sketch_gradients(
                 adapted.model,
@@ -153,7 +152,7 @@ class Work:
             batches, examples = self.batches.to_train(
                 adapted.model,
                 self._store,
-                pooled=int(str(self.entries.get("pooled-nodes", 0))),
+                pooled=int(str(self.entries.get(keys.POOLED_NODES, 0))),
             )
             objective = Objective.of(
                 adapted.model,
@@ -166,7 +165,7 @@ class Work:
                 adapted.model,
                 batches,
                 OptimizerSpec(config.learning_rate, weight_decay=config.weight_decay),
-                proximal_mu=float(str(self.entries.get("proximal-mu", 0.0))),
+                proximal_mu=float(str(self.entries.get(keys.PROXIMAL_MU, 0.0))),
                 step_loss=objective.loss,
                 counts=objective.counts,
                 penalty=_penalty(config, adapted),
@@ -221,8 +220,8 @@ class Work:
             return
         parts = self.files.parts(self.plan)
         trunk = connect(
-            str(self.entries["trunk-address"]),
-            token=str(self.entries["trunk-token"]),
+            str(self.entries[keys.TRUNK_ADDRESS]),
+            token=str(self.entries[keys.TRUNK_TOKEN]),
             codec=self.config.codec,
         )
         threshold = self.config.skip_gradients
@@ -246,12 +245,12 @@ class Work:
         )
 
     def _store(self) -> ClientStore:
-        return ClientStore.of(str(self.entries[RUN_ID_KEY]), self.me.index)
+        return ClientStore.of(str(self.entries[keys.RUN_ID]), self.me.index)
 
     @property
     def _kept(self) -> Kept:
         """Which layers are this client's own."""
-        told = self.entries.get(PERSONAL_KEY)
+        told = self.entries.get(keys.PERSONAL)
         return Kept() if told is None else Kept.from_json(str(told))
 
     def _state(self, layout: Layout, kept: Kept, *, before: int) -> AdapterState:

@@ -9,6 +9,7 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.report.comparison import Comparison, compare, compare_folders
+    from atlas_flwr.report.comparison_rows import markdown
     from atlas_flwr.report.events import (
         Baseline,
         ClientEvaluated,
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
         RunStarted,
     )
     from atlas_flwr.report.page import comparison_page, run_page, write_report
-    from atlas_flwr.report.rows import markdown
     from atlas_flwr.report.store import RunFolder, latest_run
     from atlas_flwr.report.summary import RoundSummary, Summary
     from atlas_flwr.report.table import final_table, round_table
-    from atlas_flwr.report.tally import summarize, summarize_folder
+    from atlas_flwr.report.totals import summarize, summarize_folder
 
 __all__ = [
     "Baseline",
@@ -69,11 +69,11 @@ __getattr__, __dir__ = attach(
         "comparison_page": "page",
         "final_table": "table",
         "latest_run": "store",
-        "markdown": "rows",
+        "markdown": "comparison_rows",
         "round_table": "table",
         "run_page": "page",
-        "summarize": "tally",
-        "summarize_folder": "tally",
+        "summarize": "totals",
+        "summarize_folder": "totals",
         "write_report": "page",
     },
 )

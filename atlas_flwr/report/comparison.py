@@ -17,7 +17,7 @@ from atlas_flwr.config import RunConfig
 from atlas_flwr.errors import DataError
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
-from atlas_flwr.report.tally import summarize_folder
+from atlas_flwr.report.totals import summarize_folder
 
 __all__ = ["Comparison", "Measure", "Method", "compare", "compare_folders"]
 

@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from atlas_flwr.config import RunConfig, format_bytes, to_yaml
-from atlas_flwr.report import rows
+from atlas_flwr.report import comparison_rows
 from atlas_flwr.report.charts import comparison_charts, run_charts
 from atlas_flwr.report.comparison import Comparison
 from atlas_flwr.report.store import RunFolder, replace_text
 from atlas_flwr.report.summary import Summary
 from atlas_flwr.report.table import accuracy_rows, number, percent
-from atlas_flwr.report.tally import summarize_folder
+from atlas_flwr.report.totals import summarize_folder
 
 __all__ = ["Membership", "comparison_page", "run_page", "write_report"]
 
@@ -123,9 +123,9 @@ def comparison_page(comparison: Comparison) -> str:
     return _render(
         "compare.html",
         title=" · ".join(method.name for method in comparison.methods),
-        legend=rows.legend(comparison),
-        header=rows.header(comparison),
-        rows=rows.rows(comparison),
+        legend=comparison_rows.legend(comparison),
+        header=comparison_rows.header(comparison),
+        rows=comparison_rows.rows(comparison),
         charts=[Markup(chart) for chart in comparison_charts(comparison)],
         clustered=list(_clustered(comparison)),
     )

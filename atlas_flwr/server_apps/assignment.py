@@ -20,8 +20,8 @@ from atlas_flwr.budget import (
     per_byte,
 )
 from atlas_flwr.config import RunConfig
+from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.roster import Assigned, Profile
 from atlas_flwr.train.weights import Outline
 
 __all__ = ["DeviceRule"]

@@ -10,8 +10,13 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
+from atlas_flwr.aggregation.mixing import Mixing
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import KIN, RunConfig
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, Scaling, ia3_shapes
+from atlas_flwr.protocol.layout import write_state
+from atlas_flwr.protocol.personal import PersonalSides
 from atlas_flwr.report.events import Event
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.split import SplitPlan
@@ -27,11 +32,6 @@ from atlas_flwr.strategies import (
     OracleFedAvg,
     SplitLora,
 )
-from atlas_flwr.strategies.mixing import Mixing
-from atlas_flwr.strategies.personal import PersonalSides
-from atlas_flwr.strategies.records import write_state
-from atlas_flwr.strategies.roster import Roster
-from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import TrunkHost

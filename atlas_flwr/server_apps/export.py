@@ -10,11 +10,11 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.lora import AdapterState, save_peft
+from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.build import Setting, scaling_of
 from atlas_flwr.strategies.atlas import Atlas
 from atlas_flwr.strategies.local import Local
-from atlas_flwr.strategies.records import Layout
 
 __all__ = ["export_adapters"]
 

@@ -11,7 +11,9 @@ from typing import cast
 from flwr.app import Message
 
 from atlas_flwr.clustering import quality
+from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.errors import AtlasError
+from atlas_flwr.grids.recording import Exchange
 from atlas_flwr.report import (
     ClientEvaluated,
     ClientTrained,
@@ -20,8 +22,6 @@ from atlas_flwr.report import (
     RunFolder,
 )
 from atlas_flwr.report.events import Baseline, Event
-from atlas_flwr.strategies.recording import Exchange
-from atlas_flwr.strategies.roster import Roster
 
 __all__ = ["Recorder"]
 

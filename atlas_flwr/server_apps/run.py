@@ -12,10 +12,16 @@ from flwr.app import ArrayRecord, ConfigRecord, UserConfigValue
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import KIN, RunConfig, load_config, to_yaml
 from atlas_flwr.data import prepare
 from atlas_flwr.errors import ResumeError
+from atlas_flwr.grids.quorum import QuorumGrid
+from atlas_flwr.grids.recording import RecordingGrid
+from atlas_flwr.grids.resumable import Resumable, Stateful
+from atlas_flwr.grids.secure import SecureGrid
 from atlas_flwr.log import log
+from atlas_flwr.protocol import keys
 from atlas_flwr.report import (
     RunEnded,
     RunFolder,
@@ -40,12 +46,6 @@ from atlas_flwr.server_apps.checkpoint import (
 from atlas_flwr.server_apps.export import export_adapters
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import trunk_of
-from atlas_flwr.strategies.personal import RUN_ID_KEY
-from atlas_flwr.strategies.quorum import QuorumGrid
-from atlas_flwr.strategies.recording import RecordingGrid
-from atlas_flwr.strategies.resumable import Resumable, Stateful
-from atlas_flwr.strategies.roster import Roster
-from atlas_flwr.strategies.secure import SecureGrid
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import TrunkHost
@@ -53,7 +53,6 @@ from atlas_flwr.wire import CODECS
 
 __all__ = ["Run"]
 
-RUN_CONFIG_KEY = "run-config"
 # What a resumed run may be given anew: nothing that changes its numbers.
 FREE_KEYS = ("num_rounds", "resume", "runs_dir", "run_name", "trunk_threads")
 
@@ -168,7 +167,7 @@ class Run:
 
     def _messages(self) -> ConfigRecord:
         return ConfigRecord(
-            {RUN_CONFIG_KEY: to_yaml(self.config), RUN_ID_KEY: self.folder.run_id()}
+            {keys.RUN_CONFIG: to_yaml(self.config), keys.RUN_ID: self.folder.run_id()}
         )
 
     def _evaluate_untrained(

@@ -36,11 +36,11 @@ from atlas_flwr.split.anatomy import (
     bypass_norm,
     slice_blocks,
 )
-from atlas_flwr.split.filling import fill
+from atlas_flwr.split.cut_check import rehearse
 from atlas_flwr.split.part import PartInfo, mark_part, part_info, whole_config
 from atlas_flwr.split.plan import SplitPlan
-from atlas_flwr.split.rehearsal import rehearse
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
+from atlas_flwr.split.weight_loading import fill
 from atlas_flwr.types import Side
 
 __all__ = ["Parts", "load_parts", "partition", "skeleton", "trunk_view"]

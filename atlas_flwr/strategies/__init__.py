@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
+    from atlas_flwr.cohort.roster import Roster
+    from atlas_flwr.grids.resumable import Resumable
     from atlas_flwr.strategies.atlas import Atlas
     from atlas_flwr.strategies.centralized import Centralized
     from atlas_flwr.strategies.flexlora import FlexLora
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from atlas_flwr.strategies.local import Local
     from atlas_flwr.strategies.mira import Mira
     from atlas_flwr.strategies.oracle import OracleFedAvg
-    from atlas_flwr.strategies.resumable import Resumable
-    from atlas_flwr.strategies.roster import Roster
     from atlas_flwr.strategies.splitlora import SplitLora
 
 __all__ = [
@@ -46,8 +46,8 @@ __getattr__, __dir__ = attach(
         "Local": "local",
         "Mira": "mira",
         "OracleFedAvg": "oracle",
-        "Resumable": "resumable",
-        "Roster": "roster",
+        "Resumable": "atlas_flwr.grids.resumable",
+        "Roster": "atlas_flwr.cohort.roster",
         "SplitLora": "splitlora",
     },
 )

@@ -6,7 +6,7 @@ k-means. *Configure*: each client gets a cut and a rank that its memory affords.
 *Train*: it trains head and tail, the trunk runs in the server (split clients), or it
 trains the whole model (unsplit clients). *Aggregate*: inside each cluster, adapters are
 concatenated, never averaged factor by factor (see
-:mod:`atlas_flwr.strategies.aggregation`).
+:mod:`atlas_flwr.aggregation`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from numpy.typing import NDArray
 
+from atlas_flwr.aggregation import AGGREGATIONS, Contribution
+from atlas_flwr.aggregation.groups import ClusterAdapters
+from atlas_flwr.aggregation.mixing import Mixing
+from atlas_flwr.cohort.assigned import Assignments, AssignRule
+from atlas_flwr.cohort.discovery import CLUSTERINGS, Discovery
+from atlas_flwr.cohort.exchange import Exchange
+from atlas_flwr.cohort.planning import RoundPlanner
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.cohort.sampling import draw, sample_size
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
+from atlas_flwr.protocol.replies import update_sketch
 from atlas_flwr.report.events import Clustered, Event
-from atlas_flwr.strategies.adapters import ClusterAdapters
-from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution
-from atlas_flwr.strategies.assignments import Assignments, AssignRule
-from atlas_flwr.strategies.census import Census
-from atlas_flwr.strategies.discovery import CLUSTERINGS, Discovery
-from atlas_flwr.strategies.exchange import Exchange
-from atlas_flwr.strategies.mixing import Mixing
-from atlas_flwr.strategies.replies import update_sketch
-from atlas_flwr.strategies.roster import Roster
-from atlas_flwr.strategies.sampling import draw, sample_size
-from atlas_flwr.strategies.sessions import TrunkSessions
 
 __all__ = ["Atlas"]
 
@@ -88,7 +89,7 @@ class Atlas(FedAvg):
         ``"truncate"`` cuts them; ``"both"`` trains the strongest directions and folds
         the rest into the frozen weights, which is exact and what ATLAS's own clients
         should get; ``"fold"`` folds all. To compare: ``"mean"`` of the factors;
-        ``"none"`` at all. See :mod:`atlas_flwr.strategies.aggregation.products`.
+        ``"none"`` at all. See :mod:`atlas_flwr.aggregation.products`.
     max_rank : int, optional
         A cluster's product is cut at this rank, with a warning; ``None`` never cuts it.
     assign : AssignRule, optional
@@ -109,6 +110,8 @@ class Atlas(FedAvg):
     on_event : Callable[[Event], None], optional
         Told of new clusters.
     """
+
+    single_replies = SINGLE_REPLIES["atlas"]
 
     def __init__(
         self,
@@ -175,7 +178,7 @@ class Atlas(FedAvg):
         )
         scaling = Scaling(lora_alpha, use_rslora)
         self.adapters = ClusterAdapters(rule(max_rank), scaling, seed)
-        self.census = Census(
+        self.planner = RoundPlanner(
             self.roster,
             self.discovery,
             Assignments(assign),
@@ -228,7 +231,7 @@ class Atlas(FedAvg):
         values["fitted-on"] = list(self.discovery.fitted_on)
         values["cluster-numbers"] = list(self.discovery.numbers)
         values["next-cluster-number"] = self.discovery.next_number
-        more, further = self.census.assignments.state()
+        more, further = self.planner.assignments.state()
         values["alphas"] = dict(self.exchange.alphas)
         return {**arrays, **more}, {**values, **further}
 
@@ -244,7 +247,7 @@ class Atlas(FedAvg):
             values["cluster-numbers"],
             values["next-cluster-number"],
         )
-        self.census.assignments.restore(arrays, values)
+        self.planner.assignments.restore(arrays, values)
         self.exchange.alphas.update(values["alphas"])
 
     def configure_train(
@@ -257,7 +260,7 @@ class Atlas(FedAvg):
         size = (self.fraction_train, self.min_train_nodes)
         nodes = self._sample(grid, server_round, "train", *size)
         shapes = self.adapters.shapes
-        nodes = self.census.take(server_round, nodes, config, grid, shapes)
+        nodes = self.planner.take(server_round, nodes, config, grid, shapes)
         self.exchange.end_sessions()
         self._cluster(server_round)
         self.exchange.begin()
@@ -278,7 +281,7 @@ class Atlas(FedAvg):
     def _train_message(
         self, server_round: int, node: int, config: ConfigRecord
     ) -> Message:
-        given = self.census.assigned(node)
+        given = self.planner.assigned(node)
         group = self._group(self.roster.client(node))
         start = self.adapters.start(group, given.ranks if given else None, server_round)
         return self.exchange.message(
@@ -312,7 +315,7 @@ class Atlas(FedAvg):
         self.adapters.aggregate(members, self.mixing.ema)
         if self.mixing.strength:
             groups = [*self.adapters.groups]
-            sketches = self.census.sketches(self._group)
+            sketches = self.planner.sketches(self._group)
             names, matrix = self.mixing.matrix(groups, sketches, server_round)
             self.adapters.mix(names, matrix)
 
@@ -324,7 +327,7 @@ class Atlas(FedAvg):
 
     def _cluster(self, server_round: int) -> None:
         before = self.discovery.labels()
-        found = self.census.cluster(server_round)
+        found = self.planner.cluster(server_round)
         if found is None:
             return
         labels = self.discovery.labels()
@@ -354,8 +357,8 @@ class Atlas(FedAvg):
         size = (self.fraction_evaluate, self.min_evaluate_nodes)
         nodes = self._sample(grid, server_round, "evaluate", *size)
         if self.discovery.fitted:
-            unknown, shapes = self.census.unknown(nodes), self.adapters.shapes
-            self.census.ask(server_round, unknown, config, grid, shapes)
+            unknown, shapes = self.planner.unknown(nodes), self.adapters.shapes
+            self.planner.ask(server_round, unknown, config, grid, shapes)
             self.exchange.end_sessions()
         return [self._evaluate_message(server_round, n, config) for n in nodes]
 
@@ -363,7 +366,7 @@ class Atlas(FedAvg):
         self, server_round: int, node: int, config: ConfigRecord
     ) -> Message:
         group = self._group(self.roster.client(node))
-        given = self.census.assigned(node)
+        given = self.planner.assigned(node)
         if self.sessions is not None and not self.adapters.rule.folds:
             state = self.adapters.full(group)
         else:  # as good where the rest is folded, and all that unsplit clients hold

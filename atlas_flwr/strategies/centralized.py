@@ -13,7 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import log
+from atlas_flwr.protocol import keys
 
 __all__ = ["Centralized"]
 
@@ -25,6 +27,8 @@ class Centralized(FedAvg):
     on every client's own test data. The ClientApp must understand ``pooled-nodes``:
     the number of clients whose data to pool.
     """
+
+    single_replies = SINGLE_REPLIES["centralized"]
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
@@ -39,7 +43,7 @@ class Centralized(FedAvg):
         if not messages:
             return []
         entries = ConfigRecord(dict(config))
-        entries["pooled-nodes"] = len(messages)
+        entries[keys.POOLED_NODES] = len(messages)
         record = RecordDict(
             {self.arrayrecord_key: arrays, self.configrecord_key: entries}
         )

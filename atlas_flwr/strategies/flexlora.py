@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["FlexLora"]
@@ -20,6 +21,8 @@ class FlexLora(Atlas):
 
     Takes Atlas's arguments but ``clustering`` and ``aggregation``.
     """
+
+    single_replies = SINGLE_REPLIES["flexlora"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "aggregation": "truncate"}

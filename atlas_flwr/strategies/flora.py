@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["Flora"]
@@ -21,6 +22,8 @@ class Flora(Atlas):
 
     Takes Atlas's arguments but ``clustering`` and ``aggregation``.
     """
+
+    single_replies = SINGLE_REPLIES["flora"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "aggregation": "fold"}

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas_flwr.strategies.aggregation import Contribution
+from atlas_flwr.aggregation import Contribution
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["HetLora"]
@@ -35,6 +36,8 @@ class HetLora(Atlas):
         Gamma: clients may reply with floor(gamma r) of a layer's r directions, at
         least one, and have that rank from then on. 1: they may not.
     """
+
+    single_replies = SINGLE_REPLIES["hetlora"]
 
     def __init__(self, *args: Any, rank_decay: float = 1.0, **kwargs: Any) -> None:
         if not 0 < rank_decay <= 1:
@@ -55,4 +58,4 @@ class HetLora(Atlas):
         if self.exchange.rank_decay < 1:
             for part in (part for parts in members.values() for part in parts):
                 ranks = {name: f.rank for name, f in part.state.factors.items()}
-                self.census.assignments.limit(part.client, ranks)
+                self.planner.assignments.limit(part.client, ranks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["HSplitLora"]
@@ -21,6 +22,8 @@ class HSplitLora(Atlas):
 
     Takes Atlas's arguments but ``clustering``, ``aggregation`` and ``importance``.
     """
+
+    single_replies = SINGLE_REPLIES["hsplitlora"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "aggregation": "fold", "importance": True}

@@ -21,8 +21,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import log
-from atlas_flwr.strategies.roster import Roster
 
 __all__ = ["Local"]
 
@@ -37,6 +38,8 @@ class Local(FedAvg):
     roster : Roster, optional
         Who the clients are, so that a resumed run finds each one's arrays.
     """
+
+    single_replies = SINGLE_REPLIES["local"]
 
     def __init__(self, *args: Any, roster: Roster | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

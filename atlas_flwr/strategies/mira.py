@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr.aggregation.mixing import Mixing
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
-from atlas_flwr.strategies.mixing import Mixing
 
 __all__ = ["Mira"]
 
@@ -28,6 +29,8 @@ class Mira(Atlas):
     mixing : Mixing
         Its strength is the paper's eta lambda times the graph's largest degree.
     """
+
+    single_replies = SINGLE_REPLIES["mira"]
 
     def __init__(self, *args: Any, mixing: Mixing | None = None, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "mixing": mixing or Mixing(0.5)}

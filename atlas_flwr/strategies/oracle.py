@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["OracleFedAvg"]
@@ -17,6 +18,8 @@ class OracleFedAvg(Atlas):
     known beforehand, in experiments. Takes Atlas's arguments but ``clustering``;
     ``aggregation`` is ``"mean"`` by default, as FedAvg's.
     """
+
+    single_replies = SINGLE_REPLIES["oracle"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         defaults = {"fingerprints": "gradients", "aggregation": "mean"}

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas_flwr.strategies.aggregation import Contribution
+from atlas_flwr.aggregation import Contribution
+from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["SplitLora"]
@@ -37,12 +38,16 @@ class SplitLora(Atlas):
         I: rounds between aggregations.
     """
 
+    single_replies = SINGLE_REPLIES["splitlora"]
+
     def __init__(self, *args: Any, interval: int = 1, **kwargs: Any) -> None:
         if interval < 1:
             raise ValueError(f"interval={interval}; it must be at least 1 round")
         fixed = {"clustering": "none", "aggregation": "mean"}
         super().__init__(*args, **{"fingerprints": "gradients", **kwargs, **fixed})
         self.interval = interval
+        if self.sessions is None and interval == 1:
+            self.single_replies = ""  # whole clients, averaged in each round
 
     def _group(self, client: str) -> str | None:
         return client if client in self.adapters.groups else ALL

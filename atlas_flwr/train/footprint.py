@@ -39,7 +39,7 @@ from atlas_flwr.split.anatomy import blocks_name, slice_blocks
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
 from atlas_flwr.train.alignment import Alignment
-from atlas_flwr.train.live import LiveBytes
+from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.loop import StepLoss, plain_loss
 from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
 

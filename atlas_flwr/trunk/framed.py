@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atlas_flwr.errors import WireError
 from atlas_flwr.trunk.engine import TrunkEngine
-from atlas_flwr.trunk.patience import patiently
+from atlas_flwr.trunk.retry import retry_while_busy
 from atlas_flwr.types import LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 from atlas_flwr.wire.codecs import Codec, codec_named
@@ -123,7 +123,7 @@ class FramedTrunk(TrunkClient):
             self.meter.sent(frame)
             return self.exchange(request)
 
-        answer = patiently(attempt, self.timeout)
+        answer = retry_while_busy(attempt, self.timeout)
         self.meter.received(answer)
         return decode_tensors(self.codec, answer)
 

@@ -15,7 +15,7 @@ from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.split.model import end_model, run_blocks
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
-from atlas_flwr.trunk.patience import patiently
+from atlas_flwr.trunk.retry import retry_while_busy
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
 from atlas_flwr.wire.codecs import Codec
 
@@ -117,7 +117,9 @@ class EngineTrunk(TrunkClient):
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the session's blocks."""
-        return patiently(lambda: self.engine.forward(self.token, call), self.timeout)
+        return retry_while_busy(
+            lambda: self.engine.forward(self.token, call), self.timeout
+        )
 
     def backward(self, step: int, grad: Tensor) -> Tensor:
         """Back-propagate a step."""

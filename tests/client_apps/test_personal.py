@@ -9,8 +9,8 @@ import torch
 from atlas_flwr.client_apps.personal import begun, keep, own_state
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
+from atlas_flwr.protocol.personal import Kept, PersonalSides
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.personal import Kept, PersonalSides
 from atlas_flwr.types import Side
 
 SHAPES = {f"layers.{i}.q": (6, 5) for i in range(5)}

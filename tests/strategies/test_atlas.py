@@ -7,7 +7,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from atlas_flwr.strategies import Atlas
 from atlas_flwr.testing import local_grid
-from tests.strategies.conftest import KEYS, client_app, initial, trained
+from tests.matrix_clients import KEYS, client_app, initial, trained
 
 
 def start(strategy, app=None, nodes=6, rounds=1, intercept=None, arrays=None):

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from atlas_flwr.strategies import HetLora
 from atlas_flwr.testing import local_grid
-from tests.strategies.conftest import M, N
+from tests.matrix_clients import M, N
 from tests.strategies.test_published import (
     A_KEY,
     ALPHA,

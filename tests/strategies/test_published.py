@@ -7,6 +7,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from atlas_flwr.aggregation.mixing import Mixing
+from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.strategies import (
     FlexLora,
     Flora,
@@ -17,10 +19,8 @@ from atlas_flwr.strategies import (
     Roster,
     SplitLora,
 )
-from atlas_flwr.strategies.mixing import Mixing
-from atlas_flwr.strategies.roster import Assigned, Profile
 from atlas_flwr.testing import local_grid
-from tests.strategies.conftest import M, N
+from tests.matrix_clients import M, N
 
 RANKS, EXAMPLES = (1, 3, 4), (10, 30, 20)
 CLIENTS, ROUNDS, ALPHA = len(RANKS), 3, 4.0
@@ -346,7 +346,7 @@ def test_clients_of_unlike_alphas_are_added_by_their_products_and_get_their_own_
         return reply
 
     strategy = FlexLora(**settings(roster=None))
-    strategy.census.assignments.rule = lambda profile, importance: Assigned(3)
+    strategy.planner.assignments.rule = lambda profile, importance: Assigned(3)
     with local_grid(told, CLIENTS) as grid:
         strategy.start(grid, initial()[0], num_rounds=2)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atlas_flwr.aggregation import AGGREGATIONS, Contribution
+from atlas_flwr.aggregation.groups import ClusterAdapters
 from atlas_flwr.config import load_config
 from atlas_flwr.data import (
     CausalCollator,
@@ -14,10 +16,8 @@ from atlas_flwr.data import (
     tokenizer_of,
 )
 from atlas_flwr.lora import AdapterState, Scaling
+from atlas_flwr.protocol.layout import write_state
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.strategies.adapters import ClusterAdapters
-from atlas_flwr.strategies.aggregation import AGGREGATIONS, Contribution
-from atlas_flwr.strategies.records import write_state
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split

@@ -22,9 +22,9 @@ from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
 from atlas_flwr.train.alignment import Alignment
+from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.train.initial import initial_state, initial_vectors
-from atlas_flwr.train.live import LiveBytes
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import SessionSpec, TrunkEngine

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.split import SplitPlan, part_info, partition
-from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.trunk import TrunkEngine, connect, serve_local
 from atlas_flwr.types import OptimizerSpec

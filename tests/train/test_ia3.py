@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import IA3Config, get_peft_model
 
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, Scaling, ia3_key, ia3_shapes
 from atlas_flwr.split import SplitPlan, part_info, partition
-from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.model import adapted_split, adapted_whole
 from atlas_flwr.trunk import SessionSpec, TrunkEngine, connect, serve_local
 from atlas_flwr.types import OptimizerSpec, TrunkCall

@@ -7,10 +7,10 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 
 from atlas_flwr.budget import client_memory
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, attach_prompt
 from atlas_flwr.split import SplitModel, SplitPlan, partition
-from atlas_flwr.strategies.sessions import TrunkSessions
-from atlas_flwr.train.live import LiveBytes
+from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.step import batch_loss
 from tests.families import FAMILIES, batch, build
 from tests.train.parity import assert_trained_alike

@@ -13,7 +13,7 @@ import torch
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
-from atlas_flwr.trunk.patience import patiently
+from atlas_flwr.trunk.retry import retry_while_busy
 from atlas_flwr.types import TrunkCall
 from tests.families import build
 
@@ -211,7 +211,7 @@ def test_patience_ends_with_the_timeout_and_pauses_longer_each_time():
         raise TrunkBusy("busy")
 
     with pytest.raises(TrunkBusy):
-        patiently(ask, 10, clock=clock, sleep=sleep)
+        retry_while_busy(ask, 10, clock=clock, sleep=sleep)
     assert pauses == sorted(pauses)
     assert sum(pauses) <= 10 < sum(pauses) + 2.0
 
@@ -224,4 +224,6 @@ def test_patience_is_rewarded():
             raise left.pop()
         return "answer"
 
-    assert patiently(ask, 10, clock=Clock(), sleep=lambda seconds: None) == "answer"
+    assert (
+        retry_while_busy(ask, 10, clock=Clock(), sleep=lambda seconds: None) == "answer"
+    )

@@ -14,8 +14,8 @@ from atlas_flwr.data import (
     tokenizer_of,
 )
 from atlas_flwr.lora import Scaling
+from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.split import SplitPlan, load_parts
-from atlas_flwr.strategies.records import Layout
 from atlas_flwr.train.evaluation import evaluate as score
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.step import batch_loss

@@ -3,13 +3,13 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.data import resolve_model
 from atlas_flwr.lora import Scaling
+from atlas_flwr.protocol.layout import write_state
+from atlas_flwr.protocol.profile import Assigned
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies import Atlas
-from atlas_flwr.strategies.records import write_state
-from atlas_flwr.strategies.roster import Assigned
-from atlas_flwr.strategies.sessions import TrunkSessions
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk

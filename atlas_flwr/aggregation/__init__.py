@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phase 4: how the adapters of a group become one, and come back to its clients."""
+
+from typing import TYPE_CHECKING
+
+from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.aggregation.contribution import Contribution
+    from atlas_flwr.aggregation.registry import AGGREGATIONS
+    from atlas_flwr.aggregation.rule import Rule, Start
+
+__all__ = ["AGGREGATIONS", "Contribution", "Rule", "Start"]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "AGGREGATIONS": "registry",
+        "Contribution": "contribution",
+        "Rule": "rule",
+        "Start": "rule",
+    },
+)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each cluster has learned: its adapters, from the shared start onwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Rule, Start
+from atlas_flwr.aggregation.contribution import dense_means, shares
+from atlas_flwr.aggregation.mixing import averaged, mixed
+from atlas_flwr.aggregation.products import summed
+from atlas_flwr.errors import AdapterError
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, canonical, leading
+from atlas_flwr.lora.flattening import flatten, unflatten
+from atlas_flwr.protocol.layout import Layout
+
+__all__ = ["ClusterAdapters"]
+
+ALL = "*"  # the origin of what all groups have learned together
+
+
+Ranks = Mapping[str, int] | int | None
+
+
+@dataclass
+class ClusterAdapters:
+    """Adapters by group: a cluster's label, or a client's id where each is alone.
+
+    Parameters
+    ----------
+    rule : Rule
+        How adapters become one, and come back.
+    scaling : Scaling
+        LoRA's scale on the clients.
+    seed : int
+        Of the run.
+
+    Attributes
+    ----------
+    groups : dict[str, AdapterState]
+        What every group that has trained holds, in the rule's own form.
+    """
+
+    rule: Rule = field(default_factory=AGGREGATIONS["truncate"])
+    scaling: Scaling = field(default_factory=Scaling)
+    seed: int = 0
+    groups: dict[str, AdapterState] = field(default_factory=dict)
+    _initial: AdapterState | None = None
+    _overall: AdapterState | None = None
+    _layout: Layout | None = None
+
+    def begin(self, arrays: ArrayRecord) -> None:
+        """Take the initial arrays, unless training began before."""
+        if self._layout is None:
+            self._layout = Layout.of(arrays, self.scaling)
+        if self._initial is None:
+            self._initial = self._layout.read(arrays, "initial arrays")
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the arrays exchanged."""
+        if self._layout is None:
+            raise AdapterError("the strategy has not started: call start() first")
+        return self._layout
+
+    @property
+    def initial(self) -> AdapterState:
+        """What all clients start from."""
+        if self._initial is None:
+            raise AdapterError("the strategy has not started: call start() first")
+        return self._initial
+
+    @property
+    def overall(self) -> AdapterState:
+        """Return all clients' adapters together, at the initial ranks."""
+        if self._overall is None:
+            return self.initial
+        factors = {
+            name: leading(found, rank, scale=self.layout.scale(rank))
+            for name, found in self._overall.factors.items()
+            for rank in (self.initial.factors[name].rank,)
+        }
+        return self.initial.merged(AdapterState(factors, self._overall.dense))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of every adapted layer."""
+        return {name: found.shape for name, found in self.initial.factors.items()}
+
+    def start(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
+        """Return what a client of a group starts from, at its ranks.
+
+        Parameters
+        ----------
+        group : str, optional
+            ``None`` for a client that is in none yet.
+        ranks : Mapping[str, int] or int, optional
+            By layer, or one for all; ``None`` for the initial arrays'.
+        round_ : int
+            Server round.
+        """
+        held = None if group is None else self.groups.get(group)
+        return self._started(held, ranks, round_, str(group))
+
+    def held(self, origin: str) -> AdapterState | None:
+        """Return what a started state's ``origin`` names."""
+        return self._overall if origin == ALL else self.groups.get(origin)
+
+    def serve(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
+        """Return what a client is to evaluate, at its ranks.
+
+        Unlike :meth:`start` it gives a client in no group, or in one that has not
+        trained, what all groups have learned together.
+        """
+        held = None if group is None else self.groups.get(group)
+        origin = str(group) if held else ALL
+        return self._started(held or self._overall, ranks, round_, origin)
+
+    def _started(
+        self, held: AdapterState | None, ranks: Ranks, round_: int, origin: str
+    ) -> AdapterState:
+        at = Start(
+            self.initial, self._ranks(ranks), self.layout.scale, self.seed, round_
+        )
+        if held is None:
+            return at.nested(self.initial)
+        state = self.rule.start(held, at)
+        # What no member has sent, as clients keep it to themselves, is as at first.
+        dense = {**self.initial.dense, **state.dense}
+        return replace(state, dense=dense, origin=origin)
+
+    def full(self, group: str | None) -> AdapterState:
+        """Return what a group has learned, uncut; see :meth:`serve` for the others."""
+        held = None if group is None else self.groups.get(group)
+        return held or self._overall or self.initial
+
+    def aggregate(
+        self, members: Mapping[str, Sequence[Contribution]], ema: float = 0.0
+    ) -> None:
+        """Replace the adapters of each group by its members' together.
+
+        With ``ema``, a group that has trained before keeps that share of its own.
+        """
+        totals = []
+        for group, parts in members.items():
+            former = self.groups.get(group)
+            state = self.rule.combine(former, parts)
+            if ema and former is not None:
+                state = averaged(former, state, ema, self.rule.max_rank)
+            self.groups[group] = state
+            weight = sum(part.weight for part in parts)
+            totals.append(Contribution(group, weight, self._shortened(state)))
+        self._overall = together(totals)
+
+    def _shortened(self, state: AdapterState) -> AdapterState:
+        """Cut at the initial rank: what goes into the arrays of all groups together.
+
+        These have that rank anyway, and an exact sum of all groups' full ranks would
+        take longer than everything else.
+        """
+        factors = {}
+        for name, found in state.factors.items():
+            rank = self.initial.factors[name].rank
+            factors[name] = LoraFactors(found.A[:rank], found.B[:, :rank], found.scale)
+        return AdapterState(factors, state.dense)
+
+    def mix(self, names: Sequence[str], matrix: NDArray[np.float64]) -> None:
+        """Let groups take of each other, by a matrix in the order of their names."""
+        chosen = {name: self.groups[name] for name in names}
+        self.groups |= mixed(chosen, matrix, self.rule.max_rank)
+
+    def regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """Give each new group what its members had learned in their former ones."""
+        members: dict[str, list[Contribution]] = {}
+        for client, label in after.items():
+            former = self.groups.get(str(before.get(client)))
+            if former is not None:
+                part = Contribution(client, 1.0, former)
+                members.setdefault(str(label), []).append(part)
+        self.groups = {group: together(parts) for group, parts in members.items()}
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
+        """Return what a resumed run needs: arrays, and JSON values."""
+        arrays = flatten(self.initial, "initial")
+        if self._overall:
+            arrays |= flatten(self._overall, "overall")
+        for group, found in self.groups.items():
+            arrays |= flatten(found, f"group/{group}")
+        trained = self._overall is not None
+        return arrays, {"groups": list(self.groups), "trained": trained}
+
+    def restore(
+        self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> None:
+        """Take up what :meth:`state` returned."""
+        self._initial = unflatten(arrays, "initial")
+        self._overall = unflatten(arrays, "overall") if values["trained"] else None
+        self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
+
+    def _ranks(self, given: Ranks) -> dict[str, int]:
+        factors = self.initial.factors
+        if given is None:
+            return {name: f.rank for name, f in factors.items()}
+        if isinstance(given, int):
+            return {name: min(given, *f.shape) for name, f in factors.items()}
+        strange = sorted(set(given) - set(factors))
+        if strange:
+            raise AdapterError(
+                f"ranks were assigned to {len(strange)} layers that the initial arrays "
+                f"do not have, the first: {strange[0]!r}"
+            )
+        return {name: min(given.get(name, 0), *f.shape) for name, f in factors.items()}
+
+
+def together(parts: Sequence[Contribution]) -> AdapterState:
+    """Sum what groups hold, by weight: each layer over the groups that have it."""
+    factors: dict[str, LoraFactors] = {}
+    for name in dict.fromkeys(n for part in parts for n in part.state.factors):
+        have = [part for part in parts if name in part.state.factors]
+        held = _distinct([part.state.factors[name] for part in have], shares(have))
+        same = len(held) == 1
+        found = canonical(held[0][0]) if same else summed(name, *_unzipped(held))
+        factors[name] = found
+    return AdapterState(factors, dense_means(parts))
+
+
+def _distinct(
+    stack: Sequence[LoraFactors], weights: Sequence[float]
+) -> list[tuple[LoraFactors, float]]:
+    """Add the weights of members that hold the very same factors."""
+    found: dict[int, tuple[LoraFactors, float]] = {}
+    for factors, weight in zip(stack, weights, strict=True):
+        _, sum_ = found.get(id(factors), (factors, 0.0))
+        found[id(factors)] = (factors, sum_ + weight)
+    return list(found.values())
+
+
+def _unzipped(
+    pairs: Sequence[tuple[LoraFactors, float]],
+) -> tuple[list[LoraFactors], list[float]]:
+    return [factors for factors, _ in pairs], [weight for _, weight in pairs]

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What crosses between the strategy and its clients: adapters out, contributions in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from logging import WARNING
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from atlas_flwr.aggregation import Contribution
+from atlas_flwr.aggregation.groups import ClusterAdapters
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.errors import AdapterError, SessionError
+from atlas_flwr.log import log
+from atlas_flwr.lora import AdapterState, Scaling
+from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.profile import Assigned
+from atlas_flwr.protocol.replies import check_trained, records_of
+
+__all__ = ["Exchange"]
+
+
+@dataclass
+class Exchange:
+    """Messages of one round, and what their replies bring.
+
+    Parameters
+    ----------
+    roster : Roster
+        Who is behind each node.
+    adapters : ClusterAdapters
+        Gives arrays their layout.
+    sessions : TrunkSessions, optional
+        The trunk, for split clients.
+    arrayrecord_key, configrecord_key, weighted_by_key : str
+        As in FedAvg.
+    alphas : dict[str, float]
+        LoRA's alpha of clients whose replies told one of their own, in the metric
+        ``lora-alpha``.
+    rank_decay : float
+        Below 1, clients may prune their ranks (see :mod:`atlas_flwr.lora.pruning`).
+    """
+
+    roster: Roster
+    adapters: ClusterAdapters
+    sessions: TrunkSessions | None
+    arrayrecord_key: str
+    configrecord_key: str
+    weighted_by_key: str
+    alphas: dict[str, float] = field(default_factory=dict)
+    rank_decay: float = 1.0
+    _sent: dict[int, AdapterState] = field(default_factory=dict)
+    _split: set[int] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Forget the former round."""
+        self._sent = {}
+        self._split = set()
+
+    def sent(self, node: int) -> AdapterState:
+        """Return what a node was sent to train from in this round."""
+        return self._sent[node]
+
+    def message(
+        self,
+        kind: str,
+        server_round: int,
+        node: int,
+        state: AdapterState,
+        given: Assigned | None,
+        config: ConfigRecord,
+    ) -> Message:
+        """Make a message; for a split client open its session on the trunk.
+
+        Parameters
+        ----------
+        kind : str
+            ``MessageType.TRAIN`` or ``.EVALUATE``.
+        server_round : int
+            Goes into the message's configuration.
+        node : int
+            To whom.
+        state : AdapterState
+            Everything that the client's model is to have; the trunk's share of it goes
+            into the session.
+        given : Assigned, optional
+            The client's cut.
+        config : ConfigRecord
+            Further configuration.
+        """
+        entries = ConfigRecord(dict(config))
+        entries[keys.SERVER_ROUND] = server_round
+        shared = state
+        if self.sessions is not None and given is not None and given.plan is not None:
+            kept = self.sessions.kept(given.plan, state)
+            if self.sessions.personal:
+                entries[keys.PERSONAL] = kept.to_json()
+            shared = state = kept.rest_of(state)
+            client = self.roster.client(node)
+            entries[keys.PLAN] = str(given.plan)
+            entries[keys.TRUNK_ADDRESS] = self.sessions.address
+            entries[keys.TRUNK_TOKEN] = self.sessions.open(
+                client, given.plan, state, self.adapters.held(state.origin)
+            )
+            state = self.sessions.on_client(given.plan, state)
+            self._split.add(node)
+        if kind == MessageType.TRAIN:
+            self._sent[node] = shared
+        record = RecordDict(
+            {
+                self.arrayrecord_key: self.adapters.layout.write(
+                    state, self._scaling(self.roster.client(node))
+                ),
+                self.configrecord_key: entries,
+            }
+        )
+        return Message(record, node, kind)
+
+    def accept(self, replies: Sequence[Message]) -> list[tuple[Message, Contribution]]:
+        """Read a training round's replies; refuse by name those that do not fit."""
+        accepted = []
+        for message in replies:
+            try:
+                accepted.append((message, self._contribution(message)))
+            except (AdapterError, SessionError) as error:
+                log(WARNING, "aggregate_train: refused: %s", error)
+        return accepted
+
+    def end_sessions(self) -> None:
+        """Close every session: the round ended, whoever did not come back.
+
+        Raises
+        ------
+        TrunkLost
+            If the trunk is gone.
+        """
+        if self.sessions is not None:
+            self.sessions.close_all()
+            self.sessions.host.ping()
+
+    def _scaling(self, client: str) -> Scaling:
+        common = self.adapters.scaling
+        return replace(common, alpha=self.alphas.get(client, common.alpha))
+
+    def _contribution(self, message: Message) -> Contribution:
+        node = message.metadata.src_node_id
+        client = self.roster.client(node)
+        sender = f"client {client} (node {node})"
+        arrays, metrics, weight = records_of(message, sender, self.weighted_by_key)
+        if keys.ALPHA in metrics:
+            alpha = float(str(metrics[keys.ALPHA]))
+            Scaling(alpha)  # refuses what is no alpha
+            self.alphas[client] = alpha
+        state = self.adapters.layout.read(arrays, sender, self._scaling(client))
+        if self.sessions is not None and node in self._split:
+            state = state.merged(self.sessions.collect(client))
+        check_trained(sender, state, self._sent.get(node), self.rank_decay)
+        return Contribution(client, weight, state)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fingerprints asked of ATLAS's own clients, with the importances of their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from logging import WARNING
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.log import log
+from atlas_flwr.lora import AdapterState
+from atlas_flwr.protocol import keys
+from atlas_flwr.split import SplitPlan
+
+__all__ = ["Fingerprints", "ask_fingerprints"]
+
+# One cut for all, so that every sketch is of the same tensors.
+PLAN = SplitPlan(head=1, tail=1)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What clients answered, by client.
+
+    Attributes
+    ----------
+    sketches : dict[str, NDArray]
+        Shape (parts, dim) each.
+    sensitivities : dict[str, dict[str, float]]
+        Sum of abs(W dL/dW) by layer, the trunk's among them; empty if not asked for.
+    """
+
+    sketches: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    sensitivities: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def ask_fingerprints(
+    grid: Grid,
+    nodes: Sequence[int],
+    entries: ConfigRecord,
+    roster: Roster,
+    sessions: TrunkSessions | None,
+    importance: bool = False,
+) -> Fingerprints:
+    """Ask nodes for their sketches.
+
+    Parameters
+    ----------
+    grid : Grid
+        Reaches the nodes.
+    nodes : Sequence[int]
+        Whom to ask.
+    entries : ConfigRecord
+        What every message brings along.
+    roster : Roster
+        Who is behind each node.
+    sessions : TrunkSessions, optional
+        Opens a session without adapters for each, where clients are split.
+    importance : bool
+        Ask how much the loss depends on each layer, too, which the same backward
+        passes tell.
+
+    Returns
+    -------
+    Fingerprints
+        Those that failed are missing.
+    """
+    own = ConfigRecord({**entries, keys.IMPORTANCE: importance})
+    messages = [_message(node, own, roster, sessions) for node in nodes]
+    found = Fingerprints()
+    replies = grid.send_and_receive(messages, timeout=roster.timeout)
+    for reply in roster.sorted_replies(replies):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            log(WARNING, "node %d sent no fingerprint: %s", node, reply.error.reason)
+            continue
+        client = roster.client(node)
+        record = next(iter(reply.content.array_records.values()))
+        found.sketches[client] = np.asarray(record[keys.SKETCH].numpy(), np.float32)
+        if importance:
+            found.sensitivities[client] = _sensitivity(reply, client, sessions)
+    return found
+
+
+def _message(
+    node: int, entries: ConfigRecord, roster: Roster, sessions: TrunkSessions | None
+) -> Message:
+    own = ConfigRecord(dict(entries))
+    if sessions is not None:
+        probe, client = bool(entries[keys.IMPORTANCE]), roster.client(node)
+        own[keys.PLAN] = str(PLAN)
+        own[keys.TRUNK_ADDRESS] = sessions.address
+        own[keys.TRUNK_TOKEN] = sessions.open(client, PLAN, AdapterState(), probe=probe)
+    return Message(RecordDict({"config": own}), node, keys.FINGERPRINT)
+
+
+def _sensitivity(
+    reply: Message, client: str, sessions: TrunkSessions | None
+) -> dict[str, float]:
+    told = reply.content.metric_records[keys.IMPORTANCE]
+    found = {name: float(str(value)) for name, value in told.items()}
+    if sessions is not None:
+        found |= sessions.importance(client)
+    return found

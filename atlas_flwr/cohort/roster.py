@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who the clients are: ids that outlive a run, budgets, and a stable order of nodes.
+
+Flower gives nodes new random ids in every simulation. What has to be the same in a
+resumed run (sampling, clusters, seeds) therefore hangs on the id that a client itself
+states when it is asked with a ``query.describe`` message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from atlas_flwr.errors import AtlasError
+from atlas_flwr.log import log
+from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.profile import Profile
+
+__all__ = ["Roster"]
+
+_WARNING = 30
+
+
+@dataclass
+class Roster:
+    """Profiles by node id, learned once from each node.
+
+    Parameters
+    ----------
+    ask : bool
+        Whether nodes answer ``query.describe``. If not, a node's id is its name.
+    timeout : float, optional
+        Seconds to wait for descriptions.
+    request : ConfigRecord
+        What the question brings along, e.g. the run's configuration.
+    """
+
+    ask: bool = True
+    timeout: float | None = None
+    request: ConfigRecord = field(default_factory=ConfigRecord)
+    profiles: dict[int, Profile] = field(default_factory=dict)
+
+    def learn(self, grid: Grid, node_ids: Iterable[int]) -> None:
+        """Ask the nodes that have not been asked before.
+
+        Nodes that fail to answer keep no profile and are asked again next time.
+
+        Raises
+        ------
+        AtlasError
+            If none has ever answered: there is nobody to wait for.
+        """
+        unseen = [node for node in node_ids if node not in self.profiles]
+        if not self.ask:
+            self.profiles.update({node: Profile(str(node)) for node in unseen})
+            return
+        content = RecordDict({"config": self.request})
+        messages = [Message(content, node, keys.DESCRIBE) for node in unseen]
+        if not messages:
+            return
+        reason = "no reply came in time"
+        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                reason = str(reply.error.reason)
+                log(_WARNING, "node %d did not describe itself: %s", node, reason)
+                continue
+            record = reply.content.config_records[keys.PROFILE]
+            self.profiles[node] = Profile.from_record(record)
+        if not self.profiles:
+            raise AtlasError(
+                f"none of {len(messages)} clients could describe itself; one of them: "
+                f"{reason.strip()}"
+            )
+
+    def order(self, node_ids: Iterable[int]) -> list[int]:
+        """Sort the nodes that have a profile by their client's id."""
+        known = [node for node in node_ids if node in self.profiles]
+        return sorted(known, key=lambda node: _natural(self.profiles[node].client))
+
+    def client(self, node: int) -> str:
+        """Return the id of the client on a node (its node id if it said nothing)."""
+        profile = self.profiles.get(node)
+        return profile.client if profile else str(node)
+
+    def sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
+        """Sort replies by client, so that sums do not depend on who was faster."""
+        return sorted(
+            replies, key=lambda m: _natural(self.client(m.metadata.src_node_id))
+        )
+
+
+def _natural(client: str) -> tuple[int, int, str]:
+    return (0, int(client), "") if client.isdigit() else (1, 0, client)

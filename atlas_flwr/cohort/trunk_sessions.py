@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phase 3, the server's part: a session on the trunk for each client of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from atlas_flwr.lora import PROMPT_KEY, AdapterState
+from atlas_flwr.protocol.personal import Kept, PersonalSides
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.trunk import SessionSpec, TrunkHost
+from atlas_flwr.types import OptimizerSpec
+
+__all__ = ["TrunkSessions"]
+
+ALL = "all"
+
+
+@dataclass
+class TrunkSessions:
+    """Open, collect and close the sessions of one round.
+
+    Parameters
+    ----------
+    host : TrunkHost
+        The trunk, as its owner sees it.
+    address : str
+        What a client passes to :func:`atlas_flwr.trunk.connect`.
+    optimizer : OptimizerSpec
+        How the trunk's adapters are trained.
+    layer_block : Callable[[str], int | None]
+        Block that the name of a layer or an array belongs to, counted in the whole
+        model; ``None`` for what is outside the blocks.
+    num_layers : int
+        Blocks of the whole model.
+    shared : bool
+        Whether all clients of a round train one adapter on the trunk, step by step,
+        instead of one each. They must have one cut and the same ranks.
+    merge : int
+        With ``shared``: batches in one step of that adapter, whichever clients they
+        come from.
+    personal : PersonalSides, optional
+        What clients keep to themselves.
+    """
+
+    host: TrunkHost
+    address: str
+    optimizer: OptimizerSpec
+    layer_block: Callable[[str], int | None]
+    num_layers: int
+    shared: bool = False
+    merge: int = 1
+    personal: PersonalSides | None = None
+    _tokens: dict[str, str] = field(default_factory=dict)
+    _shared: set[str] = field(default_factory=set)
+
+    def open(
+        self,
+        client: str,
+        plan: SplitPlan,
+        state: AdapterState,
+        source: AdapterState | None = None,
+        probe: bool = False,
+    ) -> str:
+        """Open a session with the trunk's share of ``state``; return its token.
+
+        What ``state`` has folded are the last directions of ``source``, which the trunk
+        is given once a round. With ``probe``, the session measures the importance of
+        its frozen layers.
+
+        Raises
+        ------
+        TrunkLost
+            If the trunk is gone.
+        """
+        self.close(client)
+        mine = self.on_trunk(plan, state)
+        shared = ALL if self.shared and mine.factors else ""
+        live, folds = self._folds(mine, source)
+        merge = self.merge if shared else 1
+        spec = SessionSpec(plan, live, self.optimizer, shared, folds, probe, merge)
+        self._tokens[client] = self.host.open(spec)
+        return self._tokens[client]
+
+    def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
+        """Return what of ``state`` is trained on the trunk under ``plan``.
+
+        That includes dense arrays of the trunk's blocks, as IA3's vectors are, and in a
+        vanilla split those of the classifier, which is there. A prompt is before all
+        blocks, and so never on the trunk.
+        """
+        blocks = plan.trunk_range(self.num_layers)
+        places = {None, *blocks} if plan.tail is None else {*blocks}
+        names = [n for n in state.layers if self.layer_block(n) in blocks]
+        keys = [k for k in state.dense if self.layer_block(k) in places]
+        dense = {k: state.dense[k] for k in keys if k != PROMPT_KEY}
+        return state.select(names, dense)
+
+    def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
+        """Return the layers and arrays that are trained on the client."""
+        other = self.on_trunk(plan, state)
+        names = state.layers - other.layers
+        dense = {k: v for k, v in state.dense.items() if k not in other.dense}
+        return state.select(names, dense)
+
+    def kept(self, plan: SplitPlan, state: AdapterState) -> Kept:
+        """Return what of ``state`` a client keeps to itself."""
+        return self.personal.kept(plan, state) if self.personal else Kept()
+
+    def _folds(
+        self, mine: AdapterState, source: AdapterState | None
+    ) -> tuple[AdapterState, dict[str, int]]:
+        """Name the directions that are folded, instead of sending them each time."""
+        if not mine.folded or source is None:
+            return mine, {}
+        if mine.origin not in self._shared:
+            self.host.share(mine.origin, source.factors)
+            self._shared.add(mine.origin)
+        firsts = {n: source.factors[n].rank - f.rank for n, f in mine.folded.items()}
+        return replace(mine, folded={}), firsts
+
+    def importance(self, client: str) -> Mapping[str, float]:
+        """Return what a client's probing session has measured, by layer.
+
+        Raises
+        ------
+        SessionError
+            If the session was evicted.
+        TrunkLost
+            If the trunk is gone.
+        """
+        return self.host.importance(self._tokens[client])
+
+    def collect(self, client: str) -> AdapterState:
+        """Return the trained adapters of a client's session and close it.
+
+        Raises
+        ------
+        SessionError
+            If the session was evicted.
+        TrunkLost
+            If the trunk is gone.
+        """
+        state = self.host.adapters(self._tokens[client])
+        self.close(client)
+        return state
+
+    def close(self, client: str) -> None:
+        """Close a client's session, if it has one."""
+        token = self._tokens.pop(client, None)
+        if token is not None:
+            self.host.close(token)
+
+    def close_all(self) -> None:
+        """Close every session: a round ended, whoever did not come back."""
+        for client in list(self._tokens):
+            self.close(client)
+        for name in self._shared:
+            self.host.unshare(name)
+        self._shared.clear()

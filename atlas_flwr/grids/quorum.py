@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds that do not wait for the slowest: go on when enough have answered.
+
+Semi-asynchronous rounds, as FedBuff's buffer of K updates (arXiv 2106.06639, algorithm
+1), for any strategy: it is the Grid that stops waiting. A reply that comes later is
+either dropped, or taken into the next round with its weight divided by sqrt(1 + tau),
+tau being the rounds that it is late (the paper's s(tau), section 5).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from logging import INFO
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from atlas_flwr.grids.delegation import DelegatingGrid
+from atlas_flwr.log import log
+
+__all__ = ["QuorumGrid"]
+
+
+class QuorumGrid(DelegatingGrid):
+    """Return from a training round once a share of the replies is there.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    quorum : float
+        Share of the messages whose replies are waited for, in (0, 1]; 1 waits for all.
+    keep_late : bool
+        Take late replies into the next round, discounted, which suits strategies that
+        average whole updates (FedAvg, FedProx). ATLAS and its kin refuse them by name:
+        a split client's session has ended with its round.
+    weighted_by_key : str
+        The metric that is discounted.
+    poll_seconds : float
+        Between looks for replies.
+
+    Raises
+    ------
+    ValueError
+        If the quorum is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        quorum: float = 1.0,
+        *,
+        keep_late: bool = False,
+        weighted_by_key: str = "num-examples",
+        poll_seconds: float = 0.5,
+    ) -> None:
+        super().__init__(grid)
+        if not 0 < quorum <= 1:
+            raise ValueError(f"quorum={quorum}; it must be above 0 and at most 1")
+        self.quorum = quorum
+        self.keep_late = keep_late
+        self.weighted_by_key = weighted_by_key
+        self.poll_seconds = poll_seconds
+        self._rounds = 0
+        self._missing: dict[str, int] = {}  # message id -> the round that sent it
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages; wait for as many replies as the quorum asks."""
+        out = list(messages)
+        if not out or out[0].metadata.message_type != MessageType.TRAIN:
+            return self.grid.send_and_receive(out, timeout=timeout)
+        self._rounds += 1
+        waiting = set(self.grid.push_messages(out))
+        enough = math.ceil(self.quorum * len(out))
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while len(replies) < enough and time.monotonic() < end:
+            found = list(self.grid.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            replies += found
+            if len(replies) < enough:
+                time.sleep(self.poll_seconds)
+        late = self._late_replies()
+        if waiting:
+            log(INFO, "%d of %d replies are late", len(waiting), len(out))
+        self._missing |= dict.fromkeys(waiting, self._rounds)
+        return [*replies, *late]
+
+    def _late_replies(self) -> list[Message]:
+        if not self._missing:
+            return []
+        found = list(self.grid.pull_messages(self._missing))
+        kept = []
+        for reply in found:
+            sent = self._missing.pop(reply.metadata.reply_to_message_id)
+            if self.keep_late and reply.has_content():
+                self._discount(reply, self._rounds - sent)
+                kept.append(reply)
+        return kept
+
+    def _discount(self, reply: Message, rounds: int) -> None:
+        for metrics in reply.content.metric_records.values():
+            weight = metrics.get(self.weighted_by_key)
+            if isinstance(weight, int | float):
+                metrics[self.weighted_by_key] = weight / math.sqrt(1 + rounds)

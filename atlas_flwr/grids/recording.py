@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Grid around a Grid: stable order, and an account of every message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.grids.delegation import DelegatingGrid
+
+__all__ = ["Exchange", "RecordingGrid", "content_bytes"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One batch of messages and what came back.
+
+    Attributes
+    ----------
+    kind : str
+        Message type: ``train``, ``evaluate``, ``query.fingerprint``...
+    replies : list[Message]
+        In order of the clients' ids.
+    sent : int
+        Number of messages.
+    bytes_down, bytes_up : int
+        Payload to and from the clients: arrays, configuration values and metrics as
+        Flower serialises them.
+    seconds : float
+        From the first message to the last reply.
+    """
+
+    kind: str
+    replies: list[Message]
+    sent: int
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+class RecordingGrid(DelegatingGrid):
+    """Delegate to a grid; sort nodes and replies by client; tell what was exchanged.
+
+    Works round any strategy, Flower's own among them, whose sums would otherwise depend
+    on which reply came first, and whose samples on the nodes' random ids.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    roster : Roster
+        Learns who is behind each node.
+    on_exchange : Callable[[Exchange], None]
+        Called after each ``send_and_receive``.
+    """
+
+    def __init__(
+        self, grid: Grid, roster: Roster, on_exchange: Callable[[Exchange], None]
+    ) -> None:
+        super().__init__(grid)
+        self.roster = roster
+        self.on_exchange = on_exchange
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that have said who they are, in order of their clients."""
+        nodes = list(self.grid.get_node_ids())
+        self.roster.learn(self.grid, nodes)
+        return self.roster.order(nodes)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages, wait for their replies, sort and record them."""
+        out = list(messages)
+        if not out:
+            return []
+        down = sum(content_bytes(message.content) for message in out)
+        kind = out[0].metadata.message_type
+        started = time.monotonic()
+        came = self.grid.send_and_receive(out, timeout=timeout)
+        replies = self.roster.sorted_replies(came)
+        up = sum(content_bytes(r.content) for r in replies if r.has_content())
+        seconds = time.monotonic() - started
+        self.on_exchange(Exchange(kind, replies, len(out), down, up, seconds))
+        return replies
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Count the bytes of a message's records, as Flower's ``message_size_mod`` does."""
+    return sum(record.count_bytes() for record in content.values())

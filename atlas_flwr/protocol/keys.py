@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words that server and client have agreed on: message kinds, records, entries."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ALPHA",
+    "DESCRIBE",
+    "FINGERPRINT",
+    "IMPORTANCE",
+    "PERSONAL",
+    "PLAN",
+    "POOLED_NODES",
+    "PROFILE",
+    "PROXIMAL_MU",
+    "RUN_CONFIG",
+    "RUN_ID",
+    "SERVER_ROUND",
+    "SKETCH",
+    "TRUNK_ADDRESS",
+    "TRUNK_TOKEN",
+]
+
+# Kinds of messages besides Flower's own.
+DESCRIBE = "query.describe"
+FINGERPRINT = "query.fingerprint"
+
+# Entries of a message's ConfigRecord.
+IMPORTANCE = "importance"  # measure it; also the record that answers
+PERSONAL = "personal"  # which layers are the client's own
+PLAN = "plan"  # the client's cut
+POOLED_NODES = "pooled-nodes"  # train on the data of so many clients
+PROXIMAL_MU = "proximal-mu"  # Flower's FedProx sends it
+RUN_CONFIG = "run-config"  # the resolved configuration, YAML
+RUN_ID = "run-id"
+SERVER_ROUND = "server-round"  # Flower's strategies send it
+TRUNK_ADDRESS = "trunk-address"
+TRUNK_TOKEN = "trunk-token"
+
+# Records and entries of replies.
+ALPHA = "lora-alpha"  # metric of a client whose alpha is its own
+PROFILE = "profile"
+SKETCH = "sketch"

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from flwr.app import MessageType
+from flwr.serverapp.strategy import FedAvg
+
+from atlas_flwr.grids.delegation import DelegatingGrid
+from atlas_flwr.grids.quorum import QuorumGrid
+from atlas_flwr.testing import local_grid
+from tests.matrix_clients import KEYS, client_app, initial, trained
+
+SLOW = 1_000 + 7 * 3  # the node of client 3
+
+
+class SlowNode(DelegatingGrid):
+    """Holds one node's training replies back until the next round's messages go out."""
+
+    def __init__(self, grid):
+        super().__init__(grid)
+        self.pushed = 0
+        self.held: dict[str, int] = {}
+
+    def push_messages(self, messages):
+        out = list(messages)
+        self.pushed += 1
+        ids = list(self.grid.push_messages(out))
+        for message, name in zip(out, ids, strict=True):
+            is_train = message.metadata.message_type == MessageType.TRAIN
+            if is_train and message.metadata.dst_node_id == SLOW:
+                self.held[name] = self.pushed
+        return ids
+
+    def pull_messages(self, message_ids):
+        free = [i for i in message_ids if self.held.get(i) != self.pushed]
+        return self.grid.pull_messages(free)
+
+
+def played(rounds, **settings):
+    strategy = FedAvg(fraction_evaluate=0.0)
+    with local_grid(client_app(), 4) as grid:
+        around = QuorumGrid(SlowNode(grid), poll_seconds=0.001, **settings)
+        result = strategy.start(around, initial(), num_rounds=rounds)
+    return result.arrays[KEYS[2]].numpy()
+
+
+def dense(start, client):
+    """A client's dense array after training from ``start``."""
+    arrays = initial()
+    arrays[KEYS[2]] = type(arrays[KEYS[2]])(start.astype(np.float32))
+    return trained(arrays, client, client % 2)[KEYS[2]].numpy()
+
+
+def average(values, weights):
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+
+def test_a_round_goes_on_without_the_slowest():
+    zero = np.zeros(3)
+    wanted = average([dense(zero, c) for c in (0, 1, 2)], [10, 11, 12])
+    np.testing.assert_allclose(played(1, quorum=0.75), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keep_late", [False, True])
+def test_a_late_reply_is_dropped_or_discounted(keep_late):
+    zero = np.zeros(3)
+    first = average([dense(zero, c) for c in (0, 1, 2)], [10, 11, 12])
+    values, weights = [dense(first, c) for c in (0, 1, 2)], [10.0, 11.0, 12.0]
+    if keep_late:
+        values.append(dense(zero, 3))
+        weights.append(13 / math.sqrt(2))
+    found = played(2, quorum=0.75, keep_late=keep_late)
+    np.testing.assert_allclose(found, average(values, weights), rtol=1e-5)
+
+
+def test_waiting_ends_with_the_timeout():
+    with local_grid(client_app(), 4, intercept=lambda message: "drop") as grid:
+        around = QuorumGrid(grid, 0.5, poll_seconds=0.001)
+        FedAvg(fraction_evaluate=0.0).start(
+            around, initial(), num_rounds=1, timeout=0.05
+        )
+
+
+@pytest.mark.parametrize("quorum", [0.0, -1.0, 1.1, float("nan")])
+def test_an_impossible_quorum_is_refused(quorum):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        QuorumGrid(None, quorum)
