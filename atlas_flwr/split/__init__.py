@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from atlas_flwr.split.model import SplitModel
     from atlas_flwr.split.part import PartInfo, part_info
     from atlas_flwr.split.plan import SplitPlan, legal_plans
+    from atlas_flwr.split.summary import SUMMARY_KEY, Summary, attach_summary
 
 __all__ = [
+    "SUMMARY_KEY",
     "PartInfo",
     "Parts",
     "SplitModel",
     "SplitPlan",
+    "Summary",
+    "attach_summary",
     "legal_plans",
     "load_parts",
     "part_info",
@@ -26,10 +30,13 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "SUMMARY_KEY": "summary",
         "PartInfo": "part",
         "Parts": "cut",
         "SplitModel": "model",
         "SplitPlan": "plan",
+        "Summary": "summary",
+        "attach_summary": "summary",
         "legal_plans": "plan",
         "load_parts": "cut",
         "part_info": "part",

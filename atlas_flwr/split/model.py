@@ -17,6 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from atlas_flwr.split.crossing import cross, cross_to_loss
 from atlas_flwr.split.part import part_info, whole_config
+from atlas_flwr.split.summary import Summary
 from atlas_flwr.types import TrunkCall, TrunkClient
 
 __all__ = ["SplitModel", "end_model", "run_blocks"]
@@ -52,8 +53,8 @@ def end_model(
     hidden : Tensor
         Shape (B, T, D).
     labels : Tensor, optional
-        Shape (B, T) for causal models, -100 where there is none; (B,) or (B, C) for
-        classifiers.
+        Shape (B, T) for causal models, -100 where there is none; (B, T + 1) where the
+        last is of the token after the text; (B,) or (B, C) for classifiers.
     logits_to_keep : int
         Above 0, a causal model's LM head runs on its last positions only, and the loss
         is over ``labels[:, -logits_to_keep:]``.
@@ -77,10 +78,13 @@ def end_model(
     loss: dict[str, Any] = {}
     if num_items_in_batch is not None and _is_causal(part):
         loss["num_items_in_batch"] = num_items_in_batch
-    if logits_to_keep:
+    ahead = _looks_ahead(hidden, labels)
+    if logits_to_keep or ahead:
         out = part(**given, logits_to_keep=logits_to_keep)
         if labels is not None:
-            cut = labels[:, -logits_to_keep:]
+            cut = labels[:, -out.logits.shape[1] :]
+            if ahead:
+                loss["shift_labels"] = cut.contiguous()
             size = part.config.get_text_config().vocab_size
             out.loss = part.loss_function(out.logits, cut, vocab_size=size, **loss)
     else:
@@ -105,6 +109,12 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         :func:`atlas_flwr.trunk.connect` returns.
     first_step : int
         Number of the first training step; steps must be new to the trunk's session.
+
+    Attributes
+    ----------
+    summary : Summary, optional
+        Where it is set, only its positions cross (see
+        :func:`~atlas_flwr.split.attach_summary`).
 
     Examples
     --------
@@ -132,6 +142,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         self.head = head
         self.tail = tail
         self.trunk = trunk
+        self.summary: Summary | None = None
         self._steps = count(first_step)
         if head.generation_config is not None:
             self.generation_config = copy.deepcopy(head.generation_config)
@@ -182,15 +193,16 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         """
         items = kwargs.pop("num_items_in_batch", None)
         _refuse(kwargs)
-        hidden = run_blocks(
-            self.head,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
+        call, labels = self._smashed(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "token_type_ids": token_type_ids,
+                "inputs_embeds": inputs_embeds,
+            },
+            labels,
         )
-        call = TrunkCall(hidden, attention_mask, position_ids)
         step = next(self._steps) if torch.is_grad_enabled() else 0
         if self.tail is None:
             loss, logits = cross_to_loss(
@@ -201,12 +213,30 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         return end_model(
             self.tail,
             cross(call, self.trunk, step),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            attention_mask=call.attention_mask,
+            position_ids=call.position_ids,
             labels=labels,
             logits_to_keep=int(logits_to_keep),
             num_items_in_batch=items,
         )
+
+    def _smashed(
+        self, inputs: dict[str, Any], labels: Tensor | None
+    ) -> tuple[TrunkCall, Tensor | None]:
+        """Run the head; return what crosses, and the labels of what crosses."""
+        if self.summary is None:
+            hidden = run_blocks(self.head, **inputs)
+            return TrunkCall(
+                hidden, inputs["attention_mask"], inputs["position_ids"]
+            ), labels
+        ids = inputs.pop("input_ids")
+        if ids is not None:
+            inputs["inputs_embeds"] = self.get_input_embeddings()(ids)
+        inputs = self.summary.around(inputs)
+        hidden = run_blocks(self.head, **inputs)
+        if labels is not None and labels.dim() == 2:
+            labels = labels[:, -self.summary.crossing - 1 :]
+        return self.summary.leaving(hidden, inputs["attention_mask"]), labels
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -224,7 +254,18 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         return inputs
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the unsplit model does, one crossing a token."""
+        """Generate as the unsplit model does, one crossing a token.
+
+        Raises
+        ------
+        TypeError
+            If only summary positions cross: the trunk has no text to go on with.
+        """
+        if self.summary is not None:
+            raise TypeError(
+                "summary positions end in one label; to generate text, let the whole "
+                "text cross (summary-positions=0)"
+            )
         generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
         return generate(self, *args, **{**kwargs, "use_cache": False})
 
@@ -266,6 +307,13 @@ def _tied_across(head: Any, tail: Any | None) -> dict[str, str]:
     pairs = {} if tail is None else tail.all_tied_weights_keys
     places = {f"tail.{target}": local(source) for target, source in pairs.items()}
     return {target: f"head.{name}" for target, name in places.items() if name}
+
+
+def _looks_ahead(hidden: Tensor, labels: Tensor | None) -> bool:
+    """Tell whether the last label is of the token that follows the hidden states."""
+    if labels is None or labels.dim() != 2:
+        return False
+    return labels.shape[1] == hidden.shape[1] + 1
 
 
 def _is_causal(part: Any) -> bool:
