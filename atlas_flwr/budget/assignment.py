@@ -47,6 +47,7 @@ def assign(
     fixed_head: int | None = None,
     dtype_bytes: int = 4,
     aligned_steps: int = 0,
+    crossing: int | None = None,
 ) -> Assignment:
     """Choose the largest rank that fits, then the deepest head with what is left.
 
@@ -74,6 +75,8 @@ def assign(
         Bytes of a frozen weight.
     aligned_steps : int
         See :func:`~atlas_flwr.budget.client_memory`.
+    crossing : int, optional
+        The same.
 
     Raises
     ------
@@ -93,6 +96,7 @@ def assign(
             length=length,
             dtype_bytes=dtype_bytes,
             aligned_steps=aligned_steps,
+            crossing=crossing,
         )
         return Assignment(head, tail, rank, estimate)
 

@@ -105,6 +105,7 @@ def client_memory(
     logits_to_keep: int = 2,
     dtype_bytes: int = 4,
     aligned_steps: int = 0,
+    crossing: int | None = None,
 ) -> MemoryEstimate:
     """Predict a client's peak while it trains.
 
@@ -126,6 +127,8 @@ def client_memory(
         Bytes of a weight; those of the footprint's dtype.
     aligned_steps : int
         Steps of a round whose loss is aligned with its start; of the footprint, too.
+    crossing : int, optional
+        Positions of an example that cross, and so reach the tail; all, by default.
 
     Raises
     ------
@@ -135,24 +138,30 @@ def client_memory(
     """
     a, steps = architecture, architecture.steps
     given = _one_of(ranks, rank)
-    size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
-    mine = [*range(head), *range(a.num_layers - (tail or 0), a.num_layers)]
-    own = Adapters.of(a, mine, given)
+    kept = logits_to_keep if a.vocabulary else 0
+    size = StepSize(batch, length, kept)
+    behind = size if crossing is None else StepSize(batch, crossing, min(kept, 1))
+    ends = range(a.num_layers - (tail or 0), a.num_layers)
+    own, last = Adapters.of(a, range(head), given), Adapters.of(a, ends, given)
     ends_here = tail is not None
     around = a.embedding_params + (a.output_params if ends_here else 0)
     dense = a.dense_params if ends_here else 0
-    trained = own.params + a.prompt_params
-    peak = max(steps.forward.at(size), steps.backward.at(size))
-    blocks = steps.blocks(own.layers, size) - 2 * steps.block.at(size)
-    low = FLOAT32 * batch * length * own.ranks
+    trained = own.params + last.params + a.prompt_params
+    # Peaks were traced with a block on each side of the cut; that behind it is shorter.
+    block, shorter = steps.block.at(size), steps.block.at(behind)
+    peak = max(steps.forward.at(size), steps.backward.at(size)) - block + shorter
+    blocks = steps.blocks(own.layers, size) - block
+    blocks += steps.blocks(last.layers, behind) - shorter
+    low = FLOAT32 * batch * (length * own.ranks + behind.length * last.ranks)
+    loss = steps.loss.at(behind) - shorter + block
     values = FLOAT32 * VALUE_GRADIENT_MOMENTS
     return MemoryEstimate(
-        weights=dtype_bytes * (around + len(mine) * a.block_params),
+        weights=dtype_bytes * (around + (head + len(ends)) * a.block_params),
         adapters=values * trained + (values - dtype_bytes) * dense,
         activations=_bytes(peak + blocks + low),
-        logits=_bytes(steps.loss.at(size) - peak) if ends_here else 0,
+        logits=_bytes(loss - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),
-        remembered=_bytes(aligned_steps * steps.start.at(size)),
+        remembered=_bytes(aligned_steps * steps.start.at(behind)),
     )
 
 

@@ -71,6 +71,7 @@ def step_time(
     batch: int,
     length: int,
     wire_bytes: float = 4.0,
+    crossing: int | None = None,
 ) -> StepTime:
     """Model a step's time.
 
@@ -86,14 +87,21 @@ def step_time(
         Examples in a step, and tokens of each.
     wire_bytes : float
         Bytes of a number on the wire, as the codec sends it.
+    crossing : int, optional
+        Positions of each example that cross; all, by default.
     """
-    a, rows = architecture, batch * length
-    block = 4 * a.block_params * rows + 12 * rows * length * a.hidden
-    mine = head + (tail or 0)
+    a, crossed = architecture, length if crossing is None else crossing
+    before, behind = (_block_flops(a, batch, t) for t in (length, crossed))
+    ends = tail or 0
     crossings = 2 if tail is None else 4
-    bits = 8 * wire_bytes * crossings * rows * a.hidden
+    bits = 8 * wire_bytes * crossings * batch * crossed * a.hidden
     return StepTime(
-        client=mine * block / rates.client_flops,
+        client=(head * before + ends * behind) / rates.client_flops,
         link=bits / rates.link_bits,
-        trunk=(a.num_layers - mine) * block / rates.trunk_flops,
+        trunk=(a.num_layers - head - ends) * behind / rates.trunk_flops,
     )
+
+
+def _block_flops(a: Architecture, batch: int, length: int) -> float:
+    rows = batch * length
+    return 4 * a.block_params * rows + 12 * rows * length * a.hidden

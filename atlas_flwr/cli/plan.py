@@ -73,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
             head=found.head,
             tail=found.tail,
             batch=config.batch_size,
-            length=config.max_length + config.virtual_tokens,
+            length=config.max_length + config.learned_positions,
+            crossing=config.crossing_positions,
         )
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
         if isinstance(found, Allocation):

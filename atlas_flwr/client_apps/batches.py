@@ -19,6 +19,7 @@ from atlas_flwr.data import (
     ClassifierCollator,
     Collator,
     ModelSource,
+    NextTokenCollator,
     Shard,
     Task,
     by_length,
@@ -58,7 +59,10 @@ class ClientBatches:
     def collator(self, task: Task) -> Collator:
         """Return what makes batches of a task's examples."""
         make = CausalCollator if self.source.kind == "causal" else ClassifierCollator
-        return make(tokenizer_of(self.source), task, self.config.max_length)
+        collate = make(tokenizer_of(self.source), task, self.config.max_length)
+        if self.source.kind == "causal" and self.config.summary_positions:
+            return NextTokenCollator(collate)
+        return collate
 
     def to_sketch(self) -> Iterator[Batch]:
         """Return the batches of the fingerprint, no example in two of them."""

@@ -27,7 +27,7 @@ from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.protocol.personal import Kept
 from atlas_flwr.seeds import derive_seed
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.loop import train
@@ -240,8 +240,15 @@ class Work:
             shapes = {
                 n: s for n, s in shapes.items() if outline.block_of(n) not in trunk
             }
+        dense = {}
+        if config.summary_positions:
+            dense[SUMMARY_KEY] = self.files.summary(config.summary_positions)
         return initial_state(
-            shapes, rank=FINGERPRINT_RANK, scaling=self.scaling, seed=config.seed
+            shapes,
+            rank=FINGERPRINT_RANK,
+            scaling=self.scaling,
+            seed=config.seed,
+            dense=dense,
         )
 
     def _store(self) -> ClientStore:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
 from atlas_flwr.protocol.personal import Kept, PersonalSides
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.trunk import SessionSpec, TrunkHost
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["TrunkSessions"]
 
 ALL = "all"
+# Learned positions around the texts: before all blocks, so never on the trunk.
+AROUND_TEXTS = (PROMPT_KEY, SUMMARY_KEY)
 
 
 @dataclass
@@ -87,14 +89,14 @@ class TrunkSessions:
         """Return what of ``state`` is trained on the trunk under ``plan``.
 
         That includes dense arrays of the trunk's blocks, as IA3's vectors are, and in a
-        vanilla split those of the classifier, which is there. A prompt is before all
-        blocks, and so never on the trunk.
+        vanilla split those of the classifier, which is there. A prompt and summary
+        positions are before all blocks, and so never on the trunk.
         """
         blocks = plan.trunk_range(self.num_layers)
         places = {None, *blocks} if plan.tail is None else {*blocks}
         names = [n for n in state.layers if self.layer_block(n) in blocks]
         keys = [k for k in state.dense if self.layer_block(k) in places]
-        dense = {k: state.dense[k] for k in keys if k != PROMPT_KEY}
+        dense = {k: state.dense[k] for k in keys if k not in AROUND_TEXTS}
         return state.select(names, dense)
 
     def on_client(self, plan: SplitPlan, state: AdapterState) -> AdapterState:

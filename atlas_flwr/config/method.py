@@ -119,6 +119,16 @@ class MethodConfig:
         "slowly and the client's time grows as fast as ever.",
         minimum=1,
     )
+    summary_positions: int = knob(
+        0,
+        "Learned positions into which the head reads a text, and which alone cross the "
+        "cut, with one constant position: so many rows for any length. 0 lets the "
+        "whole text cross. For tasks that end in a label; 4 and a head of 4 to 8 "
+        "blocks are a beginning (docs/summary-positions.md).",
+        minimum=0,
+        maximum=256,
+        only=KIN,
+    )
     devices: str = knob(
         "",
         "Memory budgets of the clients, e.g. 320MiB,448MiB,1GiB, repeated over them; "

@@ -25,6 +25,7 @@ from atlas_flwr.config.remedy_rules import (
     skipped_gradients_cross,
 )
 from atlas_flwr.config.schema import MAX_RANK, RunConfig
+from atlas_flwr.config.summary_rules import summaries_find_their_place
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
 
@@ -363,6 +364,7 @@ RULES: tuple[Rule, ...] = (
     remedies_find_their_place,
     remedies_know_the_adapter,
     remedies_suit_the_strategy,
+    summaries_find_their_place,
     parts_are_filled,
     batch_is_filled,
     half_is_for_gpus,

@@ -159,6 +159,17 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
         return self.prompt_tokens if self.adapter == "prompt" else 0
 
     @property
+    def crossing_positions(self) -> int | None:
+        """Positions of a text that cross, if not all do."""
+        count = self.summary_positions
+        return count + 1 if count else None
+
+    @property
+    def learned_positions(self) -> int:
+        """Positions that the head has besides a text's own."""
+        return self.virtual_tokens + (self.crossing_positions or 0)
+
+    @property
     def device_bytes(self) -> tuple[int, ...]:
         """``devices``, parsed, in bytes; empty for unlimited."""
         return tuple(parse_bytes(device) for device in split_list(self.devices))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "CausalCollator",
     "ClassifierCollator",
     "Collator",
+    "NextTokenCollator",
     "by_length",
     "in_order",
     "sample_batches",
@@ -42,8 +43,8 @@ class Batch:
     position_ids, token_type_ids : Tensor, optional
         Shape (B, T).
     labels : Tensor
-        Shape (B, T) for causal models, -100 outside the label's tokens; (B,) for
-        classifiers.
+        Shape (B, T) for causal models, -100 outside the label's tokens; (B, T + 1)
+        where the last is of the token that follows; (B,) for classifiers.
     targets : Tensor
         Shape (B,): class numbers.
     logits_to_keep : int
@@ -62,6 +63,11 @@ class Batch:
     def causal(self) -> bool:
         """Whether it is for a causal model."""
         return self.labels.dim() == 2
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the last label is of the token that follows the row."""
+        return self.causal and self.labels.shape[1] == self.input_ids.shape[1] + 1
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -160,6 +166,33 @@ class CausalCollator(Collator):
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+class NextTokenCollator(Collator):
+    """A decoder's prompts, with the label's first token as what follows each.
+
+    Labels are one longer than the rows, so that they can be learned where the text
+    ends and no token of the label is read.
+
+    Parameters
+    ----------
+    inner : Collator
+        Of the same task, for a causal model.
+    """
+
+    def __init__(self, inner: Collator) -> None:
+        self._inner = inner
+        self.label_ids = inner.label_ids
+
+    def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
+        """Collate examples."""
+        batch = self._inner(examples, prompt=True)
+        if prompt:
+            return batch
+        rows, length = batch.input_ids.shape
+        labels = torch.full((rows, length + 1), IGNORED)
+        labels[:, -1] = torch.tensor(list(self.label_ids))[batch.targets]
+        return replace(batch, labels=labels, logits_to_keep=1)
 
 
 class ClassifierCollator(Collator):

@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from atlas_flwr.lora import AdapterState
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.lora import PROMPT_KEY, AdapterState
+from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.types import Side
 
 __all__ = ["Kept", "PersonalSides"]
@@ -81,7 +81,9 @@ class PersonalSides:
             for name, found in state.factors.items()
             if self._side(name, trunk) in self.sides
         }
-        dense = tuple(k for k in state.dense if self._side(k, trunk) in self.sides)
+        # Learned positions around the texts are of no side: they stay common.
+        own = [k for k in state.dense if k not in (PROMPT_KEY, SUMMARY_KEY)]
+        dense = tuple(k for k in own if self._side(k, trunk) in self.sides)
         return Kept(ranks, dense)
 
     def _side(self, name: str, trunk: range) -> Side:

@@ -70,7 +70,7 @@ class DeviceRule:
             config.target_list,
             dtype,
             config.adapter,
-            config.virtual_tokens,
+            config.learned_positions,
             aligned=config.align > 0,
         )
         return cls(config, architecture, shapes, places, dtype.itemsize)
@@ -144,7 +144,8 @@ class DeviceRule:
             max_head=config.max_head,
             tail=self._tail,
             batch=config.batch_size,
-            length=config.max_length + config.virtual_tokens,
+            length=config.max_length + config.learned_positions,
+            crossing=config.crossing_positions,
             fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
             dtype_bytes=self.dtype_bytes,
             aligned_steps=config.local_steps if config.align else 0,
@@ -176,7 +177,8 @@ class DeviceRule:
             tail=self._tail,
             ranks={self.places[name]: rank for name, rank in ranks.items()},
             batch=config.batch_size,
-            length=config.max_length,
+            length=config.max_length + config.learned_positions,
+            crossing=config.crossing_positions,
             dtype_bytes=self.dtype_bytes,
             aligned_steps=config.local_steps if config.align else 0,
         )

@@ -19,7 +19,7 @@ from atlas_flwr.protocol.layout import write_state
 from atlas_flwr.protocol.personal import PersonalSides
 from atlas_flwr.report.events import Event
 from atlas_flwr.server_apps.assignment import DeviceRule
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.strategies import (
     Atlas,
     Centralized,
@@ -237,12 +237,15 @@ def initial_arrays(setting: Setting) -> ArrayRecord:
     its first rows. The other strategies know one rank.
     """
     config = setting.config
+    dense = setting.files.dense()
+    if config.summary_positions:
+        dense[SUMMARY_KEY] = setting.files.summary(config.summary_positions)
     if config.adapter == "ia3":
         shapes = ia3_shapes(setting.outline.model)
-        return write_state(initial_vectors(shapes, setting.files.dense()))
+        return write_state(initial_vectors(shapes, dense))
     if config.adapter == "prompt":
         prompt = {PROMPT_KEY: setting.files.prompt(config.prompt_tokens)}
-        return write_state(AdapterState(dense={**setting.files.dense(), **prompt}))
+        return write_state(AdapterState(dense={**dense, **prompt}))
     rank = config.lora_rank
     if config.strategy in KIN and config.ranks != "uniform":
         rank = max(config.rank_choices)
@@ -251,7 +254,7 @@ def initial_arrays(setting: Setting) -> ArrayRecord:
         rank=rank,
         scaling=scaling_of(config),
         seed=config.seed,
-        dense=setting.files.dense(),
+        dense=dense,
     )
     return write_state(state)
 

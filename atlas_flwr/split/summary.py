@@ -7,10 +7,10 @@ a text, however long it is. From the cut on, the model is masked: nothing attend
 text's own positions. Positions are counted anew there, from 0, so that a text's length
 does not cross either.
 
-The first position is the sink that attention of trained models wants (arXiv 2309.17453).
-In a causal model it comes before the text and so cannot read it. In an encoder, where
-all positions read all others, it is one summary more, and the one that is pooled; all
-stand before the text then.
+The first position is the sink that attention of trained models wants (arXiv
+2309.17453). In a causal model it comes before the text and so cannot read it. In an
+encoder, where all positions read all others, it is one summary more, and the one that
+is pooled; all stand before the text then.
 
 Letters: B texts, T tokens, S summary positions, D numbers each.
 """

@@ -33,7 +33,13 @@ from atlas_flwr.lora import (
     probing,
     widen,
 )
-from atlas_flwr.split import PartInfo, SplitModel, part_info
+from atlas_flwr.split import (
+    SUMMARY_KEY,
+    PartInfo,
+    SplitModel,
+    attach_summary,
+    part_info,
+)
 from atlas_flwr.types import TrunkClient
 
 __all__ = ["ClientModel", "Side", "adapted_split", "adapted_whole"]
@@ -76,8 +82,8 @@ class ClientModel:
     sides : Sequence[Side]
         Its parts on this client.
     dense : Mapping[str, nn.Parameter]
-        Parameters trained in full, IA3's vectors and a prompt among them, by their name
-        in the whole model.
+        Parameters trained in full, IA3's vectors, a prompt and summary positions among
+        them, by their name in the whole model.
     """
 
     model: nn.Module
@@ -170,7 +176,7 @@ def _adapted(
     _refuse_strays(state.factors, shares)
     _refuse_strays(state.folded, folded)
     _refuse_strays(vectors, scales)
-    special = {PROMPT_KEY, *map(ia3_key, vectors)}
+    special = {PROMPT_KEY, SUMMARY_KEY, *map(ia3_key, vectors)}
     rest = {k: v for k, v in state.dense.items() if k not in special}
     for side, share in zip(sides, folded, strict=True):
         fold(side.module, share)
@@ -181,12 +187,28 @@ def _adapted(
             load(side.module, share)
         attached = _attach_vectors(sides, scales)  # first: it freezes all else
         dense = {**_dense_parameters(sides, rest), **attached}
-        with attach_prompt(model, state.dense) as prompt:
-            yield ClientModel(model, sides, {**dense, **prompt})
+        with (
+            attach_prompt(model, state.dense) as prompt,
+            _attached_summary(model, state.dense) as summary,
+        ):
+            yield ClientModel(model, sides, {**dense, **prompt, **summary})
     finally:
         for side in sides:
             detach(side.module)
             side.module.requires_grad_(False)
+
+
+@contextmanager
+def _attached_summary(
+    model: nn.Module, dense: Mapping[str, NDArray[np.float32]]
+) -> Iterator[dict[str, nn.Parameter]]:
+    found = dense.get(SUMMARY_KEY)
+    if found is not None and not isinstance(model, SplitModel):
+        raise AdapterError(
+            f"array {SUMMARY_KEY!r} is for a split model; a whole one has no cut"
+        )
+    with attach_summary(model, None if found is None else torch.tensor(found)) as own:
+        yield {SUMMARY_KEY: own.embeddings} if own else {}
 
 
 def _share(side: Side, layers: Mapping[str, _V]) -> dict[str, _V]:

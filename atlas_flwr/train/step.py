@@ -53,10 +53,13 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
 def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the logits (N, V) where labels may be, in float32, and the labels (N,).
 
-    A causal batch has ``NO_LABEL`` where a text is shorter than others.
+    A causal batch has ``NO_LABEL`` where a text is shorter than others. Where its
+    labels look ahead, there is one a text.
     """
     if not batch.causal:
         return logits.float(), batch.labels
+    if batch.looks_ahead:
+        return logits[:, -1].float(), batch.labels[:, -1]
     targets = batch.labels[:, -batch.logits_to_keep + 1 :]
     return logits[:, :-1].flatten(0, 1).float(), targets.flatten()
 

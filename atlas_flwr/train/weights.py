@@ -19,7 +19,7 @@ from transformers import (
 
 from atlas_flwr.budget import Architecture
 from atlas_flwr.config import RunConfig
-from atlas_flwr.data import ModelSource, load_task, resolve_model
+from atlas_flwr.data import ModelSource, load_task, resolve_model, tokenizer_of
 from atlas_flwr.lora import ia3_shapes, linear_names
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
@@ -111,11 +111,29 @@ class ModelFiles:
 
     def prompt(self, count: int) -> NDArray[np.float32]:
         """Embeddings of tokens drawn from the vocabulary: a prompt's initial values."""
+        return self._embeddings(self._drawn_tokens(count, "prompt"))
+
+    def summary(self, count: int) -> NDArray[np.float32]:
+        """Initial values of ``count`` summary positions and the constant first one.
+
+        The first is the embedding of the token that begins texts, where there is one;
+        the others are of tokens drawn from the vocabulary.
+        """
+        tokenizer = tokenizer_of(self.source)
+        begins = (tokenizer.cls_token_id, tokenizer.bos_token_id)
+        first = next((token for token in begins if token is not None), 0)
+        drawn = self._drawn_tokens(count, "summary")
+        return self._embeddings(torch.cat([torch.tensor([first]), drawn]))
+
+    def _drawn_tokens(self, count: int, purpose: str) -> torch.Tensor:
+        seed = derive_seed(self.seed, purpose)
+        generator = torch.Generator().manual_seed(seed)
+        rows = self.outline().model.get_input_embeddings().weight.shape[0]
+        return torch.randint(rows, (count,), generator=generator)
+
+    def _embeddings(self, ids: torch.Tensor) -> NDArray[np.float32]:
         head = self.parts(SplitPlan(1, 1), sides=(Side.HEAD,)).head
         table = head.get_input_embeddings()
-        seed = derive_seed(self.seed, "prompt")
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(table.weight.shape[0], (count,), generator=generator)
         rows: torch.Tensor = table(ids.to(table.weight.device))
         return rows.detach().float().cpu().numpy()
 
@@ -209,8 +227,9 @@ class Outline:
     ) -> Architecture:
         """Return the numbers that the memory model needs.
 
-        With another adapter than LoRA no layer has a rank: ask for 0. With a prompt of
-        some ``virtual`` tokens, these are part of a step's length. With ``aligned`` the
+        With another adapter than LoRA no layer has a rank: ask for 0. With some
+        ``virtual`` positions, a prompt's or a summary's, these are part of a step's
+        length. With ``aligned`` the
         loss is that of alignment.
         """
         model, first = self.model, f"{self.blocks}.0"

@@ -29,7 +29,12 @@ BLOCKS = {
     "bert": "bert.encoder.layer",
     "distilbert": "distilbert.transformer.layer",
 }
-ROTARY = {"llama": "model", "llama-tied": "model", "qwen3": "model", "gpt-neox": "gpt_neox"}
+ROTARY = {
+    "llama": "model",
+    "llama-tied": "model",
+    "qwen3": "model",
+    "gpt-neox": "gpt_neox",
+}
 
 
 def embeddings() -> Tensor:
