@@ -210,13 +210,15 @@ class TrunkEngine:
         Raises
         ------
         SessionError
-            If the session is not open, or the step was completed with other inputs.
+            If the session is not open, its cut has no tail, so that :meth:`loss` ends
+            its steps, or the step was completed with other inputs.
         TrunkBusy
             If too many passes wait for their backward; ask again.
         TrunkError
             If a shape is wrong.
         """
         with self._table.using(token) as session:
+            _check_u_shaped(session, "forward")
             call = self.base.received(call)
             if call.step is None:
                 with torch.no_grad(), self._busily():
@@ -236,13 +238,17 @@ class TrunkEngine:
         Raises
         ------
         SessionError
-            If the session is not open, or the step is not.
+            If the session is not open, its cut has no tail, the step is not open, or it
+            was completed with another gradient.
         TrunkError
             If the gradient has another shape than the answer, or is not finite; the
             step has to be run forward again.
         """
         with self._table.using(token) as session:
-            found = session.log.take(step)
+            _check_u_shaped(session, "backward")
+            # A copy, with which a repeated call is compared.
+            grad = grad.detach().to(self.base.like, copy=True)
+            found = session.log.take(step, grad)
             if found.grad is None:
                 _check_grad(found, step, grad)
                 with self._busily(), torch.enable_grad():
@@ -252,7 +258,7 @@ class TrunkEngine:
                     back, grads = _gradients(
                         session, found.call, output, grad.to(output)
                     )
-                found.grad = back
+                found.given, found.grad = grad, back
                 self._finish(session, step, found, grads)
             return found.grad
 
@@ -268,7 +274,8 @@ class TrunkEngine:
         Raises
         ------
         SessionError
-            If the session is not open, or the step was completed with other inputs.
+            If the session is not open, or the step was completed with other inputs or
+            labels.
         TrunkError
             If the session's cut has a tail, a shape is wrong, or the loss of a training
             step is not finite; then nothing was trained.
@@ -276,11 +283,13 @@ class TrunkEngine:
         with self._table.using(token) as session:
             _check_vanilla(session)
             call = self.base.received(call)
+            if labels is not None:
+                labels = labels.to(self.base.like.device)
             if call.step is None or labels is None:
                 with torch.no_grad(), self._busily():
                     loss, logits = self.base.end(session, call, labels, logits_to_keep)
                 return LossReply(loss, logits, None)
-            known = session.log.find(call.step, call)
+            known = session.log.find(call.step, call, labels, logits_to_keep)
             if known is None:
                 known = self._train(session, call, call.step, labels, logits_to_keep)
             assert known.reply is not None
@@ -311,7 +320,8 @@ class TrunkEngine:
                 )
             back, grads = _gradients(session, call, loss)
         reply = LossReply(loss.detach(), logits.detach(), back)
-        made = Pass(call, reply=reply)
+        # A copy of the labels, with which a repeated call is compared.
+        made = Pass(call, labels=labels.clone(), logits_to_keep=keep, reply=reply)
         self._finish(session, step, made, grads)
         return made
 
@@ -361,6 +371,15 @@ def _check_grad(found: Pass, step: int, grad: Tensor) -> None:
             f"the gradient of step {step} has NaN or infinity, and nothing was trained "
             "on it; lower the learning rate, or train in float32 or bfloat16 (a "
             "gradient scaler for float16 cannot reach the trunk)"
+        )
+
+
+def _check_u_shaped(session: Session, verb: str) -> None:
+    if session.spec.plan.tail is None:
+        raise SessionError(
+            f"{verb}() of a session whose cut is {session.spec.plan}: the trunk ends "
+            "the model, and loss() is the whole of each of its steps; call that, or "
+            "open the session with a tail"
         )
 
 

@@ -51,8 +51,14 @@ class Pass:
     output : Tensor, optional
         The same with its graph, until the backward pass; ``None`` where that has to
         run forward again.
+    given : Tensor, optional
+        The gradient that its backward pass was given.
     grad : Tensor, optional
         What the backward pass answered.
+    labels : Tensor, optional
+        What a vanilla step was given.
+    logits_to_keep : int
+        Likewise.
     reply : LossReply, optional
         What a vanilla step answered.
     nbytes : int
@@ -62,7 +68,10 @@ class Pass:
     call: TrunkCall
     answer: Tensor | None = None
     output: Tensor | None = None
+    given: Tensor | None = None
     grad: Tensor | None = None
+    labels: Tensor | None = None
+    logits_to_keep: int = 0
     reply: LossReply | None = None
     nbytes: int = 0
 
@@ -96,7 +105,13 @@ class StepLog:
         kept = (Load(1, found.nbytes) for found in self._open.values())
         return sum(kept, Load())
 
-    def find(self, step: int, call: TrunkCall) -> Pass | None:
+    def find(
+        self,
+        step: int,
+        call: TrunkCall,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Pass | None:
         """Find the pass that a repeated forward or loss asks for.
 
         ``None`` for a new step, and for an open one that was begun with other inputs:
@@ -105,10 +120,16 @@ class StepLog:
         Raises
         ------
         SessionError
-            If the step is complete, but with other inputs, or was too long ago.
+            If the step is complete, but with other inputs or labels, or was too long
+            ago.
         """
         found = self._open.get(step) or self._complete.get(step)
-        if found is not None and _same(found.call, call):
+        ends_alike = (
+            found is not None
+            and _equal(found.labels, labels)
+            and found.logits_to_keep == logits_to_keep
+        )
+        if found is not None and ends_alike and _same(found.call, call):
             return found
         if step in self._complete or step <= self._last_forgotten:
             raise SessionError(
@@ -127,15 +148,22 @@ class StepLog:
         """Keep a pass until its backward."""
         self._open[step] = made
 
-    def take(self, step: int) -> Pass:
+    def take(self, step: int, grad: Tensor | None = None) -> Pass:
         """Return a step's pass for its backward; an open one leaves the log.
 
         Should the backward fail, the step has to be run forward again.
 
+        Parameters
+        ----------
+        step : int
+            The step.
+        grad : Tensor, optional
+            What the backward is given. ``None``: whatever it was given before.
+
         Raises
         ------
         SessionError
-            If there is none.
+            If there is none, or it is complete, but with another gradient.
         """
         found = self._open.pop(step, None) or self._complete.get(step)
         if found is None:
@@ -144,6 +172,12 @@ class StepLog:
                 "dropped (for newer steps, or because the adapters have moved since: "
                 "set OptimizerSpec.accumulate to the forward passes that come before a "
                 "backward), or lies too far back; run the step again from its forward"
+            )
+        if grad is not None and found.is_complete and not _equal(found.given, grad):
+            raise SessionError(
+                f"step {step} was completed before, with another gradient, and the "
+                "adapters have learned from that one; give a new batch a step of its "
+                "own (first_step= of SplitModel)"
             )
         return found
 
@@ -179,4 +213,4 @@ def _same(one: TrunkCall, other: TrunkCall) -> bool:
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return torch.equal(a, b)
+    return a.dtype == b.dtype and torch.equal(a, b)

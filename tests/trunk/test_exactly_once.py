@@ -129,3 +129,56 @@ def test_passes_that_the_optimiser_made_stale_are_refused_with_the_remedy(
     engine.backward(token, 0, grad(0))
     with pytest.raises(SessionError, match="accumulate"):
         engine.backward(token, 1, grad(1))
+
+
+def test_a_completed_step_is_not_taken_again_with_another_gradient(engine, state):
+    token = engine.open(SessionSpec(PLAN, state, OptimizerSpec(lr=0.05)))
+    engine.forward(token, TrunkCall(hidden(0, 0), step=0))
+    given = grad(0)
+    back = engine.backward(token, 0, given)
+    after = trained(engine, token)
+    others = (-given, given[:1], given.double())
+    assert torch.equal(engine.backward(token, 0, others[2]), back)  # the same numbers
+    for other in others[:2]:
+        with pytest.raises(SessionError, match="with another gradient"):
+            engine.backward(token, 0, other)
+    given.neg_()  # what the caller does with its own tensor changes nothing
+    with pytest.raises(SessionError, match="with another gradient"):
+        engine.backward(token, 0, given)
+    assert torch.equal(engine.backward(token, 0, grad(0)), back)
+    assert all(map(torch.equal, trained(engine, token), after))
+
+
+@pytest.fixture
+def vanilla(model, state):
+    plan = SplitPlan(2, None)
+    engine = TrunkEngine(partition(model, plan).trunk)
+    token = engine.open(SessionSpec(plan, state, OptimizerSpec(lr=0.05)))
+    return engine, token
+
+
+def test_a_completed_loss_is_not_given_again_for_other_labels(vanilla):
+    engine, token = vanilla
+    call = TrunkCall(hidden(0, 0), step=0)
+    labels = torch.arange(6).view(2, 3)
+    first = engine.loss(token, call, labels)
+    after = trained(engine, token)
+    for other, keep in ((labels + 1, 0), (labels, 2), (labels[:, :2], 0)):
+        with pytest.raises(SessionError, match="completed before"):
+            engine.loss(token, call, other, keep)
+    labels += 1  # what the caller does with its own tensor changes nothing
+    with pytest.raises(SessionError, match="completed before"):
+        engine.loss(token, call, labels)
+    again = engine.loss(token, call, labels - 1)
+    assert torch.equal(again.grad, first.grad)
+    assert all(map(torch.equal, trained(engine, token), after))
+
+
+@pytest.mark.parametrize("step", [0, 1, None])
+def test_a_session_without_a_tail_has_no_forward_and_backward(vanilla, step):
+    engine, token = vanilla
+    engine.loss(token, TrunkCall(hidden(0, 0), step=0), torch.zeros(2, 3).long())
+    with pytest.raises(SessionError, match=r"loss\(\) is the whole"):
+        engine.forward(token, TrunkCall(hidden(0, 0), step=step))
+    with pytest.raises(SessionError, match=r"loss\(\) is the whole"):
+        engine.backward(token, step or 0, grad(0))
