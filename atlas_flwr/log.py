@@ -1,6 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's logger, imported in this one place."""
+"""Our logger, a child of Flower's, and how a run of our own ServerApp speaks.
 
-from flwr.supercore import log
+In somebody else's app our lines look like Flower's. In a run of our own they come
+without a prefix, of Flower's only warnings are shown, and an error of ours is the last
+word, without a traceback. ``FLWR_LOG_LEVEL``, where it is set, is what Flower shows.
+"""
 
-__all__ = ["log"]
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flwr.supercore import log as _flower_log
+
+__all__ = ["end_with", "log", "plain_output"]
+
+FLOWER = logging.getLogger("flwr")
+OURS = logging.getLogger("flwr.atlas")
+log = OURS.log
+assert _flower_log == FLOWER.log  # imported for its handler, which prints
+
+
+class _Plain(logging.Handler):
+    """Print to the present stdout, which Flower's processes replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        loud = record.levelno >= logging.WARNING
+        label = f"{record.levelname.lower()}: " if loud else ""
+        print(f"{label}{self.format(record)}", flush=True)
+
+
+class _Chatter(logging.Filter):
+    """Keep back our lines, which are printed already, and what is not worth a line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        asked = "FLWR_LOG_LEVEL" in os.environ
+        return record.name != OURS.name and (asked or record.levelno >= logging.WARNING)
+
+
+class _LastWord(logging.Filter):
+    """Turn Flower's account of an error into the error's own words, and end there."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+        self.said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is self.error:
+            record.msg, record.args, record.exc_info = str(self.error), (), None
+            self.said = True
+            return True
+        return not (self.said and record.getMessage().startswith("Exit Code:"))
+
+
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Print our lines as they are, and of Flower's only warnings, while it lasts."""
+    ours, chatter = _Plain(), _Chatter()
+    consoles = list(FLOWER.handlers)
+    OURS.addHandler(ours)
+    for handler in consoles:
+        handler.addFilter(chatter)
+    try:
+        yield
+    finally:
+        OURS.removeHandler(ours)
+        for handler in consoles:
+            handler.removeFilter(chatter)
+
+
+def end_with(error: Exception) -> None:
+    """Prepare Flower's logger for an error that is about to end this process.
+
+    Flower logs what a ServerApp raises with its traceback, and then its exit code with
+    "An unhandled exception occurred". An error of ours was raised on purpose and says
+    what to do: it is told once, as text, and nothing comes after.
+    """
+    FLOWER.addFilter(_LastWord(error))

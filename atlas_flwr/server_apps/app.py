@@ -12,6 +12,13 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the configured strategy and leave a run folder."""
+    from atlas_flwr.errors import AtlasError
+    from atlas_flwr.log import end_with, plain_output
     from atlas_flwr.server_apps.run import Run
 
-    Run.begin(context.run_config).execute(grid)
+    with plain_output():
+        try:
+            Run.begin(context.run_config).execute(grid)
+        except AtlasError as error:
+            end_with(error)
+            raise
