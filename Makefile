@@ -25,7 +25,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install install-dev demo quick test test-slow lint format compare clean
+.PHONY: help venv install install-dev demo quick test test-slow test-gpu lint format compare clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | \
@@ -78,7 +78,10 @@ test: $(VENV)/.installed-dev ## Run the tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadscope
 
 test-slow: $(VENV)/.installed-dev ## Run all tests, those that take minutes too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need a GPU (make install TORCH_INDEX= first)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/.installed-dev ## Check format, types and layers
 	$(BIN)/ruff check

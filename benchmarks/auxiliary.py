@@ -71,7 +71,7 @@ def cosines(model: str, client: int) -> list[float]:
             loss = auxiliary(split, batch, index)
             if not auxiliary.crosses(index):
                 with torch.no_grad():
-                    hidden = run_blocks(split.head, **model_inputs(batch))
+                    hidden = run_blocks(split.head, **model_inputs(split, batch))
                 _, estimate = auxiliary._estimate(
                     split.tail, hidden, batch, create_graph=False
                 )

@@ -148,7 +148,10 @@ class Work:
         state = self._state(layout, kept, before=self.round)
         started = time.monotonic()
         steps = config.local_steps
-        with PeakMeter() as meter, self._model(state, steps) as adapted:
+        with (
+            PeakMeter(self.files.device) as meter,
+            self._model(state, steps) as adapted,
+        ):
             batches, examples = self.batches.to_train(
                 adapted.model,
                 self._store,

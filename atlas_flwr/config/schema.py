@@ -113,7 +113,14 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
     )
     device: Literal["auto", "cpu", "cuda"] = knob(
         "cpu",
-        "Where clients and trunk compute; auto takes a GPU where there is one.",
+        "Where clients compute, and the trunk unless trunk-device says otherwise; auto "
+        "takes a GPU where there is one. In a simulation clients on a GPU share it: "
+        "`atlas-flwr run` gives each a tenth, --client-gpus another part.",
+    )
+    trunk_device: Literal["same", "auto", "cpu", "cuda"] = knob(
+        "same",
+        "Where the trunk computes; same is where clients do. Clients on CPUs and the "
+        "trunk on a GPU is what most federations have.",
     )
     client_threads: int = knob(
         1,
@@ -137,6 +144,11 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
         "Rounds between checkpoints; 0 writes none, and the run cannot be resumed.",
         minimum=0,
     )
+
+    @property
+    def server_device(self) -> str:
+        """``trunk_device``, or ``device`` where it is the same."""
+        return self.device if self.trunk_device == "same" else self.trunk_device
 
     @property
     def task_list(self) -> tuple[str, ...]:

@@ -69,6 +69,17 @@ class Batch:
         """Whether the last label is of the token that follows the row."""
         return self.causal and self.labels.shape[1] == self.input_ids.shape[1] + 1
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; itself where it is there already."""
+        if self.input_ids.device == device:
+            return self
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -38,7 +38,7 @@ class ImportanceProbe:
         Backward passes, by layer.
     """
 
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
 
     def watch(self, name: str, weight: Tensor, x: Tensor, out: Tensor) -> None:
@@ -60,13 +60,16 @@ class ImportanceProbe:
 
     def means(self) -> dict[str, float]:
         """Return the mean over backward passes, by layer."""
-        return {name: total / self.passes[name] for name, total in self.sums.items()}
+        return {n: float(total) / self.passes[n] for n, total in self.sums.items()}
 
     def _measure(self, name: str, weight: Tensor, x: Tensor, delta: Tensor) -> None:
         with torch.no_grad():
             rows, inputs = delta.flatten(0, -2).float(), x.flatten(0, -2).float()
             found = (rows.T @ inputs).mul_(weight.float()).abs_().sum()
-        self.sums[name] = self.sums.get(name, 0.0) + float(found)
+        # Stays where it is: to ask for a number is to wait for a GPU at each layer.
+        before = self.sums.get(name)
+        found = found.double()
+        self.sums[name] = found if before is None else before + found
         self.passes[name] = self.passes.get(name, 0) + 1
 
 

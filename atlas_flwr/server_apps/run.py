@@ -98,7 +98,7 @@ class Run:
         """Train, and leave report, summary and adapters in the folder."""
         config = self.config
         log(INFO, "run folder: %s", self.folder.path.resolve())
-        files = ModelFiles.of(config)
+        files = ModelFiles.of(config, config.server_device)
         outline = files.outline()
         if config.strategy in KIN:
             DeviceRule.of(config, outline, files.dtype).check()
@@ -232,5 +232,11 @@ def _trunk(setting: Setting) -> Iterator[Setting]:
 
 
 def _server_peak(trunk: tuple[TrunkHost, str] | None, meter: PeakMeter) -> int:
-    """Peak of the trunk, or where there is none of the ServerApp's own process."""
-    return trunk[0].stats().peak_bytes if trunk else meter.so_far()
+    """Peak of the trunk, or where there is none of the ServerApp's own process.
+
+    A trunk on a GPU has its peak there.
+    """
+    if trunk is None:
+        return meter.so_far()
+    stats = trunk[0].stats()
+    return stats.device_peak_bytes or stats.peak_bytes

@@ -13,6 +13,8 @@ from atlas_flwr.types import Side
 
 __all__ = ["trunk_of"]
 
+SHARED_GPU = 0.01  # clients take the rest of it
+
 
 @contextmanager
 def trunk_of(setting: Setting) -> Iterator[tuple[TrunkHost, str]]:
@@ -52,7 +54,13 @@ def _ray(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
         seed=files.seed,
         recompute=config.trunk_recompute,
     )
-    host = start_ray_trunk(name, source, threads=config.trunk_threads)
+    on_gpu = files.device == "cuda"
+    host = start_ray_trunk(
+        name,
+        source,
+        threads=config.trunk_threads,
+        num_gpus=SHARED_GPU if on_gpu and config.device != "cpu" else None,
+    )
     try:
         yield host, host.address
     finally:

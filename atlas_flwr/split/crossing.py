@@ -96,8 +96,10 @@ def cross_to_loss(
     reply = trunk.loss(numbered, labels, logits_to_keep)
     device = call.hidden.device
     logits = reply.logits.to(device)
-    if reply.loss is None or not training:
-        return reply.loss, logits
+    if reply.loss is None:
+        return None, logits
+    if not training:
+        return reply.loss.to(device), logits
     if reply.grad is None:
         raise TrunkError("the trunk answered a training step without a gradient")
     grad = reply.grad.to(device=device, dtype=call.hidden.dtype)

@@ -31,7 +31,7 @@ from atlas_flwr.split import SplitModel
 from atlas_flwr.split.crossing import with_gradient
 from atlas_flwr.split.model import end_model, run_blocks
 from atlas_flwr.train.loop import StepLoss, plain_loss
-from atlas_flwr.train.step import batch_loss, model_inputs
+from atlas_flwr.train.step import batch_loss, device_of, model_inputs
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
 
 __all__ = ["AuxiliaryTail", "Bridge"]
@@ -117,8 +117,9 @@ class AuxiliaryTail:
     ) -> None:
         self.local_steps = local_steps
         self.crossing = crossing
-        self.bridge = Bridge(model.config.get_text_config().hidden_size, seed)
-        self.scale = torch.zeros(())
+        width, device = model.config.get_text_config().hidden_size, device_of(model)
+        self.bridge = Bridge(width, seed).to(device)
+        self.scale = torch.zeros((), device=device)
         self._trunk = model.trunk = _Listening(model.trunk)
         self._steps = torch.optim.AdamW(
             self.bridge.parameters(), lr=LEARNING_RATE, weight_decay=0.0
@@ -138,7 +139,7 @@ class AuxiliaryTail:
         if self._last is not None:
             self._align(model.tail, self._last)
             self._last = None
-        hidden = run_blocks(model.head, **model_inputs(batch))
+        hidden = run_blocks(model.head, **model_inputs(model, batch))
         loss, estimate = self._estimate(model.tail, hidden, batch, create_graph=False)
         return with_gradient(hidden, loss, self.scale.to(estimate) * estimate)
 

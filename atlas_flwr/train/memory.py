@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 __all__ = ["PeakMeter", "resident_bytes"]
 
 _STATUS = Path("/proc/self/status")
@@ -25,6 +27,14 @@ class PeakMeter:
     is seen (``method == "reset"``). Elsewhere the mark is that of the whole process
     since it began, and earlier peaks hide smaller ones (``method == "process"``).
 
+    On a GPU it is the memory of the GPU that this process's tensors take (``method ==
+    "device"``).
+
+    Parameters
+    ----------
+    device : str
+        Where the work is done.
+
     Attributes
     ----------
     peak_bytes : int
@@ -33,12 +43,18 @@ class PeakMeter:
         How it was measured.
     """
 
+    device: str = "cpu"
     peak_bytes: int = 0
     method: str = "process"
     _before: int = 0
 
     def __enter__(self) -> PeakMeter:
         gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.method = "device"
+            self._before = torch.cuda.memory_allocated(self.device)
+            return self
         if _CLEAR.exists():
             _CLEAR.write_text("5")
             self.method = "reset"
@@ -55,7 +71,11 @@ class PeakMeter:
 
     def so_far(self) -> int:
         """Return the peak since the block began."""
-        return max(_high_water(self.method) - self._before, 0)
+        if self.method == "device":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = _high_water(self.method)
+        return max(peak - self._before, 0)
 
 
 def resident_bytes() -> int:

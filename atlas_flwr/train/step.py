@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step's loss, alike for split models and whole ones."""
+"""One training step's loss, alike for split models and whole ones, on any device."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "NO_LABEL",
     "answer_logits",
     "batch_loss",
+    "device_of",
     "label_logits",
     "last_logits",
     "model_inputs",
@@ -24,8 +25,18 @@ __all__ = [
 NO_LABEL = -100  # PyTorch's and Hugging Face's
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """Return the keyword arguments that a Hugging Face model takes, less the labels."""
+def device_of(model: Any) -> torch.device:
+    """Return the device that a model takes its texts on: that of its embeddings."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return the keyword arguments that a Hugging Face model takes, less the labels.
+
+    They are on the model's device, wherever the batch is.
+    """
+    batch = batch.to(device_of(model))
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
@@ -41,9 +52,10 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     positions, so that the LM head runs on those alone. A vanilla split model computes
     the loss in its trunk.
     """
+    batch = batch.to(device_of(model))
     if isinstance(model, SplitModel) and model.tail is None:
         kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
-        loss = model(**model_inputs(batch), labels=batch.labels, **kept).loss
+        loss = model(**model_inputs(model, batch), labels=batch.labels, **kept).loss
         assert isinstance(loss, Tensor)
         return loss
     logits, labels = label_logits(last_logits(model, batch), batch)
@@ -53,9 +65,10 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
 def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the logits (N, V) where labels may be, in float32, and the labels (N,).
 
-    A causal batch has ``NO_LABEL`` where a text is shorter than others. Where its
-    labels look ahead, there is one a text.
+    Both are on the logits' device. A causal batch has ``NO_LABEL`` where a text is
+    shorter than others. Where its labels look ahead, there is one a text.
     """
+    batch = batch.to(logits.device)
     if not batch.causal:
         return logits.float(), batch.labels
     if batch.looks_ahead:
@@ -79,6 +92,6 @@ def last_logits(model: nn.Module, batch: Batch) -> Tensor:
     kept: dict[str, Any] = {}
     if batch.causal:
         kept["logits_to_keep"] = batch.logits_to_keep
-    logits = model(**model_inputs(batch), **kept).logits
+    logits = model(**model_inputs(model, batch), **kept).logits
     assert isinstance(logits, Tensor)
     return logits

@@ -26,6 +26,7 @@ from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, bypass_embeddings, bypass_norm
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.tensors import CheckpointTensors
+from atlas_flwr.train.device import chosen_device
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.types import Side
 
@@ -58,14 +59,28 @@ class ModelFiles:
     seed: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> ModelFiles:
-        """Resolve a run's model."""
+    def of(cls, config: RunConfig, device: str | None = None) -> ModelFiles:
+        """Resolve a run's model.
+
+        Parameters
+        ----------
+        config : RunConfig
+            The run's configuration.
+        device : str, optional
+            Where to compute; by default where clients do.
+
+        Raises
+        ------
+        ConfigError
+            If that is a GPU, and this process sees none.
+        """
         source = resolve_model(config.model, progress=False)
         classes = 0
         if source.kind == "classifier":
             classes = max(len(load_task(name).labels) for name in config.task_list)
         dtype = getattr(torch, config.dtype)
-        return cls(source, classes, dtype, chosen_device(config.device), config.seed)
+        where = chosen_device(device or config.device)
+        return cls(source, classes, dtype, where, config.seed)
 
     @property
     def overrides(self) -> Mapping[str, Any]:
@@ -293,10 +308,3 @@ def _beyond_base(model: Any) -> int:
     prefix = f"{model.base_model_prefix}."
     named = model.named_parameters()
     return sum(p.numel() for name, p in named if not name.startswith(prefix))
-
-
-def chosen_device(name: str) -> str:
-    """Resolve ``"auto"``."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -223,7 +223,7 @@ def _unchanged(tensor: Tensor) -> Tensor:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _rest(call: TrunkCall) -> dict[str, Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class LocalTrunk(TrunkClient):
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
+        call = self._here(call)
         inputs = _inputs(call)
         if call.step is None:
             with torch.no_grad():
@@ -70,7 +71,7 @@ class LocalTrunk(TrunkClient):
             )
         hidden, answer = self._kept.pop(step)
         with torch.enable_grad():
-            answer.backward(grad)
+            answer.backward(grad.to(answer))
         assert hidden.grad is not None
         return hidden.grad
 
@@ -78,6 +79,9 @@ class LocalTrunk(TrunkClient):
         self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
     ) -> LossReply:
         """End the model, back-propagating if the call has a step."""
+        call = self._here(call)
+        if labels is not None:
+            labels = labels.to(call.hidden.device)
         training = call.step is not None and labels is not None
         hidden = call.hidden.detach().requires_grad_(training)
         with torch.set_grad_enabled(training):
@@ -94,6 +98,17 @@ class LocalTrunk(TrunkClient):
                 loss.backward()
         detached = None if loss is None else loss.detach()
         return LossReply(detached, out["logits"].detach(), hidden.grad)
+
+    def _here(self, call: TrunkCall) -> TrunkCall:
+        """Bring a call to the module's device; the crossing takes answers back."""
+        device = next(self.module.parameters()).device
+        mask, positions = call.attention_mask, call.position_ids
+        return replace(
+            call,
+            hidden=call.hidden.to(device),
+            attention_mask=None if mask is None else mask.to(device),
+            position_ids=None if positions is None else positions.to(device),
+        )
 
 
 @dataclass(frozen=True)

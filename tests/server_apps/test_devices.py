@@ -1,0 +1,64 @@
+"""Whole runs on a stand-in for a GPU: nothing meets a tensor of another device."""
+
+from __future__ import annotations
+
+import pytest
+
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.train import device, weights
+from tests.runs_on_devices import ATLAS, RUNS, losses
+from tests.stand_in_gpu import DEVICE, stand_in_gpu
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    def chosen(name):
+        return str(DEVICE) if name == "cuda" else name
+
+    monkeypatch.setattr(weights, "chosen_device", chosen)
+    with stand_in_gpu():
+        yield
+
+
+# The others take their minutes with `make test-slow`.
+AT_ONCE = (
+    "u-shaped",
+    "vanilla",
+    "encoder",
+    "two-rounds-both",
+    "hetlora",
+    "ia3",
+    "prompt",
+    "summary",
+    "align",
+    "auxiliary",
+    "prune-data",
+    "personal",
+)
+EACH = [
+    name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow)
+    for name in RUNS
+]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_run_on_a_gpu_has_the_losses_of_one_on_a_cpu(tmp_path, stand_in, name):
+    expected = losses(tmp_path, **RUNS[name])
+    got = losses(tmp_path, **RUNS[name], device="cuda")
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("split", ["u-shaped", "vanilla"])
+@pytest.mark.parametrize("where", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_clients_and_trunk_may_be_on_unlike_devices(tmp_path, stand_in, split, where):
+    given = {**ATLAS, "split": split}
+    client, trunk = where
+    got = losses(tmp_path, **given, device=client, trunk_device=trunk)
+    assert got == pytest.approx(losses(tmp_path, **given), rel=1e-4)
+
+
+def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device='cuda'.*or set device='cpu'"):
+        device.chosen_device("cuda")
+    assert device.chosen_device("auto") == "cpu"
