@@ -316,7 +316,7 @@ def batch_is_filled(config: RunConfig) -> Iterator[Problem]:
 
 def half_is_for_gpus(config: RunConfig) -> Iterator[Problem]:
     """Want half precision on GPUs only."""
-    if config.dtype == "float16" and "cpu" in (config.device, config.server_device):
+    if config.dtype == "float16" and "cpu" in (config.device, config.trunk_device):
         yield Problem(
             ("dtype", "device", "trunk-device"),
             "dtype='float16' on a CPU: CPUs train in float32 or bfloat16; "

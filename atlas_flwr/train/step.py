@@ -25,10 +25,10 @@ __all__ = [
 NO_LABEL = -100  # PyTorch's and Hugging Face's
 
 
-def device_of(model: Any) -> torch.device:
-    """Return the device that a model takes its texts on: that of its embeddings."""
-    device: torch.device = model.get_input_embeddings().weight.device
-    return device
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a model takes its texts on: that of what it has first."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
