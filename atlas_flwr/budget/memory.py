@@ -39,7 +39,7 @@ __all__ = [
 FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
-REMEMBERED = 2 * 3  # a session's last two steps: their question, answer and gradient
+REMEMBERED = 2 * 4  # a session's last two steps: two questions, and an answer to each
 
 
 @dataclass(frozen=True)
