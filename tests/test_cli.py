@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from atlas_flwr.cli import command, doctor, launch, main
 from atlas_flwr.cli.launch import Federation, LaunchError, SuperLink, private_superlink
 from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides, to_toml
+from atlas_flwr.cli.processes import ended_by_signals
 from atlas_flwr.cli.trials import plan, progress
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
@@ -76,6 +78,17 @@ def test_known_errors_come_without_a_traceback(capsys, tmp_path):
     said = capsys.readouterr().err
     assert said.startswith("atlas-flwr report: ")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("words", ["config", "--help", "plan --help"])
+def test_a_reader_that_leaves_early_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "atlas_flwr.cli", *words.split()]
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert ran.stderr == ""
+    assert ran.returncode in (0, 141)  # argparse itself says nothing and leaves with 0
 
 
 def test_ctrl_c_is_no_error_of_ours(capsys, monkeypatch):
@@ -452,15 +465,39 @@ def test_an_error_ends_the_superlink_too(tmp_path, fake_superlink, error):
     assert alive(tmp_path / "pids") == []
 
 
-def test_sigterm_ends_the_superlink_and_the_handler_is_put_back(
-    tmp_path, fake_superlink
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_superlink_and_the_handlers_are_put_back(
+    tmp_path, fake_superlink, number
 ):
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as left, private_superlink(tmp_path):
-        signal.raise_signal(signal.SIGTERM)
-    assert left.value.code == 128 + signal.SIGTERM
+        signal.raise_signal(number)
+    assert left.value.code == 128 + number
     assert alive(tmp_path / "pids") == []
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_does_not_disturb_the_ending():
+    ended = []
+
+    def work():
+        with ended_by_signals(), ExitStack() as stack:
+            stack.callback(ended.append, "all")
+            stack.callback(signal.raise_signal, signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(SystemExit):
+        work()
+    assert ended == ["all"]
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_protects():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # --- launching: with Flower itself ---

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ VERBS: Mapping[str, str] = {
     "compare": "run strategies over seeds, or take finished runs, and compare them",
 }
 INTERRUPTED = 130
+READER_LEFT = 141  # as a shell says of what SIGPIPE ended
 WRONG_USAGE = 2
 
 
@@ -37,6 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Words after the command's name; ``None`` takes the process's.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return run_words(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us, e.g. `head`, has enough. Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
+
+
+def run_words(words: Sequence[str]) -> int:
+    """Run a verb, or tell about them."""
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())
         return 0 if words else WRONG_USAGE

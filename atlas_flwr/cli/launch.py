@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,17 +23,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-
-import psutil
 
 from atlas_flwr.cli.overrides import Value, to_toml
+from atlas_flwr.cli.processes import end_tree, ended_by_signals, piped
 from atlas_flwr.errors import AtlasError
 
 __all__ = ["Federation", "LaunchError", "SuperLink", "private_superlink"]
 
 START_TIMEOUT = 180.0
-STOP_TIMEOUT = 10.0
 STARTED = re.compile(r"Successfully started run (\d+)")
 CONNECTION = """\
 [superlink]
@@ -122,7 +118,7 @@ class SuperLink:
     def _stream(self, command: Sequence[str]) -> str:
         """Pass a command's output on; return the id of the run it started."""
         run_id = ""
-        with _piped(command, self.environment) as process:
+        with piped(command, self.environment) as process:
             for line in process.stdout or ():
                 print(line, end="", flush=True)
                 found = STARTED.search(line)
@@ -176,33 +172,10 @@ def private_superlink(app: Path) -> Iterator[SuperLink]:
     (home / "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")
     environment = _environment(home)
     try:
-        with _ended_by_sigterm(), _superlink(app, home, port, environment):
+        with ended_by_signals(), _superlink(app, home, port, environment):
             yield SuperLink(app.resolve(), home, environment)
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-@contextmanager
-def _piped(
-    command: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; end it as well when the block ends by an exception."""
-    process = subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=1,
-    )
-    with process:
-        complete = False
-        try:
-            yield process
-            complete = True
-        finally:
-            if not complete:
-                process.terminate()
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -236,7 +209,7 @@ def _superlink(
         _wait_until_up(process, port, log)
         yield
     finally:
-        _end_tree(process)
+        end_tree(process)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -261,38 +234,6 @@ def _healthy(port: int) -> bool:
             return bool(up.status == 200)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
-
-
-def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its descendants, politely first; some leave its session."""
-    try:
-        root = psutil.Process(process.pid)
-        family = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        process.wait()
-        return
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for member in family:
-            try:
-                end(member)
-            except psutil.NoSuchProcess:
-                continue
-        _, family = psutil.wait_procs(family, timeout=STOP_TIMEOUT)
-    process.wait()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that nothing is left running."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tail(log: Path, lines: int = 20) -> str:
