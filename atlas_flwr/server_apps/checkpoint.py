@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: the state after a round, on disk as a whole or not at all."""
+"""Checkpoints: the state after a round, on disk as a whole or not at all.
+
+The round before stays, for the case that a disk gives a file back cut short.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from atlas_flwr.errors import ResumeError
@@ -21,6 +26,7 @@ __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _TENSORS, _VALUES = "state.safetensors", "state.json"
 _OURS, _THEIRS = "arrays/", "strategy/"
+_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write ``folder/round-<n>`` and remove the older ones."""
+    """Write ``folder/round-<n>``; keep the one before, and remove what is older."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"round-{checkpoint.round}"
     draft, target = folder / f".{name}", folder / name
@@ -62,11 +68,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "strategy": dict(checkpoint.values),
     }
     (draft / _VALUES).write_text(json.dumps(values), encoding="utf-8")
+    for file in draft.iterdir():
+        _onto_disk(file)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    for old in _rounds(folder):
-        if old != checkpoint.round:
-            shutil.rmtree(folder / f"round-{old}")
+    _onto_disk(folder)
+    found = _rounds(folder)
+    # Rounds above this one are of a run that was resumed from before them.
+    kept = [number for number in found if number <= checkpoint.round][-_KEPT:]
+    for number in set(found).difference(kept):
+        shutil.rmtree(folder / f"round-{number}")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -75,7 +86,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises
     ------
     ResumeError
-        If there is none.
+        If there is none, or its files are damaged.
     """
     rounds = _rounds(folder)
     if not rounds:
@@ -83,9 +94,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} has no checkpoint: the run stopped in its first round, or had "
             "checkpoint-every=0; start it anew"
         )
-    path = folder / f"round-{max(rounds)}"
-    values = json.loads((path / _VALUES).read_text(encoding="utf-8"))
-    tensors = load_file(path / _TENSORS)
+    path = folder / f"round-{rounds[-1]}"
+    values = _read(path / _VALUES, _json, rounds)
+    tensors = _read(path / _TENSORS, load_file, rounds)
     arrays = {
         key.removeprefix(_OURS): Array(value)
         for key, value in tensors.items()
@@ -100,9 +111,38 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(values["round"], record, state, values["strategy"])
 
 
+def _read(file: Path, read: Callable[[Path], Any], rounds: Sequence[int]) -> Any:
+    try:
+        return read(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ResumeError(
+            f"{file} is damaged or cut short ({error}); {_way_on(file.parent, rounds)}"
+        ) from None
+
+
+def _way_on(damaged: Path, rounds: Sequence[int]) -> str:
+    if len(rounds) < 2:
+        return "there is no checkpoint of another round; start the run anew"
+    return (
+        f"the checkpoint of round {rounds[-2]} is there, too: remove {damaged} and "
+        "resume again to go on from it"
+    )
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def _rounds(folder: Path) -> list[int]:
-    return [
-        int(path.name.removeprefix("round-"))
-        for path in folder.glob("round-*")
-        if (path / _VALUES).is_file()
-    ]
+    """List the rounds of which there is a checkpoint, the last one last."""
+    names = (path.name.removeprefix("round-") for path in folder.glob("round-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _onto_disk(path: Path) -> None:
+    """Make the system write a file, or a folder's names, out."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,66 @@
+"""Checkpoints: whole or not at all, two of them, and words for one that is damaged."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+
+from atlas_flwr.errors import ResumeError
+from atlas_flwr.server_apps.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+FILES = ("state.json", "state.safetensors")
+
+
+def saved(folder, *rounds):
+    for number in rounds:
+        value = np.full((3, 2), number, np.float32)
+        arrays = ArrayRecord({"b": Array(value), "a": Array(-value)})
+        save_checkpoint(folder, Checkpoint(number, arrays, {"m": value}, {"k": number}))
+    return folder
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    found = load_checkpoint(saved(tmp_path, 1, 2))
+    assert found.round == 2
+    assert list(found.arrays) == ["b", "a"]
+    assert (found.arrays["a"].numpy() == -2).all()
+    assert (found.state["m"] == 2).all()
+    assert found.values == {"k": 2}
+
+
+def test_the_last_two_rounds_are_kept(tmp_path):
+    saved(tmp_path, 0, 1, 2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-2", "round-3"]
+
+
+def test_rounds_of_an_abandoned_future_go(tmp_path):
+    saved(tmp_path, 2, 3, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["round-1"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("length", [0, 10])
+def test_a_file_cut_short_is_named_and_the_round_before_offered(tmp_path, file, length):
+    saved(tmp_path, 4, 5)
+    damaged = tmp_path / "round-5" / file
+    damaged.write_bytes(damaged.read_bytes()[:length])
+    with pytest.raises(ResumeError) as caught:
+        load_checkpoint(tmp_path)
+    assert str(damaged) in str(caught.value)
+    assert f"round 4 is there, too: remove {damaged.parent}" in str(caught.value)
+    shutil.rmtree(damaged.parent)  # as it says
+    assert load_checkpoint(tmp_path).round == 4
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_lone_damaged_checkpoint_leaves_a_new_start(tmp_path, file):
+    (saved(tmp_path, 1) / "round-1" / file).unlink()
+    with pytest.raises(ResumeError, match=rf"{file} is damaged.*start the run anew"):
+        load_checkpoint(tmp_path)
