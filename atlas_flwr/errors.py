@@ -19,7 +19,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 __all__ = [
     "AdapterError",
@@ -48,10 +48,13 @@ class ConfigError(AtlasError, ValueError):
     ----------
     problems : Sequence[str]
         One sentence each: what was wrong, what was given, what is allowed.
+    keys : Collection[str]
+        Keys of the run config that they are about, where that is known.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], keys: Collection[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.keys = frozenset(keys)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         count = len(self.problems)
         super().__init__(

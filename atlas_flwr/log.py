@@ -13,14 +13,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.supercore import log as _flower_log
+from flwr.supercore import log as flower_log
 
-__all__ = ["end_with", "log", "plain_output"]
+__all__ = ["end_with", "flower_log", "log", "plain_output"]
 
 FLOWER = logging.getLogger("flwr")
 OURS = logging.getLogger("flwr.atlas")
 log = OURS.log
-assert _flower_log == FLOWER.log  # imported for its handler, which prints
+# `flower_log` is for what Flower's own strategies say as well: settings, samples.
 
 
 class _Plain(logging.Handler):

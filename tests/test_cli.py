@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tomllib
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from flwr.app import Array, ArrayRecord
 from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,7 @@ from hypothesis import strategies as st
 from atlas_flwr.cli import command, doctor, launch, main
 from atlas_flwr.cli.launch import Federation, LaunchError, SuperLink, private_superlink
 from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides, to_toml
+from atlas_flwr.cli.preflight import MINIMA, cleared, placed
 from atlas_flwr.cli.processes import ended_by_signals
 from atlas_flwr.cli.trials import plan, progress
 from atlas_flwr.config import load_config
@@ -33,6 +37,8 @@ from atlas_flwr.report import (
     RunFolder,
     RunStarted,
 )
+from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
+from atlas_flwr.server_apps.progress import PROGRESS_FILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +194,99 @@ def test_overrides_are_checked_against_the_app_before_a_start(tmp_path):
         checked(tmp_path, {"b": 2})
 
 
+# --- before a start ---
+
+OURS = "model=tiny tasks=questions,movies"
+
+
+@pytest.fixture
+def never_started(monkeypatch):
+    def started(app):
+        pytest.fail("started a SuperLink")
+
+    monkeypatch.setattr("atlas_flwr.cli.run.private_superlink", started)
+
+
+@pytest.mark.parametrize(
+    ("config", "clients", "told"),
+    [
+        ("cut=9/9", 4, ["cut"]),
+        ("devices=1KiB", 4, ["devices='1KiB': a device of"]),
+        ("tasks=/nonexist.yaml", 4, ["'/nonexist.yaml'"]),
+        ("codec=zip tasks=nosuch num-rounds=0", 4, ["'zip'", "'nosuch'", "rounds=0"]),
+        ("runs-dir=/dev/null/x", 4, ["runs-dir='/dev/null/x'"]),
+        ("model=/nonexist", 4, ["model '/nonexist'"]),
+        ("resume=/nonexist", 4, ["resume='/nonexist'"]),
+        ("seed=1", 0, ["-n 0"]),
+        ("min-available-nodes=8", 4, ["min-available-nodes=8 with -n 4", "-n 8"]),
+        ("min-train-nodes=5 cut=9/9", 4, ["min-train-nodes=5", "cut"]),
+    ],
+)
+def test_a_run_that_cannot_work_is_refused_before_anything_starts(
+    config, clients, told, never_started, capsys
+):
+    words = ["run", str(ROOT), "-n", str(clients), "-c", OURS, "-c", config]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert all(word in said.err for word in told)
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("strategy", ["local", "centralized", "atlas"])
+def test_minima_that_nobody_asked_for_are_lowered_to_the_clients_there_are(strategy):
+    found = cleared(ROOT, parse_overrides([OURS, f"strategy={strategy}"]), clients=1)
+    lowered = {key: value for key, value in found.overrides.items() if "nodes" in key}
+    assert lowered == dict.fromkeys(MINIMA, 1)
+    assert len(found.notes) == len(MINIMA)
+    assert "min-train-nodes is lowered from 2 to 1" in "".join(found.notes)
+
+
+def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "bare").touch()
+    (tmp_path / "model").mkdir()
+    found = placed(
+        {
+            "tasks": "mine.yaml, spam,~/b.yaml,sub/c.yaml,bare,/d.yaml",
+            "model": "model",
+            "runs-dir": "runs",
+            "resume": "",
+            "seed": 1,
+        }
+    )
+    assert found == {
+        "tasks": f"{tmp_path}/mine.yaml,spam,{tmp_path}/home/b.yaml,"
+        f"{tmp_path}/sub/c.yaml,{tmp_path}/bare,/d.yaml",
+        "model": f"{tmp_path}/model",
+        "runs-dir": f"{tmp_path}/runs",
+        "resume": "",
+        "seed": 1,
+    }
+    assert placed({"model": "tiny", "tasks": "spam"}) == {
+        "model": "tiny",
+        "tasks": "spam",
+    }
+
+
+def test_a_run_is_not_resumed_with_other_clients_or_from_a_damaged_checkpoint(
+    tmp_path, capsys, never_started
+):
+    folder = made_run(tmp_path, "one", complete=False, model="tiny", tasks="questions")
+    folder.record(RunStarted(0, 4, partitions=4))
+    (folder.checkpoint_dir / "round-1").mkdir()
+    (folder.checkpoint_dir / "round-1" / "state.json").write_text('{"round"')
+    words = ["run", str(ROOT), "-n", "4", "-c", f"resume={folder.path}"]
+    assert main(words) == 1
+    assert "round-1/state.json is damaged" in capsys.readouterr().err
+    arrays = ArrayRecord({"a": Array(np.zeros(2, np.float32))})
+    save_checkpoint(folder.checkpoint_dir, Checkpoint(1, arrays, {}, {}))
+    words[3] = "6"
+    assert main(words) == 1
+    assert "dealt to 4 clients, and now it is 6" in capsys.readouterr().err
+
+
 # --- the doctor ---
 
 
@@ -336,8 +435,11 @@ def test_a_comparison_checks_all_before_it_starts_any(capsys, tmp_path, monkeypa
 
     monkeypatch.setattr("atlas_flwr.cli.compare.private_superlink", started)
     words = ["compare", "--strategies", "atlas,fedavgg", "--app", str(ROOT)]
-    assert main([*words, "--out", str(tmp_path)]) == 1
-    assert "did you mean fedavg?" in capsys.readouterr().err
+    config = "model=tiny tasks=questions,nosuch"
+    assert main([*words, "-c", config, "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "did you mean fedavg?" in told
+    assert told.count("'nosuch'") == 1
 
 
 # --- launching: with stand-ins for Flower's commands ---
@@ -357,7 +459,11 @@ elif "refuse" in (home / "overrides.toml").read_text():
 else:
     print("args", sys.argv[2:])
     print("Successfully started run 42")
+    print("Successfully installed app to /tmp/somewhere")
     print("training...")
+    said = __import__("os").environ.get("ATLAS_PROGRESS")
+    if said:
+        pathlib.Path(said).write_text("{{}}")
 """
 
 
@@ -394,6 +500,51 @@ def test_a_run_is_passed_its_config_and_waited_for(superlink, capsys):
         "verbose=true"
     ) in said
     assert "overrides.toml" in said
+
+
+def test_what_flower_says_of_every_run_is_shown_on_request_only(superlink, capsys):
+    quiet = replace(superlink, verbose=False)
+    assert quiet.run({"seed": 1}, Federation()) == "finished:completed"
+    assert capsys.readouterr().out == "training...\n"
+    superlink.run({"seed": 1}, Federation())
+    assert "Successfully installed app" in capsys.readouterr().out
+    with pytest.raises(LaunchError):
+        quiet.run({"refuse": True}, Federation())
+    assert "no such key" in capsys.readouterr().out  # whoever fails tells all
+
+
+@pytest.mark.parametrize(("verbose", "level"), [(False, "WARNING"), (True, "INFO")])
+def test_flower_is_quiet_and_nothing_is_drawn_where_nobody_looks(
+    tmp_path, fake_superlink, monkeypatch, verbose, level
+):
+    monkeypatch.delenv("FLWR_LOG_LEVEL", raising=False)
+    with private_superlink(tmp_path, verbose) as superlink:
+        assert superlink.environment["FLWR_LOG_LEVEL"] == level
+        assert superlink.environment["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+        assert "ATLAS_PROGRESS" not in superlink.environment
+
+
+def test_in_a_terminal_a_run_says_where_its_progress_is_to_be_drawn_from(
+    tmp_path, fake_superlink, monkeypatch
+):
+    monkeypatch.setattr(launch.sys.stdout, "isatty", lambda: True)
+    with private_superlink(tmp_path) as superlink:
+        path = Path(superlink.environment["ATLAS_PROGRESS"])
+        assert path.parent == superlink.home
+    assert launch.PROGRESS_FILE == PROGRESS_FILE
+
+
+def test_progress_is_drawn_below_what_is_said(superlink, tmp_path, capsys):
+    drawn = replace(
+        superlink,
+        verbose=False,
+        environment={
+            **superlink.environment,
+            "ATLAS_PROGRESS": str(tmp_path / "progress.json"),
+        },
+    )
+    assert drawn.run({}, Federation()) == "finished:completed"
+    assert "training..." in capsys.readouterr().out
 
 
 def test_a_run_that_flower_refuses_is_an_error(superlink, capsys):

@@ -6,11 +6,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from atlas_flwr.cli.launch import private_superlink
-from atlas_flwr.cli.overrides import Value, app_defaults, checked, parse_overrides
-from atlas_flwr.cli.run import add_federation, add_run_config, federation_of
+from atlas_flwr.cli.overrides import Value, app_defaults, parse_overrides
+from atlas_flwr.cli.preflight import cleared
+from atlas_flwr.cli.run import (
+    COMPLETED,
+    add_federation,
+    add_run_config,
+    federation_of,
+)
 from atlas_flwr.cli.trials import Trial, plan, progress
 from atlas_flwr.config import split_list
 from atlas_flwr.errors import ConfigError
@@ -61,13 +68,32 @@ def _run_all(given: argparse.Namespace) -> tuple[list[RunFolder], bool]:
         raise ConfigError(
             [f"{given.app}: its serverapp must be atlas_flwr.server_apps.app:app"]
         )
-    for trial in trials:
-        checked(given.app, trial.overrides)
+    trials = _cleared(trials, given)
     given.out.mkdir(parents=True, exist_ok=True)
     _run_missing(given, trials, defaults)
     found = [progress(t, given.out, defaults, given.num_supernodes) for t in trials]
     finished = [state.finished for state in found if state.finished]
     return finished, len(finished) == len(trials)
+
+
+def _cleared(trials: Sequence[Trial], given: argparse.Namespace) -> list[Trial]:
+    """Check all trials before any is run; return them as they are to be run."""
+    problems: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    good = []
+    for trial in trials:
+        try:
+            found = cleared(given.app, trial.overrides, given.num_supernodes)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+            continue
+        notes |= dict.fromkeys(found.notes)
+        good.append(replace(trial, overrides=found.overrides))
+    if problems:
+        raise ConfigError(list(problems))
+    for note in notes:
+        print(note, flush=True)
+    return good
 
 
 def _run_missing(
@@ -82,11 +108,11 @@ def _run_missing(
     print(f"{len(trials) - len(missing)} of {len(trials)} runs are done", flush=True)
     if not missing:
         return
-    with private_superlink(given.app) as superlink:
+    with private_superlink(given.app, given.verbose) as superlink:
         for number, (trial, overrides) in enumerate(missing, 1):
             print(f"\n== {number} of {len(missing)}: {trial.name}", flush=True)
             status = superlink.run(overrides, federation_of(given))
-            if status != "finished:completed":
+            if status != COMPLETED:
                 print(f"{trial.name}: {status}", file=sys.stderr)
 
 

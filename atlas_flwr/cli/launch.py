@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,13 @@ from atlas_flwr.errors import AtlasError
 __all__ = ["Federation", "LaunchError", "SuperLink", "private_superlink"]
 
 START_TIMEOUT = 180.0
+PROGRESS_FILE = "ATLAS_PROGRESS"  # see atlas_flwr.server_apps.progress
 STARTED = re.compile(r"Successfully started run (\d+)")
+# What Flower says of every run, and what is no news to who started it here.
+CHATTER = re.compile(
+    r"Successfully installed \S+ to |default simulated SuperNodes changed from"
+    r"|Manually terminating ClientAppActor"
+)
 CONNECTION = """\
 [superlink]
 default = "private"
@@ -67,6 +73,12 @@ class Federation:
     client_gpus: float = 0.0
     extra: str = ""
 
+    def slots(self) -> int | None:
+        """Return how many clients run at once; ``None`` if more than CPUs decides."""
+        if self.client_gpus or self.extra:
+            return None
+        return max((os.cpu_count() or 1) // self.client_cpus, 1)
+
     def text(self) -> str:
         """Write it as Flower's ``--federation-config``."""
         return (
@@ -88,14 +100,19 @@ class SuperLink:
         Its ``FLWR_HOME``.
     environment : Mapping[str, str]
         With which Flower's commands find it.
+    verbose : bool
+        Show what Flower says, too.
     """
 
     app: Path
     home: Path
     environment: Mapping[str, str]
+    verbose: bool = True
 
     def run(self, overrides: Mapping[str, Value], federation: Federation) -> str:
         """Run the app, pass its log on to stdout, and return its final status.
+
+        In a terminal its progress is drawn below.
 
         Returns
         -------
@@ -113,17 +130,31 @@ class SuperLink:
         command += ["--federation-config", federation.text()]
         if overrides:
             command += ["--run-config", str(path)]
-        return self._final_status(self._stream(command))
+        progress = self.environment.get(PROGRESS_FILE)
+        if not progress:
+            return self._final_status(self._stream(command, _say))
+        from atlas_flwr.cli.live import live
 
-    def _stream(self, command: Sequence[str]) -> str:
+        Path(progress).unlink(missing_ok=True)  # of the run before
+        with live(Path(progress), federation.slots()) as say:
+            return self._final_status(self._stream(command, say))
+
+    def _stream(self, command: Sequence[str], say: Callable[[str], None]) -> str:
         """Pass a command's output on; return the id of the run it started."""
-        run_id = ""
+        run_id, held = "", []
         with piped(command, self.environment) as process:
             for line in process.stdout or ():
-                print(line, end="", flush=True)
                 found = STARTED.search(line)
                 run_id = found[1] if found else run_id
+                if self.verbose:
+                    say(line)
+                elif not run_id:
+                    held.append(line)
+                elif not found and not CHATTER.search(line):
+                    say(line)
         if not run_id:
+            for line in held:
+                say(line)
             raise LaunchError(
                 f"`flwr run` started no run (exit code {process.returncode}); what it "
                 "said is above"
@@ -154,13 +185,15 @@ class SuperLink:
 
 
 @contextmanager
-def private_superlink(app: Path) -> Iterator[SuperLink]:
+def private_superlink(app: Path, verbose: bool = False) -> Iterator[SuperLink]:
     """Start a SuperLink in the app's folder, and end it with all that it started.
 
     Parameters
     ----------
     app : Path
         Folder with the app's ``pyproject.toml``.
+    verbose : bool
+        Show all that Flower says, and draw nothing.
 
     Raises
     ------
@@ -170,23 +203,35 @@ def private_superlink(app: Path) -> Iterator[SuperLink]:
     home = Path(tempfile.mkdtemp(prefix="atlas-flwr-"))
     port = _free_port()
     (home / "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")
-    environment = _environment(home)
+    environment = _environment(home, verbose)
     try:
         with ended_by_signals(), _superlink(app, home, port, environment):
-            yield SuperLink(app.resolve(), home, environment)
+            yield SuperLink(app.resolve(), home, environment, verbose)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path, verbose: bool) -> dict[str, str]:
     tools = str(Path(sys.executable).parent)
-    return os.environ | {
+    found = os.environ | {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    found.setdefault("FLWR_LOG_LEVEL", "INFO" if verbose else "WARNING")
+    if verbose:
+        return found
+    found.setdefault("PYTHONWARNINGS", "ignore:Tip:FutureWarning")  # Ray's, each time
+    if sys.stdout.isatty():
+        found[PROGRESS_FILE] = str(home / "progress.json")
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, end="", flush=True)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_flwr.cli.overrides import checked, parse_overrides
+from atlas_flwr.cli.overrides import parse_overrides
+from atlas_flwr.cli.preflight import cleared
 from atlas_flwr.cli.run import add_run_config
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     rates.add_argument("--trunk-gflops", type=float, help="of the server")
     rates.add_argument("--mbits", type=float, default=100.0, help="of the link (100)")
     given = parser.parse_args(arguments)
-    values = checked(given.app, parse_overrides(given.run_config))
+    values = cleared(given.app, parse_overrides(given.run_config), devices=False).merged
 
     from atlas_flwr.budget import Allocation, Rates, step_time
     from atlas_flwr.config import load_config

@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atlas_flwr.cli.launch import Federation, private_superlink
-from atlas_flwr.cli.overrides import checked, parse_overrides
+from atlas_flwr.cli.overrides import parse_overrides
+from atlas_flwr.cli.preflight import cleared
 
-__all__ = ["add_federation", "federation_of", "main"]
+__all__ = ["COMPLETED", "add_federation", "federation_of", "main"]
+
+COMPLETED = "finished:completed"
+# The run has said itself how it ended: by its table, or by what went wrong.
+TOLD = (COMPLETED, "finished:failed")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,11 +31,14 @@ def main(arguments: Sequence[str]) -> int:
     add_federation(parser)
     given = parser.parse_args(arguments)
     overrides = parse_overrides(given.run_config)
-    checked(given.app, overrides)
-    with private_superlink(given.app) as superlink:
-        status = superlink.run(overrides, federation_of(given))
-    print(status, file=sys.stderr)
-    return 0 if status == "finished:completed" else 1
+    found = cleared(given.app, overrides, given.num_supernodes)
+    for note in found.notes:
+        print(note, flush=True)
+    with private_superlink(given.app, given.verbose) as superlink:
+        status = superlink.run(found.overrides, federation_of(given))
+    if status not in TOLD:
+        print(status, file=sys.stderr)
+    return 0 if status == COMPLETED else 1
 
 
 def add_run_config(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +82,9 @@ def add_federation(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="'KEY=VALUE ...'",
         help="more of Flower's federation config, e.g. init-args-num-cpus=1",
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show all that Flower says, too"
     )
 
 

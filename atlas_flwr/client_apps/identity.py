@@ -82,8 +82,8 @@ class Identity:
 
     def profile(self, config: RunConfig) -> Profile:
         """Return what the server is told of this client."""
-        task = config.task_list[self.index % len(config.task_list)]
-        return Profile(str(self.index), self.memory, task)
+        task = load_task(config.task_list[self.index % len(config.task_list)])
+        return Profile(str(self.index), self.memory, task.name, self.count)
 
 
 def device_budget(config: RunConfig, index: int, count: int) -> int | None:

@@ -98,7 +98,10 @@ def _resolve(
         found.extend(resume_problems(merged))
     problems += [problem for problem in found if doubtful.isdisjoint(problem.keys)]
     if problems:
-        raise ConfigError([problem.sentence for problem in problems])
+        raise ConfigError(
+            [problem.sentence for problem in problems],
+            {key for problem in problems for key in problem.keys},
+        )
     return cast("RunConfig", OmegaConf.to_object(cast("Any", merged)))
 
 

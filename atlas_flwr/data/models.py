@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import socket
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from atlas_flwr.data.cache import cache_folder, filling
 from atlas_flwr.data.packages import fetch
@@ -18,6 +21,7 @@ from atlas_flwr.errors import DataError
 __all__ = ["SHORT_NAMES", "ModelSource", "resolve_model", "tokenizer_of"]
 
 Kind = Literal["causal", "classifier"]
+REACH_TIMEOUT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,31 @@ def resolve_model(name: str, progress: bool = True) -> ModelSource:
                 "save_pretrained(), and its tokenizer too"
             )
         return ModelSource(name, str(folder), _kind(str(folder)), str(folder))
+    _check_within_reach(name)
     return ModelSource(name, name, _kind(name), name)
+
+
+def _check_within_reach(name: str) -> None:
+    """Refuse at once what a hub would be asked for, again and again, with no way to it.
+
+    A proxy is taken to find one, and a hub that is not to be asked is not.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    there = name.count("/") < 2 and try_to_load_from_cache(name, "config.json")
+    if isinstance(there, str) or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    port = hub.port or (443 if hub.scheme == "https" else 80)
+    try:
+        socket.create_connection((hub.hostname or "", port), REACH_TIMEOUT).close()
+    except OSError as error:
+        raise DataError(
+            f"model {name!r} could not be found: it is no folder here (seen from "
+            f"{Path.cwd()}) and {constants.ENDPOINT} is out of reach ({error}). "
+            f"Allowed: {', '.join(SHORT_NAMES)}, a local folder, or a name on a hub "
+            "that this machine reaches"
+        ) from None
 
 
 @lru_cache(maxsize=16)  # a hub is asked once a process, not once a message

@@ -25,16 +25,24 @@ class Profile:
         Bytes that training may take on its device; ``None`` where it set no limit.
     task : str
         Its true task where it is known, for reports only; else empty.
+    partitions : int
+        Clients that the texts are dealt to, it among them; 0 where it does not say.
     """
 
     client: str
     memory: int | None = None
     task: str = ""
+    partitions: int = 0
 
     def to_record(self) -> ConfigRecord:
         """Write the reply's ConfigRecord."""
         return ConfigRecord(
-            {"client-id": self.client, "memory": self.memory or 0, "task": self.task}
+            {
+                "client-id": self.client,
+                "memory": self.memory or 0,
+                "task": self.task,
+                "partitions": self.partitions,
+            }
         )
 
     @classmethod
@@ -44,6 +52,7 @@ class Profile:
             client=str(record["client-id"]),
             memory=int(str(record["memory"])) or None,
             task=str(record["task"]),
+            partitions=int(str(record.get("partitions", 0))),
         )
 
 

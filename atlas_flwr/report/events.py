@@ -40,10 +40,13 @@ class RunStarted:
         later rounds before this event is superseded.
     num_clients : int
         Clients connected.
+    partitions : int
+        Clients that the texts are dealt to, connected or not; 0 where unknown.
     """
 
     round: int
     num_clients: int
+    partitions: int = 0
 
 
 @dataclass(frozen=True)

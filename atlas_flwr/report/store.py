@@ -29,7 +29,7 @@ from atlas_flwr.config import RunConfig, from_yaml, to_yaml
 from atlas_flwr.errors import ConfigError, DataError, ResumeError
 from atlas_flwr.report.events import Event, from_record, to_record
 
-__all__ = ["RunFolder", "latest_run", "replace_text"]
+__all__ = ["RunFolder", "latest_run", "replace_text", "taken_name"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RunFolder:
             When ``config.run_name`` is given and taken.
         """
         folder = cls(_new_folder(config))
-        replace_text(folder.path / "config.yaml", to_yaml(config))
+        folder.rewrite(config)
         replace_text(folder.path / "run-id", secrets.token_hex(8))
         folder.metrics_path.touch()
         return folder
@@ -69,12 +69,17 @@ class RunFolder:
             When it is not one.
         """
         folder = cls(Path(path))
-        if not (folder.path / "config.yaml").is_file():
+        if not folder.config_path.is_file():
             raise ResumeError(
                 f"{path} is not a run folder: it has no config.yaml; a run makes one "
                 "as <runs-dir>/<time>-<strategy>"
             )
         return folder
+
+    @property
+    def config_path(self) -> Path:
+        """Path of ``config.yaml``."""
+        return self.path / "config.yaml"
 
     @property
     def metrics_path(self) -> Path:
@@ -118,7 +123,11 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """Read the configuration."""
-        return from_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return from_yaml(self.config_path.read_text(encoding="utf-8"))
+
+    def rewrite(self, config: RunConfig) -> None:
+        """Write the configuration: at the start, or with more rounds than before."""
+        replace_text(self.config_path, to_yaml(config))
 
     def record(self, event: Event, at: float | None = None) -> None:
         """Append an event; it is on disk when this returns.
@@ -189,6 +198,20 @@ def replace_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+def taken_name(config: RunConfig) -> str:
+    """Say that a run of the configured name is there already; empty where it is not."""
+    path = Path(config.runs_dir) / config.run_name
+    taken = config.run_name and not config.resume and path.exists()
+    return _taken(config, path) if taken else ""
+
+
+def _taken(config: RunConfig, path: Path) -> str:
+    return (
+        f"run-name={config.run_name!r}: {path} is there already; choose another name, "
+        f"or continue it with resume={str(path)!r}"
+    )
+
+
 def latest_run(runs_dir: str | Path) -> RunFolder | None:
     """Return the run folder that was begun last, or ``None`` where there is none."""
     configs = Path(runs_dir).glob("*/config.yaml")
@@ -201,12 +224,7 @@ def _new_folder(config: RunConfig) -> Path:
     if config.run_name:
         path = parent / config.run_name
         if not _made_new(path):
-            raise ConfigError(
-                [
-                    f"run-name={config.run_name!r}: {path} is there already; choose "
-                    f"another name, or continue it with resume={str(path)!r}"
-                ]
-            )
+            raise ConfigError([_taken(config, path)])
         return path
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.strategy}"
     candidates = (parent / f"{stem}{'' if n == 1 else f'-{n}'}" for n in count(1))

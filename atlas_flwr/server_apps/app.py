@@ -18,7 +18,8 @@ def main(grid: Grid, context: Context) -> None:
 
     with plain_output():
         try:
-            Run.begin(context.run_config).execute(grid)
+            given = grid.run.override_config
+            Run.begin(context.run_config, given).execute(grid)
         except AtlasError as error:
             end_with(error)
             raise

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from atlas_flwr.budget import (
     per_byte,
 )
 from atlas_flwr.config import RunConfig
+from atlas_flwr.errors import BudgetError
 from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import Outline
@@ -115,17 +116,14 @@ class DeviceRule:
         by_layer = self._by_layer
         return self.allocation(memory, {}) if by_layer else self.assignment(memory)
 
-    def check(self) -> None:
-        """Make sure that each of the configuration's devices can be given something.
-
-        Raises
-        ------
-        BudgetError
-            If one is too small for anything: with the smallest that works.
-        """
-        if self.config.split != "none":
-            for memory in sorted(set(self.config.device_bytes)):
+    def problems(self) -> Iterator[str]:
+        """Yield each of the configuration's devices that can be given nothing."""
+        sizes = () if self.config.split == "none" else self.config.device_bytes
+        for memory in sorted(set(sizes)):
+            try:
                 self.planned(memory)
+            except BudgetError as error:
+                yield f"devices={self.config.devices!r}: {error}"
 
     @property
     def _by_layer(self) -> bool:

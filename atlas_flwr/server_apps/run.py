@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, UserConfigValue
@@ -13,9 +13,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.cohort.roster import Roster
-from atlas_flwr.config import KIN, RunConfig, load_config, to_yaml
-from atlas_flwr.data import prepare
-from atlas_flwr.errors import ResumeError
+from atlas_flwr.config import RunConfig, to_yaml
+from atlas_flwr.grids.progress import ProgressGrid
 from atlas_flwr.grids.quorum import QuorumGrid
 from atlas_flwr.grids.recording import RecordingGrid
 from atlas_flwr.grids.resumable import Resumable, Stateful
@@ -31,7 +30,6 @@ from atlas_flwr.report import (
     summarize_folder,
     write_report,
 )
-from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import (
     STRATEGIES,
     Setting,
@@ -40,21 +38,19 @@ from atlas_flwr.server_apps.build import (
 )
 from atlas_flwr.server_apps.checkpoint import (
     Checkpoint,
-    load_checkpoint,
     save_checkpoint,
 )
+from atlas_flwr.server_apps.checks import checked_config
+from atlas_flwr.server_apps.continuation import check_clients, saved_state
 from atlas_flwr.server_apps.export import export_adapters
+from atlas_flwr.server_apps.progress import Progress
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import trunk_of
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import TrunkHost
-from atlas_flwr.wire import CODECS
 
 __all__ = ["Run"]
-
-# What a resumed run may be given anew: nothing that changes its numbers.
-FREE_KEYS = ("num_rounds", "resume", "runs_dir", "run_name", "trunk_threads")
 
 
 @dataclass(frozen=True)
@@ -76,8 +72,17 @@ class Run:
     checkpoint: Checkpoint | None
 
     @classmethod
-    def begin(cls, run_config: Mapping[str, UserConfigValue]) -> Run:
+    def begin(
+        cls, run_config: Mapping[str, UserConfigValue], given: Collection[str] = ()
+    ) -> Run:
         """Check the configuration, and make or open the run's folder.
+
+        Parameters
+        ----------
+        run_config : Mapping[str, UserConfigValue]
+            Flower's, flat and kebab-case.
+        given : Collection[str]
+            Keys that were given for this run; the others are the app's.
 
         Raises
         ------
@@ -86,24 +91,23 @@ class Run:
         ResumeError
             If the run to resume has no checkpoint, or was another one.
         """
-        given = load_config(run_config, known={"codec": CODECS})
-        if not given.resume:
-            prepare(given.model, given.task_list, max_length=given.max_length)
-            return cls(given, RunFolder.create(given), None)
-        folder = RunFolder.open(given.resume)
-        config = _continued(given, folder.config())
-        return cls(config, folder, load_checkpoint(folder.checkpoint_dir))
+        config = checked_config(run_config, given)
+        if not run_config.get("resume"):
+            return cls(config, RunFolder.create(config), None)
+        folder, saved = saved_state(str(run_config["resume"]), config)
+        folder.rewrite(config)
+        return cls(config, folder, saved)
 
     def execute(self, grid: Grid) -> None:
         """Train, and leave report, summary and adapters in the folder."""
         config = self.config
-        log(INFO, "run folder: %s", self.folder.path.resolve())
+        log(INFO, "run folder:    %s", self.folder.path.resolve())
+        log(INFO, "configuration: %s", self.folder.config_path.resolve())
         files = ModelFiles.of(config, config.server_device)
         outline = files.outline()
-        if config.strategy in KIN:
-            DeviceRule.of(config, outline, files.dtype).check()
         roster = Roster(request=self._messages(), timeout=config.round_timeout)
-        recorder = Recorder(self.folder, roster)
+        recorder, progress = Recorder(self.folder, roster), Progress(config)
+        grid = ProgressGrid(grid, progress.saw, progress.waiting)
         if config.quorum < 1:
             keeps = config.strategy in ("fedavg", "fedprox")
             grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
@@ -113,7 +117,8 @@ class Run:
             inner = STRATEGIES[config.strategy](split)
             secure = config.secure_aggregation
             outer = SecureGrid(recording, inner) if secure else recording
-            arrays = self._train(outer, inner, split, recorder, meter)
+            progress.stats = split.trunk[0].stats if split.trunk else None
+            arrays = self._train(outer, inner, split, recorder, progress, meter)
         self._finish(inner, split, arrays)
 
     def _train(
@@ -122,6 +127,7 @@ class Run:
         inner: Strategy,
         setting: Setting,
         recorder: Recorder,
+        progress: Progress,
         meter: PeakMeter,
     ) -> ArrayRecord:
         config, saved = self.config, self.checkpoint
@@ -129,16 +135,18 @@ class Run:
         arrays = saved.arrays if saved else initial_arrays(setting)
         if saved and isinstance(inner, Stateful):
             inner.restore(saved.state, saved.values)
-        self.folder.record(RunStarted(done, len(list(grid.get_node_ids()))))
+        self._record_start(done, grid, setting.roster)
         if done >= config.num_rounds:
             log(INFO, "all %d rounds are done already", done)
             return arrays
         recorder.round = done
+        progress.begin(done + 1 if saved else 0)
 
         def end_round(number: int, now: ArrayRecord) -> None:
             if config.checkpoint_every and number % config.checkpoint_every == 0:
                 save_checkpoint(self.folder.checkpoint_dir, _taken(number, now, inner))
             recorder.end_round(_server_peak(setting.trunk, meter))
+            progress.end_round()
             self._report()
 
         train, evaluate = self._messages(), self._messages()
@@ -165,6 +173,13 @@ class Run:
         )
         return wrapped.arrays
 
+    def _record_start(self, done: int, grid: Grid, roster: Roster) -> None:
+        connected = list(grid.get_node_ids())
+        partitions = max((p.partitions for p in roster.profiles.values()), default=0)
+        if self.checkpoint and partitions:
+            check_clients(self.folder, partitions)
+        self.folder.record(RunStarted(done, len(connected), partitions))
+
     def _messages(self) -> ConfigRecord:
         return ConfigRecord(
             {keys.RUN_CONFIG: to_yaml(self.config), keys.RUN_ID: self.folder.run_id()}
@@ -185,34 +200,10 @@ class Run:
         self.folder.record(RunEnded(self.config.num_rounds))
         summary = summarize_folder(self.folder)
         write_report(self.folder)
-        log(INFO, "\n%s", final_table(summary))
-        log(INFO, "report:   %s", self.folder.report_path.resolve())
         for path in paths:
             log(INFO, "adapters: %s", path.resolve())
-
-
-def _continued(given: RunConfig, began: RunConfig) -> RunConfig:
-    """Return the configuration of a resumed run.
-
-    Keys that were left at their default are taken from the run; keys that were given
-    must agree with it.
-    """
-    default = RunConfig()
-    odd = [
-        f"{field.name.replace('_', '-')}: given {getattr(given, field.name)!r}, began "
-        f"with {getattr(began, field.name)!r}"
-        for field in fields(RunConfig)
-        if field.name not in FREE_KEYS
-        and getattr(given, field.name)
-        not in (getattr(default, field.name), getattr(began, field.name))
-    ]
-    if odd:
-        raise ResumeError(
-            "a run continues with the configuration that it began with; leave these "
-            "out, or start a new run:\n  - " + "\n  - ".join(odd)
-        )
-    rounds = max(began.num_rounds, given.num_rounds)
-    return replace(began, num_rounds=rounds, trunk_threads=given.trunk_threads)
+        log(INFO, "report:   %s", self.folder.report_path.resolve())
+        log(INFO, "\n%s", final_table(summary))
 
 
 def _taken(number: int, arrays: ArrayRecord, inner: Strategy) -> Checkpoint:
@@ -227,6 +218,7 @@ def _trunk(setting: Setting) -> Iterator[Setting]:
     if not needs_trunk(config):
         yield setting
         return
+    log(INFO, "starting the trunk with %s", config.model)
     with trunk_of(setting) as trunk:
         yield replace(setting, trunk=trunk)
 

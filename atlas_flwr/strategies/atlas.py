@@ -40,7 +40,7 @@ from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.sampling import draw, sample_size
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import SINGLE_REPLIES
-from atlas_flwr.log import log
+from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol.replies import update_sketch
 from atlas_flwr.report.events import Clustered, Event
@@ -214,12 +214,12 @@ class Atlas(FedAvg):
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
         found = self.discovery
-        log(INFO, "\t├──> ATLAS settings:")
-        log(INFO, "\t│\t├── Fingerprints from: %s", self.fingerprints)
+        flower_log(INFO, "\t├──> ATLAS settings:")
+        flower_log(INFO, "\t│\t├── Fingerprints from: %s", self.fingerprints)
         clusters = found.num_clusters or "as many as are seen"
-        log(INFO, "\t│\t├── Clustering: %s, %s", found.method, clusters)
-        log(INFO, "\t│\t├── Split: %s", "yes" if self.sessions else "no")
-        log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
+        flower_log(INFO, "\t│\t├── Clustering: %s, %s", found.method, clusters)
+        flower_log(INFO, "\t│\t├── Split: %s", "yes" if self.sessions else "no")
+        flower_log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
         super().summary()
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
@@ -275,7 +275,7 @@ class Atlas(FedAvg):
         self.roster.learn(grid, connected)
         nodes = draw(self.roster.order(connected), size, self.seed, what, server_round)
         message = "configure_%s: Sampled %s nodes (out of %s)"
-        log(INFO, message, what, len(nodes), len(connected))
+        flower_log(INFO, message, what, len(nodes), len(connected))
         return nodes
 
     def _train_message(

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from atlas_flwr.config import SINGLE_REPLIES
-from atlas_flwr.log import log
+from atlas_flwr.log import flower_log
 from atlas_flwr.protocol import keys
 
 __all__ = ["Centralized"]
@@ -32,7 +32,7 @@ class Centralized(FedAvg):
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
-        log(INFO, "\t├──> Centralized training: one node holds all data")
+        flower_log(INFO, "\t├──> Centralized training: one node holds all data")
         super().summary()
 
     def configure_train(

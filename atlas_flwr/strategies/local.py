@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import SINGLE_REPLIES
-from atlas_flwr.log import log
+from atlas_flwr.log import flower_log
 
 __all__ = ["Local"]
 
@@ -48,7 +48,7 @@ class Local(FedAvg):
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
-        log(INFO, "\t├──> Local training: nothing is aggregated")
+        flower_log(INFO, "\t├──> Local training: nothing is aggregated")
         super().summary()
 
     def configure_train(

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
+from transformers.utils import logging as transformers_logging
 
 from atlas_flwr.budget import Architecture
 from atlas_flwr.config import RunConfig
@@ -31,6 +33,18 @@ from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.types import Side
 
 __all__ = ["ModelFiles"]
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let Transformers draw no bar of loaded weights, which every worker would."""
+    drawn = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            transformers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -110,9 +124,10 @@ class ModelFiles:
 
     def whole(self) -> Any:
         """Load the whole model."""
-        model = self.auto_class.from_pretrained(
-            self.source.path, dtype=self.dtype, **self.overrides
-        )
+        with _without_bars():
+            model = self.auto_class.from_pretrained(
+                self.source.path, dtype=self.dtype, **self.overrides
+            )
         for name, value in self.dense().items():
             owner, _, last = name.rpartition(".")
             parameter = getattr(model.get_submodule(owner), last)

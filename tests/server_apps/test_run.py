@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def run(folder, intercept=None, nodes=NODES, **changes) -> RunFolder:
     clusters = {"num-clusters": 2} if "strategy" not in changes else {}
     config = {**BASE, **clusters, "runs-dir": str(folder), **given}
     with local_grid(app, nodes, run_config=config, intercept=intercept) as grid:
-        begun = Run.begin(config)
+        begun = Run.begin(config, given)
         begun.execute(grid)
     return begun.folder
 
@@ -162,6 +163,38 @@ def test_a_resumed_run_with_other_settings_is_refused(unbroken, tmp_path):
         run(tmp_path, resume=str(unbroken.path), learning_rate=0.5)
 
 
+def test_a_key_that_is_named_must_agree_even_at_its_default(unbroken, tmp_path):
+    rate = load_config({}).learning_rate
+    with pytest.raises(ResumeError, match="learning-rate: given 0"):
+        run(tmp_path, resume=str(unbroken.path), learning_rate=rate)
+
+
+def test_a_finished_run_resumed_without_a_number_of_rounds_trains_no_more(tmp_path):
+    folder = run(tmp_path, strategy="fedavg", num_rounds=1)
+    config = {"model": "tiny", "strategy": "fedavg", "resume": str(folder.path)}
+    assert load_config(config).num_rounds > 1
+    with local_grid(app, NODES, run_config=config) as grid:
+        Run.begin(config, config.keys()).execute(grid)
+    rounds = [r["round"] for r in folder.records() if r["event"] == "round-ended"]
+    assert rounds == [0, 1]
+    assert summary(folder)["finished"]
+
+
+def test_a_run_that_is_given_more_rounds_knows_how_many(tmp_path):
+    folder = run(tmp_path, strategy="fedavg", num_rounds=1)
+    run(tmp_path, strategy="fedavg", num_rounds=3, resume=str(folder.path))
+    assert folder.config().num_rounds == 3
+    assert len(accuracies(folder)) == 4
+    with pytest.raises(ResumeError, match="num-rounds=2: the run has done 3 rounds"):
+        run(tmp_path, strategy="fedavg", num_rounds=2, resume=str(folder.path))
+
+
+def test_a_run_does_not_go_on_with_another_number_of_clients(tmp_path):
+    folder = run(tmp_path, strategy="fedavg", num_rounds=1)
+    with pytest.raises(ResumeError, match="dealt to 4 clients, and now it is 6"):
+        run(tmp_path, nodes=6, strategy="fedavg", num_rounds=2, resume=str(folder.path))
+
+
 @pytest.mark.parametrize(
     ("model", "split", "aggregation"),
     [
@@ -263,6 +296,70 @@ def test_every_problem_of_a_configuration_is_told_before_anything_starts(tmp_pat
     with pytest.raises(ConfigError) as caught:
         run(tmp_path, num_rounds=0, modle="x", codec="zip", aggregation="median")
     assert len(caught.value.problems) == 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strategy", ["atlas", "fedavg", "local", "centralized"])
+def test_one_client_alone_makes_a_run(tmp_path, strategy):
+    alone = dict.fromkeys(
+        ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1
+    )
+    given = {"strategy": strategy, "num_rounds": 1, "num_clusters": 0}
+    told = summary(run(tmp_path, nodes=1, **given, **alone))
+    assert told["finished"]
+    assert told["per_round"][-1]["mean_loss"] < told["per_round"][0]["mean_loss"]
+
+
+def test_a_task_given_by_path_is_called_by_its_name(tmp_path):
+    text = resources.files("atlas_flwr.data") / "tasks" / "questions.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.read_text())
+    folder = run(tmp_path, strategy="fedavg", num_rounds=1, tasks=f"{mine},movies")
+    told = summary(folder)
+    assert set(told["true_tasks"].values()) == {"mine", "movies"}
+    assert set(told["per_round"][-1]["accuracy"]) == {"mine", "movies"}
+    assert folder.report_path.read_text().count(str(mine)) == 1  # in the configuration
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "movies.yaml").write_text(
+        (resources.files("atlas_flwr.data") / "tasks" / "movies.yaml").read_text()
+    )
+    with pytest.raises(ConfigError, match="both called movies"):
+        run(tmp_path, tasks=f"movies,{tmp_path / 'movies.yaml'}")
+
+
+def test_problems_of_files_texts_and_model_are_told_with_those_of_keys(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as caught:
+        run(
+            tmp_path / "file" / "runs",
+            num_rounds=0,
+            codec="zip",
+            tasks="questions,nosuch,/nonexist.yaml",
+            model=str(tmp_path),
+        )
+    told = "\n".join(caught.value.problems)
+    for word in ("num-rounds=0", "'zip'", "'nosuch'", "'/nonexist.yaml'", "runs-dir"):
+        assert word in told
+    assert f"model {str(tmp_path)!r}" in told
+    assert len(caught.value.problems) == 6
+
+
+def test_a_cut_and_devices_are_tried_on_the_model_though_other_keys_are_wrong(tmp_path):
+    def problems(**changes):
+        with pytest.raises(ConfigError) as caught:
+            run(tmp_path, **changes)
+        return caught.value.problems
+
+    (rounds, cut) = problems(num_rounds=0, cut="9/9")
+    assert "num-rounds" in rounds
+    assert "6" in cut
+    assert "9" in cut
+    small = problems(devices="1KiB,1GiB,2KiB")
+    assert [problem.split(":")[0] for problem in small] == [
+        "devices='1KiB,1GiB,2KiB'"
+    ] * 2
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can be found wrong before anything is started, told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas_flwr.cli.overrides import Value, app_defaults, checked
+from atlas_flwr.config import split_list
+from atlas_flwr.errors import AtlasError, ConfigError
+
+__all__ = ["Preflight", "cleared", "placed"]
+
+MINIMA = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
+FOLDERS = ("runs-dir", "resume")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found good.
+
+    Attributes
+    ----------
+    overrides : Mapping[str, Value]
+        What to run with: paths made absolute, minima lowered to the clients there are.
+    merged : Mapping[str, Value]
+        The app's run config with these.
+    notes : tuple[str, ...]
+        What was changed, for the user.
+    """
+
+    overrides: Mapping[str, Value]
+    merged: Mapping[str, Value]
+    notes: tuple[str, ...] = ()
+
+
+def cleared(
+    app: Path,
+    overrides: Mapping[str, Value],
+    clients: int | None = None,
+    *,
+    devices: bool = True,
+) -> Preflight:
+    """Check all that a run needs: keys, files, texts, model, cut, devices, clients.
+
+    Parameters
+    ----------
+    app : Path
+        Folder of the app; of one that is not this library's own only keys and the
+        number of clients are looked at.
+    overrides : Mapping[str, Value]
+        As the user gave them; relative paths are seen from where the user stands.
+    clients : int, optional
+        Simulated clients; ``None`` where nothing is to be run.
+    devices : bool
+        Whether each device has to hold something.
+
+    Raises
+    ------
+    ConfigError
+        With every problem at once.
+    """
+    defaults, ours = app_defaults(app)
+    problems = list(_count_problems(clients))
+    if not ours:
+        if problems:
+            raise ConfigError(problems)
+        return Preflight(overrides, checked(app, overrides))
+    wanted = placed(overrides)
+    too_many = _above({**defaults, **wanted}, clients)
+    lowered: dict[str, Value] = {
+        key: clients or 0 for key in too_many if key not in overrides
+    }
+    merged = {**defaults, **wanted, **lowered}
+    problems += _minimum_problems(too_many, overrides, clients)
+    problems += _run_problems(app, merged, overrides, clients, devices)
+    problems += _foreign_keys(app, overrides, defaults)
+    if problems:
+        raise ConfigError(problems)
+    notes = tuple(
+        f"{key} is lowered from {too_many[key]} to {value}: so many clients there are"
+        for key, value in lowered.items()
+    )
+    return Preflight({**wanted, **lowered}, merged, notes)
+
+
+def placed(overrides: Mapping[str, Value]) -> dict[str, Value]:
+    """Make paths absolute, as seen from here: the ServerApp stands in the app's folder.
+
+    Parameters
+    ----------
+    overrides : Mapping[str, Value]
+        As the user gave them.
+    """
+    found = dict(overrides)
+    for key in FOLDERS:
+        if isinstance(path := found.get(key), str) and path:
+            found[key] = _absolute(path)
+    if isinstance(model := found.get("model"), str) and _is_folder(model):
+        found["model"] = _absolute(model)
+    if isinstance(tasks := found.get("tasks"), str):
+        found["tasks"] = ",".join(map(_placed_task, split_list(tasks)))
+    return found
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _is_folder(model: str) -> bool:
+    from atlas_flwr.data.models import SHORT_NAMES
+
+    named = model.startswith((".", "~"))
+    return named or (model not in SHORT_NAMES and bool(model) and Path(model).is_dir())
+
+
+def _placed_task(item: str) -> str:
+    from atlas_flwr.data import task_names
+
+    looks = "/" in item or item.startswith("~") or item.endswith((".yaml", ".yml"))
+    known = not item or item in task_names()
+    is_file = looks or (not known and Path(item).is_file())
+    return _absolute(item) if is_file else item
+
+
+def _count_problems(clients: int | None) -> Iterator[str]:
+    if clients is not None and clients < 1:
+        yield f"-n {clients}: a run needs clients; give at least 1"
+
+
+def _above(merged: Mapping[str, Value], clients: int | None) -> dict[str, Value]:
+    """Return the minima above the number of clients, which a run would wait for."""
+    limit = clients or 0
+    return {
+        key: value
+        for key in MINIMA
+        if limit > 0 and isinstance(value := merged.get(key), int) and value > limit
+    }
+
+
+def _minimum_problems(
+    too_many: Mapping[str, Value], named: Collection[str], clients: int | None
+) -> Iterator[str]:
+    for key, value in too_many.items():
+        if key in named:
+            yield (
+                f"{key}={value} with -n {clients}: the run would wait for ever; lower "
+                f"it to {clients} at most, or give -n {value}"
+            )
+
+
+def _run_problems(
+    app: Path,
+    merged: Mapping[str, Value],
+    named: Collection[str],
+    clients: int | None,
+    devices: bool,
+) -> list[str]:
+    """Ask what the ServerApp would, in the folder in which it would."""
+    from atlas_flwr.server_apps.checks import checked_config
+    from atlas_flwr.server_apps.continuation import check_clients, saved_state
+
+    try:
+        with chdir(app):
+            config = checked_config(merged, named, devices=devices)
+            if merged.get("resume"):
+                folder, _ = saved_state(str(merged["resume"]), config)
+                if clients:
+                    check_clients(folder, clients)
+    except ConfigError as error:
+        return list(error.problems)
+    except AtlasError as error:
+        return [str(error)]
+    return []
+
+
+def _foreign_keys(
+    app: Path, overrides: Mapping[str, Value], defaults: Mapping[str, Value]
+) -> Iterator[str]:
+    """Yield keys of the library that this app does not have, which Flower refuses."""
+    from atlas_flwr.config import knobs
+
+    for key in overrides:
+        if key in knobs() and key not in defaults:
+            yield f"{key} is not a key of {app / 'pyproject.toml'}; add it there"

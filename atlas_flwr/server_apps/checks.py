@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that can be found wrong with a run before anything of it is started.
+
+The command line asks here first, and the ServerApp again, where only it can know.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from atlas_flwr.config import KIN, RunConfig, load_config
+from atlas_flwr.data import load_examples, load_task, prepare
+from atlas_flwr.errors import AtlasError, ConfigError
+from atlas_flwr.report.store import RunFolder, taken_name
+from atlas_flwr.server_apps.assignment import DeviceRule
+from atlas_flwr.server_apps.build import covering_plan, needs_trunk
+from atlas_flwr.server_apps.continuation import continued
+from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.wire import CODECS
+
+__all__ = ["checked_config", "find_problems"]
+
+Value = bool | int | float | str
+NEEDED = ("model", "tasks")
+
+
+def checked_config(
+    run_config: Mapping[str, Value],
+    given: Collection[str] = (),
+    *,
+    devices: bool = True,
+) -> RunConfig:
+    """Check a run config, and all that it names; return the run's configuration.
+
+    Parameters
+    ----------
+    run_config : Mapping[str, Value]
+        Flat and kebab-case, as Flower has it.
+    given : Collection[str]
+        Keys that were given for this run; the others are the app's.
+    devices : bool
+        Whether each device has to hold something.
+
+    Returns
+    -------
+    RunConfig
+        A resumed run's is the one that it began with.
+
+    Raises
+    ------
+    ConfigError
+        With every problem: of keys, files, texts, model, cut and devices.
+    ResumeError
+        If the run to resume was another one.
+    """
+    try:
+        config = load_config(run_config, {"codec": CODECS})
+    except ConfigError as error:
+        sound = _sound(run_config, error.keys)
+        more = find_problems(sound, devices) if sound else ()
+        raise ConfigError([*error.problems, *more], error.keys) from None
+    problems = []
+    if config.resume:
+        config = continued(config, RunFolder.open(config.resume).config(), given)
+    elif taken := taken_name(config):
+        problems.append(taken)
+    problems += find_problems(config, devices)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def find_problems(config: RunConfig, devices: bool = True) -> Iterator[str]:
+    """Yield what is wrong with the files, texts and model that a sound config names."""
+    yield from _folder_problems(config)
+    problems = list(_data_problems(config))
+    yield from problems
+    if not problems:
+        yield from _model_problems(config, devices)
+
+
+def _sound(run_config: Mapping[str, Value], keys: Collection[str]) -> RunConfig | None:
+    """Return as much of a config as can be looked at further, if anything can."""
+    if set(keys).intersection(NEEDED) or run_config.get("resume"):
+        return None
+    rest = {key: value for key, value in run_config.items() if key not in keys}
+    for names in (rest.keys(), (*NEEDED, "runs-dir")):
+        try:
+            return load_config({key: rest[key] for key in names if key in rest})
+        except ConfigError:
+            continue  # what is wrong with it has been said
+    return None
+
+
+def _folder_problems(config: RunConfig) -> Iterator[str]:
+    folder = Path(config.runs_dir)
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        yield (
+            f"runs-dir={config.runs_dir!r}: nothing can be written to {there} "
+            f"({error.strerror}); give a folder that you may write to"
+        )
+
+
+def _data_problems(config: RunConfig) -> Iterator[str]:
+    good: dict[str, str] = {}
+    for name in config.task_list:
+        try:
+            task = load_task(name)
+            load_examples(task)
+        except AtlasError as error:
+            yield str(error)
+            continue
+        if task.name in good:
+            yield (
+                f"tasks={config.tasks!r}: {good[task.name]} and {name} are both called "
+                f"{task.name} in reports; rename one of the files"
+            )
+        good[task.name] = name
+    try:
+        prepare(config.model, list(good.values()), max_length=config.max_length)
+    except AtlasError as error:
+        yield str(error)
+
+
+def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
+    try:
+        files = ModelFiles.of(config)
+        outline = files.outline()
+        outline.shapes(config.target_list)
+        if needs_trunk(config):
+            covering_plan(config, outline)
+        if config.strategy not in KIN:
+            return
+        rule = DeviceRule.of(config, outline, files.dtype)
+    except AtlasError as error:
+        yield str(error)
+        return
+    if devices:
+        yield from rule.problems()

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a resumed run has to have in common with the one that it goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields, replace
+
+from atlas_flwr.config import RunConfig
+from atlas_flwr.errors import ResumeError
+from atlas_flwr.report import RunFolder, RunStarted
+from atlas_flwr.server_apps.checkpoint import Checkpoint, load_checkpoint
+
+__all__ = ["check_clients", "continued", "saved_state"]
+
+# What a resumed run may be given anew: nothing that changes its numbers.
+FREE_KEYS = ("num_rounds", "resume", "runs_dir", "run_name", "trunk_threads")
+TAKEN_ANEW = ("num_rounds", "trunk_threads")
+
+
+def continued(
+    given: RunConfig, began: RunConfig, named: Collection[str] = ()
+) -> RunConfig:
+    """Return the configuration of a resumed run.
+
+    Parameters
+    ----------
+    given : RunConfig
+        What the run would have as a new one.
+    began : RunConfig
+        What it began with.
+    named : Collection[str]
+        Keys that were named when it was resumed. They must agree with what the run
+        began with, as must those that are not at the library's default; all others are
+        taken from the run.
+
+    Raises
+    ------
+    ResumeError
+        With every key that does not agree.
+    """
+    default = RunConfig()
+    meant = {
+        field.name
+        for field in fields(RunConfig)
+        if field.name.replace("_", "-") in named
+        or getattr(given, field.name) != getattr(default, field.name)
+    }
+    odd = [
+        f"{name.replace('_', '-')}: given {getattr(given, name)!r}, began with "
+        f"{getattr(began, name)!r}"
+        for name in sorted(meant.difference(FREE_KEYS))
+        if getattr(given, name) != getattr(began, name)
+    ]
+    if odd:
+        raise ResumeError(
+            "a run continues with the configuration that it began with; leave these "
+            "out, or start a new run:\n  - " + "\n  - ".join(odd)
+        )
+    anew = {name: getattr(given, name) for name in meant.intersection(TAKEN_ANEW)}
+    return replace(began, **anew)
+
+
+def saved_state(path: str, config: RunConfig) -> tuple[RunFolder, Checkpoint]:
+    """Open the folder of the run to resume, and read its last checkpoint.
+
+    Parameters
+    ----------
+    path : str
+        The run's folder.
+    config : RunConfig
+        What it is to go on with.
+
+    Raises
+    ------
+    ResumeError
+        If it has none, or has done more rounds than it is to have.
+    """
+    folder = RunFolder.open(path)
+    saved = load_checkpoint(folder.checkpoint_dir)
+    if config.num_rounds < saved.round:
+        raise ResumeError(
+            f"num-rounds={config.num_rounds}: the run has done {saved.round} rounds "
+            f"already; give at least {saved.round}, or leave it out"
+        )
+    return folder, saved
+
+
+def check_clients(folder: RunFolder, partitions: int) -> None:
+    """Refuse clients among whom the texts are dealt in another way.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The run's.
+    partitions : int
+        Clients that the texts are dealt to now, whether connected or not.
+
+    Raises
+    ------
+    ResumeError
+        If it began with another number; runs of older versions did not note theirs.
+    """
+    events = (event for _, event in folder.events() if isinstance(event, RunStarted))
+    began = next((event.partitions for event in events if event.partitions), None)
+    if began is not None and partitions != began:
+        raise ResumeError(
+            f"the run began with its texts dealt to {began} clients, and now it is "
+            f"{partitions}: nobody would train on what it has trained on. Resume it "
+            f"with {began} (`-n {began}`, or num-partitions={began} for each "
+            "SuperNode), or start a new run"
+        )
