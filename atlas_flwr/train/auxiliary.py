@@ -84,7 +84,8 @@ class _Listening(TrunkClient):
         return self.trunk.forward(call)
 
     def backward(self, step: int, grad: Tensor) -> Tensor | None:
-        self.gradient = self.trunk.backward(step, grad)
+        back = self.trunk.backward(step, grad)
+        self.gradient = None if back is None else back.to(grad.device)
         return self.gradient
 
     def loss(
