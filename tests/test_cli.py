@@ -704,6 +704,19 @@ def test_flower_runs_an_app_and_tells_how_it_went(tmp_path, capsys):
     assert "told to fail" in said
 
 
+@pytest.mark.slow
+def test_what_only_the_serverapp_knows_is_the_last_word_and_no_traceback(
+    tmp_path, capsys
+):
+    wrong = {"model": "tiny", "devices": "1KiB", "runs-dir": str(tmp_path)}
+    with private_superlink(ROOT) as superlink:
+        assert superlink.run(wrong, Federation(num_supernodes=2)) == "finished:failed"
+    said = capsys.readouterr().out
+    assert "Traceback" not in said
+    assert "unhandled" not in said
+    assert "devices='1KiB': a device of" in said.strip().splitlines()[-1]
+
+
 def test_plan_shows_cuts_ranks_and_memory_and_refuses_what_is_too_small(capsys):
     config = "model='tiny' devices='100KiB,3MiB,1GiB'"
     rates = ["--client-gflops", "1", "--trunk-gflops", "10"]

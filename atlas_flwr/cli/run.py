@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     add_federation(parser)
     given = parser.parse_args(arguments)
     overrides = parse_overrides(given.run_config)
+    if sys.stdout.isatty():
+        print("checking the configuration, the texts and the model", flush=True)
     found = cleared(given.app, overrides, given.num_supernodes)
     for note in found.notes:
         print(note, flush=True)

@@ -17,6 +17,7 @@ from atlas_flwr.report.store import RunFolder, taken_name
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import covering_plan, needs_trunk
 from atlas_flwr.server_apps.continuation import continued
+from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.wire import CODECS
 
@@ -135,11 +136,11 @@ def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
         outline.shapes(config.target_list)
         if needs_trunk(config):
             covering_plan(config, outline)
-        if config.strategy not in KIN:
-            return
-        rule = DeviceRule.of(config, outline, files.dtype)
+        if needs_trunk(config) and config.fixed_cut:
+            SplitPlan(*config.fixed_cut).check(outline.num_layers)
     except AtlasError as error:
         yield str(error)
         return
-    if devices:
-        yield from rule.problems()
+    # Tracing what a step takes of memory is the longest of all that is done here.
+    if devices and config.device_bytes and config.strategy in KIN:
+        yield from DeviceRule.of(config, outline, files.dtype).problems()
