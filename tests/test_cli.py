@@ -450,7 +450,9 @@ import sys, pathlib
 home = pathlib.Path(__import__("os").environ["FLWR_HOME"])
 if sys.argv[1] == "list":
     said = home / "asked"
-    status = "finished:completed" if said.exists() else "running"
+    text = (home / "overrides.toml").read_text()
+    ended = "finished:failed" if "fail" in text else "finished:completed"
+    status = ended if said.exists() else "running"
     said.touch()
     print("Displaying...\\n" + '{{"runs": [{{"status": "' + status + '"}}]}}')
 elif "refuse" in (home / "overrides.toml").read_text():
@@ -461,6 +463,8 @@ else:
     print("Successfully started run 42")
     print("Successfully installed app to /tmp/somewhere")
     print("training...")
+    if "loudly" in (home / "overrides.toml").read_text():
+        print("ERROR :  the trunk is gone")
     said = __import__("os").environ.get("ATLAS_PROGRESS")
     if said:
         pathlib.Path(said).write_text("{{}}")
@@ -511,6 +515,17 @@ def test_what_flower_says_of_every_run_is_shown_on_request_only(superlink, capsy
     with pytest.raises(LaunchError):
         quiet.run({"refuse": True}, Federation())
     assert "no such key" in capsys.readouterr().out  # whoever fails tells all
+
+
+@pytest.mark.parametrize(
+    ("how", "last"), [("loudly", "the trunk is gone"), ("mutely", "without a word")]
+)
+def test_a_failed_run_has_a_last_word(superlink, capsys, how, last):
+    status = replace(superlink, verbose=False).run({"fail": how}, Federation())
+    assert status == "finished:failed"
+    said = capsys.readouterr().out.splitlines()
+    assert last in said[-1]
+    assert len(said) == 2
 
 
 @pytest.mark.parametrize(("verbose", "level"), [(False, "WARNING"), (True, "INFO")])

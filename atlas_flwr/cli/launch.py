@@ -38,6 +38,11 @@ CHATTER = re.compile(
     r"Successfully installed \S+ to |default simulated SuperNodes changed from"
     r"|Manually terminating ClientAppActor"
 )
+FAILED = "finished:failed"
+WORDLESS = (
+    "the run failed without a word: its process was ended from outside, perhaps for "
+    "want of memory; --verbose shows what Flower says\n"
+)
 CONNECTION = """\
 [superlink]
 default = "private"
@@ -132,20 +137,31 @@ class SuperLink:
             command += ["--run-config", str(path)]
         progress = self.environment.get(PROGRESS_FILE)
         if not progress:
-            return self._final_status(self._stream(command, _say))
+            return self._followed(command, _say)
         from atlas_flwr.cli.live import live
 
         Path(progress).unlink(missing_ok=True)  # of the run before
         with live(Path(progress), federation.slots()) as say:
-            return self._final_status(self._stream(command, say))
+            return self._followed(command, say)
 
-    def _stream(self, command: Sequence[str], say: Callable[[str], None]) -> str:
-        """Pass a command's output on; return the id of the run it started."""
-        run_id, held = "", []
+    def _followed(self, command: Sequence[str], say: Callable[[str], None]) -> str:
+        """Pass a run's output on to its end; say so if it failed and has not."""
+        run_id, complained = self._stream(command, say)
+        status = self._final_status(run_id)
+        if status == FAILED and not complained:
+            say(WORDLESS)
+        return status
+
+    def _stream(
+        self, command: Sequence[str], say: Callable[[str], None]
+    ) -> tuple[str, bool]:
+        """Pass a command's output on; return the run's id, and if it had errors."""
+        run_id, held, complained = "", [], False
         with piped(command, self.environment) as process:
             for line in process.stdout or ():
                 found = STARTED.search(line)
                 run_id = found[1] if found else run_id
+                complained |= "ERROR" in line
                 if self.verbose:
                     say(line)
                 elif not run_id:
@@ -159,7 +175,7 @@ class SuperLink:
                 f"`flwr run` started no run (exit code {process.returncode}); what it "
                 "said is above"
             )
-        return run_id
+        return run_id, complained
 
     def _final_status(self, run_id: str) -> str:
         # The log stream may end before the run does, when the connection breaks.

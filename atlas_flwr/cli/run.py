@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlas_flwr.cli.launch import Federation, private_superlink
+from atlas_flwr.cli.launch import FAILED, Federation, private_superlink
 from atlas_flwr.cli.overrides import parse_overrides
 from atlas_flwr.cli.preflight import cleared
 
@@ -16,7 +16,7 @@ __all__ = ["COMPLETED", "add_federation", "federation_of", "main"]
 
 COMPLETED = "finished:completed"
 # The run has said itself how it ended: by its table, or by what went wrong.
-TOLD = (COMPLETED, "finished:failed")
+TOLD = (COMPLETED, FAILED)
 
 
 def main(arguments: Sequence[str]) -> int:
