@@ -227,10 +227,9 @@ def test_a_run_that_cannot_work_is_refused_before_anything_starts(
 ):
     words = ["run", str(ROOT), "-n", str(clients), "-c", OURS, "-c", config]
     assert main(words) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert all(word in said.err for word in told)
-    assert "Traceback" not in said.err
+    said = capsys.readouterr().err
+    assert all(word in said for word in told)
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("strategy", ["local", "centralized", "atlas"])
@@ -655,6 +654,21 @@ def test_a_second_signal_does_not_disturb_the_ending():
     with pytest.raises(SystemExit):
         work()
     assert ended == ["all"]
+
+
+def test_an_impatient_second_ctrl_c_leaves_nothing_running(
+    tmp_path, fake_superlink, monkeypatch
+):
+    wait = psutil.wait_procs
+
+    def impatient(*given, **named):
+        signal.raise_signal(signal.SIGINT)
+        return wait(*given, **named)
+
+    monkeypatch.setattr(psutil, "wait_procs", impatient)
+    with pytest.raises(KeyboardInterrupt), private_superlink(tmp_path):
+        raise KeyboardInterrupt
+    assert alive(tmp_path / "pids") == []
 
 
 def test_a_closed_terminal_does_not_end_what_nohup_protects():

@@ -41,7 +41,18 @@ def piped(
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its descendants, politely first; some leave its session."""
+    """End a process and its descendants, politely first; some leave its session.
+
+    Ctrl-C, which the impatient repeat, is not heard meanwhile: it would leave half.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _end_family(process)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_family(process: subprocess.Popen[bytes]) -> None:
     try:
         root = psutil.Process(process.pid)
         family = [*root.children(recursive=True), root]

@@ -160,3 +160,18 @@ def test_every_label_is_one_token_of_smollm2_and_another(
     tokenizer, task = tokenizer_of(smollm2), load_task(name)
     assert len(set(CausalCollator(tokenizer, task, 48).label_ids)) == len(task.labels)
     assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in task.labels)
+
+
+@pytest.mark.parametrize("name", ["nope/none", "none"])
+def test_a_hub_that_is_out_of_reach_is_told_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*given: object, **named: object) -> None:
+        pytest.fail("asked the hub, which retries for half a minute")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("atlas_flwr.data.models.getproxies", dict)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", asked)
+    with pytest.raises(DataError, match=r"out of reach.*smollm2, minilm.*local folder"):
+        resolve_model(name)
