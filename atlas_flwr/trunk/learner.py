@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlas_flwr.lora import AdapterState, LoraFactors, ia3_vectors
+from atlas_flwr.trunk.buffer import ParameterBuffer, step_together
 from atlas_flwr.trunk.steps import StepLog
 from atlas_flwr.types import OptimizerSpec
 
@@ -40,6 +41,8 @@ class Learner:
         IA3's, by layer.
     logs : WeakSet[StepLog]
         Steps of the sessions that it belongs to.
+    buffers : dict[torch.dtype, ParameterBuffer]
+        Where the parameters lie.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Learner:
         self.parameters = [t for f in factors.values() for t in (f.A, f.B)]
         self.parameters += dense.values()
         self._waiting = 0
-        self._optimizer = _adamw(self.parameters, optimizer)
+        self.buffers = _buffers(self.parameters)
 
     def learn(self, grads: Sequence[Tensor | None], log: StepLog) -> None:
         """Add the gradients of :attr:`parameters`; step when enough have come.
@@ -69,32 +72,44 @@ class Learner:
         foresee it. All others are run forward again when their gradients come, so that
         those of one step are taken at the same adapters.
         """
-        for parameter, grad in zip(self.parameters, grads, strict=True):
-            if grad is not None:
-                sum_ = grad if parameter.grad is None else parameter.grad + grad
-                parameter.grad = sum_
+        for dtype, buffer in self.buffers.items():
+            pairs = zip(self.parameters, grads, strict=True)
+            buffer.add([grad for p, grad in pairs if p.dtype == dtype])
+        if self.counts_in():
+            step_together([(self.spec, self.buffers.values())])
+            self.stepped(log)
+
+    def counts_in(self) -> bool:
+        """Count a backward pass whose gradients were added; tell if a step is due."""
         self._waiting += 1
-        if self._waiting == self.spec.accumulate * self.merge:
-            alone = self.merge == 1 and len(self.logs) == 1
-            every_pass = self.spec.accumulate * self.merge == 1
-            self._step(log if alone or every_pass else None)
+        if self._waiting < self.spec.accumulate * self.merge:
+            return False
+        self._prepare()
+        return True
+
+    def stepped(self, log: StepLog) -> None:
+        """Treat the passes that a step, brought about by this session, made stale."""
+        alone = self.merge == 1 and len(self.logs) == 1
+        every_pass = self.spec.accumulate * self.merge == 1
+        self._make_stale(log if alone or every_pass else None)
 
     def settle(self) -> None:
         """Step on the mean of merged gradients that still wait for others."""
         if self.merge > 1 and self._waiting:
-            self._step(None)
+            self._prepare()
+            step_together([(self.spec, self.buffers.values())])
+            self._make_stale(None)
 
-    def _step(self, own: StepLog | None) -> None:
+    def _prepare(self) -> None:
         batches = self._waiting / self.spec.accumulate
         self._waiting = 0
-        if self._optimizer is None:
-            return
         if batches != 1:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad = parameter.grad / batches
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+            for buffer in self.buffers.values():
+                buffer.divide(batches)
+
+    def _make_stale(self, own: StepLog | None) -> None:
+        if not self.parameters:
+            return
         for log in self.logs:
             if log is own:
                 log.drop_open()
@@ -113,18 +128,13 @@ class Learner:
         return AdapterState(factors, dense)
 
 
-def _adamw(
-    parameters: Sequence[Tensor], spec: OptimizerSpec
-) -> torch.optim.AdamW | None:
-    if not parameters:
-        return None
-    return torch.optim.AdamW(
-        parameters,
-        lr=spec.lr,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-    )
+def _buffers(parameters: Sequence[Tensor]) -> dict[torch.dtype, ParameterBuffer]:
+    """Gather parameters by dtype: one buffer, but for dense ones in float64."""
+    dtypes = dict.fromkeys(p.dtype for p in parameters)
+    return {
+        dtype: ParameterBuffer([p for p in parameters if p.dtype == dtype])
+        for dtype in dtypes
+    }
 
 
 def _copied(tensor: Tensor) -> Tensor:
