@@ -56,13 +56,14 @@ class ImportanceProbe:
             Its output, shape (..., m). Without a graph there is nothing to watch.
         """
         if out.requires_grad:
-            out.register_hook(partial(self._measure, name, weight, x.detach()))
+            out.register_hook(partial(self.measure, name, weight, x.detach()))
 
     def means(self) -> dict[str, float]:
         """Return the mean over backward passes, by layer."""
         return {n: float(total) / self.passes[n] for n, total in self.sums.items()}
 
-    def _measure(self, name: str, weight: Tensor, x: Tensor, delta: Tensor) -> None:
+    def measure(self, name: str, weight: Tensor, x: Tensor, delta: Tensor) -> None:
+        """Add a layer's sensitivity: see :meth:`watch`; delta is of shape (..., m)."""
         with torch.no_grad():
             rows, inputs = delta.flatten(0, -2).float(), x.flatten(0, -2).float()
             found = (rows.T @ inputs).mul_(weight.float()).abs_().sum()

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters of many sessions on one frozen base.
 
-Each linear layer of the base is wrapped once. What it adds is that of the session whose
-pass is running in the current thread, so that sessions may run side by side on the same
-weights, and none of them is written into the base.
+Each linear layer of the base is wrapped once. What it adds is that of the session, or
+the sessions, whose pass is running in the current thread, so that sessions may run side
+by side on the same weights, and none of them is written into the base.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from atlas_flwr.errors import AdapterError, TrunkError
 from atlas_flwr.lora import (
@@ -26,51 +29,57 @@ from atlas_flwr.lora import (
 )
 from atlas_flwr.split import part_info
 
-__all__ = ["ActiveAdapters", "SessionLinear", "layer_shapes", "placed", "wrap"]
+__all__ = [
+    "ActiveAdapters",
+    "Adapters",
+    "SessionAdapters",
+    "SessionLinear",
+    "layer_shapes",
+    "placed",
+    "wrap",
+]
 
 
-class ActiveAdapters(threading.local):
-    """The adapters in force in the current thread, by layer.
+class Adapters(Protocol):
+    """What a pass has beside the frozen base: the layers ask nothing else."""
 
-    The layers know only :meth:`added` and :meth:`scaled`: a pass over rows of several
-    sessions is another way to answer them.
+    def applied(self, layer: SessionLinear, x: Tensor) -> Tensor:
+        """Return ``layer.base(x)`` and what the adapters add to it."""
+        ...
+
+    def scaled(self, name: str, x: Tensor, *, inputs: bool) -> Tensor:
+        """Return what enters or leaves layer ``name``, scaled if there is IA3."""
+        ...
+
+
+@dataclass(frozen=True)
+class SessionAdapters:
+    """The adapters of one session's pass.
+
+    Attributes
+    ----------
+    stack : Sequence[Mapping[str, LoraFactors]]
+        Its own adapters and what it has folded, by layer.
+    vectors : Mapping[str, Tensor]
+        IA3's, by layer.
+    probe : ImportanceProbe, optional
+        Measures the frozen layers' importance.
     """
 
-    def __init__(self) -> None:
-        self.stack: tuple[Mapping[str, LoraFactors], ...] = ()
-        self.vectors: Mapping[str, Tensor] = {}
-        self.probe: ImportanceProbe | None = None
+    stack: Sequence[Mapping[str, LoraFactors]] = ()
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    probe: ImportanceProbe | None = None
 
-    @contextmanager
-    def using(
-        self,
-        *stack: Mapping[str, LoraFactors],
-        vectors: Mapping[str, Tensor] | None = None,
-        probe: ImportanceProbe | None = None,
-    ) -> Iterator[None]:
-        """Put a session's adapters in force for a pass, and what it has folded.
-
-        With a probe, the frozen layers' importance is measured too.
-        """
-        before = self.stack, self.vectors, self.probe
-        self.stack, self.vectors, self.probe = stack, vectors or {}, probe
-        try:
-            yield
-        finally:
-            self.stack, self.vectors, self.probe = before
-
-    def watch(self, layer: SessionLinear, x: Tensor, out: Tensor) -> None:
-        """Let the probe, if there is one, see a layer's pass."""
-        if self.probe is not None:
-            self.probe.watch(layer.name, oriented(layer.base), x, out)
-
-    def added(self, name: str, x: Tensor, out: Tensor) -> Tensor:
-        """Return ``out`` + s B A x with each adapter of layer ``name``.
+    def applied(self, layer: SessionLinear, x: Tensor) -> Tensor:
+        """Return W x + s B A x with each adapter of the layer.
 
         The product is computed in the adapter's dtype, as PEFT does.
         """
+        out: Tensor = layer.base(x)
+        if self.probe is not None:
+            self.probe.watch(layer.name, oriented(layer.base), x, out)
         for factors in self.stack:
-            found = factors.get(name)
+            found = factors.get(layer.name)
             if found is not None:
                 low = F.linear(x.to(found.A.dtype), found.A)
                 product = F.linear(low, found.B) * found.scale
@@ -86,6 +95,22 @@ class ActiveAdapters(threading.local):
         if vector is None or scales_inputs(vector) != inputs:
             return x
         return (x * vector.flatten()).to(x.dtype)
+
+
+class ActiveAdapters(threading.local):
+    """The adapters in force in the current thread: of one session, or of several."""
+
+    def __init__(self) -> None:
+        self.current: Adapters = SessionAdapters()
+
+    @contextmanager
+    def using(self, adapters: Adapters) -> Iterator[None]:
+        """Put adapters in force for a pass."""
+        before, self.current = self.current, adapters
+        try:
+            yield
+        finally:
+            self.current = before
 
 
 class SessionLinear(nn.Module):
@@ -108,6 +133,8 @@ class SessionLinear(nn.Module):
         self.base = base
         self.name = name
         self.active = active
+        # Of a subclass (quantised layers have some) the weight may be anything.
+        self.is_plain = type(base) in (nn.Linear, Conv1D)
 
     @property
     def weight(self) -> Tensor:
@@ -123,11 +150,9 @@ class SessionLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., n)."""
-        x = self.active.scaled(self.name, x, inputs=True)
-        out: Tensor = self.base(x)
-        self.active.watch(self, x, out)
-        out = self.active.added(self.name, x, out)
-        return self.active.scaled(self.name, out, inputs=False)
+        adapters = self.active.current
+        x = adapters.scaled(self.name, x, inputs=True)
+        return adapters.scaled(self.name, adapters.applied(self, x), inputs=False)
 
 
 def wrap(trunk: nn.Module, active: ActiveAdapters) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,21 @@ from atlas_flwr.lora import (
 )
 from atlas_flwr.split import SplitPlan, part_info, trunk_view
 from atlas_flwr.split.model import end_model, run_blocks
-from atlas_flwr.trunk.adapters import ActiveAdapters, layer_shapes, placed, wrap
+from atlas_flwr.trunk.adapters import (
+    ActiveAdapters,
+    Adapters,
+    SessionAdapters,
+    layer_shapes,
+    placed,
+    wrap,
+)
+from atlas_flwr.trunk.rehearsal import rows_join
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.types import TrunkCall
 
 __all__ = ["KeptBytes", "SharedBase", "Slice"]
+
+COUNTED = 4096  # shapes whose activations are known
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,18 @@ class SharedBase:
         wrap(trunk, self._active)
         self._views: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
+        self._counted: dict[tuple[Hashable, ...], int] = {}
         self._storages = frozenset(map(_storage, trunk.parameters()))
+
+    @cached_property
+    def lets_rows_join(self) -> bool:
+        """Whether rows of several sessions can share a pass: it is tried.
+
+        They can where a text's answer does not depend on those beside it, nor on what
+        is filled up behind its mask, and every adapted layer sees all rows in their
+        order (those of a mixture of experts may not).
+        """
+        return rows_join(self)
 
     @property
     def like(self) -> Tensor:
@@ -171,21 +194,52 @@ class SharedBase:
         return (None if labels is None else out["loss"]), out["logits"]
 
     @contextmanager
-    def counting(self, session: Session) -> Iterator[KeptBytes]:
-        """Count the activations that a pass keeps for its backward."""
-        folded = (t for f in session.folded.values() for t in (f.A, f.B))
-        own = map(_storage, (*session.parameters, *folded))
-        kept = KeptBytes({*self._storages, *own})
+    def counting(
+        self, sessions: Sequence[Session], calls: Sequence[TrunkCall]
+    ) -> Iterator[KeptBytes]:
+        """Count the activations that a pass keeps for its backward.
+
+        On a GPU it is counted once for calls of the same shapes: asking for each tensor
+        takes a tenth of a step's time there.
+        """
+        key = tuple(map(_footprint, sessions, calls))
+        if key in self._counted:
+            yield KeptBytes(set(), self._counted[key])
+            return
+        folded = (t for s in sessions for f in s.folded.values() for t in (f.A, f.B))
+        own = (p for s in sessions for p in s.parameters)
+        kept = KeptBytes({*self._storages, *map(_storage, chain(own, folded))})
         with torch.autograd.graph.saved_tensors_hooks(kept.count, _unchanged):
             yield kept
+        if self.like.is_cuda and len(self._counted) < COUNTED:
+            self._counted[key] = kept.total
 
     def _in_force(self, session: Session) -> AbstractContextManager[None]:
+        stack = session.factors, session.folded
         return self._active.using(
-            session.factors,
-            session.folded,
-            vectors=session.vectors,
-            probe=session.probe,
+            SessionAdapters(stack, session.vectors, session.probe)
         )
+
+    def run_joined(
+        self, blocks: tuple[int, int], hidden: Tensor, adapters: Adapters, **rest: Any
+    ) -> Tensor:
+        """Run blocks [start, stop) on rows of several sessions.
+
+        Parameters
+        ----------
+        blocks : tuple[int, int]
+            Counted in the whole model; none of them ends it.
+        hidden : Tensor
+            Shape (rows, T, D).
+        adapters : Adapters
+            Those of the sessions.
+        **rest : Any
+            Mask and positions.
+        """
+        with self._active.using(adapters):
+            return run_blocks(
+                self._view(*blocks).base_model, inputs_embeds=hidden, **rest
+            )
 
     def _view(self, start: int, stop: int) -> Any:
         with self._lock:
@@ -216,6 +270,13 @@ class KeptBytes:
             self.seen.add(address)
             self.total += tensor.untyped_storage().nbytes()
         return tensor
+
+
+def _footprint(session: Session, call: TrunkCall) -> Hashable:
+    """Return what the memory of a session's pass depends on."""
+    held = call.attention_mask is None, call.position_ids is None
+    shape = tuple(call.hidden.shape)
+    return session.spec.plan, session.learner.layout, len(session.folded), shape, held
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

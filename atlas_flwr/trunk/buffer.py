@@ -31,30 +31,36 @@ class _Piece:
 
 
 class ParameterBuffer:
-    """One tensor that holds the values of many, which become views of it.
+    """One tensor that holds the values of many parameters.
 
     Parameters
     ----------
-    parameters : Sequence[Tensor]
-        Leaves of one dtype on one device. Their values move into the buffer; they stay
-        the same objects.
+    values : Sequence[Tensor]
+        What they begin with, of one dtype on one device. A single parameter stays where
+        it is.
 
     Attributes
     ----------
     values : Tensor
         Shape (P,).
+    parameters : Sequence[Tensor]
+        Leaves, whose memory is that of :attr:`values`.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = parameters
-        sizes = [p.numel() for p in parameters]
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        sizes = [value.numel() for value in values]
         self._ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-        with torch.no_grad():
-            self.values = torch.cat([p.detach().flatten() for p in parameters])
-        for (start, end), parameter in zip(self._ranges, parameters, strict=True):
-            parameter.data = self.values[start:end].view(parameter.shape)
+        if len(values) == 1:
+            self.values = values[0].detach().view(-1)
+            self.parameters = list(values)
+        else:
+            self.values = torch.cat([value.detach().flatten() for value in values])
+            self.parameters = [
+                self.values[start:end].view(value.shape).detach().requires_grad_()
+                for (start, end), value in zip(self._ranges, values, strict=True)
+            ]
         self._sum: Tensor | None = None
-        self._touched = [False] * len(parameters)
+        self._touched = [False] * len(values)
         self._pieces: list[_Piece] = []
 
     @property

@@ -7,8 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,11 +18,14 @@ from torch import Tensor
 from atlas_flwr.errors import AdapterError, SessionError, TrunkError
 from atlas_flwr.lora import AdapterState, LoraFactors, trailing
 from atlas_flwr.trunk.base import SharedBase, Slice
+from atlas_flwr.trunk.batching import JoiningBatcher
+from atlas_flwr.trunk.gathering import Gathering
 from atlas_flwr.trunk.host import TrunkStats
 from atlas_flwr.trunk.learner import Learner
 from atlas_flwr.trunk.session import Session, SessionSpec
 from atlas_flwr.trunk.steps import Pass, StepLog
 from atlas_flwr.trunk.table import Limits, SessionTable
+from atlas_flwr.trunk.work import Backward, Beginning, Ending, Evaluation
 from atlas_flwr.types import LossReply, TrunkCall
 
 __all__ = ["TrunkEngine"]
@@ -32,10 +34,14 @@ __all__ = ["TrunkEngine"]
 class TrunkEngine:
     """Run the middle of a model for many clients.
 
-    Calls of different sessions may come from different threads at once; those of one
-    session are taken one after the other. A step is done once: repeated calls get the
-    remembered answer, and the optimiser does not move again. The same calls give the
-    same bits, whatever other sessions do meanwhile.
+    Calls of different sessions may come from different threads at once; those that wait
+    together run as one pass over the base, whatever their adapters and cuts (see
+    :class:`Limits`). Those of one session are taken one after the other, and so are
+    those of sessions that share adapters. A step is done once: repeated calls get the
+    remembered answer, and the optimiser does not move again. Calls that come one after
+    the other give the same bits every time; to those that were joined, which others
+    were in their pass makes a difference of float rounding. With
+    ``Limits(sessions_per_pass=1)`` it makes none.
 
     Parameters
     ----------
@@ -65,11 +71,11 @@ class TrunkEngine:
         self.recompute = recompute
         self.clock = clock
         self._table = SessionTable(self.limits, clock)
+        self._passes = Gathering(JoiningBatcher(self.base), self.limits)
         self._counts = threading.Lock()
         self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
         self._shared: dict[str, dict[str, LoraFactors]] = {}
         self._steps = 0
-        self._busy = 0.0
         self._bytes_in = 0
         self._bytes_out = 0
 
@@ -175,22 +181,28 @@ class TrunkEngine:
 
     def close(self, token: str) -> None:
         """Close a session and free what it holds; unknown ones are closed already."""
-        self._table.remove(token)
+        session = self._table.remove(token)
+        if session is not None:
+            self._passes.forget(session.learner)
 
     def stats(self) -> TrunkStats:
         """Return an account."""
         load, device = self._table.load, self.base.like.device
+        counts = self._passes.counts
         on_gpu = device.type == "cuda"
         return TrunkStats(
             sessions=len(self._table),
             passes=load.passes,
             steps=self._steps,
-            busy_seconds=self._busy,
+            busy_seconds=counts.busy_seconds,
             peak_bytes=_peak_bytes(),
             kept_bytes=load.nbytes,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
             device_peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else 0,
+            base_passes=counts.passes,
+            joined_calls=counts.joined_calls,
+            unjoined_calls=counts.unjoined_calls,
         )
 
     def ping(self) -> None:
@@ -221,13 +233,13 @@ class TrunkEngine:
             _check_u_shaped(session, "forward")
             call = self.base.received(call)
             if call.step is None:
-                with torch.no_grad(), self._busily():
-                    return self.base.run(session, call)
+                answer: Tensor = self._passes.do(Evaluation(session, call))
+                return answer
             known = session.log.find(call.step, call)
             if known is None:
                 session.log.make_room(call.step)
                 self._table.admit(session)
-                known = self._begin(session, call)
+                known = self._passes.do(Beginning(session, call, self.recompute))
                 session.log.begin(call.step, known)
             assert known.answer is not None
             return known.answer
@@ -251,15 +263,12 @@ class TrunkEngine:
             found = session.log.take(step, grad)
             if found.grad is None:
                 _check_grad(found, step, grad)
-                with self._busily(), torch.enable_grad():
-                    output = found.output
-                    if output is None:
-                        output = self.base.run(session, found.call)
-                    back, grads = _gradients(
-                        session, found.call, output, grad.to(output)
-                    )
-                found.given, found.grad = grad, back
-                self._finish(session, step, found, grads)
+                work = Backward(session, found.call, step, found, grad)
+                found.grad = self._passes.do(work)
+                found.given = grad
+                session.log.complete(step, found)
+                self._count_step()
+            assert found.grad is not None
             return found.grad
 
     def loss(
@@ -285,78 +294,23 @@ class TrunkEngine:
             call = self.base.received(call)
             if labels is not None:
                 labels = labels.to(self.base.like.device)
+            work = Ending(session, call, labels, logits_to_keep)
             if call.step is None or labels is None:
-                with torch.no_grad(), self._busily():
-                    loss, logits = self.base.end(session, call, labels, logits_to_keep)
-                return LossReply(loss, logits, None)
+                reply: LossReply = self._passes.do(work)
+                return reply
             known = session.log.find(call.step, call, labels, logits_to_keep)
             if known is None:
-                known = self._train(session, call, call.step, labels, logits_to_keep)
+                # A copy of the labels, with which a repeated call is compared.
+                known = Pass(call, labels=labels.clone(), logits_to_keep=logits_to_keep)
+                known.reply = self._passes.do(work)
+                session.log.complete(call.step, known)
+                self._count_step()
             assert known.reply is not None
             return known.reply
 
-    def _begin(self, session: Session, call: TrunkCall) -> Pass:
-        with self._busily():
-            if self.recompute:
-                with torch.no_grad():
-                    answer = self.base.run(session, call)
-                kept = call.hidden.untyped_storage().nbytes()
-                return Pass(call, answer, nbytes=kept)
-            with torch.enable_grad(), self.base.counting(session) as counted:
-                output = self.base.run(session, call)
-        return Pass(call, output.detach(), output, nbytes=counted.total)
-
-    def _train(
-        self, session: Session, call: TrunkCall, step: int, labels: Tensor, keep: int
-    ) -> Pass:
-        with self._busily(), torch.enable_grad():
-            loss, logits = self.base.end(session, call, labels, keep)
-            assert loss is not None
-            if not torch.isfinite(loss):
-                raise TrunkError(
-                    f"the loss of step {step} is {loss.item()}, and nothing was "
-                    "trained on it; lower the learning rate "
-                    f"(now {session.spec.optimizer.lr}), or check the labels"
-                )
-            back, grads = _gradients(session, call, loss)
-        reply = LossReply(loss.detach(), logits.detach(), back)
-        # A copy of the labels, with which a repeated call is compared.
-        made = Pass(call, labels=labels.clone(), logits_to_keep=keep, reply=reply)
-        self._finish(session, step, made, grads)
-        return made
-
-    def _finish(
-        self,
-        session: Session,
-        step: int,
-        found: Pass,
-        grads: Sequence[Tensor | None],
-    ) -> None:
-        session.learn(grads)
-        session.log.complete(step, found)
+    def _count_step(self) -> None:
         with self._counts:
             self._steps += 1
-
-    @contextmanager
-    def _busily(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._counts:
-                self._busy += time.perf_counter() - started
-
-
-def _gradients(
-    session: Session, call: TrunkCall, output: Tensor, grad: Tensor | None = None
-) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """Differentiate by the hidden states and the session's parameters.
-
-    Nothing is accumulated, so that a pass that fails halfway leaves no trace.
-    """
-    inputs = [call.hidden, *session.parameters]
-    first, *rest = torch.autograd.grad(output, inputs, grad, allow_unused=True)
-    return first, rest
 
 
 def _check_grad(found: Pass, step: int, grad: Tensor) -> None:
@@ -365,12 +319,6 @@ def _check_grad(found: Pass, step: int, grad: Tensor) -> None:
         raise TrunkError(
             f"the gradient of step {step} has shape {tuple(grad.shape)}; its answer "
             f"had {tuple(found.answer.shape)}"
-        )
-    if not torch.isfinite(grad).all():
-        raise TrunkError(
-            f"the gradient of step {step} has NaN or infinity, and nothing was trained "
-            "on it; lower the learning rate, or train in float32 or bfloat16 (a "
-            "gradient scaler for float16 cannot reach the trunk)"
         )
 
 

@@ -35,6 +35,12 @@ class TrunkStats:
         Of all frames received and answered; 0 where calls come without frames.
     device_peak_bytes : int
         Largest memory allocated on the trunk's GPU; 0 on a CPU.
+    base_passes : int
+        Passes over the base, forward and backward; several sessions' calls may be one.
+    joined_calls : int
+        Calls that shared a pass.
+    unjoined_calls : int
+        Calls that ran alone while others waited, because they cannot share one.
     """
 
     sessions: int
@@ -46,6 +52,9 @@ class TrunkStats:
     bytes_in: int = 0
     bytes_out: int = 0
     device_peak_bytes: int = 0
+    base_passes: int = 0
+    joined_calls: int = 0
+    unjoined_calls: int = 0
 
 
 @runtime_checkable

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from weakref import WeakSet
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlas_flwr.lora import AdapterState, LoraFactors, ia3_vectors
+from atlas_flwr.lora import AdapterState, LoraFactors, ia3_key, ia3_vectors
 from atlas_flwr.trunk.buffer import ParameterBuffer, step_together
 from atlas_flwr.trunk.steps import StepLog
 from atlas_flwr.types import OptimizerSpec
@@ -37,12 +37,16 @@ class Learner:
 
     Attributes
     ----------
-    vectors : Mapping[str, nn.Parameter]
+    parameters : Sequence[Tensor]
+        Factors, IA3's vectors, then what else is trained; as they lie in the buffers.
+    vectors : Mapping[str, Tensor]
         IA3's, by layer.
     logs : WeakSet[StepLog]
         Steps of the sessions that it belongs to.
-    buffers : dict[torch.dtype, ParameterBuffer]
-        Where the parameters lie.
+    buffers : Sequence[ParameterBuffer]
+        One for all adapters, if there are any, and one for each other parameter.
+    layout : str
+        Equal for learners whose buffers have the same adapters in the same places.
     """
 
     def __init__(
@@ -52,17 +56,24 @@ class Learner:
         optimizer: OptimizerSpec,
         merge: int = 1,
     ) -> None:
-        self.factors = factors
-        self.dense = dense
-        self.vectors = ia3_vectors(dense)
+        vectors = ia3_vectors(dense)
+        others = [v for key, v in dense.items() if key not in map(ia3_key, vectors)]
+        self.buffers = _buffers(factors, vectors, others)
+        self.parameters = [p for b in self.buffers for p in b.parameters]
+        rest = iter(self.parameters)
+        self.factors = {
+            name: LoraFactors(next(rest), next(rest), f.scale)
+            for name, f in factors.items()
+        }
+        self.vectors = {name: next(rest) for name in vectors}
+        self.dense: dict[str, Tensor] = {**dense}
+        self.dense.update({ia3_key(name): v for name, v in self.vectors.items()})
         self.spec = optimizer
         self.merge = merge
         self.lock = threading.Lock()
         self.logs: WeakSet[StepLog] = WeakSet()
-        self.parameters = [t for f in factors.values() for t in (f.A, f.B)]
-        self.parameters += dense.values()
         self._waiting = 0
-        self.buffers = _buffers(self.parameters)
+        self.layout = _layout(factors, dense)
 
     def learn(self, grads: Sequence[Tensor | None], log: StepLog) -> None:
         """Add the gradients of :attr:`parameters`; step when enough have come.
@@ -72,12 +83,16 @@ class Learner:
         foresee it. All others are run forward again when their gradients come, so that
         those of one step are taken at the same adapters.
         """
-        for dtype, buffer in self.buffers.items():
-            pairs = zip(self.parameters, grads, strict=True)
-            buffer.add([grad for p, grad in pairs if p.dtype == dtype])
+        self.add(grads)
         if self.counts_in():
-            step_together([(self.spec, self.buffers.values())])
+            step_together([(self.spec, self.buffers)])
             self.stepped(log)
+
+    def add(self, grads: Sequence[Tensor | None]) -> None:
+        """Add gradients of :attr:`parameters`; ``None`` where one had no part."""
+        rest = iter(grads)
+        for buffer in self.buffers:
+            buffer.add([next(rest) for _ in buffer.parameters])
 
     def counts_in(self) -> bool:
         """Count a backward pass whose gradients were added; tell if a step is due."""
@@ -97,14 +112,14 @@ class Learner:
         """Step on the mean of merged gradients that still wait for others."""
         if self.merge > 1 and self._waiting:
             self._prepare()
-            step_together([(self.spec, self.buffers.values())])
+            step_together([(self.spec, self.buffers)])
             self._make_stale(None)
 
     def _prepare(self) -> None:
         batches = self._waiting / self.spec.accumulate
         self._waiting = 0
         if batches != 1:
-            for buffer in self.buffers.values():
+            for buffer in self.buffers:
                 buffer.divide(batches)
 
     def _make_stale(self, own: StepLog | None) -> None:
@@ -128,13 +143,23 @@ class Learner:
         return AdapterState(factors, dense)
 
 
-def _buffers(parameters: Sequence[Tensor]) -> dict[torch.dtype, ParameterBuffer]:
-    """Gather parameters by dtype: one buffer, but for dense ones in float64."""
-    dtypes = dict.fromkeys(p.dtype for p in parameters)
-    return {
-        dtype: ParameterBuffer([p for p in parameters if p.dtype == dtype])
-        for dtype in dtypes
-    }
+def _buffers(
+    factors: Mapping[str, LoraFactors],
+    vectors: Mapping[str, Tensor],
+    others: Sequence[Tensor],
+) -> list[ParameterBuffer]:
+    adapters = [t for f in factors.values() for t in (f.A, f.B)]
+    adapters += vectors.values()
+    groups = [adapters] if adapters else []
+    return [ParameterBuffer(g) for g in (*groups, *([other] for other in others))]
+
+
+def _layout(
+    factors: Mapping[str, LoraFactors], dense: Mapping[str, nn.Parameter]
+) -> str:
+    places = [(name, f.rank, f.shape, f.scale) for name, f in factors.items()]
+    others = [(name, tuple(value.shape)) for name, value in dense.items()]
+    return hashlib.sha256(repr((places, others)).encode()).hexdigest()
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -9,12 +9,16 @@ highest number is, which is enough to refuse them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from atlas_flwr.errors import SessionError
 from atlas_flwr.types import LossReply, TrunkCall
+
+if TYPE_CHECKING:
+    from atlas_flwr.trunk.joined import JointSlot
 
 __all__ = ["Load", "Pass", "StepLog"]
 
@@ -51,6 +55,8 @@ class Pass:
     output : Tensor, optional
         The same with its graph, until the backward pass; ``None`` where that has to
         run forward again.
+    joint : JointSlot, optional
+        The graph of a pass that it was run in together with other sessions' rows.
     given : Tensor, optional
         The gradient that its backward pass was given.
     grad : Tensor, optional
@@ -68,6 +74,7 @@ class Pass:
     call: TrunkCall
     answer: Tensor | None = None
     output: Tensor | None = None
+    joint: JointSlot | None = None
     given: Tensor | None = None
     grad: Tensor | None = None
     labels: Tensor | None = None
@@ -79,6 +86,10 @@ class Pass:
     def is_complete(self) -> bool:
         """Whether the step is."""
         return self.grad is not None or self.reply is not None
+
+    def forget_graph(self) -> None:
+        """Let a backward run forward again."""
+        self.output, self.joint, self.nbytes = None, None, 0
 
 
 class StepLog:
@@ -183,7 +194,7 @@ class StepLog:
 
     def complete(self, step: int, found: Pass) -> None:
         """Remember a complete step; forget the answers of the oldest."""
-        found.output = None
+        found.forget_graph()
         self._complete[step] = found
         while len(self._complete) > self.remembered:
             oldest = next(iter(self._complete))
@@ -193,8 +204,7 @@ class StepLog:
     def forget_graphs(self) -> None:
         """Let open steps be run forward again by their backward."""
         for found in self._open.values():
-            found.output = None
-            found.nbytes = 0
+            found.forget_graph()
 
     def drop_open(self) -> None:
         """Drop open steps: the adapters that they were run with have changed."""

@@ -33,6 +33,17 @@ class Limits:
         client's turn, and is evicted only when room is needed.
     kept_bytes : int, optional
         Activations of all sessions: no further pass begins while they exceed it.
+    sessions_per_pass : int
+        Whose calls, if they wait at the same time, run as one pass. At 1 each call runs
+        alone, and the same calls give the same bits whatever other sessions do
+        meanwhile; above it they give them to float tolerance.
+    rows_per_pass : int
+        Positions of such a pass, with all that is filled up.
+    window_seconds : float
+        How long a pass waits at most for sessions that called beside others before. It
+        is less after short passes, and nothing where no such session is missing.
+    passes_at_once : int
+        Passes that run at the same time, each in a thread.
 
     Raises
     ------
@@ -45,6 +56,10 @@ class Limits:
     passes_per_session: int = 2
     idle_seconds: float = 1800.0
     kept_bytes: int | None = None
+    sessions_per_pass: int = 64
+    rows_per_pass: int = 16384
+    window_seconds: float = 0.05
+    passes_at_once: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -98,10 +113,10 @@ class SessionTable:
             self._sessions[token] = session
         return token
 
-    def remove(self, token: str) -> None:
-        """Forget a session, if it is there."""
+    def remove(self, token: str) -> Session | None:
+        """Forget a session; return it, if it was there."""
         with self._lock:
-            self._sessions.pop(token, None)
+            return self._sessions.pop(token, None)
 
     @contextmanager
     def using(self, token: str) -> Iterator[Session]:

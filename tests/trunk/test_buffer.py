@@ -37,6 +37,7 @@ def test_buffers_stepped_together_equal_parameters_stepped_apart(one, two, adds)
     owns = [parameters(seed) for seed in (0, 1)]
     wanted = deepcopy(owns)
     buffers = [ParameterBuffer(own) for own in owns]
+    owns = [buffer.parameters for buffer in buffers]
     oracles = [adamw(own) for own in wanted]
     generator = torch.Generator().manual_seed(2)
     for rows in zip(one, two, strict=False):
@@ -54,18 +55,25 @@ def test_buffers_stepped_together_equal_parameters_stepped_apart(one, two, adds)
             oracle.zero_grad()
         step_together([(SPEC, [buffer]) for buffer in buffers])
     for own, expected in zip(owns, wanted, strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            [*own], [p.data for p in expected], atol=1e-6, rtol=1e-5
+        )
 
 
-def test_parameters_stay_the_same_objects_with_the_same_values():
-    own = parameters(0)
-    before = deepcopy(own)
+@pytest.mark.parametrize("count", [1, len(SHAPES)])
+def test_parameters_are_leaves_in_the_buffers_memory(count):
+    own = parameters(0)[:count]
     buffer = ParameterBuffer(own)
-    assert all(map(torch.equal, own, before))
-    assert all(p.is_leaf and p.requires_grad for p in own)
+    assert all(map(torch.equal, buffer.parameters, own))
+    assert all(p.is_leaf and p.requires_grad for p in buffer.parameters)
     with torch.no_grad():
         buffer.values.zero_()
-    assert not any(p.any() for p in own)
+    assert not any(p.any() for p in buffer.parameters)
+
+
+def test_a_single_parameter_stays_where_its_module_has_it():
+    (own,) = parameters(0)[:1]
+    assert ParameterBuffer([own]).parameters[0] is own
 
 
 @pytest.mark.parametrize("by", [1.0, 4.0])

@@ -129,8 +129,8 @@ def test_recomputing_gives_the_same_numbers(model):
     assert same(kept, again)
 
 
-def test_two_clients_at_once_equal_two_one_after_the_other(model):
-    made = engine(model)
+def test_two_clients_at_once_that_share_no_pass_equal_two_in_turn_to_the_bit(model):
+    made = engine(model, limits=Limits(sessions_per_pass=1, passes_at_once=2))
     one, two = opened(made, model, 1), opened(made, model, 2)
     results = {}
 

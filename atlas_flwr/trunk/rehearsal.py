@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Try whether rows of several sessions can share a pass through a model's blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from atlas_flwr.trunk.adapters import SessionLinear
+
+if TYPE_CHECKING:
+    from atlas_flwr.trunk.base import SharedBase
+
+__all__ = ["rows_join"]
+
+LONG, SHORT = 3, 2  # positions of the two texts that are tried
+
+
+@dataclass
+class _Watching:
+    """Adapters that add nothing, and see what each layer is given."""
+
+    rows: int
+    sees_all: bool = field(default=True, init=False)
+
+    def applied(self, layer: SessionLinear, x: Tensor) -> Tensor:
+        """See whether all rows come here; add nothing."""
+        self.sees_all &= x.shape[:-1].numel() == self.rows
+        out: Tensor = layer.base(x)
+        return out
+
+    def scaled(self, name: str, x: Tensor, *, inputs: bool) -> Tensor:
+        """Scale nothing."""
+        return x
+
+
+@torch.no_grad()
+def rows_join(base: SharedBase) -> bool:
+    """Compare two texts of unlike lengths, joined behind a mask, with each alone.
+
+    Parameters
+    ----------
+    base : SharedBase
+        The trunk's blocks; none of their weights changes.
+
+    Returns
+    -------
+    bool
+        Whether the answers are equal, to the rounding of the base's dtype.
+    """
+    blocks = base.info.start, _last(base)
+    if blocks[0] == blocks[1]:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(2, LONG, base.width, generator=generator)
+    hidden = drawn.to(base.like)
+    alone = [hidden[:1], hidden[1:, :SHORT]]
+    answers = [_run(base, blocks, rows)[0] for rows in alone]
+    mask = torch.ones(2, LONG, dtype=torch.long, device=hidden.device)
+    mask[1, SHORT:] = 0
+    joined, watching = _run(base, blocks, hidden, mask)
+    return watching.sees_all and all(
+        _alike(got[: rows.shape[1]], wanted[0], rows[0])
+        for got, wanted, rows in zip(joined, answers, alone, strict=True)
+    )
+
+
+def _last(base: SharedBase) -> int:
+    """Return where blocks end that no session without a tail has."""
+    info = base.info
+    return info.stop - (info.stop == info.num_layers)
+
+
+def _run(
+    base: SharedBase, blocks: tuple[int, int], rows: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, _Watching]:
+    watching = _Watching(rows.shape[:2].numel())
+    out = base.run_joined(
+        blocks, rows, watching, attention_mask=mask, position_ids=None
+    )
+    return out, watching
+
+
+def _alike(got: Tensor, wanted: Tensor, before: Tensor) -> bool:
+    """Compare what the blocks have added, against the largest of it."""
+    added = (wanted.float() - before.float()).abs().max()
+    tolerance = 0.1 if wanted.element_size() < 4 else 1e-4
+    return bool((got.float() - wanted.float()).abs().max() <= tolerance * added)
