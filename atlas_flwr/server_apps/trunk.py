@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from atlas_flwr.server_apps.build import Setting, covering_plan
-from atlas_flwr.trunk import TrunkEngine, TrunkHost, serve_local
+from atlas_flwr.trunk import Limits, TrunkEngine, TrunkHost, serve_local
 from atlas_flwr.types import Side
 
 __all__ = ["trunk_of"]
@@ -35,7 +35,9 @@ def trunk_of(setting: Setting) -> Iterator[tuple[TrunkHost, str]]:
 def _local(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
     plan = covering_plan(setting.config, setting.outline)
     trunk = setting.files.parts(plan, sides=(Side.TRUNK,)).trunk
-    engine = TrunkEngine(trunk, recompute=setting.config.trunk_recompute)
+    engine = TrunkEngine(
+        trunk, limits=_limits(setting), recompute=setting.config.trunk_recompute
+    )
     with serve_local(name, engine) as address:
         yield engine, address
 
@@ -53,6 +55,7 @@ def _ray(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
         device=files.device,
         seed=files.seed,
         recompute=config.trunk_recompute,
+        limits=_limits(setting),
     )
     on_gpu = files.device == "cuda"
     host = start_ray_trunk(
@@ -65,3 +68,9 @@ def _ray(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
         yield host, host.address
     finally:
         host.stop()
+
+
+def _limits(setting: Setting) -> Limits:
+    """Say how many clients share a pass: see ``trunk-batch``."""
+    on_gpu = setting.files.device.startswith("cuda")
+    return Limits(sessions_per_pass=setting.config.trunk_batch or (64 if on_gpu else 1))

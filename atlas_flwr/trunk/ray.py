@@ -2,15 +2,16 @@
 """The Ray transport: the engine in a named actor, called by clients in any worker.
 
 The actor asks for no CPU, since Flower's client pool takes all that the Ray cluster
-declares; its threads are its own. Its owner's calls have a queue of their own, so that
-a ping is answered while long passes run.
+declares; its threads are its own. Many calls wait in it, so that those which wait
+together can share a pass. Its owner's calls have a queue of their own, so that a ping
+is answered while long passes run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 NAMESPACE = "atlas-flwr"
+WAITING = 64  # calls that are in the actor at once, most of them waiting
 _CONTROL = "control"
 
 
@@ -174,7 +176,8 @@ def start_ray_trunk(
     source : TrunkSource
         What to load.
     threads : int
-        Calls that are worked on at once, each on one CPU thread.
+        Passes that run at once, each on one CPU thread; on a GPU it is one, which more
+        would not speed up. Calls that wait take no part in this.
     timeout : float
         Seconds to wait, for Ray (which Flower's simulation starts a moment after the
         ServerApp) and for loading.
@@ -192,13 +195,15 @@ def start_ray_trunk(
     deadline = time.monotonic() + timeout
     _wait_for_ray(timeout)
     on_gpu = source.device.startswith("cuda")
+    limits = replace(source.limits, passes_at_once=1 if on_gpu else threads)
+    source = replace(source, limits=limits)
     as_actor: Any = ray.remote  # its types know no concurrency groups
     make = as_actor(concurrency_groups={_CONTROL: 2})(TrunkActor).options(
         name=name,
         namespace=NAMESPACE,
         num_cpus=0,
         num_gpus=float(on_gpu) if num_gpus is None else num_gpus,
-        max_concurrency=threads,
+        max_concurrency=max(WAITING, threads),
         max_restarts=0,
     )
     try:
