@@ -11,6 +11,7 @@
     ├── AdapterError         LoRA factors that do not fit
     ├── WireError            bytes that are not a frame
     ├── ResumeError          a run that cannot be continued
+    ├── RoundError           a round of which nothing valid came
     └── TrunkError           the server's side of the model
         ├── SessionError     no such session, or it was evicted
         ├── TrunkBusy        over a limit: try again later
@@ -29,6 +30,7 @@ __all__ = [
     "DataError",
     "PlanError",
     "ResumeError",
+    "RoundError",
     "SessionError",
     "TrunkBusy",
     "TrunkError",
@@ -84,6 +86,10 @@ class WireError(AtlasError, ValueError):
 
 class ResumeError(AtlasError, ValueError):
     """A run folder that cannot be continued."""
+
+
+class RoundError(AtlasError, RuntimeError):
+    """A round of which nothing valid came: nobody has learned anything in it."""
 
 
 class TrunkError(AtlasError, RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,15 +57,20 @@ def layer_names(parts: Sequence[Contribution]) -> list[str]:
     return _names(part.state.factors for part in parts)
 
 
-def dense_means(parts: Sequence[Contribution]) -> dict[str, NDArray[np.float32]]:
-    """Average the dense arrays, each over the clients that have it, in float64."""
+def dense_means(parts: Sequence[Contribution]) -> dict[str, NDArray[Any]]:
+    """Average the dense arrays, each over the clients that have it, in float64.
+
+    As from Flower's FedAvg, floating arrays keep their dtype and others, such as
+    BatchNorm's counters, become float64.
+    """
     means = {}
     for key in _names(part.state.dense for part in parts):
         have = [part for part in parts if key in part.state.dense]
-        total = np.zeros(have[0].state.dense[key].shape, dtype=np.float64)
+        first = have[0].state.dense[key]
+        total = np.zeros(first.shape, dtype=np.float64)
         for part, p in zip(have, shares(have), strict=True):
             total += p * part.state.dense[key]
-        means[key] = total.astype(np.float32)
+        means[key] = total.astype(first.dtype if first.dtype.kind == "f" else float)
     return means
 
 

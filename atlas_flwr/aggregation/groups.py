@@ -54,13 +54,62 @@ class ClusterAdapters:
     _initial: AdapterState | None = None
     _overall: AdapterState | None = None
     _layout: Layout | None = None
+    _returned: ArrayRecord | None = None
+    _handed: AdapterState | None = None  # the last arrays, if they were changed
 
     def begin(self, arrays: ArrayRecord) -> None:
-        """Take the initial arrays, unless training began before."""
+        """Take the initial arrays, or what has become of those last returned.
+
+        Raises
+        ------
+        AdapterError
+            If arrays were changed that this strategy cannot give back to its clients.
+        """
         if self._layout is None:
             self._layout = Layout.of(arrays, self.scaling)
         if self._initial is None:
             self._initial = self._layout.read(arrays, "initial arrays")
+        elif arrays is not self._returned and self._returned is not None:
+            self._take(arrays)
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether a round has ended since this object was made, or restored."""
+        return self._returned is not None
+
+    def begin_anew(self) -> None:
+        """Forget all that was learned: the next arrays are initial ones."""
+        self.groups, self._overall, self._handed = {}, None, None
+        self._initial = self._layout = self._returned = None
+
+    def returned(self) -> ArrayRecord:
+        """Return all clients' adapters together, as the strategy's result."""
+        self._returned = self.layout.write(self.overall)
+        return self._returned
+
+    def _take(self, arrays: ArrayRecord) -> None:
+        """Let clients start from arrays that somebody changed on their way."""
+        before, self._returned = self._returned, arrays
+        if before is not None and _same(before, arrays):
+            return
+        if self.rule.folds or len(self.groups) > 1:
+            why = (
+                "what does not fit into their rank is folded into the frozen weights"
+                if self.rule.folds
+                else f"the {len(self.groups)} clusters have adapters of their own"
+            )
+            raise AdapterError(
+                "the arrays that came back are not those that aggregate_train "
+                "returned: a wrapper (differential privacy), a subclass or server "
+                f"momentum has changed them, and {why}, so that nobody would be sent "
+                "the change. Use clustering='none' with aggregation='truncate' or "
+                "'mean', or Flower's FedAvg"
+            )
+        handed = self.layout.read(arrays, "changed arrays")
+        whole = {name: canonical(found) for name, found in handed.factors.items()}
+        state = AdapterState(whole, handed.dense)
+        self._handed, self._overall = handed, state
+        self.groups = dict.fromkeys(self.groups, state)
 
     @property
     def layout(self) -> Layout:
@@ -81,6 +130,8 @@ class ClusterAdapters:
         """Return all clients' adapters together, at the initial ranks."""
         if self._overall is None:
             return self.initial
+        if self._handed is not None:
+            return self._handed
         factors = {
             name: leading(found, rank, scale=self.layout.scale(rank))
             for name, found in self._overall.factors.items()
@@ -130,6 +181,8 @@ class ClusterAdapters:
         )
         if held is None:
             return at.nested(self.initial)
+        if self._handed is not None and ranks is None:
+            return self._handed  # to the bit: updates are clipped against these
         state = self.rule.start(held, at)
         # What no member has sent, as clients keep it to themselves, is as at first.
         dense = {**self.initial.dense, **state.dense}
@@ -148,6 +201,7 @@ class ClusterAdapters:
         With ``ema``, a group that has trained before keeps that share of its own.
         """
         totals = []
+        self._handed = None
         for group, parts in members.items():
             former = self.groups.get(group)
             state = self.rule.combine(former, parts)
@@ -216,6 +270,13 @@ class ClusterAdapters:
                 f"do not have, the first: {strange[0]!r}"
             )
         return {name: min(given.get(name, 0), *f.shape) for name, f in factors.items()}
+
+
+def _same(one: ArrayRecord, other: ArrayRecord) -> bool:
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[key].numpy(), other[key].numpy(), equal_nan=True)
+        for key in one
+    )
 
 
 def together(parts: Sequence[Contribution]) -> AdapterState:

@@ -172,7 +172,7 @@ def _row(
             terms = (
                 c * a.astype(np.float64) for a, c in zip(arrays, weights, strict=True)
             )
-            dense[key] = np.asarray(sum(terms), np.float32)
+            dense[key] = np.asarray(sum(terms), own.dense[key].dtype)
     return AdapterState(factors, dense)
 
 

@@ -152,6 +152,16 @@ class Discovery:
         return self._clusters
 
     @property
+    def clusters(self) -> Clusters | None:
+        """What was found by the last fit."""
+        return self._clusters
+
+    def forget(self) -> None:
+        """Forget sketches and clusters."""
+        self.sketches, self.fitted_on, self.numbers = {}, (), ()
+        self._clusters = None
+
+    @property
     def fitted(self) -> bool:
         """Whether there are clusters."""
         return self.method == "none" or self._clusters is not None

@@ -13,7 +13,7 @@ from atlas_flwr.aggregation import Contribution
 from atlas_flwr.aggregation.groups import ClusterAdapters
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
-from atlas_flwr.errors import AdapterError, SessionError
+from atlas_flwr.errors import AdapterError, RoundError, SessionError
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
@@ -120,13 +120,24 @@ class Exchange:
         return Message(record, node, kind)
 
     def accept(self, replies: Sequence[Message]) -> list[tuple[Message, Contribution]]:
-        """Read a training round's replies; refuse by name those that do not fit."""
-        accepted = []
+        """Read a training round's replies; refuse by name those that do not fit.
+
+        Raises
+        ------
+        RoundError
+            If there are replies, and none fits.
+        """
+        accepted, refused = [], []
         for message in replies:
             try:
                 accepted.append((message, self._contribution(message)))
             except (AdapterError, SessionError) as error:
                 log(WARNING, "aggregate_train: refused: %s", error)
+                refused.append(error)
+        if refused and not accepted:
+            raise RoundError(
+                f"none of {len(refused)} replies could be used; the first: {refused[0]}"
+            )
         return accepted
 
     def end_sessions(self) -> None:
@@ -150,12 +161,13 @@ class Exchange:
         client = self.roster.client(node)
         sender = f"client {client} (node {node})"
         arrays, metrics, weight = records_of(message, sender, self.weighted_by_key)
+        scaling = self._scaling(client)
         if keys.ALPHA in metrics:
-            alpha = float(str(metrics[keys.ALPHA]))
-            Scaling(alpha)  # refuses what is no alpha
-            self.alphas[client] = alpha
-        state = self.adapters.layout.read(arrays, sender, self._scaling(client))
+            scaling = replace(scaling, alpha=float(str(metrics[keys.ALPHA])))
+        state = self.adapters.layout.read(arrays, sender, scaling)
         if self.sessions is not None and node in self._split:
             state = state.merged(self.sessions.collect(client))
         check_trained(sender, state, self._sent.get(node), self.rank_decay)
+        if scaling.alpha is not None and keys.ALPHA in metrics:
+            self.alphas[client] = scaling.alpha
         return Contribution(client, weight, state)

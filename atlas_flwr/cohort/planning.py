@@ -19,10 +19,11 @@ from atlas_flwr.cohort.discovery import Discovery
 from atlas_flwr.cohort.fingerprints import ask_fingerprints
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
-from atlas_flwr.errors import AdapterError, BudgetError
+from atlas_flwr.errors import AdapterError, BudgetError, RoundError
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Assigned, Profile
+from atlas_flwr.report.events import Clustered
 
 __all__ = ["RoundPlanner"]
 
@@ -48,7 +49,7 @@ class RoundPlanner:
     needs_sketches : bool
         Whether sketches are needed even where nobody is clustered.
     every : int
-        Rounds between clusterings; 0 for one only.
+        Rounds between clusterings; 0 for new ones only as more clients are known.
     """
 
     roster: Roster
@@ -69,13 +70,25 @@ class RoundPlanner:
         grid: Grid,
         shapes: Mapping[str, tuple[int, int]],
     ) -> list[int]:
-        """Ask the nodes of a training round; return those that can take part."""
+        """Ask the nodes of a training round; return those that can take part.
+
+        Raises
+        ------
+        RoundError
+            If none can.
+        """
         if not self.asks:
             return list(nodes)
         everyone = not self.discovery.fitted or self.is_due(server_round)
         asked = nodes if everyone else self.unknown(nodes)
         self.ask(server_round, asked, config, grid, shapes)
-        return [n for n in nodes if self.discovery.knows(self.roster.client(n))]
+        able = [n for n in nodes if self.discovery.knows(self.roster.client(n))]
+        if nodes and not able:
+            raise RoundError(
+                f"round {server_round}: none of {len(nodes)} clients has a sketch: "
+                "nobody can be clustered; why is in the warnings above"
+            )
+        return able
 
     def ask(
         self,
@@ -141,15 +154,41 @@ class RoundPlanner:
         ]
 
     def is_due(self, server_round: int) -> bool:
-        """Tell whether clients are clustered anew in a round."""
+        """Tell whether clients are asked and clustered anew in a round."""
         return bool(self.every) and (server_round - 1) % self.every == 0
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether far more clients are known than the clusters were made of.
+
+        That is twice as many, or for the first time all of the federation: where few
+        take part in a round, its first clusters are of few.
+        """
+        known, fitted = len(self.discovery.sketches), len(self.discovery.fitted_on)
+        fleet = len(self.roster.profiles)
+        return known >= 2 * fitted or fitted < fleet <= known
 
     def cluster(self, server_round: int) -> Clusters | None:
         """Cluster where that is due; ``None`` where it is not."""
         self._importances = {}
-        if self.discovery.fitted and not self.is_due(server_round):
+        is_due = self.is_due(server_round) or self.has_grown
+        if self.discovery.fitted and not is_due:
             return None
         return self.discovery.fit()
+
+    def clustered(self, server_round: int) -> Clustered | None:
+        """Return what there is to tell of the clusters; ``None`` without any."""
+        found, known = self.discovery.clusters, self.discovery
+        if found is None:
+            return None
+        return Clustered(
+            server_round,
+            known.labels(),
+            found.k,
+            found.silhouette,
+            stability=known.stability(),
+            memberships=known.memberships(),
+        )
 
     def assigned(self, node: int) -> Assigned | None:
         """Return what a node is given, by its memory and its cluster's importances."""

@@ -5,10 +5,49 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from logging import INFO
 
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
+
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.log import flower_log
 from atlas_flwr.seeds import derive_seed
 
-__all__ = ["draw", "sample_size"]
+__all__ = ["draw", "sample", "sample_size"]
+
+
+def sample(
+    grid: Grid,
+    roster: Roster,
+    size: tuple[float, int, int],
+    seed: int,
+    what: str,
+    server_round: int,
+) -> list[int]:
+    """Wait for nodes as FedAvg does, learn who they are, and draw some of them.
+
+    Parameters
+    ----------
+    grid : Grid
+        Reaches them.
+    roster : Roster
+        Learns who is behind each.
+    size : tuple[float, int, int]
+        Fraction of the connected nodes, fewest of them, fewest connected.
+    seed, server_round : int
+        Draw.
+    what : str
+        ``"train"`` or ``"evaluate"``.
+    """
+    fraction, minimum, available = size
+    count = sample_size(len(list(grid.get_node_ids())), fraction, minimum)
+    _, connected = sample_nodes(grid, available, count)
+    roster.learn(grid, connected)
+    nodes = draw(roster.order(connected), count, seed, what, server_round)
+    message = "configure_%s: Sampled %s nodes (out of %s)"
+    flower_log(INFO, message, what, len(nodes), len(connected))
+    return nodes
 
 
 def sample_size(num_nodes: int, fraction: float, minimum: int) -> int:

@@ -109,6 +109,12 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
         "numbers to float rounding.",
         minimum=0,
     )
+    trunk_restarts: int = knob(
+        2,
+        "How often a trunk that has died is started again while a run goes on; the "
+        "round is then done again from the server's state, to the same numbers.",
+        minimum=0,
+    )
     trunk_recompute: bool = knob(
         False,
         "Recompute activations in the trunk's backward instead of keeping them: far "

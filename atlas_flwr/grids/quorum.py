@@ -32,6 +32,7 @@ class QuorumGrid(DelegatingGrid):
         Flower's grid.
     quorum : float
         Share of the messages whose replies are waited for, in (0, 1]; 1 waits for all.
+        A reply that is an error does not count.
     keep_late : bool
         Take late replies into the next round, discounted, which suits strategies that
         average whole updates (FedAvg, FedProx). ATLAS and its kin refuse them by name:
@@ -75,14 +76,14 @@ class QuorumGrid(DelegatingGrid):
             return self.grid.send_and_receive(out, timeout=timeout)
         self._rounds += 1
         waiting = set(self.grid.push_messages(out))
-        enough = math.ceil(self.quorum * len(out))
+        enough = math.ceil(self.quorum * len(out) - 1e-9)  # 0.28 * 25 is above 7
         end = math.inf if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        while len(replies) < enough and time.monotonic() < end:
+        while waiting and _valid(replies) < enough and time.monotonic() < end:
             found = list(self.grid.pull_messages(waiting))
             waiting -= {reply.metadata.reply_to_message_id for reply in found}
             replies += found
-            if len(replies) < enough:
+            if waiting and _valid(replies) < enough:
                 time.sleep(self.poll_seconds)
         late = self._late_replies()
         if waiting:
@@ -107,3 +108,7 @@ class QuorumGrid(DelegatingGrid):
             weight = metrics.get(self.weighted_by_key)
             if isinstance(weight, int | float):
                 metrics[self.weighted_by_key] = weight / math.sqrt(1 + rounds)
+
+
+def _valid(replies: Iterable[Message]) -> int:
+    return sum(not reply.has_error() for reply in replies)

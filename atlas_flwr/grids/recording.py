@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from logging import WARNING
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.errors import RoundError
 from atlas_flwr.grids.delegation import DelegatingGrid
+from atlas_flwr.log import log
 
 __all__ = ["Exchange", "RecordingGrid", "content_bytes"]
+
+DEAD_WORKER = "ActorDiedError"
+RESUME = "continue the run with --run-config \"resume='<run folder>'\""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,38 @@ class RecordingGrid(DelegatingGrid):
         up = sum(content_bytes(r.content) for r in replies if r.has_content())
         seconds = time.monotonic() - started
         self.on_exchange(Exchange(kind, replies, len(out), down, up, seconds))
+        self._judge(kind, replies, out)
         return replies
+
+    def _judge(
+        self, kind: str, replies: Sequence[Message], asked: Sequence[Message]
+    ) -> None:
+        """Say aloud that many failed; end the run where all did.
+
+        Raises
+        ------
+        RoundError
+            If no valid reply came, or a simulation's worker has died: Flower would
+            give it work to the end of the run.
+        """
+        reasons = [str(r.error.reason).strip() for r in replies if r.has_error()]
+        failed = len(asked) - (len(replies) - len(reasons))
+        first = reasons[0] if reasons else "no reply came in time"
+        dead = next((reason for reason in reasons if DEAD_WORKER in reason), None)
+        if dead is not None:
+            raise RoundError(
+                f"{kind}: a worker of the simulation has died, most likely for want of "
+                f"memory, and Flower would go on to give it work ({dead}). Run fewer "
+                f"clients at once (--client-cpus 2) and {RESUME}"
+            )
+        if failed >= len(asked):
+            raise RoundError(
+                f"{kind}: none of {len(asked)} clients gave a valid reply, and nothing "
+                f"can be learned so; the first: {first}. Mend that and {RESUME}"
+            )
+        if 2 * failed >= len(asked):
+            what = "%s: %d of %d clients FAILED; the first: %s"
+            log(WARNING, what, kind, failed, len(asked), first)
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from atlas_flwr.lora.factors import LoraFactors
@@ -23,7 +23,8 @@ class AdapterState:
     factors : Mapping[str, LoraFactors]
         By the layer's name in the whole model.
     dense : Mapping[str, NDArray]
-        Arrays that are trained in full, e.g. ``classifier.weight``.
+        Arrays that are trained in full, e.g. ``classifier.weight``. Of any dtype in
+        an app that trains whole models; ours are float32.
     folded : Mapping[str, LoraFactors]
         Products that are part of the frozen weights, by layer: learned before, exact,
         and not trained any more.
@@ -33,7 +34,7 @@ class AdapterState:
     """
 
     factors: Mapping[str, LoraFactors] = field(default_factory=dict)
-    dense: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    dense: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     folded: Mapping[str, LoraFactors] = field(default_factory=dict)
     origin: str = ""
 
@@ -54,7 +55,7 @@ class AdapterState:
     def select(
         self,
         layers: Iterable[str],
-        dense: Mapping[str, NDArray[np.float32]] | None = None,
+        dense: Mapping[str, NDArray[Any]] | None = None,
     ) -> AdapterState:
         """Keep the given layers, and all dense arrays or those given."""
         wanted = set(layers)

@@ -17,8 +17,17 @@ from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
 
 __all__ = ["Layout", "folded_key", "lora_key", "write_state"]
 
-_LORA_KEY = re.compile(r"^(?P<layer>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight$")
+_LORA_KEY = re.compile(
+    r"^(?P<layer>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$"
+)
 _FOLDED_KEY = re.compile(r"^(?P<layer>.+)\.folded_(?P<factor>[AB])\.weight$")
+# What neither a sum of products nor a mean of the parts makes one of, and why.
+_INEXACT = {
+    "lora_magnitude_vector": "is DoRA's magnitude, which rescales the rows of W + B A; "
+    "train with use_dora=False",
+    "hada_w": "is a factor of LoHa, whose product is taken entry by entry; use LoRA",
+    "lokr_w": "is a factor of LoKr, whose product is Kronecker's; use LoRA",
+}
 
 
 def lora_key(layer: str, factor: str) -> str:
@@ -39,22 +48,31 @@ class _Layer:
 
 
 @dataclass(frozen=True)
+class _Dense:
+    shape: tuple[int, ...]
+    odd: NDArray[np.bool_] | None  # where the initial array is not finite
+
+
+@dataclass(frozen=True)
 class Layout:
     """Which arrays a federation exchanges: names and shapes, whatever the rank.
 
     Attributes
     ----------
     layers : Mapping[str, _Layer]
-        Adapted layers by name.
-    dense : Mapping[str, tuple[tuple[int, ...], numpy.dtype]]
-        Shape and dtype of every other array.
+        Adapted layers by name. Where a layer has two adapters, each is one.
+    dense : Mapping[str, _Dense]
+        Every other array.
     scale : Scaling
         LoRA's scale on the clients.
+    order : Mapping[str, int]
+        Place of each key among the arrays, which some clients load by position.
     """
 
     layers: Mapping[str, _Layer]
-    dense: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
+    dense: Mapping[str, _Dense]
     scale: Scaling = field(default_factory=Scaling)
+    order: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, arrays: ArrayRecord, scaling: Scaling | None = None) -> Layout:
@@ -65,28 +83,21 @@ class Layout:
         AdapterError
             If a LoRA array has no partner or is not of a linear layer.
         """
+        several = _layers_with_several(arrays)
         pairs: dict[str, dict[str, str]] = {}
         dense = {}
         for key, array in arrays.items():
             match = _LORA_KEY.match(key)
             if match:
-                pairs.setdefault(match["layer"], {})[match["factor"]] = key
-            elif "lora_magnitude_vector" in key:
-                raise AdapterError(
-                    f"array {key!r} is DoRA's magnitude, which rescales the rows of "
-                    "W + B A: neither a sum of such products nor a mean of the parts "
-                    "is what the clients learned together. Train with use_dora=False."
-                )
-            elif "lora_" in key:
-                raise AdapterError(
-                    f"array {key!r} is a LoRA parameter of another kind than "
-                    "'<layer>.lora_A.weight' / '<layer>.lora_B.weight'; averaging it "
-                    "is not exact. Adapt linear layers only."
-                )
-            elif not _FOLDED_KEY.match(key):
-                dense[key] = (tuple(array.shape), np.dtype(array.dtype))
+                _refuse_experts(key, match["layer"])
+                pairs.setdefault(_name(match, several), {})[match["factor"]] = key
+                continue
+            _refuse_inexact(key)
+            if not _FOLDED_KEY.match(key):
+                dense[key] = _Dense(tuple(array.shape), _odd(array))
         layers = {name: _layer(name, keys, arrays) for name, keys in pairs.items()}
-        return cls(layers, dense, scaling or Scaling())
+        order = {key: place for place, key in enumerate(arrays)}
+        return cls(layers, dense, scaling or Scaling(), order)
 
     def read(
         self, arrays: ArrayRecord, sender: str, scaling: Scaling | None = None
@@ -112,16 +123,15 @@ class Layout:
         folded: dict[str, dict[str, NDArray[np.float32]]] = {}
         dense = {}
         for key, array in arrays.items():
-            value = np.asarray(array.numpy(), dtype=np.float32)
-            if not np.isfinite(value).all():
-                raise AdapterError(f"{sender}: array {key!r} has NaN or infinity")
-            match = _LORA_KEY.match(key)
-            if match and match["layer"] in self.layers:
-                pairs.setdefault(match["layer"], {})[match["factor"]] = value
+            name, factor = self._place(key)
+            if name in self.layers:
+                value = _finite(sender, key, array)
+                pairs.setdefault(name, {})[factor] = value
             elif match := _FOLDED_KEY.match(key):
+                value = _finite(sender, key, array)
                 folded.setdefault(match["layer"], {})[match["factor"]] = value
             elif key in self.dense:
-                dense[key] = _checked_dense(sender, key, value, self.dense[key][0])
+                dense[key] = _checked_dense(sender, key, array, self.dense[key])
             else:
                 raise AdapterError(
                     f"{sender}: array {key!r} is not among the {len(self.layers)} "
@@ -133,6 +143,14 @@ class Layout:
         }
         products = {n: _product(sender, n, pair) for n, pair in folded.items()}
         return AdapterState(factors, dense, products)
+
+    def _place(self, key: str) -> tuple[str, str]:
+        """Return the layer and the factor that a key names; empty for other keys."""
+        match = _LORA_KEY.match(key)
+        if match is None:
+            return "", ""
+        own = _own_name(match)
+        return (own if own in self.layers else match["layer"]), match["factor"]
 
     def _factors(
         self,
@@ -152,8 +170,9 @@ class Layout:
         return LoraFactors(torch.from_numpy(A), torch.from_numpy(B), scale(rank))
 
     def write(self, state: AdapterState, scaling: Scaling | None = None) -> ArrayRecord:
-        """Write a state under the federation's own keys and dtypes.
+        """Write a state under the federation's own keys, in their order.
 
+        Factors have the dtypes of the initial arrays, other arrays their own.
         Whatever their own scale, factors are written for the receiver's, which is
         :attr:`scale` unless another is given; what is folded for a scale of 1.
         """
@@ -167,9 +186,66 @@ class Layout:
             plain = found.with_scale(1.0)
             out[folded_key(name, "A")] = Array(np.ascontiguousarray(plain.A))
             out[folded_key(name, "B")] = Array(np.ascontiguousarray(plain.B))
-        for key, array in state.dense.items():
-            out[key] = Array(np.ascontiguousarray(array, self.dense[key][1]))
-        return ArrayRecord(out)
+        out |= {key: Array(np.asarray(array)) for key, array in state.dense.items()}
+        last = len(self.order)
+        keys = sorted(out, key=lambda key: self.order.get(key, last))
+        return ArrayRecord({key: out[key] for key in keys})
+
+
+def _layers_with_several(arrays: ArrayRecord) -> set[str]:
+    """Return the layers with more than one adapter, which PEFT names in its keys."""
+    found: dict[str, set[str | None]] = {}
+    for match in filter(None, map(_LORA_KEY.match, arrays)):
+        found.setdefault(match["layer"], set()).add(match["adapter"])
+    return {layer for layer, adapters in found.items() if len(adapters) > 1}
+
+
+def _name(match: re.Match[str], several: set[str]) -> str:
+    return _own_name(match) if match["layer"] in several else match["layer"]
+
+
+def _own_name(match: re.Match[str]) -> str:
+    return f"{match['layer']} ({match['adapter']})"
+
+
+def _refuse_experts(key: str, layer: str) -> None:
+    last = layer.rpartition(".")[2]
+    if last == "base_layer" or "expert" in last:
+        raise AdapterError(
+            f"array {key!r} adapts a mixture's experts as one parameter (PEFT's "
+            "target_parameters): its rows hold a factor for each expert, and their "
+            "concatenation is not the experts' sum. Adapt linear layers "
+            "(target_modules), or aggregate with Flower's FedAvg."
+        )
+
+
+def _refuse_inexact(key: str) -> None:
+    why = next((why for word, why in _INEXACT.items() if word in key), None)
+    if why is None and "lora_" in key:
+        why = (
+            "is a LoRA parameter of another kind than '<layer>.lora_A.weight' / "
+            "'<layer>.lora_B.weight'; Adapt linear layers only"
+        )
+    if why is not None:
+        raise AdapterError(
+            f"array {key!r} {why}: neither a sum of such products nor a mean of the "
+            "parts is what the clients learned together"
+        )
+
+
+def _odd(array: Array) -> NDArray[np.bool_] | None:
+    value = array.numpy()
+    if value.dtype.kind not in "fc":
+        return None
+    odd = ~np.isfinite(value)
+    return odd if odd.any() else None
+
+
+def _finite(sender: str, key: str, array: Array) -> NDArray[np.float32]:
+    value = np.asarray(array.numpy(), dtype=np.float32)
+    if not np.isfinite(value).all():
+        raise AdapterError(f"{sender}: array {key!r} has NaN or infinity")
+    return value
 
 
 def _layer(name: str, keys: Mapping[str, str], arrays: ArrayRecord) -> _Layer:
@@ -203,12 +279,17 @@ def _product(
 
 
 def _checked_dense(
-    sender: str, key: str, value: NDArray[np.float32], shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    if value.shape != shape:
+    sender: str, key: str, array: Array, known: _Dense
+) -> NDArray[np.generic]:
+    """Return an array as it came; infinities may stand where they were at first."""
+    value = np.asarray(array.numpy())
+    if value.shape != known.shape:
         raise AdapterError(
-            f"{sender}: array {key!r} has shape {value.shape}; it must be {shape}"
+            f"{sender}: array {key!r} has shape {value.shape}; it must be {known.shape}"
         )
+    odd = _odd(array)
+    if odd is not None and (known.odd is None or (odd & ~known.odd).any()):
+        raise AdapterError(f"{sender}: array {key!r} has NaN or infinity")
     return value
 
 

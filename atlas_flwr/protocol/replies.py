@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
@@ -25,12 +27,17 @@ def records_of(
         Naming the sender, if one is missing, or the weight is not above zero.
     """
     content = message.content
-    arrays = next(iter(content.array_records.values()), None)
-    metrics = next(iter(content.metric_records.values()), None)
-    if arrays is None or metrics is None or weighted_by_key not in metrics:
+    updates, told = content.array_records, content.metric_records
+    if len(updates) != 1 or len(told) != 1:
         raise AdapterError(
-            f"{sender}: a reply needs an ArrayRecord, and a MetricRecord with "
-            f"{weighted_by_key!r}"
+            f"{sender}: a reply needs one ArrayRecord and one MetricRecord; it has "
+            f"{[*updates]} and {[*told]}"
+        )
+    (arrays,), (metrics,) = updates.values(), told.values()
+    if weighted_by_key not in metrics:
+        raise AdapterError(
+            f"{sender}: its MetricRecord lacks {weighted_by_key!r}, by which replies "
+            f"are weighed; it has {', '.join(sorted(metrics))}"
         )
     weight = metrics[weighted_by_key]
     if isinstance(weight, list) or not 0 < weight < float("inf"):
@@ -80,11 +87,33 @@ def check_trained(
             )
 
 
-def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]:
-    """Sketch what a round has changed in the factors."""
-    changes = {}
+def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32] | None:
+    """Sketch what a round has changed: the factors, or where there are none all else.
+
+    Beside factors other arrays do not count: a classifier's tell the label set.
+    Counters do not count either.
+
+    Returns
+    -------
+    NDArray, optional
+        Shape (64,); ``None`` where nothing has changed.
+    """
+    changes: dict[str, Any] = {}
     for name, factors in end.factors.items():
         changes[f"{name}.A"] = factors.A - start.factors[name].A
         changes[f"{name}.B"] = factors.B - start.factors[name].B
+    if not changes:
+        trained = {k: v for k, v in end.dense.items() if v.dtype.kind == "f"}
+        changes = {key: _change(start.dense[key], v) for key, v in trained.items()}
+    if not any((change != 0).any() for change in changes.values()):
+        return None
     sketch: NDArray[np.float32] = fingerprint(changes)
     return sketch
+
+
+def _change(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64]:
+    """Subtract; infinities that stay are no change."""
+    moved = np.isfinite(after) & np.isfinite(before)
+    change = np.zeros(after.shape)
+    np.subtract(after, before, out=change, where=moved, dtype=np.float64)
+    return change

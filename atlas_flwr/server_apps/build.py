@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
+from atlas_flwr.aggregation.metrics import averaged_metrics
 from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
@@ -86,6 +87,8 @@ class Setting:
             "min_train_nodes": config.min_train_nodes,
             "min_evaluate_nodes": config.min_evaluate_nodes,
             "min_available_nodes": config.min_available_nodes,
+            "train_metrics_aggr_fn": averaged_metrics,
+            "evaluate_metrics_aggr_fn": averaged_metrics,
         }
 
 

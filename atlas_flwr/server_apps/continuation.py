@@ -14,8 +14,8 @@ from atlas_flwr.server_apps.checkpoint import Checkpoint, load_checkpoint
 __all__ = ["check_clients", "continued", "saved_state"]
 
 # What a resumed run may be given anew: nothing that changes its numbers.
-FREE_KEYS = ("num_rounds", "resume", "runs_dir", "run_name", "trunk_threads")
-TAKEN_ANEW = ("num_rounds", "trunk_threads")
+TAKEN_ANEW = ("num_rounds", "trunk_threads", "trunk_restarts")
+FREE_KEYS = (*TAKEN_ANEW, "resume", "runs_dir", "run_name")
 
 
 def continued(

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from safetensors.numpy import save_file
 
+from atlas_flwr.errors import RoundError
 from atlas_flwr.lora import AdapterState, save_peft
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.report import RunFolder
-from atlas_flwr.server_apps.build import Setting, scaling_of
+from atlas_flwr.server_apps.build import Setting, initial_arrays, scaling_of
 from atlas_flwr.split import SUMMARY_KEY
 from atlas_flwr.strategies.atlas import Atlas
 from atlas_flwr.strategies.local import Local
 
-__all__ = ["SUMMARY_FILE", "export_adapters"]
+__all__ = ["SUMMARY_FILE", "check_learned", "export_adapters"]
 
 SUMMARY_FILE = "summary.safetensors"
 
@@ -49,6 +51,35 @@ def export_adapters(
             save_file({SUMMARY_KEY: summary}, path / SUMMARY_FILE)
         paths.append(path)
     return paths
+
+
+def check_learned(strategy: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
+    """Refuse to call a run a success whose adapters are those that it began with.
+
+    Raises
+    ------
+    RoundError
+        If no number of any of them has moved.
+    """
+    states = _states(strategy, setting, arrays)
+    begun = Layout.of(arrays).read(initial_arrays(setting), "initial arrays")
+    if not any(_has_moved(state, begun) for state in states.values()):
+        raise RoundError(
+            "the run has learned nothing: its adapters are those that it began with, "
+            "to the last bit. Raise learning-rate (now "
+            f"{setting.config.learning_rate}) or local-steps, and look whether clients "
+            "failed in training"
+        )
+
+
+def _has_moved(state: AdapterState, begun: AdapterState) -> bool:
+    """An adapter begins with B = 0, whatever rank and A it was then given."""
+    dense = any(
+        key in begun.dense and not np.array_equal(value, begun.dense[key])
+        for key, value in state.dense.items()
+    )
+    folded = [*state.folded.values()]
+    return dense or any(bool(f.B.any()) for f in [*state.factors.values(), *folded])
 
 
 def _states(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from logging import INFO
+from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, UserConfigValue
 from flwr.serverapp import Grid
@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import RunConfig, to_yaml
+from atlas_flwr.errors import RoundError, TrunkLost
 from atlas_flwr.grids.progress import ProgressGrid
 from atlas_flwr.grids.quorum import QuorumGrid
 from atlas_flwr.grids.recording import RecordingGrid
@@ -42,7 +43,7 @@ from atlas_flwr.server_apps.checkpoint import (
 )
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.continuation import check_clients, saved_state
-from atlas_flwr.server_apps.export import export_adapters
+from atlas_flwr.server_apps.export import check_learned, export_adapters
 from atlas_flwr.server_apps.progress import Progress
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import trunk_of
@@ -113,24 +114,30 @@ class Run:
             grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
         recording = RecordingGrid(grid, roster, recorder.exchange)
         setting = Setting(config, files, outline, roster, recorder.event)
-        with _trunk(setting) as split, PeakMeter() as meter:
-            inner = STRATEGIES[config.strategy](split)
-            secure = config.secure_aggregation
-            outer = SecureGrid(recording, inner) if secure else recording
-            progress.stats = split.trunk[0].stats if split.trunk else None
-            arrays = self._train(outer, inner, split, recorder, progress, meter)
+        rounds = _Rounds(recording, recorder, progress, self.checkpoint)
+        for restarts_left in range(config.trunk_restarts, -1, -1):
+            try:
+                with _trunk(setting) as split, PeakMeter() as meter:
+                    inner = STRATEGIES[config.strategy](split)
+                    with _lost_trunk_is_said(split):
+                        arrays = self._train(rounds, inner, split, meter)
+                break
+            except TrunkLost as error:
+                if not restarts_left:
+                    raise
+                log(WARNING, "%s", error)
+                log(WARNING, "starting the trunk again, and the round with it")
         self._finish(inner, split, arrays)
 
     def _train(
-        self,
-        grid: Grid,
-        inner: Strategy,
-        setting: Setting,
-        recorder: Recorder,
-        progress: Progress,
-        meter: PeakMeter,
+        self, rounds: _Rounds, inner: Strategy, setting: Setting, meter: PeakMeter
     ) -> ArrayRecord:
-        config, saved = self.config, self.checkpoint
+        config, saved = self.config, rounds.saved
+        recorder, progress = rounds.recorder, rounds.progress
+        grid: Grid = rounds.grid
+        if config.secure_aggregation:
+            grid = SecureGrid(grid, inner)
+        progress.stats = setting.trunk[0].stats if setting.trunk else None
         done = saved.round if saved else 0
         arrays = saved.arrays if saved else initial_arrays(setting)
         if saved and isinstance(inner, Stateful):
@@ -143,8 +150,9 @@ class Run:
         progress.begin(done + 1 if saved else 0)
 
         def end_round(number: int, now: ArrayRecord) -> None:
+            rounds.saved = _taken(number, now, inner)
             if config.checkpoint_every and number % config.checkpoint_every == 0:
-                save_checkpoint(self.folder.checkpoint_dir, _taken(number, now, inner))
+                save_checkpoint(self.folder.checkpoint_dir, rounds.saved)
             recorder.end_round(_server_peak(setting.trunk, meter))
             progress.end_round()
             self._report()
@@ -197,6 +205,7 @@ class Run:
 
     def _finish(self, inner: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
         paths = export_adapters(self.folder, inner, setting, arrays)
+        check_learned(inner, setting, arrays)
         self.folder.record(RunEnded(self.config.num_rounds))
         summary = summarize_folder(self.folder)
         write_report(self.folder)
@@ -204,6 +213,37 @@ class Run:
             log(INFO, "adapters: %s", path.resolve())
         log(INFO, "report:   %s", self.folder.report_path.resolve())
         log(INFO, "\n%s", final_table(summary))
+
+
+@dataclass
+class _Rounds:
+    """What outlives a trunk: who is asked and told, and where to go on.
+
+    Attributes
+    ----------
+    grid : Grid
+        Reaches the clients.
+    recorder, progress : Recorder, Progress
+        Are told.
+    saved : Checkpoint, optional
+        The server's state after the last round.
+    """
+
+    grid: Grid
+    recorder: Recorder
+    progress: Progress
+    saved: Checkpoint | None
+
+
+@contextmanager
+def _lost_trunk_is_said(setting: Setting) -> Iterator[None]:
+    """Where a round failed since its trunk is gone, let that be the error."""
+    try:
+        yield
+    except RoundError:
+        if setting.trunk is not None:
+            setting.trunk[0].ping()
+        raise
 
 
 def _taken(number: int, arrays: ArrayRecord, inner: Strategy) -> Checkpoint:

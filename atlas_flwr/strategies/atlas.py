@@ -12,8 +12,7 @@ concatenated, never averaged factor by factor (see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 from flwr.app import (
@@ -26,24 +25,25 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from numpy.typing import NDArray
 
+from atlas_flwr._arguments import check_choice
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution
 from atlas_flwr.aggregation.groups import ClusterAdapters
+from atlas_flwr.aggregation.metrics import averaged_metrics, name_odd_metrics
 from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.cohort.assigned import Assignments, AssignRule
 from atlas_flwr.cohort.discovery import CLUSTERINGS, Discovery
 from atlas_flwr.cohort.exchange import Exchange
 from atlas_flwr.cohort.planning import RoundPlanner
 from atlas_flwr.cohort.roster import Roster
-from atlas_flwr.cohort.sampling import draw, sample_size
+from atlas_flwr.cohort.sampling import sample
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol.replies import update_sketch
-from atlas_flwr.report.events import Clustered, Event
+from atlas_flwr.report.events import Event
 
 __all__ = ["Atlas"]
 
@@ -65,7 +65,8 @@ class Atlas(FedAvg):
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, \
     min_available_nodes, weighted_by_key, arrayrecord_key, configrecord_key, \
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn
-        As in :class:`flwr.serverapp.strategy.FedAvg`.
+        As in :class:`flwr.serverapp.strategy.FedAvg`, but that metrics are averaged by
+        :func:`~atlas_flwr.aggregation.metrics.averaged_metrics` where none is given.
     lora_alpha : float, optional
         The clients' LoRA alpha (scale alpha / r); needed only where ranks differ. A
         client whose alpha is another says so in its metric ``lora-alpha``.
@@ -83,7 +84,8 @@ class Atlas(FedAvg):
     max_clusters : int
         Most to choose.
     recluster_every : int
-        Rounds between clusterings; 0 for never. Adapters follow their members.
+        Rounds between clusterings. 0: anew only as twice as many clients are known, or
+        all for the first time. Adapters follow their members.
     aggregation : str
         How a cluster's products are added up, and come back to each client's rank:
         ``"truncate"`` cuts them; ``"both"`` trains the strongest directions and folds
@@ -153,12 +155,12 @@ class Atlas(FedAvg):
             weighted_by_key=weighted_by_key,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
-            train_metrics_aggr_fn=train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
+            train_metrics_aggr_fn=train_metrics_aggr_fn or averaged_metrics,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or averaged_metrics,
         )
-        _check_choice("fingerprints", fingerprints, FINGERPRINTS)
-        _check_choice("clustering", clustering, CLUSTERINGS)
-        _check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
+        check_choice("fingerprints", fingerprints, FINGERPRINTS)
+        check_choice("clustering", clustering, CLUSTERINGS)
+        check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
         rule = AGGREGATIONS["truncate" if aggregation == "none" else aggregation]
         if fingerprints == "updates" and (assign is not None or rule.folds):
             given = "`assign` gives them" if assign else f"aggregation={aggregation!r}"
@@ -173,6 +175,7 @@ class Atlas(FedAvg):
         self.roster = roster or Roster(ask=False)
         self.seed = seed
         self.on_event = on_event or (lambda event: None)
+        self._told: Mapping[str, int] = {}
         self.discovery = Discovery(
             clustering, num_clusters, max_clusters, seed, balanced=balanced
         )
@@ -254,6 +257,10 @@ class Atlas(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes, discover and configure them, and send each its adapters."""
+        if server_round == 1 and self.adapters.has_returned:
+            self.adapters.begin_anew()  # another start() of this object
+            self.discovery.forget()
+            self.exchange.alphas.clear()
         self.adapters.begin(arrays)
         if self.fraction_train == 0.0:
             return []
@@ -269,14 +276,8 @@ class Atlas(FedAvg):
     def _sample(
         self, grid: Grid, server_round: int, what: str, fraction: float, minimum: int
     ) -> list[int]:
-        total = len(list(grid.get_node_ids()))
-        size = sample_size(total, fraction, minimum)
-        _, connected = sample_nodes(grid, self.min_available_nodes, size)
-        self.roster.learn(grid, connected)
-        nodes = draw(self.roster.order(connected), size, self.seed, what, server_round)
-        message = "configure_%s: Sampled %s nodes (out of %s)"
-        flower_log(INFO, message, what, len(nodes), len(connected))
-        return nodes
+        size = (fraction, minimum, self.min_available_nodes)
+        return sample(grid, self.roster, size, self.seed, what, server_round)
 
     def _train_message(
         self, server_round: int, node: int, config: ConfigRecord
@@ -294,6 +295,7 @@ class Atlas(FedAvg):
         """Concatenate the adapters of each cluster's clients."""
         ordered = self.roster.sorted_replies(replies)
         valid, _ = self._check_and_log_replies(ordered, is_train=True, validate=False)
+        name_odd_metrics(valid, self.roster.client)
         accepted = self.exchange.accept(valid)
         self.exchange.end_sessions()
         if not accepted:
@@ -306,7 +308,7 @@ class Atlas(FedAvg):
         self._combine(server_round, members)
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        return self.adapters.layout.write(self.adapters.overall), metrics
+        return self.adapters.returned(), metrics
 
     def _combine(
         self, server_round: int, members: Mapping[str, Sequence[Contribution]]
@@ -328,23 +330,32 @@ class Atlas(FedAvg):
     def _cluster(self, server_round: int) -> None:
         before = self.discovery.labels()
         found = self.planner.cluster(server_round)
-        if found is None:
+        if found is not None and before:
+            self.adapters.regroup(before, self.discovery.labels())
+        self._tell_clusters(server_round)
+
+    def _tell_clusters(self, server_round: int) -> None:
+        """Tell of each client's cluster where one has changed or is new."""
+        event = self.planner.clustered(server_round)
+        if event is None or event.clusters == self._told:
             return
-        labels = self.discovery.labels()
-        if before:
-            self.adapters.regroup(before, labels)
-        log(INFO, "clusters: %d, of %d clients", found.k, len(labels))
-        event = Clustered(server_round, labels, found.k, found.silhouette)
-        shares, stability = self.discovery.memberships(), self.discovery.stability()
-        self.on_event(replace(event, stability=stability, memberships=shares))
+        self._told = event.clusters
+        log(INFO, "clusters: %d, of %d clients", event.k, len(event.clusters))
+        self.on_event(event)
 
     def _sketch_updates(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]
     ) -> None:
         for message, part in accepted:
-            if not self.discovery.knows(part.client):
-                start = self.exchange.sent(message.metadata.src_node_id)
-                self.discovery.add(part.client, update_sketch(start, part.state))
+            if self.discovery.knows(part.client):
+                continue
+            start = self.exchange.sent(message.metadata.src_node_id)
+            sketch = update_sketch(start, part.state)
+            if sketch is None:
+                what = "client %s changed nothing in its round: in no cluster for now"
+                log(WARNING, what, part.client)
+            else:
+                self.discovery.add(part.client, sketch)
         self._cluster(server_round)
 
     def configure_evaluate(
@@ -360,6 +371,7 @@ class Atlas(FedAvg):
             unknown, shapes = self.planner.unknown(nodes), self.adapters.shapes
             self.planner.ask(server_round, unknown, config, grid, shapes)
             self.exchange.end_sessions()
+            self._tell_clusters(server_round)
         return [self._evaluate_message(server_round, n, config) for n in nodes]
 
     def _evaluate_message(
@@ -382,11 +394,7 @@ class Atlas(FedAvg):
     ) -> MetricRecord | None:
         """Average the metrics of all clients, by their number of examples."""
         ordered = self.roster.sorted_replies(replies)
+        name_odd_metrics(ordered, self.roster.client)
         metrics = super().aggregate_evaluate(server_round, ordered)
         self.exchange.end_sessions()
         return metrics
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr._arguments import with_fixed
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
@@ -26,4 +27,5 @@ class FlexLora(Atlas):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "aggregation": "truncate"}
-        super().__init__(*args, **{"fingerprints": "gradients", **kwargs, **fixed})
+        preset = {"fingerprints": "gradients"}
+        super().__init__(*args, **with_fixed("FlexLora", kwargs, fixed, preset))

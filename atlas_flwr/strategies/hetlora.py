@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas_flwr._arguments import with_fixed
 from atlas_flwr.aggregation import Contribution
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
@@ -43,7 +44,8 @@ class HetLora(Atlas):
         if not 0 < rank_decay <= 1:
             raise ValueError(f"rank_decay={rank_decay}; it must be above 0, at most 1")
         fixed = {"clustering": "none", "aggregation": "sparsity-mean"}
-        super().__init__(*args, **{"fingerprints": "gradients", **kwargs, **fixed})
+        preset = {"fingerprints": "gradients"}
+        super().__init__(*args, **with_fixed("HetLora", kwargs, fixed, preset))
         if rank_decay < 1 and self.fingerprints == "updates":
             raise ValueError(
                 "fingerprints='updates' sketches factors of one rank; with "

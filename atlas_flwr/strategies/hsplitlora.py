@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr._arguments import with_fixed
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
@@ -27,4 +28,5 @@ class HSplitLora(Atlas):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "aggregation": "fold", "importance": True}
-        super().__init__(*args, **{"fingerprints": "gradients", **kwargs, **fixed})
+        preset = {"fingerprints": "gradients"}
+        super().__init__(*args, **with_fixed("HSplitLora", kwargs, fixed, preset))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr._arguments import with_fixed
 from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
@@ -35,7 +36,7 @@ class Mira(Atlas):
     def __init__(self, *args: Any, mixing: Mixing | None = None, **kwargs: Any) -> None:
         fixed = {"clustering": "none", "mixing": mixing or Mixing(0.5)}
         defaults = {"fingerprints": "gradients", "aggregation": "both"}
-        super().__init__(*args, **{**defaults, **kwargs, **fixed})
+        super().__init__(*args, **with_fixed("Mira", kwargs, fixed, defaults))
 
     def _group(self, client: str) -> str | None:
         return client

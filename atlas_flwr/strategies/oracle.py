@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from atlas_flwr._arguments import with_fixed
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
@@ -23,7 +24,8 @@ class OracleFedAvg(Atlas):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         defaults = {"fingerprints": "gradients", "aggregation": "mean"}
-        super().__init__(*args, **{**defaults, **kwargs, "clustering": "none"})
+        fixed = {"clustering": "none"}
+        super().__init__(*args, **with_fixed("OracleFedAvg", kwargs, fixed, defaults))
 
     @property
     def clusters(self) -> dict[str, int]:

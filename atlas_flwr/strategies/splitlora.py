@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas_flwr._arguments import with_fixed
 from atlas_flwr.aggregation import Contribution
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
@@ -44,7 +45,8 @@ class SplitLora(Atlas):
         if interval < 1:
             raise ValueError(f"interval={interval}; it must be at least 1 round")
         fixed = {"clustering": "none", "aggregation": "mean"}
-        super().__init__(*args, **{"fingerprints": "gradients", **kwargs, **fixed})
+        preset = {"fingerprints": "gradients"}
+        super().__init__(*args, **with_fixed("SplitLora", kwargs, fixed, preset))
         self.interval = interval
         if self.sessions is None and interval == 1:
             self.single_replies = ""  # whole clients, averaged in each round

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from flwr.app import MessageType
+from flwr.app import ConfigRecord, MessageType
 from flwr.serverapp.strategy import FedAvg
 
 from atlas_flwr.grids.delegation import DelegatingGrid
@@ -87,3 +87,42 @@ def test_waiting_ends_with_the_timeout():
 def test_an_impossible_quorum_is_refused(quorum):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         QuorumGrid(None, quorum)
+
+
+def test_replies_that_are_errors_do_not_make_a_quorum():
+    broken = {1_000, 1_007}
+
+    def intercept(message):
+        return "broken" if message.metadata.dst_node_id in broken else "deliver"
+
+    strategy = FedAvg(fraction_evaluate=0.0)
+    with local_grid(client_app(), 4, intercept=intercept) as grid:
+        around = QuorumGrid(grid, 0.5, poll_seconds=0.001)
+        messages = strategy.configure_train(1, initial(), ConfigRecord(), grid)
+        replies = list(around.send_and_receive(messages, timeout=60))
+    assert sum(reply.has_content() for reply in replies) == 2
+
+
+def test_all_replies_being_errors_nobody_waits_for_more():
+    with local_grid(client_app(), 4, intercept=lambda message: "broken") as grid:
+        strategy = FedAvg(fraction_evaluate=0.0)
+        messages = strategy.configure_train(1, initial(), ConfigRecord(), grid)
+        around = QuorumGrid(grid, 0.5, poll_seconds=0.001)
+        assert len(list(around.send_and_receive(messages))) == 4
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.28, 7), (0.29, 8), (1.0, 25)])
+def test_a_share_that_is_a_whole_number_of_clients_is_that_number(share, count):
+    with local_grid(client_app(), 25) as grid:
+        held = OneByOne(grid)
+        strategy = FedAvg(fraction_evaluate=0.0)
+        messages = strategy.configure_train(1, initial(), ConfigRecord(), grid)
+        around = QuorumGrid(held, share, poll_seconds=0.0)
+        assert len(list(around.send_and_receive(messages))) == count
+
+
+class OneByOne(DelegatingGrid):
+    """Gives one reply at a time."""
+
+    def pull_messages(self, message_ids):
+        return self.grid.pull_messages(sorted(message_ids)[:1])

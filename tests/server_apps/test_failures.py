@@ -1,0 +1,156 @@
+"""Runs in which something fails: none looks like a success, and none loses anything."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from flwr.app import MessageType
+
+from atlas_flwr.client_apps.app import app
+from atlas_flwr.errors import RoundError, TrunkLost
+from atlas_flwr.server_apps import run as runs
+from atlas_flwr.server_apps.checkpoint import load_checkpoint
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.testing import local_grid
+from atlas_flwr.trunk import local
+from tests.server_apps.test_run import NODES, accuracies, run, summary
+
+
+def failing(kind, nodes=range(NODES), since=1, reason="out of paper"):
+    def intercept(message):
+        config = next(iter(message.content.config_records.values()))
+        number = (message.metadata.dst_node_id - 1_000) // 7
+        late = int(config.get("server-round", 0)) >= since
+        hit = late and message.metadata.message_type == kind and number in nodes
+        return reason if hit else "deliver"
+
+    return intercept
+
+
+def only_run(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["atlas", "fedavg", "fedprox", "local", "mira"])
+def test_a_round_in_which_nobody_could_train_ends_the_run(tmp_path, strategy):
+    given = {} if strategy == "atlas" else {"strategy": strategy}
+    given |= {"mixing": 0.5} if strategy == "mira" else {}
+    with pytest.raises(RoundError, match=r"none of 4 clients.*out of paper"):
+        run(tmp_path, failing(MessageType.TRAIN, since=2), **given)
+    left = only_run(tmp_path)
+    assert not (left / "adapters").exists()
+    continued = run(tmp_path, **given, resume=str(left))
+    unbroken = run(tmp_path / "other", **given)
+    assert accuracies(continued) == accuracies(unbroken)
+
+
+def test_so_does_one_in_which_nobody_could_be_evaluated(tmp_path):
+    with pytest.raises(RoundError, match="evaluate: none of 4 clients"):
+        run(tmp_path, failing(MessageType.EVALUATE))
+
+
+def test_and_one_in_which_nobody_has_a_fingerprint(tmp_path):
+    with pytest.raises(RoundError, match="fingerprint: none of 4 clients"):
+        run(tmp_path, failing("query.fingerprint"))
+
+
+def test_a_failure_of_half_of_the_clients_is_said_aloud(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        folder = run(tmp_path, failing(MessageType.TRAIN, nodes=(1, 2)))
+    assert "train: 2 of 4 clients FAILED; the first: out of paper" in caplog.text
+    assert summary(folder)["finished"]
+
+
+def test_a_dead_worker_ends_the_run_that_flower_would_go_on_with(tmp_path):
+    reason = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>"
+    with pytest.raises(RoundError, match="worker of the simulation has died"):
+        run(tmp_path, failing(MessageType.TRAIN, nodes=(3,), reason=reason))
+
+
+@pytest.mark.parametrize("strategy", ["atlas", "fedavg", "local"])
+def test_a_run_that_moved_no_number_is_not_finished(tmp_path, strategy):
+    given = {"num_clusters": 1} if strategy == "atlas" else {"strategy": strategy}
+    with pytest.raises(RoundError, match="learned nothing"):
+        run(tmp_path, **given, learning_rate=1e-45, num_rounds=1, tasks="movies")
+    events = (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()
+    assert "run-ended" not in {json.loads(line)["event"] for line in events}
+
+
+class Mortal:
+    """A trunk's host that can die, as an actor does."""
+
+    def __init__(self, host):
+        self._host = host
+        self._is_dead = False
+
+    def __getattr__(self, name):
+        if self._is_dead:
+            raise TrunkLost("the trunk is gone (killed by a test)")
+        return getattr(self._host, name)
+
+    def die(self):
+        self._is_dead = True
+        local._ADDRESSES.update(dict.fromkeys(local._ADDRESSES, self))
+
+
+def mortal_runs(monkeypatch, kills):
+    """Let the trunk die at the given training messages, counted over the run."""
+    found, seen = [], []
+    trunk_of = runs.trunk_of
+
+    @contextmanager
+    def started(setting):
+        with trunk_of(setting) as (host, address):
+            found.append(Mortal(host))
+            yield found[-1], address
+
+    def intercept(message):
+        if message.metadata.message_type == MessageType.TRAIN:
+            seen.append(message)
+            if len(seen) in kills:
+                found[-1].die()
+        return "deliver"
+
+    monkeypatch.setattr(runs, "trunk_of", started)
+    return intercept, found
+
+
+def adapters(folder):
+    return load_checkpoint(folder.checkpoint_dir).state
+
+
+@pytest.mark.parametrize("kills", [(1,), (7,), (5, 12)])
+def test_a_trunk_that_dies_is_started_again_and_the_numbers_stay(
+    tmp_path, monkeypatch, kills
+):
+    unbroken = run(tmp_path, run_name="unbroken")
+    intercept, found = mortal_runs(monkeypatch, kills)
+    broken = run(tmp_path, intercept, run_name="broken")
+    assert len(found) == 1 + len(kills)
+    assert accuracies(broken) == accuracies(unbroken)
+    expected, got = adapters(unbroken), adapters(broken)
+    assert expected.keys() == got.keys()
+    assert all(np.array_equal(got[key], value) for key, value in expected.items())
+
+
+def test_a_trunk_that_dies_too_often_ends_the_run_with_one_error(tmp_path, monkeypatch):
+    intercept, found = mortal_runs(monkeypatch, (1, 2, 3, 4, 5, 6))
+    with pytest.raises(TrunkLost, match="the trunk is gone"):
+        run(tmp_path, intercept, trunk_restarts=1)
+    assert len(found) == 2
+
+
+def test_clusters_are_told_again_after_a_resumption(tmp_path):
+    folder = run(tmp_path, num_rounds=1)
+    config = {"resume": str(folder.path), "num-rounds": 2}
+    with local_grid(app, NODES) as grid:
+        Run.begin(config, given=config).execute(grid)
+    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    again = len(events) - 1 - events[::-1].index("run-started")
+    assert "clustered" in events[again:]

@@ -1,0 +1,390 @@
+"""Atlas where FedAvg was: what FedAvg takes it takes, and what it cannot it refuses."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
+)
+
+from atlas_flwr.aggregation.metrics import averaged_metrics
+from atlas_flwr.errors import AdapterError, RoundError
+from atlas_flwr.strategies import (
+    Atlas,
+    FlexLora,
+    Flora,
+    HetLora,
+    HSplitLora,
+    Mira,
+    OracleFedAvg,
+    SplitLora,
+)
+from atlas_flwr.testing import local_grid
+from tests.matrix_clients import initial
+
+ALONE = {"clustering": "none", "fraction_evaluate": 0.0}
+PAIR = {
+    "q.lora_A.weight": np.ones((2, 3), np.float32),
+    "q.lora_B.weight": np.zeros((4, 2), np.float32),
+}
+BESIDE = {
+    "counter": np.array(5),
+    "empty": np.zeros((0, 3), np.float32),
+    "numbers": np.array([2**40 + 1, 3]),
+    "flags": np.array([True, False]),
+    "half": np.array([0.5, 1.5], np.float16),
+    "double": np.array([1.0 + 1e-12, 2.0]),
+    "mask": np.array([[0.0, -np.inf]], np.float32),
+    "scalar": np.array(1.5, np.float32),
+}
+
+
+def record(values):
+    return ArrayRecord({key: Array(np.asarray(value)) for key, value in values.items()})
+
+
+def answering(change, metrics=None):
+    """Make an app whose client i answers with ``change(arrays, i)``."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        number = int(context.node_config["partition-id"])
+        sent = {k: a.numpy() for k, a in message.content["arrays"].items()}
+        told = {"num-examples": number + 1, **((metrics or {}).get(number, {}))}
+        content = {"arrays": record(change(sent, number)), "m": MetricRecord(told)}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        number = int(context.node_config["partition-id"])
+        told = {"num-examples": 1, **((metrics or {}).get(number, {}))}
+        content = RecordDict({"m": MetricRecord(told)})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def started(strategy, app, values, rounds=1, nodes=3, inner=None):
+    with local_grid(app, nodes) as grid:
+        result = strategy.start(grid, record(values), num_rounds=rounds)
+    return result, grid
+
+
+def moved(sent, number):
+    out = {}
+    for key, value in sent.items():
+        step = number + 1 if value.dtype.kind in "iu" else 0.25 * (number + 1)
+        out[key] = value if value.dtype == bool else (value + step).astype(value.dtype)
+    return out
+
+
+@pytest.mark.parametrize("key", BESIDE)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_an_array_beside_lora_comes_out_as_from_fedavg(key, rounds):
+    values = {**PAIR, key: BESIDE[key]}
+    ours, _ = started(Atlas(**ALONE), answering(moved), values, rounds)
+    theirs, _ = started(
+        FedAvg(fraction_evaluate=0.0), answering(moved), {key: BESIDE[key]}, rounds
+    )
+    got, expected = ours.arrays[key].numpy(), theirs.arrays[key].numpy()
+    assert got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=2e-3 if key == "half" else 1e-6)
+
+
+def test_arrays_come_back_in_their_order():
+    keys = ["z.weight", *PAIR, "a.bias"]
+    values = {"z.weight": np.ones(2), **PAIR, "a.bias": np.ones(1)}
+    result, grid = started(Atlas(**ALONE), answering(moved), values, rounds=2)
+    assert list(result.arrays) == keys
+    assert all(list(m.content["arrays"]) == keys for m in grid.sent)
+
+
+def test_infinity_where_there_was_none_is_refused(caplog):
+    def one_diverges(sent, number):
+        broken = {"scalar": np.array(np.inf, np.float32)} if number == 1 else {}
+        return {**moved(sent, number), **broken}
+
+    values = {**PAIR, "scalar": BESIDE["scalar"]}
+    result, _ = started(Atlas(**ALONE), answering(one_diverges), values)
+    assert "client 1007 (node 1007): array 'scalar' has NaN or infinity" in caplog.text
+    assert np.isfinite(result.arrays["scalar"].numpy())
+
+
+def test_a_metric_is_averaged_over_those_who_sent_it():
+    told = {0: {"loss": 1.0}, 2: {"loss": 2.0}}
+    result, _ = started(Atlas(**ALONE), answering(moved, told), PAIR)
+    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx((1 + 3 * 2) / 4)
+
+
+def test_a_metric_that_is_not_finite_is_named_and_left_out(caplog):
+    told = {0: {"loss": 1.0}, 1: {"loss": float("nan")}, 2: {"loss": 1.0}}
+    result, _ = started(Atlas(**ALONE), answering(moved, told), PAIR)
+    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(1)
+    assert "'loss' of client 1007 is not finite" in caplog.text
+
+
+def test_lists_are_averaged_where_they_are_as_long_as_the_first():
+    def reply(**told):
+        return RecordDict({"m": MetricRecord({"n": 1, **told})})
+
+    found = averaged_metrics([reply(x=[1.0, 3.0]), reply(x=[3.0, 5.0])], "n")
+    assert found["x"] == [2.0, 4.0]
+    found = averaged_metrics([reply(x=[1.0, 3.0]), reply(x=[3.0])], "n")
+    assert found["x"] == [1.0, 3.0]
+
+
+def test_evaluations_without_examples_have_no_mean():
+    told = {i: {"num-examples": 0, "accuracy": 1.0} for i in range(3)}
+    strategy = Atlas(clustering="none")
+    app = answering(moved, {})
+    app_evaluating = answering(moved, told)
+    with local_grid(app, 3) as grid, local_grid(app_evaluating, 3) as other:
+        strategy.start(grid, record(PAIR), num_rounds=1)
+        messages = strategy.configure_evaluate(
+            1, strategy.adapters.returned(), grid.sent[0].content["config"], other
+        )
+        replies = other.send_and_receive(messages)
+        assert not strategy.aggregate_evaluate(1, replies)
+
+
+# --- arrays that somebody changed on their way ---------------------------------------
+
+
+class Momentum:
+    """What a subclass may do to the arrays that aggregate_train returns."""
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        changed = {key: array.numpy() + 7 for key, array in arrays.items()}
+        return record(changed), metrics
+
+
+class OursWithMomentum(Momentum, Atlas):
+    pass
+
+
+class TheirsWithMomentum(Momentum, FedAvg):
+    pass
+
+
+def second_round(grid):
+    last = grid.sent[-1].content["arrays"]
+    return {key: array.numpy() for key, array in last.items()}
+
+
+def test_arrays_that_a_subclass_changes_are_those_that_clients_get():
+    ours, theirs = (
+        started(kind, answering(moved), PAIR, rounds=2)[1]
+        for kind in (OursWithMomentum(**ALONE), TheirsWithMomentum(fraction_evaluate=0))
+    )
+    got, expected = second_round(ours), second_round(theirs)
+    product = got["q.lora_B.weight"] @ got["q.lora_A.weight"]
+    assert product.max() > 100  # 7 * 7 * 2 and more
+    assert got.keys() == expected.keys()
+
+
+def test_with_clusters_such_changes_are_refused_at_once():
+    def apart(sent, number):
+        sign = 1 if number % 2 else -1
+        return {k: v + sign * np.ones_like(v) for k, v in sent.items()}
+
+    with pytest.raises(AdapterError, match="2 clusters have adapters of their own"):
+        started(
+            OursWithMomentum(num_clusters=2, fraction_evaluate=0.0),
+            answering(apart),
+            PAIR,
+            rounds=2,
+            nodes=4,
+        )
+
+
+FIXED = {"noise_multiplier": 1e3, "clipping_norm": 0.5, "num_sampled_clients": 3}
+ADAPTIVE = {
+    "noise_multiplier": 10,
+    "initial_clipping_norm": 50.0,
+    "clipped_count_stddev": 20.0,
+    "num_sampled_clients": 3,
+}
+WRAPPERS = {
+    DifferentialPrivacyServerSideFixedClipping: FIXED,
+    DifferentialPrivacyClientSideFixedClipping: FIXED,
+    DifferentialPrivacyServerSideAdaptiveClipping: ADAPTIVE,
+    DifferentialPrivacyClientSideAdaptiveClipping: ADAPTIVE,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_noise_of_flowers_privacy_wrappers_reaches_the_clients(wrapper):
+    told = {i: {"norm_bit": 1} for i in range(3)}
+    sizes = []
+    for inner in (Atlas(**ALONE), FedAvg(fraction_evaluate=0.0)):
+        np.random.seed(0)
+        app = answering(moved, told)
+        _, grid = started(wrapper(inner, **WRAPPERS[wrapper]), app, PAIR, rounds=2)
+        sizes.append(max(np.abs(v).max() for v in second_round(grid).values()))
+    ours, theirs = sizes
+    assert theirs > 10
+    assert theirs / 10 < ours < theirs * 10
+
+
+def test_another_start_of_the_same_object_begins_with_its_own_arrays():
+    strategy = Atlas(**ALONE)
+    started(strategy, answering(moved), PAIR)
+    other = {key: value + 3 for key, value in PAIR.items()}
+    _, grid = started(strategy, answering(moved), other)
+    for key, value in second_round(grid).items():
+        np.testing.assert_array_equal(value, other[key])
+
+
+# --- replies and adapters that do not fit ---------------------------------------------
+
+
+def test_two_adapters_of_one_layer_are_added_up_apart():
+    values = {
+        f"q.lora_{factor}.{name}.weight": PAIR[f"q.lora_{factor}.weight"]
+        for name in ("default", "other")
+        for factor in "AB"
+    }
+
+    def only_other(sent, number):
+        return {k: v + (1 if "other" in k else 0) for k, v in sent.items()}
+
+    result, _ = started(Atlas(**ALONE), answering(only_other), values)
+    assert list(result.arrays) == list(values)
+    assert not result.arrays["q.lora_B.default.weight"].numpy().any()
+    assert result.arrays["q.lora_B.other.weight"].numpy().any()
+
+
+def test_a_reply_of_two_array_records_is_refused_as_by_fedavg():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        content = RecordDict({"control": record(PAIR), "arrays": record(PAIR)})
+        content["m"] = MetricRecord({"num-examples": 1})
+        return Message(content, reply_to=message)
+
+    with pytest.raises(RoundError, match=r"it has .'control', 'arrays'."):
+        started(Atlas(**ALONE), app, PAIR)
+
+
+def test_replies_that_nobody_can_weigh_are_an_error_that_says_so():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        content = RecordDict({"arrays": record(PAIR)})
+        content["m"] = MetricRecord({"num_examples": 1})
+        return Message(content, reply_to=message)
+
+    with pytest.raises(RoundError, match=r"lacks 'num-examples'.*has num_examples"):
+        started(Atlas(**ALONE), app, PAIR)
+
+
+def test_a_refused_reply_leaves_no_alpha_behind():
+    strategy = Atlas(**ALONE, lora_alpha=4.0)
+
+    def one_is_broken(sent, number):
+        return {
+            k: v[:, :1] if number == 1 else v for k, v in moved(sent, number).items()
+        }
+
+    told = {1: {"lora-alpha": 99.0}, 2: {"lora-alpha": 8.0}}
+    started(strategy, answering(one_is_broken, told), PAIR)
+    assert strategy.exchange.alphas == {"1014": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("layers.0.mlp.experts.lora_A.weight", "experts as one parameter"),
+        ("layers.0.mlp.experts.base_layer.lora_A.weight", "experts as one parameter"),
+        ("q.hada_w1_a", "LoHa"),
+        ("q.lokr_w1", "LoKr"),
+        ("q.lora_magnitude_vector.weight", "DoRA"),
+    ],
+)
+def test_adapters_whose_sum_is_not_exact_are_refused(key, said):
+    values = {key: np.ones((2, 2), np.float32)}
+    values[key.replace("lora_A", "lora_B")] = np.ones((2, 2), np.float32)
+    with pytest.raises(AdapterError, match=said):
+        started(Atlas(**ALONE), answering(moved), values)
+
+
+def test_a_client_that_changed_nothing_waits_for_its_cluster(caplog):
+    def but_one(sent, number):
+        return sent if number == 1 else moved(sent, number)
+
+    strategy = Atlas(num_clusters=1)
+    with caplog.at_level(logging.WARNING):
+        started(strategy, answering(but_one), PAIR, nodes=4)
+    assert "client 1007 changed nothing" in caplog.text
+    assert strategy.clusters.keys() == {"1000", "1014", "1021"}
+
+
+def test_apps_without_lora_are_clustered_by_what_they_train():
+    def apart(sent, number):
+        sign = 1 if number % 2 else -1
+        return {k: v + sign * np.ones_like(v) for k, v in sent.items()}
+
+    strategy = Atlas(num_clusters=2)
+    values = {"ia3_l": np.ones(8, np.float32), "counter": np.array(1)}
+    started(strategy, answering(apart), values, nodes=4, rounds=2)
+    found = strategy.clusters
+    assert found["1000"] == found["1014"] != found["1007"] == found["1021"]
+
+
+@pytest.mark.parametrize(
+    ("method", "argument"),
+    [
+        (Flora, {"clustering": "kmeans"}),
+        (Flora, {"aggregation": "mean"}),
+        (FlexLora, {"aggregation": "fold"}),
+        (HetLora, {"clustering": "spectral"}),
+        (HSplitLora, {"importance": False}),
+        (Mira, {"clustering": "kmeans"}),
+        (OracleFedAvg, {"clustering": "kmeans"}),
+        (SplitLora, {"aggregation": "fold"}),
+    ],
+)
+def test_an_argument_that_a_method_fixes_is_refused(method, argument):
+    (name,) = argument
+    with pytest.raises(TypeError, match=f"it is {method.__name__} by {name}="):
+        method(**argument)
+
+
+def test_with_few_clients_a_round_the_clusters_are_made_anew_as_more_are_known():
+    def of_task(sent, number):
+        task = np.random.default_rng(number % 4)
+        return {
+            k: v + task.normal(size=v.shape).astype(v.dtype) for k, v in sent.items()
+        }
+
+    told = []
+    strategy = Atlas(
+        fraction_train=0.1, num_clusters=4, fraction_evaluate=0.0, on_event=told.append
+    )
+    started(strategy, answering(of_task), dict(initial_values()), rounds=40, nodes=20)
+    known = strategy.clusters
+    assert len(known) > 15
+    assert len(set(known.values())) == 4
+    for client, cluster in known.items():
+        task = (int(client) - 1000) // 7 % 4
+        same = [c for c in known if (int(c) - 1000) // 7 % 4 == task]
+        assert {known[c] for c in same} == {cluster}
+    assert told[-1].clusters == known
+
+
+def initial_values():
+    return {key: array.numpy() for key, array in initial().items()}
