@@ -76,6 +76,7 @@ class TrunkEngine:
         self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
         self._shared: dict[str, dict[str, LoraFactors]] = {}
         self._steps = 0
+        self._bytes_a_row = 0.0  # as the last pass kept
         self._bytes_in = 0
         self._bytes_out = 0
 
@@ -238,8 +239,10 @@ class TrunkEngine:
             known = session.log.find(call.step, call)
             if known is None:
                 session.log.make_room(call.step)
-                self._table.admit(session)
+                rows = call.hidden.shape[:2].numel()
+                self._table.admit(session, int(self._bytes_a_row * rows))
                 known = self._passes.do(Beginning(session, call, self.recompute))
+                self._bytes_a_row = known.nbytes / max(rows, 1)
                 session.log.begin(call.step, known)
             assert known.answer is not None
             return known.answer

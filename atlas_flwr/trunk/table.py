@@ -143,8 +143,16 @@ class SessionTable:
                 session.load = session.log.load
                 session.last_used = self.clock()
 
-    def admit(self, session: Session) -> None:
+    def admit(self, session: Session, nbytes: int = 0) -> None:
         """Count one pass more for a session that is in use.
+
+        Parameters
+        ----------
+        session : Session
+            Whose.
+        nbytes : int
+            What it is expected to keep: it counts already while it waits, or all that
+            wait together would be let in.
 
         Raises
         ------
@@ -165,7 +173,7 @@ class SessionTable:
                     f"{now.nbytes:,} bytes of activations wait for their backward, the "
                     f"limit is {most:,}; try again in a moment, or recompute them"
                 )
-            session.load += Load(passes=1)
+            session.load += Load(1, nbytes)
 
     def _load(self) -> Load:
         return sum((s.load for s in self._sessions.values()), Load())

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_flwr.errors import TrunkError
+from atlas_flwr.errors import TrunkBusy, TrunkError
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
 from atlas_flwr.trunk.gathering import Gathering
@@ -344,3 +344,13 @@ def test_whatever_calls_meet_in_a_pass_each_session_trains_as_in_a_straight_run(
     for made, ours in ((engine, tokens), (apart, theirs)):
         for token in ours:
             made.close(token)
+
+
+def test_sessions_that_wait_together_are_not_all_let_in_over_the_limit_of_bytes():
+    engine, tokens = served(3, kept_bytes=1)
+    forward(engine, tokens[0], 0, 0)()  # now it is known what a pass keeps
+    backward(engine, tokens[0], 0, 0)()
+    calls = {k: forward(engine, t, k, 1) for k, t in enumerate(tokens)}
+    got = together(engine._passes, calls)
+    assert [isinstance(answer, TrunkBusy) for answer in got.values()].count(True) == 2
+    assert engine.stats().passes == 1
