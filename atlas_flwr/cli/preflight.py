@@ -165,7 +165,9 @@ def _run_problems(
 
     try:
         with chdir(app):
-            config = checked_config(merged, named, devices=devices)
+            config = checked_config(
+                merged, named, devices=devices, clients=clients or 0
+            )
             if merged.get("resume"):
                 folder, _ = saved_state(str(merged["resume"]), config)
                 if clients:

@@ -79,7 +79,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _reply(
     message: Message,
-    metrics: dict[str, int | float],
+    metrics: dict[str, int | float | list[int]],
     arrays: ArrayRecord | None = None,
 ) -> Message:
     content = RecordDict({"metrics": MetricRecord(dict(metrics))})

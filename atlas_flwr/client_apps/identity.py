@@ -78,6 +78,7 @@ class Identity:
             test_examples=config.test_examples,
             seed=config.seed,
             alpha=config.label_skew or None,
+            skew_tests=config.test_skew,
         )
 
     def profile(self, config: RunConfig) -> Profile:

@@ -42,7 +42,7 @@ from atlas_flwr.wire import ByteMeter
 
 __all__ = ["Work", "config_of"]
 
-Metrics = dict[str, int | float]
+Metrics = dict[str, int | float | list[int]]
 
 
 def config_of(message: Message, context: Context) -> RunConfig:
@@ -208,6 +208,7 @@ class Work:
         return {
             "num-examples": found.examples,
             "accuracy": found.accuracy,
+            "confusion": list(found.confusion),
             "loss": found.loss,
             "majority": majority_accuracy(shard.train, shard.test),
             **_crossed(adapted),

@@ -112,6 +112,13 @@ class TrainingConfig:
     label_skew: float = knob(
         0.0,
         "Alpha of the Dirichlet distribution of labels over a task's clients; 0 is "
-        "off (even). 0.1 is harsh, 0.5 is usual, 100 nearly even.",
+        "off (even). 0.1 is harsh, 0.5 is usual, 100 nearly even. It is of training "
+        "examples; tests stay even unless test-skew is set.",
         minimum=0,
+    )
+    test_skew: bool = knob(
+        False,
+        "Let each client's test examples have its training examples' proportions of "
+        "labels, where label-skew is set: how well it does on data like its own. "
+        "Without, all are tested on the same even mix.",
     )

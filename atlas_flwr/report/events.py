@@ -154,7 +154,10 @@ class ClientTrained:
 
 @dataclass(frozen=True)
 class ClientEvaluated:
-    """A client evaluated on its held-out examples; round 0 is the untrained model."""
+    """A client evaluated on its held-out examples; round 0 is the untrained model.
+
+    ``confusion`` counts them by their class and the one predicted, row after row.
+    """
 
     round: int
     client: str
@@ -163,6 +166,7 @@ class ClientEvaluated:
     accuracy: float
     loss: float
     num_examples: int
+    confusion: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,8 @@ def from_record(record: Mapping[str, Any]) -> Event | None:
         return None
     names = {entry.name for entry in fields(kind)}
     given = {name: value for name, value in record.items() if name in names}
+    if "confusion" in given:
+        given["confusion"] = tuple(given["confusion"])
     if given.get("loss", 0.0) is None:
         given["loss"] = math.nan
     try:

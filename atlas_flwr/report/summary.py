@@ -29,6 +29,9 @@ class RoundSummary:
         evaluated.
     mean_accuracy, mean_loss : float, optional
         Mean over tasks, each the same.
+    balanced_accuracy, macro_f1 : Mapping[str, float]
+        By task, of all its clients' test examples together: the mean recall of the
+        classes that occur, and the mean F1 of those that occur or were predicted.
     client_accuracy : Mapping[str, float]
         By client.
     worst_client : str, optional
@@ -66,6 +69,8 @@ class RoundSummary:
     client_peak_bytes: int
     server_peak_bytes: int
     skipped: int = 0
+    balanced_accuracy: Numbers = field(default_factory=dict)
+    macro_f1: Numbers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from atlas_flwr.config import RunConfig
+from atlas_flwr.report.classes import balanced_accuracy, macro_f1
 from atlas_flwr.report.events import (
     Baseline,
     ClientEvaluated,
@@ -152,7 +157,25 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         client_peak_bytes=max((e.peak_bytes for e in trained), default=0),
         server_peak_bytes=ended.server_peak_bytes,
         skipped=sum(event.skipped for event in trained),
+        balanced_accuracy=_of_classes(evaluated, balanced_accuracy),
+        macro_f1=_of_classes(evaluated, macro_f1),
     )
+
+
+def _of_classes(
+    evaluated: Sequence[ClientEvaluated],
+    score: Callable[[NDArray[np.int64]], float],
+) -> dict[str, float]:
+    """Score each task's classes, of its clients' examples together."""
+    counts: dict[str, NDArray[np.int64]] = {}
+    for event in (event for event in evaluated if event.confusion):
+        own = np.array(event.confusion, dtype=np.int64)
+        counts[event.task] = counts.get(event.task, np.zeros_like(own)) + own
+    sizes = {task: math.isqrt(len(found)) for task, found in counts.items()}
+    return {
+        task: score(counts[task].reshape(sizes[task], sizes[task]))
+        for task in sorted(counts)
+    }
 
 
 def _per_task(parts: Iterable[tuple[str, float, int]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from atlas_flwr.config import KIN, RunConfig, load_config
-from atlas_flwr.data import load_examples, load_task, prepare
+from atlas_flwr.data import load_examples, load_task, make_shard, prepare
 from atlas_flwr.errors import AtlasError, ConfigError
 from atlas_flwr.report.store import RunFolder, taken_name
 from atlas_flwr.server_apps.assignment import DeviceRule
@@ -32,6 +32,7 @@ def checked_config(
     given: Collection[str] = (),
     *,
     devices: bool = True,
+    clients: int = 0,
 ) -> RunConfig:
     """Check a run config, and all that it names; return the run's configuration.
 
@@ -43,6 +44,8 @@ def checked_config(
         Keys that were given for this run; the others are the app's.
     devices : bool
         Whether each device has to hold something.
+    clients : int
+        How many there are, if that is known; each must have text.
 
     Returns
     -------
@@ -60,23 +63,30 @@ def checked_config(
         config = load_config(run_config, {"codec": CODECS})
     except ConfigError as error:
         sound = _sound(run_config, error.keys)
-        more = find_problems(sound, devices) if sound else ()
+        more = find_problems(sound, devices, clients) if sound else ()
         raise ConfigError([*error.problems, *more], error.keys) from None
     problems = []
     if config.resume:
         config = continued(config, RunFolder.open(config.resume).config(), given)
     elif taken := taken_name(config):
         problems.append(taken)
-    problems += find_problems(config, devices)
+    problems += find_problems(config, devices, clients)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def find_problems(config: RunConfig, devices: bool = True) -> Iterator[str]:
-    """Yield what is wrong with the files, texts and model that a sound config names."""
+def find_problems(
+    config: RunConfig, devices: bool = True, clients: int = 0
+) -> Iterator[str]:
+    """Yield what is wrong with the files, texts and model that a sound config names.
+
+    Where it is known how many clients there are, each task must have text for its own.
+    """
     yield from _folder_problems(config)
     problems = list(_data_problems(config))
+    if clients and not problems:
+        problems += _share_problems(config, clients)
     yield from problems
     if not problems:
         yield from _model_problems(config, devices)
@@ -124,9 +134,24 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
             )
         good[task.name] = name
     try:
-        prepare(config.model, list(good.values()), max_length=config.max_length)
+        prepare(
+            config.model,
+            list(good.values()),
+            max_length=config.max_length,
+            learned_positions=config.learned_positions,
+        )
     except AtlasError as error:
         yield str(error)
+
+
+def _share_problems(config: RunConfig, clients: int) -> Iterator[str]:
+    """Say which task has too little text for its clients."""
+    tasks = [load_task(name) for name in config.task_list]
+    for client in range(min(len(tasks), clients)):
+        try:
+            make_shard(client, clients, tasks, seed=config.seed)
+        except AtlasError as error:
+            yield str(error)
 
 
 def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:

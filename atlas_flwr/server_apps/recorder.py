@@ -155,6 +155,7 @@ class Recorder:
                 accuracy=metrics["accuracy"],
                 loss=metrics["loss"],
                 num_examples=examples,
+                confusion=_confusion(reply),
             )
         )
 
@@ -179,3 +180,8 @@ def _nobody(exchange: Exchange) -> AtlasError:
 
 def _metrics(reply: Message) -> Metrics:
     return cast(Metrics, next(iter(reply.content.metric_records.values())))
+
+
+def _confusion(reply: Message) -> tuple[int, ...]:
+    found = next(iter(reply.content.metric_records.values())).get("confusion", [])
+    return tuple(int(count) for count in cast("list[int]", found))

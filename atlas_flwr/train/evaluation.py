@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas_flwr.data import Batch
+from atlas_flwr.errors import DataError
 from atlas_flwr.train.step import answer_logits
 
 __all__ = ["Evaluated", "evaluate"]
@@ -29,11 +30,14 @@ class Evaluated:
         the whole vocabulary, at the label's first token.
     examples : int
         Size of the test set.
+    confusion : tuple[int, ...]
+        Examples by their class and the one predicted, row after row, C x C.
     """
 
     accuracy: float
     loss: float
     examples: int
+    confusion: tuple[int, ...] = ()
 
 
 def evaluate(
@@ -53,12 +57,19 @@ def evaluate(
     """
     model.eval()
     columns = torch.tensor(list(label_ids))
-    correct, loss, examples = 0, 0.0, 0
+    confusion = torch.zeros(len(columns), len(columns), dtype=torch.long)
+    loss, examples = 0.0, 0
     for batch in batches:
         logits = answer_logits(model, batch)
         predicted = logits[:, columns].argmax(1)
-        correct += int((predicted == batch.targets).sum())
+        confusion.index_put_(
+            (batch.targets, predicted), torch.ones_like(predicted), accumulate=True
+        )
         right = columns[batch.targets]
         loss += float(F.cross_entropy(logits, right, reduction="sum"))
         examples += len(batch)
-    return Evaluated(correct / examples, loss / examples, examples)
+    if not examples:
+        raise DataError("there is no test example to evaluate on")
+    accuracy = int(confusion.trace()) / examples
+    counts = tuple(confusion.flatten().tolist())
+    return Evaluated(accuracy, loss / examples, examples, counts)

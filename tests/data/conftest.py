@@ -42,14 +42,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_task(tmp_path_factory: pytest.TempPathFactory) -> MakeTask:
     """Write rows and a task file; return the task."""
 
-    def make(rows: list[tuple[str, str]], more: str = "") -> Task:
+    def make(rows: list[tuple[str, str]], more: str = "", labels: str = "") -> Task:
         folder = tmp_path_factory.mktemp("task")
         lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
         (folder / "rows.jsonl").write_text("\n".join(lines))
-        raw = sorted({label for _, label in rows})
-        labels = "".join(f"  {label}: is{i}{label}\n" for i, label in enumerate(raw))
+        raw = sorted({label for _, label in rows if label})
+        told = "".join(f"  {label}: is{i}{label}\n" for i, label in enumerate(raw))
         path = folder / "own.yaml"
-        path.write_text(f"format: jsonl\npath: rows.jsonl\n{more}\nlabels:\n{labels}")
+        said = f"labels: {labels}" if labels else f"labels:\n{told}"
+        path.write_text(f"format: jsonl\npath: rows.jsonl\n{more}\n{said}\n")
         return load_task(str(path))
 
     return make

@@ -7,7 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.normalizers import Prepend, Replace, Sequence
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from atlas_flwr.data import (
     CausalCollator,
@@ -20,6 +23,7 @@ from atlas_flwr.data import (
     sample_batches,
 )
 from atlas_flwr.errors import DataError
+from tests.data.conftest import MakeTask
 
 _EXAMPLES = [
     Example("so good", 1),
@@ -53,11 +57,47 @@ class _Letters:
             return {"input_ids": [self._one(t, add_special_tokens) for t in text]}
         return {"input_ids": self._one(text, add_special_tokens)}
 
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [chr(i - 3) for i in ids]
+
     def _one(self, text: str, special: bool) -> list[int]:
         ids = [3 + ord(letter) for letter in text]
         if text.startswith(" is") and len(text) > 3:
             ids[0] = ids[3]
         return [1, *ids] if special else ids
+
+
+def _sentencepiece() -> Any:
+    """A tokenizer that puts a blank of its own before what it is given."""
+    words = ["a", "good", "bad", "Label", ":"]
+    pieces = ["<unk>", "</s>", "\u2581", "\n", *words, *(f"\u2581{w}" for w in words)]
+    letters = [chr(c) for c in range(33, 127) if chr(c) not in words]
+    scores = [(piece, -1.0 - 0.1 * i) for i, piece in enumerate([*pieces, *letters])]
+    made = Tokenizer(Unigram(scores, unk_id=0))
+    blank = "\u2581"
+    made.normalizer = Sequence([Prepend(blank), Replace(" ", blank)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="</s>"
+    )
+
+
+def test_words_differ_though_a_tokenizer_begins_all_alike(make_task: MakeTask) -> None:
+    tokenizer = _sentencepiece()
+    alone = [
+        tokenizer(f" {w}", add_special_tokens=False)["input_ids"]
+        for w in ("good", "bad")
+    ]
+    assert alone[0][0] == alone[1][0]  # what was taken for the word's first token
+    labels = "{x: good, y: bad}"
+    task = make_task([("a", "x"), ("aa", "y")], 'template: "{text}\\nLabel:"', labels)
+    collate = CausalCollator(tokenizer, task, 24)
+    examples = [Example("a", 0), Example("a", 1)]
+    batch = collate(examples)
+    for row, word in enumerate(("good", "bad")):
+        ids = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
+        together = tokenizer(f"a\nLabel: {word}", add_special_tokens=False)["input_ids"]
+        assert ids == together
+    assert len(set(collate.label_ids)) == 2
 
 
 def _written(tokenizer: Any, ids: torch.Tensor, mask: torch.Tensor) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import types
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_flwr.data.readers import READERS, Reading, Row
+from atlas_flwr.data.readers import READERS, Reading
+from atlas_flwr.data.rows import Fault, Row
 from atlas_flwr.errors import DataError
 
 _ROWS = [Row('it\'s, "so" said', "a"), Row("línea\u2028dos", "b")]
@@ -28,6 +30,11 @@ def _csv(path: Path) -> None:
 
 def _tsv(path: Path) -> None:
     path.write_text('text\tlabel\nit\'s, "so" said\ta\nlínea\u2028dos\tb\n')
+
+
+def _json(path: Path) -> None:
+    rows = [{"text": row.text, "label": row.label} for row in _ROWS]
+    path.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def _jsonl(path: Path) -> None:
@@ -53,11 +60,13 @@ def _folder(path: Path) -> None:
 _WRITERS = {
     "csv": _csv,
     "folder": _folder,
+    "json": _json,
     "jsonl": _jsonl,
     "lines": _lines,
     "parquet": _parquet,
     "tsv": _tsv,
 }
+assert _WRITERS.keys() == READERS.keys() - {"hub"}
 _PATTERNS = {
     "lines": r"(?P<label>\w+)\|(?P<text>.*)",
     "folder": r"(?P<label>\w+)/\d+\.txt$",
@@ -69,7 +78,7 @@ def _read(name: str, path: Path, **more: Any) -> list[Row]:
     return list(Reading(format=name, path=str(path), pattern=pattern, **more).rows())
 
 
-@pytest.mark.parametrize("name", sorted(READERS.keys() - {"hub"}))
+@pytest.mark.parametrize("name", sorted(_WRITERS))
 def test_every_format_gives_back_the_rows_written(name: str, tmp_path: Path) -> None:
     path = tmp_path / "rows"
     _WRITERS[name](path)
@@ -111,12 +120,11 @@ def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("csv", b"text,topic\nx,y\n", "'label'; its fields are text, topic"),
-        ("csv", b"text,label\nonly text\n", "without 'label'"),
-        ("csv", b"text,label\n" + b"x" * 140_000, "after line 1"),
+        ("csv", b"text,topic\nx,y\n", "'label' not; it has 'text', 'topic'"),
+        ("csv", b"text,text,label\nx,y,z\n", "'text' twice"),
+        ("csv", b'text,label\na,b\n"never,closed\nc,d\n', "begins in line 3"),
         ("jsonl", b'{"text": "x", "label": 1}\n{"text"', "line 2"),
-        ("jsonl", b"[1]", "line 1: not a JSON object"),
-        ("lines", b"a|b\nnothing\n", "line 2: 'nothing'"),
+        ("json", b'{"text": 1}', "it must be an array"),
         ("parquet", b"PAR?", "is not Parquet"),
         ("tsv", b"text\tlabel\nl\xednea\ta", "latin-1"),
     ],
@@ -130,6 +138,86 @@ def test_a_damaged_file_is_told_with_its_place(
         _read(name, path)
     assert told in str(error.value)
     assert str(path) in str(error.value)
+
+
+MORE = "with more fields than the header: is a delimiter unquoted?"
+UNMATCHED = "that do not match the task's pattern"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("csv", b"text,label\nonly text\n", Fault("line 2", "without a label")),
+        (
+            "csv",
+            b"text,label\na,b\nx, y,c\n",
+            Fault(
+                "line 3", "with more fields than the header: is a delimiter unquoted?"
+            ),
+        ),
+        ("jsonl", b"[1]", Fault("entry 1", "that are no JSON object")),
+        (
+            "jsonl",
+            b'{"text": {"body": "x"}, "label": 1}',
+            Fault("line 1", "with an object in 'text', where text is wanted"),
+        ),
+        ("jsonl", b'{"text": "x", "label": null}', Fault("line 1", "without a label")),
+        (
+            "lines",
+            b"nothing\n",
+            Fault("line 1", "that do not match the task's pattern"),
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_told_with_its_place(
+    name: str, content: bytes, fault: Fault, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    assert _read(name, path)[-1] == fault
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_the_delimiter_is_that_by_which_the_header_has_the_fields(
+    delimiter: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"label{delimiter}text\n1{delimiter}one, two\n")
+    assert _read("csv", path) == [Row("one, two", "1")]
+
+
+def test_utf_16_is_told_by_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("text,label\nżółw,a\n".encode("utf-16"))
+    assert _read("csv", path) == [Row("żółw", "a")]
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path, limit = tmp_path / "rows.csv", csv.field_size_limit()
+    path.write_text("text,label\n" + "x" * 140_000 + ",a\n")
+    assert len(_read("csv", path)[0].text) == 140_000
+    assert csv.field_size_limit() == limit
+
+
+def test_truth_values_and_whole_numbers_are_written_as_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": 2.0, "label": true}, {"text": 2.5, "label": 1.0}]')
+    assert _read("json", path) == [Row("2", "true"), Row("2.5", "1")]
+    assert _read("jsonl", path) == _read("json", path)
+
+
+def test_what_a_system_leaves_in_a_folder_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_text("words")
+    (tmp_path / "a" / "._1.txt").write_bytes(b"\xff\x00")
+    assert _read("folder", tmp_path) == [Row("words", "a")]
+
+
+def test_of_a_folder_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "2.txt").write_bytes(b"l\xednea")
+    with pytest.raises(DataError, match=r"file a/2\.txt is not in the encoding"):
+        _read("folder", tmp_path)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from atlas_flwr.data import load_examples, load_task, task_names
+from atlas_flwr.data.tasks import read_examples
 from atlas_flwr.errors import DataError
 from tests.data.conftest import MakeTask
 
@@ -34,7 +35,7 @@ def test_a_shipped_task_says_what_it_is_and_under_what_licence(name: str) -> Non
 
 
 def test_examples_are_deduplicated_and_in_one_order(make_task: MakeTask) -> None:
-    rows = [("b  b", "x"), ("a", "y"), ("b b", "x"), (" ", "y"), ("c\n", "y")]
+    rows = [("b  b", "x"), ("a", "y"), ("b b", "x"), ("c\n", "y")]
     found = load_examples(make_task(rows))
     assert [(e.text, e.label) for e in found] == [("a", 1), ("b b", 0), ("c", 1)]
     assert load_examples(make_task(rows[::-1])) == found
@@ -58,7 +59,7 @@ def test_scores_become_two_classes_with_a_gap(tmp_path: Path) -> None:
     assert Counter(example.label for example in found) == {0: 1, 1: 2}
     (tmp_path / "rows.csv").write_text("text,label\nwords,much\n")
     (tmp_path / "other.yaml").write_text(task)
-    with pytest.raises(DataError, match=r"'much' .* is not a number"):
+    with pytest.raises(DataError, match=r"label is no number, as 'much' .line 2."):
         load_examples(load_task(str(tmp_path / "other.yaml")))
 
 
@@ -66,11 +67,37 @@ def test_an_unknown_class_and_an_empty_class_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\nwords,a\n")
     path = tmp_path / "own.yaml"
     path.write_text("format: csv\npath: rows.csv\nlabels: {b: one, c: two}\n")
-    with pytest.raises(DataError, match=r"label 'a' .* are b, c"):
+    with pytest.raises(
+        DataError, match=r"1 with label 'a', where `labels` are b, c .line 2."
+    ):
         load_examples(load_task(str(path)))
     path.write_text("format: csv\npath: rows.csv\nlabels: {a: one, c: two}\n")
     with pytest.raises(DataError, match="no example of c"):
         load_examples(load_task(str(path)))
+
+
+def test_rows_that_cannot_be_used_are_counted_and_named(make_task: MakeTask) -> None:
+    good = [(f"text {i}", "xy"[i % 2]) for i in range(1_000)]
+    rows = [*good, ("no label", ""), (" ", "x"), ("text 4", "y"), ("text 5", "y")]
+    with pytest.raises(DataError) as error:
+        load_examples(make_task(rows))
+    said = str(error.value)
+    assert "1 without a label (line 1001)" in said
+    assert "1 with an empty text (line 1002)" in said
+    assert "1 whose text stands there before with another label (line 1003)" in said
+    assert "on_bad_rows: drop" in said
+    dropped = read_examples(make_task(rows, "on_bad_rows: drop"))
+    assert len(dropped.examples) == 1_000
+    assert {e.text: e.label for e in dropped.examples}["text 4"] == 0
+    assert len(dropped.left_out) == 4  # the last repeats what stands there before
+
+
+@pytest.mark.parametrize("label", ["1.0", " 1 ", "1"])
+def test_a_whole_number_is_its_label_however_it_is_written(
+    make_task: MakeTask, label: str
+) -> None:
+    task = make_task([("a", label), ("b", "0")], labels="{'0': bad, '1': good}")
+    assert [e.label for e in load_examples(task)] == [1, 0]
 
 
 def test_a_task_that_is_not_there_is_told_with_those_that_are() -> None:
