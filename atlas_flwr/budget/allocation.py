@@ -86,7 +86,7 @@ def allocate(
 ) -> Allocation:
     """Choose the cut and the ranks of the most gain; of equal ones the deepest head.
 
-    Depth comes second, since blocks on the client leak less and spare the server, and
+    Depth comes second, since blocks on the client spare the server, and
     a deeper head is taken only where it costs no rank.
 
     Parameters

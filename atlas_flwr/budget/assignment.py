@@ -52,7 +52,7 @@ def assign(
     """Choose the largest rank that fits, then the deepest head with what is left.
 
     Rank before depth, since rank is what a client contributes with; depth after it,
-    since blocks on the client leak less and spare the server. A larger budget never
+    since blocks on the client spare the server. A larger budget never
     gives a smaller rank, nor at the same rank a shallower head.
 
     Parameters

@@ -102,21 +102,23 @@ class MethodConfig:
         "u-shaped",
         "u-shaped keeps labels and loss on the client, in two round trips a step. "
         "vanilla sends labels to the trunk, in one; for language models the labels are "
-        "the text, so it is for data that need not be private. none trains the whole "
-        "model on every client, larger devices getting higher lora-ranks.",
+        "the text. From either, a trunk can read the text (docs/threat-model.md). none "
+        "trains the whole model on every client, larger devices getting higher "
+        "lora-ranks.",
         only=KIN,
     )
     cut: str = knob(
         "auto",
         "Blocks on the client as HEAD/TAIL, e.g. 2/1 (vanilla: 2/-), for every client; "
-        "auto chooses for each by its memory. More blocks on the client leak less and "
-        "cost it more.",
+        "auto chooses for each by its memory. More blocks on the client cost it more "
+        "and spare the trunk; they do not hide its text from who tries guesses through "
+        "the public head (docs/threat-model.md).",
         only=KIN,
     )
     max_head: int = knob(
         4,
-        "Most blocks in a head that cut='auto' considers. Beyond a few, leakage falls "
-        "slowly and the client's time grows as fast as ever.",
+        "Most blocks in a head that cut='auto' considers. Each costs the client time "
+        "and spares the trunk as much; none of them hides the client's text.",
         minimum=1,
     )
     summary_positions: int = knob(
