@@ -96,9 +96,17 @@ def resolve_model(name: str, progress: bool = True) -> ModelSource:
                 f"model {name!r}: {folder} has no config.json; save a model there with "
                 "save_pretrained(), and its tokenizer too"
             )
-        return ModelSource(name, str(folder), _kind(str(folder)), str(folder))
+        return ModelSource(name, str(folder), _kind(str(folder)), _hub_name(folder))
     _check_within_reach(name)
     return ModelSource(name, name, _kind(name), name)
+
+
+def _hub_name(folder: Path) -> str:
+    """Name a folder of the hub's cache as the hub does, any other by its path."""
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return parent.parent.name.removeprefix("models--").replace("--", "/")
+    return str(folder)
 
 
 def _check_within_reach(name: str) -> None:

@@ -12,11 +12,13 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from safetensors.numpy import save_file
 
+from atlas_flwr.data import Task, load_task
 from atlas_flwr.errors import RoundError
 from atlas_flwr.lora import AdapterState, save_peft
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.build import Setting, initial_arrays, scaling_of
+from atlas_flwr.server_apps.model_card import ModelCard
 from atlas_flwr.split import SUMMARY_KEY
 from atlas_flwr.strategies.atlas import Atlas
 from atlas_flwr.strategies.local import Local
@@ -49,8 +51,24 @@ def export_adapters(
         )
         if summary is not None:  # of the crossing, which PEFT does not know
             save_file({SUMMARY_KEY: summary}, path / SUMMARY_FILE)
+        tasks = _tasks(strategy, setting, name)
+        ModelCard(setting.files, tasks, setting.config.max_length).write(path)
         paths.append(path)
     return paths
+
+
+def _tasks(strategy: Strategy, setting: Setting, group: str) -> list[Task]:
+    """Return the tasks of a group's clients; all where they are not known."""
+    known = [load_task(name) for name in setting.config.task_list]
+    clusters: Mapping[str, object] = {}
+    if isinstance(strategy, Atlas):
+        clusters = strategy.clusters
+    elif isinstance(strategy, Local):
+        clusters = {client: client for client in strategy.own}
+    members = {client for client, found in clusters.items() if str(found) == group}
+    profiles = setting.roster.profiles.values()
+    named = {profile.task for profile in profiles if profile.client in members}
+    return [task for task in known if task.name in named] or known
 
 
 def check_learned(strategy: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
