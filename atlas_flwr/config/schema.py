@@ -128,8 +128,8 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
     device: Literal["auto", "cpu", "cuda"] = knob(
         "cpu",
         "Where clients compute, and the trunk unless trunk-device says otherwise; auto "
-        "takes a GPU where there is one. In a simulation clients on a GPU share it: "
-        "`atlas-flwr run` gives each a tenth, --client-gpus another part.",
+        "takes a GPU where there is one. In a simulation clients share a GPU, each "
+        "with the part that --client-gpus says, 0.1 for one; at 0 they see none.",
     )
     trunk_device: Literal["same", "auto", "cpu", "cuda"] = knob(
         "same",
