@@ -18,7 +18,13 @@ from atlas_flwr.log import log
 
 __all__ = ["Exchange", "RecordingGrid", "content_bytes"]
 
-DEAD_WORKER = "ActorDiedError"
+# What Ray raises where a worker or its node is gone.
+DEAD_WORKER = (
+    "ActorDiedError",
+    "NodeDiedError",
+    "ray.exceptions.OutOfMemoryError",
+    "WorkerCrashedError",
+)
 RESUME = "continue the run with --run-config \"resume='<run folder>'\""
 
 
@@ -110,7 +116,7 @@ class RecordingGrid(DelegatingGrid):
         reasons = [str(r.error.reason).strip() for r in replies if r.has_error()]
         failed = len(asked) - (len(replies) - len(reasons))
         first = reasons[0] if reasons else "no reply came in time"
-        dead = next((reason for reason in reasons if DEAD_WORKER in reason), None)
+        dead = next((r for r in reasons if any(w in r for w in DEAD_WORKER)), None)
         if dead is not None:
             raise RoundError(
                 f"{kind}: a worker of the simulation has died, most likely for want of "

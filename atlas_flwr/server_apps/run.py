@@ -204,8 +204,8 @@ class Run:
         log(INFO, "\n%s", round_table(summarize_folder(self.folder)))
 
     def _finish(self, inner: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
-        paths = export_adapters(self.folder, inner, setting, arrays)
         check_learned(inner, setting, arrays)
+        paths = export_adapters(self.folder, inner, setting, arrays)
         self.folder.record(RunEnded(self.config.num_rounds))
         summary = summarize_folder(self.folder)
         write_report(self.folder)

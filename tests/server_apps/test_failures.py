@@ -66,8 +66,9 @@ def test_a_failure_of_half_of_the_clients_is_said_aloud(tmp_path, caplog):
     assert summary(folder)["finished"]
 
 
-def test_a_dead_worker_ends_the_run_that_flower_would_go_on_with(tmp_path):
-    reason = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>"
+@pytest.mark.parametrize("error", ["ActorDiedError", "OutOfMemoryError"])
+def test_a_dead_worker_ends_the_run_that_flower_would_go_on_with(tmp_path, error):
+    reason = f"<class 'ray.exceptions.{error}'>:<'The worker is gone'>"
     with pytest.raises(RoundError, match="worker of the simulation has died"):
         run(tmp_path, failing(MessageType.TRAIN, nodes=(3,), reason=reason))
 
@@ -77,6 +78,7 @@ def test_a_run_that_moved_no_number_is_not_finished(tmp_path, strategy):
     given = {"num_clusters": 1} if strategy == "atlas" else {"strategy": strategy}
     with pytest.raises(RoundError, match="learned nothing"):
         run(tmp_path, **given, learning_rate=1e-45, num_rounds=1, tasks="movies")
+    assert not (only_run(tmp_path) / "adapters").exists()
     events = (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()
     assert "run-ended" not in {json.loads(line)["event"] for line in events}
 
