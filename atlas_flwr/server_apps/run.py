@@ -46,7 +46,7 @@ from atlas_flwr.server_apps.continuation import check_clients, saved_state
 from atlas_flwr.server_apps.export import check_learned, export_adapters
 from atlas_flwr.server_apps.progress import Progress
 from atlas_flwr.server_apps.recorder import Recorder
-from atlas_flwr.server_apps.trunk import trunk_of
+from atlas_flwr.server_apps.trunk import check_reach, trunk_of
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import TrunkHost
@@ -102,6 +102,7 @@ class Run:
     def execute(self, grid: Grid) -> None:
         """Train, and leave report, summary and adapters in the folder."""
         config = self.config
+        check_reach(config, grid)
         log(INFO, "run folder:    %s", self.folder.path.resolve())
         log(INFO, "configuration: %s", self.folder.config_path.resolve())
         files = ModelFiles.of(config, config.server_device)

@@ -7,13 +7,47 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from atlas_flwr.server_apps.build import Setting, covering_plan
+from flwr.serverapp import Grid
+from flwr.superlink.grid import HttpGrid
+
+from atlas_flwr.config import RunConfig
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.server_apps.build import Setting, covering_plan, needs_trunk
 from atlas_flwr.trunk import Limits, TrunkEngine, TrunkHost, serve_local
 from atlas_flwr.types import Side
 
-__all__ = ["trunk_of"]
+__all__ = ["check_reach", "trunk_of"]
 
 SHARED_GPU = 0.01  # clients take the rest of it
+
+
+def check_reach(config: RunConfig, grid: Grid) -> None:
+    """Refuse a trunk that this run's clients cannot reach, before it is waited for.
+
+    Flower has no name for the kind of a run that holds for ``run_simulation`` too, but
+    its grids differ: HTTP in a deployment, memory in a simulation.
+
+    Raises
+    ------
+    ConfigError
+        If the clients are SuperNodes and the trunk is one of simulations.
+    """
+    if not isinstance(grid, HttpGrid) or not needs_trunk(config):
+        return
+    reach = {
+        "ray": "an actor of the Ray cluster that Flower's simulation starts",
+        "local": "an engine inside the ServerApp's process",
+    }
+    raise ConfigError(
+        [
+            f"trunk={config.trunk!r} is {reach[config.trunk]}, and the clients of this "
+            "run are SuperNodes (Flower's deployment engine), which cannot reach it. "
+            "Run it as a simulation (atlas-flwr run, or flwr run on a SuperLink that "
+            "was started with --simulation), or with no trunk: split='none' or "
+            "strategy='fedavg'"
+        ],
+        ["trunk"],
+    )
 
 
 @contextmanager

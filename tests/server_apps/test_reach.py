@@ -1,0 +1,39 @@
+"""A trunk that the clients of a run cannot reach is refused before anything waits."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
+
+from atlas_flwr.config import load_config
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.server_apps.trunk import check_reach
+from tests.server_apps.test_run import BASE
+
+
+def deployment():
+    """Flower's grid on a real SuperLink; it dials only when it is asked something."""
+    return HttpGrid(token="t")
+
+
+@pytest.mark.parametrize("trunk", ["ray", "local"])
+def test_a_deployment_with_a_simulations_trunk_ends_at_once_and_says_the_way_out(
+    tmp_path, trunk
+):
+    config = {**BASE, "trunk": trunk, "runs-dir": str(tmp_path)}
+    begun = Run.begin(config)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"trunk='{trunk}'.*atlas-flwr run.*fedavg"):
+        begun.execute(deployment())
+    assert time.monotonic() - started < 1
+
+
+def test_what_needs_no_trunk_or_runs_in_a_simulation_is_let_through():
+    split = load_config(BASE)
+    simulation = InMemoryGrid.__new__(InMemoryGrid)  # its state takes a whole SuperLink
+    check_reach(split, simulation)
+    for change in ({"split": "none"}, {"strategy": "fedavg"}):
+        check_reach(load_config({**BASE, **change}), deployment())
