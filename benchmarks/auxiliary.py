@@ -21,15 +21,21 @@ from torch import Tensor, nn
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import load_config
-from atlas_flwr.data import Batch
 from atlas_flwr.lora import Scaling
+from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.model import end_model, run_blocks
 from atlas_flwr.train.auxiliary import AuxiliaryTail
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
-from atlas_flwr.train.step import batch_loss, model_inputs
+from atlas_flwr.train.step import (
+    Step,
+    StepLoss,
+    batch_loss,
+    model_inputs,
+    task_loss,
+)
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import LocalTrunk
 from atlas_flwr.types import OptimizerSpec, Side
@@ -67,9 +73,13 @@ def cosines(model: str, client: int) -> list[float]:
     with adapted_split(parts.head, parts.tail, trunk, state, SCALING) as adapted:
         auxiliary = AuxiliaryTail(adapted.model, 1, 0)
 
-        def step_loss(split: nn.Module, batch: Batch, index: int) -> Tensor:
-            loss = auxiliary(split, batch, index)
-            if not auxiliary.crosses(index):
+        def objective(step: Step) -> StepLoss:
+            split, batch = step.model, step.batch
+            if auxiliary.crosses(step.index):
+                auxiliary.heard(batch)
+                loss = task_loss(step)
+            else:
+                loss = StepLoss(auxiliary.estimated_loss(batch), counted=False)
                 with torch.no_grad():
                     hidden = run_blocks(split.head, **model_inputs(split, batch))
                 _, estimate = auxiliary._estimate(
@@ -83,8 +93,8 @@ def cosines(model: str, client: int) -> list[float]:
                 )
             return loss
 
-        given, _ = batches.to_train(adapted.model, lambda: None)
-        train(adapted.model, given, OptimizerSpec(1e-3), step_loss=step_loss)
+        given, _ = batches.to_train(adapted.model, ClientHooks())
+        train(adapted.model, given, OptimizerSpec(1e-3), objective=objective)
     return found
 
 

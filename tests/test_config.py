@@ -18,13 +18,14 @@ from atlas_flwr.config import (
     describe,
     format_bytes,
     from_yaml,
-    knobs,
     load_config,
+    options,
     parse_bytes,
     parse_cut,
     split_list,
     to_yaml,
 )
+from atlas_flwr.config.schema import FIRST, groups
 from atlas_flwr.errors import ConfigError
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -53,17 +54,25 @@ def test_pyproject_as_it_is_loads_to_the_defaults():
     assert load_config(app_config()) == RunConfig() == load_config({})
 
 
-@pytest.mark.parametrize("key", sorted(knobs()))
+@pytest.mark.parametrize("key", sorted(options()))
 def test_every_key_gives_advice_in_whole_sentences(key):
-    text = knobs()[key].help
+    text = options()[key].help
     assert len(text.split()) >= 8
     assert text[-1] == "."
 
 
 def test_description_names_every_key_and_wraps():
     text = describe(width=80)
-    assert all(f"{key} = " in text for key in knobs())
-    assert max(len(line) for line in text.splitlines() if line[0] == " ") <= 80
+    assert all(f"{key} = " in text for key in options())
+    assert max(len(line) for line in text.splitlines() if line[:1] == " ") <= 80
+
+
+def test_description_has_each_key_in_one_group_the_ten_first_in_front():
+    headings = [line for line in describe().splitlines() if line.startswith("# ")]
+    grouped = [key for keys in groups().values() for key in keys]
+    assert sorted(grouped) == sorted(options())
+    assert headings == [f"# {about}" for about in groups()]
+    assert grouped[:10] == list(FIRST)
 
 
 REFUSED = [

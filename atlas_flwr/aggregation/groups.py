@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, canonical, leading
 from atlas_flwr.lora.flattening import flatten, unflatten
 from atlas_flwr.protocol.layout import Layout
+from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 
 __all__ = ["ClusterAdapters"]
 
@@ -40,6 +42,8 @@ class ClusterAdapters:
         LoRA's scale on the clients.
     seed : int
         Of the run.
+    hooks : ServerHooks
+        What remedies make of a group's former adapters and its new ones.
 
     Attributes
     ----------
@@ -50,6 +54,7 @@ class ClusterAdapters:
     rule: Rule = field(default_factory=AGGREGATIONS["truncate"])
     scaling: Scaling = field(default_factory=Scaling)
     seed: int = 0
+    hooks: ServerHooks = UNCHANGED
     groups: dict[str, AdapterState] = field(default_factory=dict)
     _initial: AdapterState | None = None
     _overall: AdapterState | None = None
@@ -193,20 +198,19 @@ class ClusterAdapters:
         held = None if group is None else self.groups.get(group)
         return held or self._overall or self.initial
 
-    def aggregate(
-        self, members: Mapping[str, Sequence[Contribution]], ema: float = 0.0
-    ) -> None:
+    def aggregate(self, members: Mapping[str, Sequence[Contribution]]) -> None:
         """Replace the adapters of each group by its members' together.
 
-        With ``ema``, a group that has trained before keeps that share of its own.
+        What a group that has trained before makes of both is for the hooks to say.
         """
         totals = []
         self._handed = None
         for group, parts in members.items():
             former = self.groups.get(group)
             state = self.rule.combine(former, parts)
-            if ema and former is not None:
-                state = averaged(former, state, ema, self.rule.max_rank)
+            if former is not None:
+                average = partial(averaged, max_rank=self.rule.max_rank)
+                state = self.hooks.combined(former, state, average)
             self.groups[group] = state
             weight = sum(part.weight for part in parts)
             totals.append(Contribution(group, weight, self._shortened(state)))

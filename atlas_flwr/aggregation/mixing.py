@@ -39,15 +39,12 @@ class Mixing:
     decay : float
         Share of the strength that each round takes from it, from 0 to 1: groups that
         have learned little yet take more of others.
-    ema : float
-        Share of a group's own former product that it keeps, from 0 to below 1.
     """
 
     strength: float = 0.0
     width: float | None = None
     graph: Mapping[tuple[str, str], float] | None = None
     decay: float = 0.0
-    ema: float = 0.0
 
     @property
     def needs_sketches(self) -> bool:
@@ -131,27 +128,20 @@ def mixed(
 
 
 def averaged(
-    former: AdapterState, now: AdapterState, share: float, max_rank: int | None = None
+    before: AdapterState, after: AdapterState, share: float, max_rank: int | None = None
 ) -> AdapterState:
-    """Return share W_former + (1 - share) W_now: a moving average, on products.
+    """Return share W_before + (1 - share) W_after: a moving average, on products.
 
     Parameters
     ----------
-    former, now : AdapterState
+    before, after : AdapterState
         What a group held before a round, and what it holds after it.
     share : float
         From 0 to below 1.
     max_rank : int, optional
         See :func:`~atlas_flwr.aggregation.products.summed`.
-
-    Raises
-    ------
-    DataError
-        If the share is impossible.
     """
-    if not 0 <= share < 1:
-        raise DataError(f"ema={share}; allowed: from 0 to below 1")
-    return _row([former, now], np.array([share, 1 - share]), now, max_rank)
+    return _row([before, after], np.array([share, 1 - share]), after, max_rank)
 
 
 def _row(

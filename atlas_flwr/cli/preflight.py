@@ -183,8 +183,8 @@ def _foreign_keys(
     app: Path, overrides: Mapping[str, Value], defaults: Mapping[str, Value]
 ) -> Iterator[str]:
     """Yield keys of the library that this app does not have, which Flower refuses."""
-    from atlas_flwr.config import knobs
+    from atlas_flwr.config import options
 
     for key in overrides:
-        if key in knobs() and key not in defaults:
+        if key in options() and key not in defaults:
             yield f"{key} is not a key of {app / 'pyproject.toml'}; add it there"

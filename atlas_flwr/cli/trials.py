@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from atlas_flwr.cli.overrides import Value
-from atlas_flwr.config import RunConfig, knobs, load_config
+from atlas_flwr.config import RunConfig, load_config, options
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.report import RunFolder, summarize_folder
 
@@ -98,7 +98,7 @@ def _read_by(strategy: str, given: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _reads(strategy: str, key: str) -> bool:
-    known = knobs().get(key)
+    known = options().get(key)
     return known is None or not known.only or strategy in known.only
 
 

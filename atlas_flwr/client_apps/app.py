@@ -28,7 +28,7 @@ app = ClientApp()
 def describe(message: Message, context: Context) -> Message:
     """Tell the client's id, its memory, and (for reports) its task."""
     from atlas_flwr.client_apps.identity import Identity
-    from atlas_flwr.client_apps.work import config_of
+    from atlas_flwr.client_apps.round import config_of
 
     config = config_of(message, context)
     profile = Identity.of(context, config).profile(config)
@@ -38,9 +38,9 @@ def describe(message: Message, context: Context) -> Message:
 @app.query("fingerprint")
 def fingerprint(message: Message, context: Context) -> Message:
     """Send the sketch of this client's gradients at the shared start."""
-    from atlas_flwr.client_apps.work import Work
+    from atlas_flwr.client_apps.round import ClientRound
 
-    sketch, importance = Work.of(message, context).fingerprint()
+    sketch, importance = ClientRound.of(message, context).fingerprint()
     content = RecordDict({"fingerprint": ArrayRecord({keys.SKETCH: Array(sketch)})})
     content[keys.IMPORTANCE] = MetricRecord(dict(importance))
     return Message(content, reply_to=message)
@@ -50,8 +50,8 @@ def masked(
     message: Message, context: Context, call_next: Callable[..., Message]
 ) -> Message:
     """Send the update in a secure sum alone, where the run says so or the server."""
+    from atlas_flwr.client_apps.round import config_of
     from atlas_flwr.client_apps.secure import secure_mod
-    from atlas_flwr.client_apps.work import config_of
     from atlas_flwr.protocol.sums import SECURE
 
     asked = SECURE in message.content
@@ -63,18 +63,18 @@ def masked(
 @app.train(mods=[masked])
 def train(message: Message, context: Context) -> Message:
     """Train the adapters on the client's side, and through its session the trunk's."""
-    from atlas_flwr.client_apps.work import Work
+    from atlas_flwr.client_apps.round import ClientRound
 
-    arrays, metrics = Work.of(message, context).train()
+    arrays, metrics = ClientRound.of(message, context).train()
     return _reply(message, metrics, arrays)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the model on the client's test examples."""
-    from atlas_flwr.client_apps.work import Work
+    from atlas_flwr.client_apps.round import ClientRound
 
-    return _reply(message, Work.of(message, context).evaluate())
+    return _reply(message, ClientRound.of(message, context).evaluate())
 
 
 def _reply(

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
 from torch import nn
 
 from atlas_flwr.client_apps.identity import Identity
-from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.config import RunConfig
 from atlas_flwr.data import (
     Batch,
@@ -20,19 +18,14 @@ from atlas_flwr.data import (
     Collator,
     ModelSource,
     NextTokenCollator,
-    Shard,
     Task,
-    by_length,
-    in_order,
     sample_batches,
     tokenizer_of,
 )
+from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed
-from atlas_flwr.train.pruning import el2n, hardest
 
 __all__ = ["ClientBatches"]
-
-KEPT = "kept-examples"
 
 
 @dataclass(frozen=True)
@@ -78,23 +71,22 @@ class ClientBatches:
         )
 
     def to_train(
-        self, model: nn.Module, store: Callable[[], ClientStore], pooled: int = 0
+        self, model: nn.Module, hooks: ClientHooks, pooled: int = 0
     ) -> tuple[Sequence[Batch], int]:
         """Return the round's batches, and how many examples they come from.
 
         Parameters
         ----------
         model : nn.Module
-            As the round begins; scores the examples, if they are to be pruned.
-        store : Callable[[], ClientStore]
-            Opens the client's store, where it says which examples stay.
+            As the round begins.
+        hooks : ClientHooks
+            Choose among the examples.
         pooled : int
             Take the examples of so many clients, in turns, instead of the client's own.
         """
         owners = range(pooled) if pooled else [self.me.index]
-        shards = [self.me.shard(self.config, owner) for owner in owners]
-        if self.config.prune_data and self.round > 1:
-            shards = [self._pruned(shard, model, store()) for shard in shards]
+        held = [self.me.shard(self.config, owner) for owner in owners]
+        shards = [hooks.shard(s, model, self.collator(s.task)) for s in held]
         streams = [
             sample_batches(
                 shard.train,
@@ -107,17 +99,3 @@ class ClientBatches:
         ]
         batches = list(chain.from_iterable(zip(*streams, strict=True)))
         return batches, sum(len(shard.train) for shard in shards)
-
-    def _pruned(self, shard: Shard, model: nn.Module, store: ClientStore) -> Shard:
-        """Drop the examples that are learned already, by scores taken once."""
-        found = store.load(KEPT, before=self.round)
-        if found is not None:
-            kept = found["kept"].tolist()
-        else:
-            collate = self.collator(shard.task)
-            batches = in_order(shard.train, collate, self.config.eval_batch_size)
-            scores = el2n(model, batches, collate.label_ids)
-            kept = hardest(scores, self.config.prune_data)
-            store.save(KEPT, self.round, {"kept": np.array(kept)})
-        ordered = by_length(shard.train)
-        return replace(shard, train=tuple(ordered[i] for i in kept))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_flwr._arguments import check_choice
 from atlas_flwr.clustering import (
     METHODS,
     Clusters,
@@ -19,7 +20,7 @@ from atlas_flwr.clustering import (
 )
 from atlas_flwr.errors import AdapterError
 
-__all__ = ["CLUSTERINGS", "Discovery"]
+__all__ = ["Discovery"]
 
 CLUSTERINGS = (*METHODS, "none")
 
@@ -44,6 +45,11 @@ class Discovery:
     balanced : bool
         Sizes that differ by one at most, among the clients that were fitted on.
 
+    Raises
+    ------
+    ValueError
+        If there is no such method.
+
     Attributes
     ----------
     sketches : dict[str, NDArray]
@@ -66,6 +72,9 @@ class Discovery:
     balanced: bool = False
     numbers: tuple[int, ...] = ()
     next_number: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("clustering", self.method, CLUSTERINGS)
 
     def add(self, client: str, sketch: NDArray[np.generic]) -> None:
         """Remember a client's sketch, of shape (dim,) or (parts, dim).

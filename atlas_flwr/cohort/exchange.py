@@ -19,6 +19,7 @@ from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Assigned
 from atlas_flwr.protocol.replies import check_trained, records_of
+from atlas_flwr.remedies.base import PERSONAL
 
 __all__ = ["Exchange"]
 
@@ -95,10 +96,10 @@ class Exchange:
         entries[keys.SERVER_ROUND] = server_round
         shared = state
         if self.sessions is not None and given is not None and given.plan is not None:
-            kept = self.sessions.kept(given.plan, state)
-            if self.sessions.personal:
-                entries[keys.PERSONAL] = kept.to_json()
-            shared = state = kept.rest_of(state)
+            personal = self.sessions.personal(given.plan, state)
+            if personal is not None:
+                entries[PERSONAL] = personal.to_json()
+                shared = state = personal.rest_of(state)
             client = self.roster.client(node)
             entries[keys.PLAN] = str(given.plan)
             entries[keys.TRUNK_ADDRESS] = self.sessions.address

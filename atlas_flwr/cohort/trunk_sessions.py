@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
-from atlas_flwr.protocol.personal import Kept, PersonalSides
+from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
+from atlas_flwr.remedies.personal_layers import PersonalLayers
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.trunk import SessionSpec, TrunkHost
 from atlas_flwr.types import OptimizerSpec
@@ -42,8 +43,8 @@ class TrunkSessions:
     merge : int
         With ``shared``: batches in one step of that adapter, whichever clients they
         come from.
-    personal : PersonalSides, optional
-        What clients keep to themselves.
+    hooks : ServerHooks
+        Say what clients keep to themselves.
     """
 
     host: TrunkHost
@@ -53,7 +54,7 @@ class TrunkSessions:
     num_layers: int
     shared: bool = False
     merge: int = 1
-    personal: PersonalSides | None = None
+    hooks: ServerHooks = UNCHANGED
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 
@@ -106,9 +107,9 @@ class TrunkSessions:
         dense = {k: v for k, v in state.dense.items() if k not in other.dense}
         return state.select(names, dense)
 
-    def kept(self, plan: SplitPlan, state: AdapterState) -> Kept:
-        """Return what of ``state`` a client keeps to itself."""
-        return self.personal.kept(plan, state) if self.personal else Kept()
+    def personal(self, plan: SplitPlan, state: AdapterState) -> PersonalLayers | None:
+        """Return what of ``state`` a client keeps to itself, if anything."""
+        return self.hooks.personal(plan, state)
 
     def _folds(
         self, mine: AdapterState, source: AdapterState | None

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
-    from atlas_flwr.config.knob import Knob
     from atlas_flwr.config.loading import describe, from_yaml, load_config, to_yaml
-    from atlas_flwr.config.method import SINGLE_REPLIES
     from atlas_flwr.config.parsing import (
         format_bytes,
         parse_bytes,
         parse_cut,
         split_list,
     )
-    from atlas_flwr.config.schema import KIN, RunConfig, knobs
+    from atlas_flwr.config.schema import RunConfig, options
+    from atlas_flwr.config.single_replies import SINGLE_REPLIES
+    from atlas_flwr.options import ADAPTER_STRATEGIES, Option
 
 __all__ = [
-    "KIN",
+    "ADAPTER_STRATEGIES",
     "SINGLE_REPLIES",
-    "Knob",
+    "Option",
     "RunConfig",
     "describe",
     "format_bytes",
     "from_yaml",
-    "knobs",
     "load_config",
+    "options",
     "parse_bytes",
     "parse_cut",
     "split_list",
@@ -38,15 +38,15 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "KIN": "schema",
-        "Knob": "knob",
+        "ADAPTER_STRATEGIES": "atlas_flwr.options",
+        "Option": "atlas_flwr.options",
         "RunConfig": "schema",
-        "SINGLE_REPLIES": "method",
+        "SINGLE_REPLIES": "single_replies",
         "describe": "loading",
         "format_bytes": "parsing",
         "from_yaml": "loading",
-        "knobs": "schema",
         "load_config": "loading",
+        "options": "schema",
         "parse_bytes": "parsing",
         "parse_cut": "parsing",
         "split_list": "parsing",

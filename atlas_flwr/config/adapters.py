@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from atlas_flwr.config.problem import Problem
 from atlas_flwr.config.schema import RunConfig
+from atlas_flwr.options import Problem
 
 __all__ = ["adapter_fits_method"]
 

@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 
 from atlas_flwr.config.parsing import split_list
 from atlas_flwr.config.rules import (
-    Problem,
     describe_limits,
     find_problems,
     resume_problems,
 )
-from atlas_flwr.config.schema import RunConfig, knobs
+from atlas_flwr.config.schema import RunConfig, groups, options
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.options import Problem
 
 __all__ = ["describe", "from_yaml", "load_config", "to_yaml"]
 
@@ -77,7 +77,7 @@ def from_yaml(text: str) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """Write a configuration as YAML, in the schema's order and Flower's keys."""
-    resolved = {key: getattr(config, key.replace("-", "_")) for key in knobs()}
+    resolved = {key: getattr(config, key.replace("-", "_")) for key in options()}
     return OmegaConf.to_yaml(OmegaConf.create(resolved))
 
 
@@ -119,9 +119,9 @@ def _is_text(key: str) -> bool:
 
 def _unknown_keys(given: Mapping[str, Value]) -> Iterator[Problem]:
     for key in given:
-        if key in knobs():
+        if key in options():
             continue
-        close = get_close_matches(str(key).lower().replace("_", "-"), knobs(), n=1)
+        close = get_close_matches(str(key).lower().replace("_", "-"), options(), n=1)
         hint = f"did you mean {close[0]}?" if close else "`atlas-flwr config` lists all"
         yield Problem((key,), f"{key} is not a key; {hint}")
 
@@ -161,25 +161,31 @@ def _unknown_words(
 def describe(width: int = 88) -> str:
     """Say every key with its default, what is allowed, and advice, as plain text.
 
+    Keys are in groups, those that most runs set first.
+
     Parameters
     ----------
     width : int
         Columns that the text is wrapped to.
     """
-    return "\n".join(_describe_keys(width))
+    lines: list[str] = []
+    for about, keys in groups().items():
+        lines += ["", f"# {about}"] if lines else [f"# {about}"]
+        for key in keys:
+            lines += _described(key, width)
+    return "\n".join(lines)
 
 
-def _describe_keys(width: int) -> Iterable[str]:
-    hints = _hints()
-    for entry in fields(RunConfig):
-        key = entry.name.replace("_", "-")
-        about = knobs()[key]
-        words = get_args(hints[key])
-        allowed = " | ".join(words) or describe_limits(about)
-        kind = "word" if words else hints[key].__name__
-        limits = f" ({allowed})" if allowed else ""
-        owner = f" [only {', '.join(about.only)}]" if about.only else ""
-        yield f"{key} = {entry.default!r}   {kind}{limits}{owner}"
-        yield textwrap.fill(
-            about.help, width, initial_indent="    ", subsequent_indent="    "
-        )
+def _described(key: str, width: int) -> Iterable[str]:
+    hint, about = _hints()[key], options()[key]
+    default = getattr(RunConfig, key.replace("-", "_"))
+    words = get_args(hint)
+    allowed = " | ".join(words) or describe_limits(about)
+    kind = "word" if words else hint.__name__
+    limits = f" ({allowed})" if allowed else ""
+    owner = f" [only {', '.join(about.only)}]" if about.only else ""
+    yield f"{key} = {default!r}   {kind}{limits}{owner}"
+    indent = "    "
+    yield textwrap.fill(
+        about.help, width, initial_indent=indent, subsequent_indent=indent
+    )

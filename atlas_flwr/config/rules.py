@@ -9,31 +9,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from atlas_flwr.config.adaptation import MAX_RANK
 from atlas_flwr.config.adapters import adapter_fits_method
-from atlas_flwr.config.knob import Knob
-from atlas_flwr.config.method import SINGLE_REPLIES
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
-from atlas_flwr.config.problem import Problem, Rule
-from atlas_flwr.config.remedy_rules import (
-    remedies_find_their_place,
-    remedies_know_the_adapter,
-    remedies_suit_the_strategy,
-    skipped_gradients_cross,
-)
-from atlas_flwr.config.schema import MAX_RANK, RunConfig
+from atlas_flwr.config.schema import RunConfig
+from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
+from atlas_flwr.options import Option, Problem
+from atlas_flwr.remedies import remedy_problems
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
+
+Rule = Callable[[RunConfig], Iterator[Problem]]
 
 
 def within_limits(config: RunConfig) -> Iterator[Problem]:
     """Want numbers in their limits, and finite."""
     for entry in fields(RunConfig):
-        limits: Knob = entry.metadata["knob"]
+        limits: Option = entry.metadata["option"]
         value = getattr(config, entry.name)
         if isinstance(value, str | bool):
             continue
@@ -42,7 +39,7 @@ def within_limits(config: RunConfig) -> Iterator[Problem]:
             yield Problem((key,), f"{key}={value}: must be {describe_limits(limits)}")
 
 
-def _inside(value: float, limits: Knob) -> bool:
+def _inside(value: float, limits: Option) -> bool:
     return (
         (limits.minimum is None or value >= limits.minimum)
         and (limits.above is None or value > limits.above)
@@ -50,8 +47,8 @@ def _inside(value: float, limits: Knob) -> bool:
     )
 
 
-def describe_limits(limits: Knob) -> str:
-    """Say a knob's limits in words; empty where it has none."""
+def describe_limits(limits: Option) -> str:
+    """Say an option's limits in words; empty where it has none."""
     words = []
     if limits.minimum is not None:
         words.append(f"at least {limits.minimum}")
@@ -65,7 +62,7 @@ def describe_limits(limits: Knob) -> str:
 def strategy_reads_it(config: RunConfig) -> Iterator[Problem]:
     """Want no key set that the strategy would ignore."""
     for entry in fields(RunConfig):
-        limits: Knob = entry.metadata["knob"]
+        limits: Option = entry.metadata["option"]
         value = getattr(config, entry.name)
         ignored = limits.only and config.strategy not in limits.only
         if ignored and value != entry.default:
@@ -186,16 +183,6 @@ def clusters_agree(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def fedprox_has_a_pull(config: RunConfig) -> Iterator[Problem]:
-    """Want a proximal term in FedProx: without, it is FedAvg."""
-    if config.strategy == "fedprox" and config.proximal_mu == 0:
-        yield Problem(
-            ("strategy", "proximal-mu"),
-            "proximal-mu=0.0: fedprox without its pull is fedavg; set it above 0, or "
-            "strategy='fedavg'",
-        )
-
-
 def decay_has_a_mixing(config: RunConfig) -> Iterator[Problem]:
     """Want something that decays."""
     if config.mixing_decay > 0 and config.mixing == 0:
@@ -256,16 +243,6 @@ def merged_batches_are_shared(config: RunConfig) -> Iterator[Problem]:
             f"trunk-merge={config.trunk_merge}: with server-adapters="
             f"{config.server_adapters!r} every client trains an adapter of its own on "
             "the trunk; set server-adapters='shared', or trunk-merge=1",
-        )
-
-
-def penalty_has_a_decay(config: RunConfig) -> Iterator[Problem]:
-    """Want directions that could be pruned where they are penalised."""
-    if config.rank_penalty > 0 and config.rank_decay == 1:
-        yield Problem(
-            ("rank-penalty", "rank-decay"),
-            f"rank-penalty={config.rank_penalty}: with rank-decay=1.0 there is nothing "
-            "to prune or to penalise; set rank-decay below 1, or rank-penalty=0.0",
         )
 
 
@@ -352,18 +329,13 @@ RULES: tuple[Rule, ...] = (
     devices_are_sizes,
     cut_fits_split,
     clusters_agree,
-    fedprox_has_a_pull,
     decay_has_a_mixing,
     mira_has_a_pull,
     sums_are_enough,
     shared_adapters_are_alike,
     merged_batches_are_shared,
-    skipped_gradients_cross,
-    penalty_has_a_decay,
     folding_is_exact,
-    remedies_find_their_place,
-    remedies_know_the_adapter,
-    remedies_suit_the_strategy,
+    remedy_problems,
     summaries_find_their_place,
     parts_are_filled,
     batch_is_filled,

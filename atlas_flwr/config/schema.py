@@ -10,154 +10,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
 
-from atlas_flwr.config.knob import Knob, knob
-from atlas_flwr.config.method import KIN, MAX_RANK, MethodConfig
+from atlas_flwr.config.adaptation import AdaptationConfig
+from atlas_flwr.config.aggregation import AggregationConfig
+from atlas_flwr.config.clusters import ClusterConfig
+from atlas_flwr.config.cut import CutConfig
+from atlas_flwr.config.machines import MachineConfig
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
-from atlas_flwr.config.remedies import RemedyConfig
+from atlas_flwr.config.rounds import RoundConfig
 from atlas_flwr.config.training import TrainingConfig
+from atlas_flwr.options import Option
+from atlas_flwr.remedies import RemedyKeys
 
-__all__ = ["KIN", "MAX_RANK", "RunConfig", "knobs"]
+__all__ = ["FIRST", "RunConfig", "groups", "options"]
+
+# The keys that most runs set.
+FIRST: tuple[str, ...] = (
+    "strategy",
+    "model",
+    "tasks",
+    "num-rounds",
+    "split",
+    "devices",
+    "local-steps",
+    "batch-size",
+    "max-length",
+    "learning-rate",
+)
 
 
 @dataclass(frozen=True)
-class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
-    """The resolved configuration of a run; make one with ``load_config``."""
+class RunConfig(
+    MachineConfig,
+    RemedyKeys,
+    RoundConfig,
+    AggregationConfig,
+    ClusterConfig,
+    CutConfig,
+    AdaptationConfig,
+    TrainingConfig,
+):
+    """The resolved configuration of a run; make one with ``load_config``.
 
-    fraction_train: float = knob(
-        1.0,
-        "Share of the connected clients that train in a round.",
-        above=0,
-        maximum=1,
-    )
-    fraction_evaluate: float = knob(
-        1.0,
-        "Share of the connected clients that evaluate. Below 1 the per-task numbers of "
-        "two rounds come from different clients.",
-        above=0,
-        maximum=1,
-    )
-    min_train_nodes: int = knob(
-        2, "Fewest clients a training round asks; Flower waits for them.", minimum=1
-    )
-    min_evaluate_nodes: int = knob(
-        2, "Fewest clients an evaluation asks; Flower waits for them.", minimum=1
-    )
-    min_available_nodes: int = knob(
-        2,
-        "Clients that must be connected before a round starts. Set it to the size of "
-        "the federation where every client should be in the clustering.",
-        minimum=1,
-    )
-    round_timeout: float = knob(
-        3600.0,
-        "Seconds after which a round goes on without the clients still missing. "
-        "Several times a slow client's round.",
-        above=0,
-    )
-    quorum: float = knob(
-        1.0,
-        "Share of a training round's replies after which it goes on; later ones are "
-        "dropped, by fedavg and fedprox discounted and taken into the next round. "
-        "Below 1 slow clients hold nobody up, a run's numbers depend on who was fast, "
-        "and a resumed run may differ.",
-        above=0,
-        maximum=1,
-    )
-    secure_aggregation: bool = knob(
-        False,
-        "Let the server see the sum of the clients' updates, and no single one: fedavg "
-        "and fedprox learn the same, and 8 bytes a number go up. What each client "
-        "tells of its training is summed too; its evaluation is not.",
-    )
-    evaluate_every: int = knob(
-        1,
-        "Rounds between evaluations; the last round is always evaluated.",
-        minimum=1,
-    )
-    proximal_mu: float = knob(
-        0.1,
-        "FedProx's pull towards the round's starting point. Try 0.001 to 1; large "
-        "values stop learning.",
-        minimum=0,
-        only=("fedprox",),
-    )
-
-    codec: str = knob(
-        "raw",
-        "How tensors cross the cut. raw is exact; lossy codecs save bytes and may cost "
-        "accuracy, gradients more than activations.",
-        only=KIN,
-    )
-    trunk: Literal["ray", "local"] = knob(
-        "ray",
-        "Where the trunk runs in a simulation: ray, as an actor that all clients "
-        "share, or local, inside each client, for tests and debugging.",
-    )
-    trunk_threads: int = knob(
-        2,
-        "CPU threads of the trunk. Leave cores for the clients: their number times "
-        "client-threads plus this should not pass the machine's.",
-        minimum=1,
-    )
-    trunk_batch: int = knob(
-        0,
-        "Clients whose calls, if they wait at the same time, run as one pass of the "
-        "trunk. 0 is 64 on a GPU, where it makes them up to tens of times as fast, and "
-        "1 on a CPU. At 1 a run gives the same bits every time; above it, the same "
-        "numbers to float rounding.",
-        minimum=0,
-    )
-    trunk_restarts: int = knob(
-        2,
-        "How often a trunk that has died is started again while a run goes on; the "
-        "round is then done again from the server's state, to the same numbers.",
-        minimum=0,
-    )
-    trunk_recompute: bool = knob(
-        False,
-        "Recompute activations in the trunk's backward instead of keeping them: far "
-        "less server memory for about a third more of its time.",
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = knob(
-        "float32",
-        "Type of the frozen weights; what is trained is float32. bfloat16 halves their "
-        "memory; on CPUs without native support it is slower. float16 is for GPUs.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = knob(
-        "cpu",
-        "Where clients compute, and the trunk unless trunk-device says otherwise; auto "
-        "takes a GPU where there is one. In a simulation clients share a GPU, each "
-        "with the part that --client-gpus says, 0.1 for one; at 0 they see none.",
-    )
-    trunk_device: Literal["same", "auto", "cpu", "cuda"] = knob(
-        "same",
-        "Where the trunk computes; same is where clients do. Clients on CPUs and the "
-        "trunk on a GPU is what most federations have.",
-    )
-    client_threads: int = knob(
-        1,
-        "CPU threads of each client. 1 is best where several clients share a machine.",
-        minimum=1,
-    )
-
-    runs_dir: str = knob(
-        "runs", "Folder that run folders are made in, relative to the SuperLink's."
-    )
-    run_name: str = knob(
-        "", "Name of the run's folder; empty is <time>-<strategy>. Must be new."
-    )
-    resume: str = knob(
-        "",
-        "A run folder to continue from its last checkpoint. Other keys must be as "
-        "they were, except num-rounds, which may grow.",
-    )
-    checkpoint_every: int = knob(
-        1,
-        "Rounds between checkpoints; 0 writes none, and the run cannot be resumed.",
-        minimum=0,
-    )
+    Fields come in the reverse order of the bases: ``TrainingConfig``'s are first.
+    """
 
     @property
     def server_device(self) -> str:
@@ -212,9 +108,22 @@ class RunConfig(RemedyConfig, MethodConfig, TrainingConfig):
         return None if self.cut == "auto" else parse_cut(self.cut)
 
 
-def knobs() -> Mapping[str, Knob]:
-    """Return every key's :class:`Knob`, by its name in Flower's run config."""
+def options() -> Mapping[str, Option]:
+    """Return every key's :class:`Option`, by its name in Flower's run config."""
     return {
-        entry.name.replace("_", "-"): entry.metadata["knob"]
+        entry.name.replace("_", "-"): entry.metadata["option"]
         for entry in fields(RunConfig)
     }
+
+
+def groups() -> Mapping[str, tuple[str, ...]]:
+    """Return the keys in groups, by what a group is about; the ten first keys first.
+
+    A group is a base of :class:`RunConfig`, and its docstring says what it is about.
+    """
+    found: dict[str, tuple[str, ...]] = {"What most runs set.": FIRST}
+    for base in reversed(RunConfig.__bases__):
+        keys = [entry.name.replace("_", "-") for entry in fields(base)]
+        about = (base.__doc__ or "").partition("\n")[0]
+        found[about] = tuple(key for key in keys if key not in FIRST)
+    return found

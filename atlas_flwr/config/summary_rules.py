@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from atlas_flwr.config.problem import Problem
 from atlas_flwr.config.schema import RunConfig
+from atlas_flwr.options import Problem
 
 __all__ = ["summaries_find_their_place"]
 
@@ -27,10 +27,4 @@ def summaries_find_their_place(config: RunConfig) -> Iterator[Problem]:
             ("summary-positions", "adapter"),
             f"summary-positions={count}: adapter='prompt' has learned positions of its "
             "own before the text; set adapter='lora' or 'ia3', or summary-positions=0",
-        )
-    if config.auxiliary_steps:
-        yield Problem(
-            ("summary-positions", "auxiliary-steps"),
-            f"summary-positions={count}: auxiliary-steps={config.auxiliary_steps} runs "
-            "the tail on the text's own positions; set one of them to 0",
         )

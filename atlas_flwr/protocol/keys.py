@@ -8,11 +8,9 @@ __all__ = [
     "DESCRIBE",
     "FINGERPRINT",
     "IMPORTANCE",
-    "PERSONAL",
     "PLAN",
     "POOLED_NODES",
     "PROFILE",
-    "PROXIMAL_MU",
     "RUN_CONFIG",
     "RUN_ID",
     "SERVER_ROUND",
@@ -27,10 +25,8 @@ FINGERPRINT = "query.fingerprint"
 
 # Entries of a message's ConfigRecord.
 IMPORTANCE = "importance"  # measure it; also the record that answers
-PERSONAL = "personal"  # which layers are the client's own
 PLAN = "plan"  # the client's cut
 POOLED_NODES = "pooled-nodes"  # train on the data of so many clients
-PROXIMAL_MU = "proximal-mu"  # Flower's FedProx sends it
 RUN_CONFIG = "run-config"  # the resolved configuration, YAML
 RUN_ID = "run-id"
 SERVER_ROUND = "server-round"  # Flower's strategies send it

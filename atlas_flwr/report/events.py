@@ -118,7 +118,7 @@ class ClientTrained:
     cluster : int, optional
         Its cluster; ``None`` where the strategy has none.
     loss : float
-        Mean training loss over the steps.
+        Mean training loss over the steps: the task's, without what remedies add.
     num_examples, steps : int
         Training examples of the client, and optimiser steps it took.
     seconds : float
@@ -134,6 +134,8 @@ class ClientTrained:
         Its cut, e.g. ``"2/1"``; empty for the whole model.
     skipped : int
         Backward passes that it did not send to the trunk.
+    penalty : float, optional
+        Mean of what remedies added to the loss.
     """
 
     round: int
@@ -150,6 +152,7 @@ class ClientTrained:
     rank: int = 0
     plan: str = ""
     skipped: int = 0
+    penalty: float | None = None
 
 
 @dataclass(frozen=True)

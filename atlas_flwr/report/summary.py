@@ -39,7 +39,9 @@ class RoundSummary:
     spread : float, optional
         Standard deviation (population) of accuracy over clients.
     train_loss : float, optional
-        Mean over the clients that trained.
+        Mean over the clients that trained: their tasks' loss alone.
+    train_penalty : float, optional
+        Mean of what remedies added to it, over the clients where they did.
     bytes_up, bytes_down : int
         Sent by and to all clients.
     seconds : float
@@ -71,6 +73,7 @@ class RoundSummary:
     skipped: int = 0
     balanced_accuracy: Numbers = field(default_factory=dict)
     macro_f1: Numbers = field(default_factory=dict)
+    train_penalty: float | None = None
 
 
 @dataclass(frozen=True)

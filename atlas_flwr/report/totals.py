@@ -159,6 +159,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         skipped=sum(event.skipped for event in trained),
         balanced_accuracy=_of_classes(evaluated, balanced_accuracy),
         macro_f1=_of_classes(evaluated, macro_f1),
+        train_penalty=_mean(e.penalty for e in trained if e.penalty is not None),
     )
 
 

@@ -22,6 +22,7 @@ from atlas_flwr.budget import (
 from atlas_flwr.config import RunConfig
 from atlas_flwr.errors import BudgetError
 from atlas_flwr.protocol.profile import Assigned, Profile
+from atlas_flwr.remedies import remembered_steps
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import Outline
 
@@ -72,7 +73,7 @@ class DeviceRule:
             dtype,
             config.adapter,
             config.learned_positions,
-            aligned=config.align > 0,
+            aligned=remembered_steps(config) > 0,
         )
         return cls(config, architecture, shapes, places, dtype.itemsize)
 
@@ -146,7 +147,7 @@ class DeviceRule:
             crossing=config.crossing_positions,
             fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
             dtype_bytes=self.dtype_bytes,
-            aligned_steps=config.local_steps if config.align else 0,
+            aligned_steps=remembered_steps(config),
         )
 
     def whole_rank(self, memory: int | None) -> int:
@@ -178,7 +179,7 @@ class DeviceRule:
             length=config.max_length + config.learned_positions,
             crossing=config.crossing_positions,
             dtype_bytes=self.dtype_bytes,
-            aligned_steps=config.local_steps if config.align else 0,
+            aligned_steps=remembered_steps(config),
         )
 
     @property

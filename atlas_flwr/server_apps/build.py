@@ -14,10 +14,10 @@ from atlas_flwr.aggregation.metrics import averaged_metrics
 from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
-from atlas_flwr.config import KIN, RunConfig
+from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, Scaling, ia3_shapes
 from atlas_flwr.protocol.layout import write_state
-from atlas_flwr.protocol.personal import PersonalSides
+from atlas_flwr.remedies import ServerHooks, server_hooks
 from atlas_flwr.report.events import Event
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
@@ -36,11 +36,11 @@ from atlas_flwr.strategies import (
 from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import TrunkHost
-from atlas_flwr.types import OptimizerSpec, Side
+from atlas_flwr.types import OptimizerSpec
 
 __all__ = [
     "STRATEGIES",
-    "Setting",
+    "RunContext",
     "covering_plan",
     "initial_arrays",
     "needs_trunk",
@@ -51,7 +51,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """What a strategy is built from.
 
     Attributes
@@ -78,6 +78,11 @@ class Setting:
     trunk: tuple[TrunkHost, str] | None = None
 
     @property
+    def hooks(self) -> ServerHooks:
+        """What remedies do on the server."""
+        return server_hooks(self.config, self.outline)
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """FedAvg's arguments."""
         config = self.config
@@ -92,7 +97,7 @@ class Setting:
         }
 
 
-def _kin(setting: Setting) -> dict[str, Any]:
+def _kin(setting: RunContext) -> dict[str, Any]:
     """Arguments of Atlas and of the methods that are built on it."""
     config = setting.config
     rule = DeviceRule.of(config, setting.outline, setting.files.dtype)
@@ -106,10 +111,11 @@ def _kin(setting: Setting) -> dict[str, Any]:
         "roster": setting.roster,
         "seed": config.seed,
         "on_event": setting.on_event,
+        "hooks": setting.hooks,
     }
 
 
-def _sessions(setting: Setting) -> TrunkSessions | None:
+def _sessions(setting: RunContext) -> TrunkSessions | None:
     if setting.trunk is None:
         return None
     host, address = setting.trunk
@@ -119,24 +125,11 @@ def _sessions(setting: Setting) -> TrunkSessions | None:
         optimizer=trunk_optimizer_of(setting.config),
         layer_block=setting.outline.block_of,
         num_layers=setting.outline.num_layers,
-        personal=_personal(setting),
+        hooks=setting.hooks,
     )
 
 
-def _personal(setting: Setting) -> PersonalSides | None:
-    sides = {
-        "none": (),
-        "head": (Side.HEAD,),
-        "tail": (Side.TAIL,),
-        "both": (Side.HEAD, Side.TAIL),
-    }[setting.config.personal]
-    if not sides:
-        return None
-    outline = setting.outline
-    return PersonalSides(frozenset(sides), outline.block_of, outline.num_layers)
-
-
-def _atlas(setting: Setting) -> Strategy:
+def _atlas(setting: RunContext) -> Strategy:
     config = setting.config
     return Atlas(
         **_kin(setting),
@@ -148,11 +141,11 @@ def _atlas(setting: Setting) -> Strategy:
         balanced=config.balanced_clusters,
         aggregation=config.aggregation,
         importance=measures_importance(config),
-        mixing=Mixing(config.mixing, decay=config.mixing_decay, ema=config.ema),
+        mixing=Mixing(config.mixing, decay=config.mixing_decay),
     )
 
 
-def _mira(setting: Setting) -> Strategy:
+def _mira(setting: RunContext) -> Strategy:
     config = setting.config
     return Mira(
         **_kin(setting),
@@ -162,7 +155,7 @@ def _mira(setting: Setting) -> Strategy:
     )
 
 
-def _splitlora(setting: Setting) -> Strategy:
+def _splitlora(setting: RunContext) -> Strategy:
     config, given = setting.config, _kin(setting)
     if given["sessions"] is not None:
         shared = config.server_adapters == "shared"
@@ -172,23 +165,23 @@ def _splitlora(setting: Setting) -> Strategy:
     return SplitLora(**given, interval=config.aggregation_interval)
 
 
-def _fedavg(setting: Setting) -> Strategy:
+def _fedavg(setting: RunContext) -> Strategy:
     return FedAvg(**setting.sampling)
 
 
-def _fedprox(setting: Setting) -> Strategy:
+def _fedprox(setting: RunContext) -> Strategy:
     return FedProx(**setting.sampling, proximal_mu=setting.config.proximal_mu)
 
 
-def _local(setting: Setting) -> Strategy:
+def _local(setting: RunContext) -> Strategy:
     return Local(**setting.sampling, roster=setting.roster)
 
 
-def _centralized(setting: Setting) -> Strategy:
+def _centralized(setting: RunContext) -> Strategy:
     return Centralized(**setting.sampling)
 
 
-STRATEGIES: Mapping[str, Callable[[Setting], Strategy]] = {
+STRATEGIES: Mapping[str, Callable[[RunContext], Strategy]] = {
     "atlas": _atlas,
     "centralized": _centralized,
     "fedavg": _fedavg,
@@ -208,7 +201,7 @@ STRATEGIES: Mapping[str, Callable[[Setting], Strategy]] = {
 
 def needs_trunk(config: RunConfig) -> bool:
     """Tell whether a run's clients are split."""
-    return config.strategy in KIN and config.split != "none"
+    return config.strategy in ADAPTER_STRATEGIES and config.split != "none"
 
 
 def measures_importance(config: RunConfig) -> bool:
@@ -233,7 +226,7 @@ def trunk_optimizer_of(config: RunConfig) -> OptimizerSpec:
     return replace(optimizer_of(config), lr=rate)
 
 
-def initial_arrays(setting: Setting) -> ArrayRecord:
+def initial_arrays(setting: RunContext) -> ArrayRecord:
     """Make the arrays that all clients start from.
 
     ATLAS and its kin start at the largest rank that they may assign; lower ranks are
@@ -250,7 +243,7 @@ def initial_arrays(setting: Setting) -> ArrayRecord:
         prompt = {PROMPT_KEY: setting.files.prompt(config.prompt_tokens)}
         return write_state(AdapterState(dense={**dense, **prompt}))
     rank = config.lora_rank
-    if config.strategy in KIN and config.ranks != "uniform":
+    if config.strategy in ADAPTER_STRATEGIES and config.ranks != "uniform":
         rank = max(config.rank_choices)
     state: AdapterState = initial_state(
         setting.outline.shapes(config.target_list),

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from atlas_flwr.config import KIN, RunConfig, load_config
+from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config
 from atlas_flwr.data import load_examples, load_task, make_shard, prepare
 from atlas_flwr.errors import AtlasError, ConfigError
 from atlas_flwr.report.store import RunFolder, taken_name
@@ -167,5 +167,5 @@ def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
         yield str(error)
         return
     # Tracing what a step takes of memory is the longest of all that is done here.
-    if devices and config.device_bytes and config.strategy in KIN:
+    if devices and config.device_bytes and config.strategy in ADAPTER_STRATEGIES:
         yield from DeviceRule.of(config, outline, files.dtype).problems()

@@ -17,7 +17,7 @@ from atlas_flwr.errors import RoundError
 from atlas_flwr.lora import AdapterState, save_peft
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.report import RunFolder
-from atlas_flwr.server_apps.build import Setting, initial_arrays, scaling_of
+from atlas_flwr.server_apps.build import RunContext, initial_arrays, scaling_of
 from atlas_flwr.server_apps.model_card import ModelCard
 from atlas_flwr.split import SUMMARY_KEY
 from atlas_flwr.strategies.atlas import Atlas
@@ -29,7 +29,7 @@ SUMMARY_FILE = "summary.safetensors"
 
 
 def export_adapters(
-    folder: RunFolder, strategy: Strategy, setting: Setting, arrays: ArrayRecord
+    folder: RunFolder, strategy: Strategy, setting: RunContext, arrays: ArrayRecord
 ) -> list[Path]:
     """Write ``adapters/<cluster>/``, or ``adapters/all/`` where there is one model.
 
@@ -57,7 +57,7 @@ def export_adapters(
     return paths
 
 
-def _tasks(strategy: Strategy, setting: Setting, group: str) -> list[Task]:
+def _tasks(strategy: Strategy, setting: RunContext, group: str) -> list[Task]:
     """Return the tasks of a group's clients; all where they are not known."""
     known = [load_task(name) for name in setting.config.task_list]
     clusters: Mapping[str, object] = {}
@@ -71,7 +71,7 @@ def _tasks(strategy: Strategy, setting: Setting, group: str) -> list[Task]:
     return [task for task in known if task.name in named] or known
 
 
-def check_learned(strategy: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
+def check_learned(strategy: Strategy, setting: RunContext, arrays: ArrayRecord) -> None:
     """Refuse to call a run a success whose adapters are those that it began with.
 
     Raises
@@ -101,7 +101,7 @@ def _has_moved(state: AdapterState, begun: AdapterState) -> bool:
 
 
 def _states(
-    strategy: Strategy, setting: Setting, arrays: ArrayRecord
+    strategy: Strategy, setting: RunContext, arrays: ArrayRecord
 ) -> Mapping[str, AdapterState]:
     if isinstance(strategy, Atlas):
         return strategy.cluster_states()

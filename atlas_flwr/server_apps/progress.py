@@ -20,6 +20,7 @@ from atlas_flwr.errors import TrunkError
 from atlas_flwr.grids.progress import InFlight
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
+from atlas_flwr.remedies import every_step_crosses
 from atlas_flwr.report.store import replace_text
 from atlas_flwr.trunk import TrunkStats
 
@@ -186,10 +187,8 @@ class Progress:
 
     def _planned_steps(self, clients: int) -> int | None:
         config = self.config
-        varies = (
-            config.auxiliary_steps or config.skip_gradients or config.trunk_merge > 1
-        )
-        return None if varies else clients * config.local_steps
+        countable = every_step_crosses(config) and config.trunk_merge == 1
+        return clients * config.local_steps if countable else None
 
     def _trunk_steps(self) -> int | None:
         try:

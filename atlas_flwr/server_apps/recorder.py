@@ -132,7 +132,8 @@ class Recorder:
                 peak_bytes=int(metrics["peak-bytes"]),
                 rank=int(metrics["rank"]),
                 plan=f"{head}/{tail or '-'}" if head else "",
-                skipped=int(metrics["skipped"]),
+                skipped=int(metrics.get("skipped", 0)),
+                penalty=metrics.get("train-penalty"),
             )
         )
 

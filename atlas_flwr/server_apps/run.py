@@ -33,7 +33,7 @@ from atlas_flwr.report import (
 )
 from atlas_flwr.server_apps.build import (
     STRATEGIES,
-    Setting,
+    RunContext,
     initial_arrays,
     needs_trunk,
 )
@@ -114,7 +114,7 @@ class Run:
             keeps = config.strategy in ("fedavg", "fedprox")
             grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
         recording = RecordingGrid(grid, roster, recorder.exchange)
-        setting = Setting(config, files, outline, roster, recorder.event)
+        setting = RunContext(config, files, outline, roster, recorder.event)
         rounds = _Rounds(recording, recorder, progress, self.checkpoint)
         for restarts_left in range(config.trunk_restarts, -1, -1):
             try:
@@ -131,7 +131,7 @@ class Run:
         self._finish(inner, split, arrays)
 
     def _train(
-        self, rounds: _Rounds, inner: Strategy, setting: Setting, meter: PeakMeter
+        self, rounds: _Rounds, inner: Strategy, setting: RunContext, meter: PeakMeter
     ) -> ArrayRecord:
         config, saved = self.config, rounds.saved
         recorder, progress = rounds.recorder, rounds.progress
@@ -204,7 +204,9 @@ class Run:
     def _report(self) -> None:
         log(INFO, "\n%s", round_table(summarize_folder(self.folder)))
 
-    def _finish(self, inner: Strategy, setting: Setting, arrays: ArrayRecord) -> None:
+    def _finish(
+        self, inner: Strategy, setting: RunContext, arrays: ArrayRecord
+    ) -> None:
         check_learned(inner, setting, arrays)
         paths = export_adapters(self.folder, inner, setting, arrays)
         self.folder.record(RunEnded(self.config.num_rounds))
@@ -237,7 +239,7 @@ class _Rounds:
 
 
 @contextmanager
-def _lost_trunk_is_said(setting: Setting) -> Iterator[None]:
+def _lost_trunk_is_said(setting: RunContext) -> Iterator[None]:
     """Where a round failed since its trunk is gone, let that be the error."""
     try:
         yield
@@ -253,7 +255,7 @@ def _taken(number: int, arrays: ArrayRecord, inner: Strategy) -> Checkpoint:
 
 
 @contextmanager
-def _trunk(setting: Setting) -> Iterator[Setting]:
+def _trunk(setting: RunContext) -> Iterator[RunContext]:
     """Start the trunk that the strategy needs, if it does, and stop it afterwards."""
     config = setting.config
     if not needs_trunk(config):

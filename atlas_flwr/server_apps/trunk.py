@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 from flwr.serverapp import Grid
 from flwr.superlink.grid import HttpGrid
 
 from atlas_flwr.config import RunConfig
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.server_apps.build import Setting, covering_plan, needs_trunk
+from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
 from atlas_flwr.trunk import Limits, TrunkEngine, TrunkHost, serve_local
 from atlas_flwr.types import Side
 
-__all__ = ["check_reach", "trunk_of"]
+__all__ = ["TRUNKS", "check_reach", "trunk_of"]
 
+Start = Callable[[RunContext, str], AbstractContextManager[tuple[TrunkHost, str]]]
 SHARED_GPU = 0.01  # clients take the rest of it
 
 
@@ -51,7 +52,7 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
 
 
 @contextmanager
-def trunk_of(setting: Setting) -> Iterator[tuple[TrunkHost, str]]:
+def trunk_of(setting: RunContext) -> Iterator[tuple[TrunkHost, str]]:
     """Start the configured trunk, and stop it when the run ends, however it ends.
 
     Yields
@@ -60,13 +61,12 @@ def trunk_of(setting: Setting) -> Iterator[tuple[TrunkHost, str]]:
         Its host, and the address that clients connect to.
     """
     name = f"trunk-{secrets.token_hex(4)}"
-    start = _ray if setting.config.trunk == "ray" else _local
-    with start(setting, name) as found:
+    with TRUNKS[setting.config.trunk](setting, name) as found:
         yield found
 
 
 @contextmanager
-def _local(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
+def _local(setting: RunContext, name: str) -> Iterator[tuple[TrunkHost, str]]:
     plan = covering_plan(setting.config, setting.outline)
     trunk = setting.files.parts(plan, sides=(Side.TRUNK,)).trunk
     engine = TrunkEngine(
@@ -77,7 +77,7 @@ def _local(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
 
 
 @contextmanager
-def _ray(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
+def _ray(setting: RunContext, name: str) -> Iterator[tuple[TrunkHost, str]]:
     from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
 
     config, files = setting.config, setting.files
@@ -104,7 +104,11 @@ def _ray(setting: Setting, name: str) -> Iterator[tuple[TrunkHost, str]]:
         host.stop()
 
 
-def _limits(setting: Setting) -> Limits:
+# A new transport is an entry here and a word of the key ``trunk``.
+TRUNKS: Mapping[str, Start] = {"local": _local, "ray": _ray}
+
+
+def _limits(setting: RunContext) -> Limits:
     """Say how many clients share a pass: see ``trunk-batch``."""
     on_gpu = setting.files.device.startswith("cuda")
     return Limits(sessions_per_pass=setting.config.trunk_batch or (64 if on_gpu else 1))

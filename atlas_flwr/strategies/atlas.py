@@ -28,12 +28,12 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from atlas_flwr._arguments import check_choice
-from atlas_flwr.aggregation import AGGREGATIONS, Contribution
+from atlas_flwr.aggregation import Contribution, rule_of
 from atlas_flwr.aggregation.groups import ClusterAdapters
 from atlas_flwr.aggregation.metrics import averaged_metrics, name_odd_metrics
 from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.cohort.assigned import Assignments, AssignRule
-from atlas_flwr.cohort.discovery import CLUSTERINGS, Discovery
+from atlas_flwr.cohort.discovery import Discovery
 from atlas_flwr.cohort.exchange import Exchange
 from atlas_flwr.cohort.planning import RoundPlanner
 from atlas_flwr.cohort.roster import Roster
@@ -43,6 +43,7 @@ from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol.replies import update_sketch
+from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 from atlas_flwr.report.events import Event
 
 __all__ = ["Atlas"]
@@ -105,8 +106,9 @@ class Atlas(FedAvg):
     roster : Roster, optional
         Who the clients are; by default, node ids are their names.
     mixing : Mixing, optional
-        MIRA's step after aggregation: groups take a little of those with similar
-        fingerprints; and a moving average over rounds.
+        MIRA's step: groups take a little of those with similar fingerprints.
+    hooks : ServerHooks
+        What remedies do between rounds, e.g. keep a share of what a group held.
     seed : int
         Draws the sampled nodes and seeds k-means.
     on_event : Callable[[Event], None], optional
@@ -143,6 +145,7 @@ class Atlas(FedAvg):
         sessions: TrunkSessions | None = None,
         roster: Roster | None = None,
         mixing: Mixing | None = None,
+        hooks: ServerHooks = UNCHANGED,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -159,9 +162,7 @@ class Atlas(FedAvg):
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or averaged_metrics,
         )
         check_choice("fingerprints", fingerprints, FINGERPRINTS)
-        check_choice("clustering", clustering, CLUSTERINGS)
-        check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
-        rule = AGGREGATIONS["truncate" if aggregation == "none" else aggregation]
+        rule = rule_of(aggregation)
         if fingerprints == "updates" and (assign is not None or rule.folds):
             given = "`assign` gives them" if assign else f"aggregation={aggregation!r}"
             raise ValueError(
@@ -180,7 +181,7 @@ class Atlas(FedAvg):
             clustering, num_clusters, max_clusters, seed, balanced=balanced
         )
         scaling = Scaling(lora_alpha, use_rslora)
-        self.adapters = ClusterAdapters(rule(max_rank), scaling, seed)
+        self.adapters = ClusterAdapters(rule(max_rank), scaling, seed, hooks)
         self.planner = RoundPlanner(
             self.roster,
             self.discovery,
@@ -314,7 +315,7 @@ class Atlas(FedAvg):
         self, server_round: int, members: Mapping[str, Sequence[Contribution]]
     ) -> None:
         """Aggregate each group, and mix between groups."""
-        self.adapters.aggregate(members, self.mixing.ema)
+        self.adapters.aggregate(members)
         if self.mixing.strength:
             groups = [*self.adapters.groups]
             sketches = self.planner.sketches(self._group)
@@ -352,8 +353,7 @@ class Atlas(FedAvg):
             start = self.exchange.sent(message.metadata.src_node_id)
             sketch = update_sketch(start, part.state)
             if sketch is None:
-                what = "client %s changed nothing in its round: in no cluster for now"
-                log(WARNING, what, part.client)
+                log(WARNING, "client %s changed nothing: no cluster yet", part.client)
             else:
                 self.discovery.add(part.client, sketch)
         self._cluster(server_round)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Alignment of what a client learns with the model that its round began with.
+r"""The divergence of what a client learns from the model that its round began with.
 
-To the loss is added
+It is
 
-.. math:: \lambda \, \mathrm{KL}(p_0 \,\|\, p)
-    = \lambda \sum_v p_0(v) \log(p_0(v) / p(v)),
+.. math:: \mathrm{KL}(p_0 \,\|\, p) = \sum_v p_0(v) \log(p_0(v) / p(v)),
 
 the mean over the batch's labels; p are the model's probabilities, p_0 those that it had
 at the start of the round, with what all members of the cluster learned. After FlexP-SFL
@@ -15,56 +14,54 @@ formula could not be had, and this is ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
-from atlas_flwr.train.step import NO_LABEL, label_logits, last_logits
+from atlas_flwr.train.step import NO_LABEL, Step
 
-__all__ = ["Alignment"]
+__all__ = ["StartingPoint"]
 
 
-class Alignment:
-    """A loss with the alignment's term.
+@dataclass(frozen=True)
+class StartingPoint:
+    """A model's answers to a round's batches before its first step.
 
-    All batches are run once before training, for p_0: one more forward pass each, over
-    the cut. Their log-probabilities are kept, float32, steps x places of labels x
-    vocabulary.
-
-    Parameters
-    ----------
-    model : nn.Module
-        A U-shaped split model or a whole one, as the round begins.
-    batches : Sequence[Batch]
-        Those of the round, in order.
-    strength : float
-        Lambda.
+    They take one more forward pass each, over the cut, and are kept: steps x places of
+    labels x vocabulary.
 
     Attributes
     ----------
-    start : list[Tensor]
-        Log-probabilities (N, V) of each batch's labels when the round began.
+    answers : Sequence[Tensor]
+        Log-probabilities (N, V) of each batch's labels, float32.
     """
 
-    def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], strength: float
-    ) -> None:
-        self.strength = strength
+    answers: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, batches: Sequence[Batch]) -> StartingPoint:
+        """Run all batches once.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A U-shaped split model or a whole one.
+        batches : Sequence[Batch]
+            Those of the round, in order.
+        """
         model.eval()
+        steps = (Step(model, batch, index) for index, batch in enumerate(batches))
         with torch.no_grad():
-            self.start = [_log_probabilities(model, batch)[0] for batch in batches]
+            return cls([step.log_probabilities[0] for step in steps])
 
-    def __call__(self, model: nn.Module, batch: Batch, index: int) -> Tensor:
-        """Return the loss of step ``index``, counted from 0."""
-        now, labels = _log_probabilities(model, batch)
+    def divergence(self, step: Step) -> Tensor:
+        """Return the mean KL divergence over a step's labels, a scalar."""
+        now, labels = step.log_probabilities
         has_label = labels != NO_LABEL
-        apart = F.kl_div(now, self.start[index], log_target=True, reduction="none")
-        mean = apart.sum(-1).mul(has_label).sum() / has_label.sum()
-        return F.nll_loss(now, labels, ignore_index=NO_LABEL) + self.strength * mean
-
-
-def _log_probabilities(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits, labels = label_logits(last_logits(model, batch), batch)
-    return F.log_softmax(logits, dim=-1), labels
+        start = self.answers[step.index]
+        apart = F.kl_div(now, start, log_target=True, reduction="none")
+        mean: Tensor = apart.sum(-1).mul(has_label).sum() / has_label.sum()
+        return mean

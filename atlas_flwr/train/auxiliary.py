@@ -30,7 +30,6 @@ from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.crossing import with_gradient
 from atlas_flwr.split.model import end_model, run_blocks
-from atlas_flwr.train.loop import StepLoss, plain_loss
 from atlas_flwr.train.step import batch_loss, device_of, model_inputs
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
 
@@ -95,7 +94,7 @@ class _Listening(TrunkClient):
 
 
 class AuxiliaryTail:
-    """A loss that goes over the cut in one step of k + 1, and not in the others.
+    """The losses of the steps that do not go over the cut: k of k + 1.
 
     Parameters
     ----------
@@ -105,19 +104,11 @@ class AuxiliaryTail:
         k.
     seed : int
         Of the bridge.
-    crossing : StepLoss
-        The loss of a step that goes over the cut.
     """
 
-    def __init__(
-        self,
-        model: SplitModel,
-        local_steps: int,
-        seed: int,
-        crossing: StepLoss = plain_loss,
-    ) -> None:
+    def __init__(self, model: SplitModel, local_steps: int, seed: int) -> None:
+        self.model = model
         self.local_steps = local_steps
-        self.crossing = crossing
         width, device = model.config.get_text_config().hidden_size, device_of(model)
         self.bridge = Bridge(width, seed).to(device)
         self.scale = torch.zeros((), device=device)
@@ -131,12 +122,13 @@ class AuxiliaryTail:
         """Tell whether step ``index``, counted from 0, goes over the cut."""
         return index % (self.local_steps + 1) == 0
 
-    def __call__(self, model: nn.Module, batch: Batch, index: int) -> Tensor:
-        """Return a step's loss; its backward pass trains what the step is to train."""
-        assert isinstance(model, SplitModel)
-        if self.crosses(index):
-            self._last = batch
-            return self.crossing(model, batch, index)
+    def heard(self, batch: Batch) -> None:
+        """Learn from the step of this batch, which goes over the cut, before others."""
+        self._last = batch
+
+    def estimated_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a step that stays; its backward pass trains the head."""
+        model = self.model
         if self._last is not None:
             self._align(model.tail, self._last)
             self._last = None

@@ -38,9 +38,9 @@ from atlas_flwr.split import SplitModel, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, slice_blocks
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
-from atlas_flwr.train.alignment import Alignment
+from atlas_flwr.train.alignment import StartingPoint
 from atlas_flwr.train.allocation_meter import LiveBytes
-from atlas_flwr.train.loop import StepLoss, plain_loss
+from atlas_flwr.train.step import Step, task_loss
 from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
 
 __all__ = ["trace_footprint"]
@@ -83,7 +83,7 @@ def trace_footprint(
         ``"ia3"`` for vectors in the place of factors, whatever the targets;
         ``"prompt"`` for one virtual token, which T counts.
     aligned : bool
-        With the loss of :class:`~atlas_flwr.train.alignment.Alignment`.
+        With :meth:`~atlas_flwr.train.alignment.StartingPoint.divergence` in the loss.
 
     Returns
     -------
@@ -135,9 +135,9 @@ def _traced(
     with mode, attach_prompt(client, prompt if virtual else {}):
         for size in sizes:
             batch = _batch(size, causal, virtual)
-            loss = Alignment(client, [batch], 1.0) if aligned else None
-            clients.append(_client(client, batch, loss or plain_loss))
-            starts.append(loss.start[0].nbytes if loss else 0)
+            start = StartingPoint.of(client, [batch]) if aligned else None
+            clients.append(_client(client, batch, start))
+            starts.append(start.answers[0].nbytes if start else 0)
             if size.kept in (0, sizes[0].kept):
                 hidden = torch.empty(size.batch, size.length, width, dtype=dtype)
                 trunks.append(_trunk(parts.trunk, hidden, causal))
@@ -226,8 +226,13 @@ def _batch(size: StepSize, causal: bool, virtual: int) -> Batch:
     return Batch(ids, mask, labels, labels, positions, logits_to_keep=kept)
 
 
-def _client(model: SplitModel, batch: Batch, loss: StepLoss) -> _Seen:
-    return _watched(model, _blocks(model.tail)[-1], lambda: loss(model, batch, 0))
+def _client(model: SplitModel, batch: Batch, start: StartingPoint | None) -> _Seen:
+    def run() -> Tensor:
+        step = Step(model, batch, 0)
+        loss = task_loss(step)
+        return (loss.plus(start.divergence(step)) if start else loss).total()
+
+    return _watched(model, _blocks(model.tail)[-1], run)
 
 
 def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,15 +17,86 @@ from atlas_flwr.split import SplitModel
 
 __all__ = [
     "NO_LABEL",
+    "Objective",
+    "Step",
+    "StepLoss",
     "answer_logits",
     "batch_loss",
     "device_of",
     "label_logits",
     "last_logits",
     "model_inputs",
+    "task_loss",
 ]
 
 NO_LABEL = -100  # PyTorch's and Hugging Face's
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """A step's loss.
+
+    Attributes
+    ----------
+    task : Tensor
+        The task's own, a scalar; what is reported as the training loss.
+    penalty : Tensor, optional
+        What is added to it, a scalar.
+    counted : bool
+        Whether the task's is in the round's mean: an estimate is not.
+    """
+
+    task: Tensor
+    penalty: Tensor | None = None
+    counted: bool = True
+
+    def total(self) -> Tensor:
+        """Return what the backward pass begins with."""
+        return self.task if self.penalty is None else self.task + self.penalty
+
+    def plus(self, term: Tensor) -> StepLoss:
+        """Add a penalty."""
+        added = term if self.penalty is None else self.penalty + term
+        return replace(self, penalty=added)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of local training.
+
+    Attributes
+    ----------
+    model : nn.Module
+        A split model or a whole one.
+    batch : Batch
+        What it learns from.
+    index : int
+        From 0 in each round.
+    """
+
+    model: nn.Module
+    batch: Batch
+    index: int
+
+    @cached_property
+    def log_probabilities(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N, V) where labels may be, float32, and the labels (N,).
+
+        The model runs once, whoever asks; not for a vanilla split model, which ends in
+        its trunk.
+        """
+        logits, labels = label_logits(last_logits(self.model, self.batch), self.batch)
+        return F.log_softmax(logits, dim=-1), labels
+
+
+Objective = Callable[[Step], StepLoss]
+
+
+def task_loss(step: Step) -> StepLoss:
+    """Return the loss of the task alone: :func:`batch_loss`."""
+    if _ends_in_trunk(step.model):
+        return StepLoss(batch_loss(step.model, step.batch))
+    return StepLoss(F.nll_loss(*step.log_probabilities, ignore_index=NO_LABEL))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -53,13 +127,17 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     the loss in its trunk.
     """
     batch = batch.to(device_of(model))
-    if isinstance(model, SplitModel) and model.tail is None:
+    if _ends_in_trunk(model):
         kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
         loss = model(**model_inputs(model, batch), labels=batch.labels, **kept).loss
         assert isinstance(loss, Tensor)
         return loss
     logits, labels = label_logits(last_logits(model, batch), batch)
     return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
+
+
+def _ends_in_trunk(model: nn.Module) -> bool:
+    return isinstance(model, SplitModel) and model.tail is None
 
 
 def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

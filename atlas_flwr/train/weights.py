@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from atlas_flwr.budget import Architecture
-from atlas_flwr.config import RunConfig
 from atlas_flwr.data import ModelSource, load_task, resolve_model, tokenizer_of
 from atlas_flwr.lora import ia3_shapes, linear_names
 from atlas_flwr.seeds import derive_seed
@@ -32,7 +31,7 @@ from atlas_flwr.train.device import chosen_device
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.types import Side
 
-__all__ = ["ModelFiles"]
+__all__ = ["ModelFiles", "ModelKeys"]
 
 
 @contextmanager
@@ -45,6 +44,35 @@ def _without_bars() -> Iterator[None]:
     finally:
         if drawn:
             transformers_logging.enable_progress_bar()
+
+
+class ModelKeys(Protocol):
+    """What of a run's configuration says which model it trains."""
+
+    @property
+    def model(self) -> str:
+        """Short name, folder, or hub name."""
+        ...
+
+    @property
+    def task_list(self) -> tuple[str, ...]:
+        """The run's tasks."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the frozen weights."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where clients compute."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,12 +101,12 @@ class ModelFiles:
     seed: int
 
     @classmethod
-    def of(cls, config: RunConfig, device: str | None = None) -> ModelFiles:
+    def of(cls, config: ModelKeys, device: str | None = None) -> ModelFiles:
         """Resolve a run's model.
 
         Parameters
         ----------
-        config : RunConfig
+        config : ModelKeys
             The run's configuration.
         device : str, optional
             Where to compute; by default where clients do.

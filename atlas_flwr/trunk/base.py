@@ -36,7 +36,7 @@ from atlas_flwr.trunk.adapters import (
     placed,
     wrap,
 )
-from atlas_flwr.trunk.rehearsal import rows_join
+from atlas_flwr.trunk.joining_check import rows_join
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.types import TrunkCall
 

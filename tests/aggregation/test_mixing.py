@@ -111,8 +111,3 @@ def test_a_moving_average_is_that_of_the_products(share):
         np.testing.assert_allclose(found.factors[name].delta(), wanted, atol=1e-5)
     wanted = share * former.dense["bias"] + (1 - share) * now.dense["bias"]
     np.testing.assert_allclose(found.dense["bias"], wanted, rtol=1e-6)
-
-
-def test_a_moving_average_cannot_keep_everything():
-    with pytest.raises(DataError, match="below 1"):
-        averaged(GROUPS["a"], GROUPS["b"], 1.0)

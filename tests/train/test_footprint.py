@@ -21,11 +21,11 @@ from atlas_flwr.lora import (
 from atlas_flwr.split import SplitModel, SplitPlan, part_info, partition
 from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.model import run_blocks
-from atlas_flwr.train.alignment import Alignment
+from atlas_flwr.train.alignment import StartingPoint
 from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.train.initial import initial_state, initial_vectors
-from atlas_flwr.train.step import batch_loss
+from atlas_flwr.train.step import Step, batch_loss, task_loss
 from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
 from atlas_flwr.types import TrunkCall, TrunkClient
@@ -284,10 +284,11 @@ def test_a_clients_aligned_steps_keep_alive_what_was_predicted(family):
         given = [padded_batch(rows, length, causal) for _ in range(steps)]
 
         def round_(model=model, given=given, kept=kept):
-            loss = Alignment(model, given, 0.5)
-            kept += loss.start
+            start = StartingPoint.of(model, given)
+            kept += start.answers
             for index, batch in enumerate(given):
-                loss(model, batch, index).backward()
+                step = Step(model, batch, index)
+                task_loss(step).plus(0.5 * start.divergence(step)).total().backward()
                 model.zero_grad()
 
         seen = peak_of(model, round_)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from atlas_flwr.lora import (
     initial_factors,
     linear_names,
 )
+from atlas_flwr.remedies.proximal import ProximalTerm
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import adapted_whole
-from atlas_flwr.train.step import batch_loss
+from atlas_flwr.train.step import StepLoss, batch_loss, task_loss
 from atlas_flwr.trunk import LocalTrunk
 from atlas_flwr.types import OptimizerSpec
 from tests.families import build
@@ -48,7 +50,10 @@ def weights_after(mu, steps=3):
     start = [p.detach().clone() for p in model.parameters()]
     torch.manual_seed(1)
     batches = [causal_batch() for _ in range(steps)]
-    train(model, batches, OptimizerSpec(lr=1e-2), proximal_mu=mu)
+    term = ProximalTerm(mu)
+    term.begin(SimpleNamespace(model=model), batches)
+    objective = partial(term.step, proceed=task_loss)
+    train(model, batches, OptimizerSpec(lr=1e-2), objective=objective)
     moved = [p.detach() - p0 for p, p0 in zip(model.parameters(), start, strict=True)]
     return sum(float(m.square().sum()) for m in moved)
 
@@ -79,7 +84,7 @@ def test_a_penalty_is_a_term_of_every_steps_loss():
                 _train_by_hand(client.model, batches, weight=0.7, rank=3)
             else:
                 term = partial(_weighted, client, 0.7)
-                train(client.model, batches, OptimizerSpec(lr=1e-2), penalty=term)
+                train(client.model, batches, OptimizerSpec(lr=1e-2), objective=term)
             found.append(client.state().factors)
     ours, wanted = found
     for name in factors:
@@ -87,8 +92,8 @@ def test_a_penalty_is_a_term_of_every_steps_loss():
         torch.testing.assert_close(ours[name].B, wanted[name].B, atol=1e-5, rtol=1e-4)
 
 
-def _weighted(client, weight):
-    return weight * excess(client.attached(), 0.75)
+def _weighted(client, weight, step):
+    return task_loss(step).plus(weight * excess(client.attached(), 0.75))
 
 
 def _train_by_hand(model, batches, weight, rank):
@@ -107,6 +112,33 @@ def _train_by_hand(model, batches, weight, rank):
             loss = loss + weight * beyond.sqrt()
         loss.backward()
         adamw.step()
+
+
+def test_the_tasks_loss_and_the_penalty_are_told_apart():
+    model, given = build("llama"), [causal_batch() for _ in range(3)]
+    spec = OptimizerSpec(lr=1e-9)
+
+    def penalised(step):
+        found = task_loss(step)
+        return found if step.index == 1 else found.plus(torch.tensor(2.0 + step.index))
+
+    plain = train(model, given, spec)
+    told = train(model, given, spec, objective=penalised)
+    assert plain.penalty is None
+    assert told.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert told.penalty == pytest.approx((2.0 + 4.0) / 2)
+
+
+def test_an_estimated_step_is_not_in_the_mean():
+    model, given = build("llama"), [causal_batch() for _ in range(2)]
+
+    def second_estimated(step):
+        found = task_loss(step)
+        return found if step.index == 0 else StepLoss(found.task * 50, counted=False)
+
+    done = train(model, given, OptimizerSpec(lr=1e-9), objective=second_estimated)
+    assert done.loss == pytest.approx(batch_loss(model, given[0]).item(), rel=1e-5)
+    assert done.steps == 2
 
 
 def test_a_loss_that_is_not_finite_ends_training_with_advice():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from atlas_flwr.client_apps.personal import begun, keep, own_state
 from atlas_flwr.client_apps.store import ClientStore
-from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
-from atlas_flwr.protocol.personal import Kept, PersonalSides
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, initial_factors
+from atlas_flwr.remedies.personal_layers import PersonalLayers, keep, own_state
+from atlas_flwr.remedies.personal_sides import SidesKept
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.types import Side
 
@@ -18,8 +18,19 @@ SCALING = Scaling(16.0)
 DENSE = {"classifier.weight": np.ones((3, 6), np.float32)}
 
 
-def block(name):
-    return int(name.split(".")[1]) if name.startswith("layers.") else None
+class Blocks:
+    num_layers = 5
+
+    def block_of(self, name):
+        return int(name.split(".")[1]) if name.startswith("layers.") else None
+
+
+def begun(kept, dense):
+    factors = {
+        name: initial_factors(name, SHAPES[name], rank, scaling=SCALING, seed=1)
+        for name, rank in kept.ranks.items()
+    }
+    return AdapterState(factors, {key: dense[key] for key in kept.dense})
 
 
 def state(rank=2):
@@ -40,9 +51,9 @@ def state(rank=2):
     ],
 )
 def test_sides_say_which_layers_stay(sides, layers, dense):
-    personal = PersonalSides(frozenset(sides), block, 5)
+    personal = SidesKept(frozenset(sides), Blocks())
     whole = state()
-    kept = Kept.from_json(personal.kept(SplitPlan(2, 1), whole).to_json())
+    kept = PersonalLayers.from_json(personal.personal(SplitPlan(2, 1), whole).to_json())
     assert kept.ranks == dict.fromkeys(layers, 2)
     mine, others = kept.part_of(whole), kept.rest_of(whole)
     assert set(mine.factors) == layers
@@ -59,8 +70,8 @@ def store(tmp_path):
 
 
 def started(rank=2):
-    kept = Kept({"layers.0.q": rank}, ("classifier.weight",))
-    return kept, begun(kept, SHAPES, DENSE, SCALING, seed=1)
+    kept = PersonalLayers({"layers.0.q": rank}, ("classifier.weight",))
+    return kept, begun(kept, DENSE)
 
 
 def test_all_clients_own_layers_begin_alike_and_as_nothing(store):
@@ -97,9 +108,9 @@ def test_at_another_rank_it_is_the_best_approximation(store, rank):
 
 def test_a_layer_that_rests_for_a_round_is_remembered(store):
     whole = state()
-    keep(store, Kept({"layers.0.q": 2, "layers.1.q": 2}).part_of(whole), 1)
-    keep(store, Kept({"layers.0.q": 2}).part_of(whole), 2)
-    kept = Kept({"layers.1.q": 2})
-    start = begun(kept, SHAPES, {}, SCALING, seed=1)
+    keep(store, PersonalLayers({"layers.0.q": 2, "layers.1.q": 2}).part_of(whole), 1)
+    keep(store, PersonalLayers({"layers.0.q": 2}).part_of(whole), 2)
+    kept = PersonalLayers({"layers.1.q": 2})
+    start = begun(kept, {})
     found = own_state(store, start, SCALING, before=3).factors["layers.1.q"]
     assert torch.equal(found.B, whole.factors["layers.1.q"].B)

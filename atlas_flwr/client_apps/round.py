@@ -1,46 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client does for one message."""
+"""What a client does in one round, for one message."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
-from atlas_flwr.client_apps.personal import begun, keep, own_state
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
 from atlas_flwr.data import in_order, majority_accuracy
-from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, excess, pruned
+from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.layout import Layout
-from atlas_flwr.protocol.personal import Kept
-from atlas_flwr.seeds import derive_seed
+from atlas_flwr.remedies import ClientHooks, RoundContext, client_hooks
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
-from atlas_flwr.train.objective import Objective
 from atlas_flwr.train.sketch import sketch_gradients
+from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import SkippingTrunk, connect
+from atlas_flwr.trunk import connect
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
-__all__ = ["Work", "config_of"]
+__all__ = ["ClientRound", "config_of"]
 
 Metrics = dict[str, int | float | list[int]]
 
@@ -54,8 +52,8 @@ def config_of(message: Message, context: Context) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One message's work.
+class ClientRound:
+    """One client's part in one round.
 
     Attributes
     ----------
@@ -78,7 +76,7 @@ class Work:
     arrays: ArrayRecord
 
     @classmethod
-    def of(cls, message: Message, context: Context) -> Work:
+    def of(cls, message: Message, context: Context) -> ClientRound:
         """Read a message."""
         config = config_of(message, context)
         torch.set_num_threads(config.client_threads)
@@ -144,41 +142,24 @@ class Work:
         """Train some local steps; return the client's arrays and metrics."""
         config = self.config
         layout = Layout.of(self.arrays, self.scaling)
-        kept = self._kept
-        state = self._state(layout, kept, before=self.round)
+        hooks = self._hooks(before=self.round)
+        state = hooks.incoming(layout.read(self.arrays, "server"))
         started = time.monotonic()
-        steps = config.local_steps
         with (
             PeakMeter(self.files.device) as meter,
-            self._model(state, steps) as adapted,
+            self._model(state, hooks) as adapted,
         ):
-            batches, examples = self.batches.to_train(
-                adapted.model,
-                self._store,
-                pooled=int(str(self.entries.get(keys.POOLED_NODES, 0))),
-            )
-            objective = Objective.of(
-                adapted.model,
-                batches,
-                align=config.align,
-                auxiliary_steps=config.auxiliary_steps,
-                seed=derive_seed(config.seed, "bridge", self.round, self.me.index),
-            )
+            pooled = int(str(self.entries.get(keys.POOLED_NODES, 0)))
+            batches, examples = self.batches.to_train(adapted.model, hooks, pooled)
+            hooks.begin(adapted, batches)
             done = train(
                 adapted.model,
                 batches,
                 OptimizerSpec(config.learning_rate, weight_decay=config.weight_decay),
-                proximal_mu=float(str(self.entries.get(keys.PROXIMAL_MU, 0.0))),
-                step_loss=objective.loss,
-                counts=objective.counts,
-                penalty=_penalty(config, adapted),
+                objective=partial(hooks.step, proceed=task_loss),
             )
             trained = adapted.state()
-        left = pruned(state.factors, trained.factors, config.rank_decay)
-        trained = replace(trained, factors=left)
-        if kept.ranks or kept.dense:
-            keep(self._store(), kept.part_of(trained), self.round)
-        arrays = layout.write(kept.rest_of(trained))
+        arrays = layout.write(hooks.trained(trained))
         metrics: Metrics = {
             "num-examples": examples,
             "train-loss": done.loss,
@@ -188,9 +169,11 @@ class Work:
             "rank": max((f.rank for f in state.factors.values()), default=0),
             "head": self.plan.head if self.plan else 0,
             "tail": (self.plan.tail or 0) if self.plan else 0,
-            "skipped": _skipped(adapted),
             **_crossed(adapted),
+            **hooks.metrics(),
         }
+        if done.penalty is not None:
+            metrics["train-penalty"] = done.penalty
         return arrays, metrics
 
     def evaluate(self) -> Metrics:
@@ -198,7 +181,8 @@ class Work:
         config, shard = self.config, self.me.shard(self.config)
         layout = Layout.of(self.arrays, self.scaling)
         collate = self.batches.collator(shard.task)
-        state = self._state(layout, self._kept, before=self.round + 1)
+        hooks = self._hooks(before=self.round + 1)
+        state = hooks.incoming(layout.read(self.arrays, "server"))
         with self._model(state) as adapted:
             found = evaluate(
                 adapted.model,
@@ -216,7 +200,7 @@ class Work:
 
     @contextmanager
     def _model(
-        self, state: AdapterState, train_steps: int = 0
+        self, state: AdapterState, hooks: ClientHooks | None = None
     ) -> Iterator[ClientModel]:
         if self.plan is None:
             with adapted_whole(self.files.whole(), state, self.scaling) as adapted:
@@ -228,9 +212,8 @@ class Work:
             token=str(self.entries[keys.TRUNK_TOKEN]),
             codec=self.config.codec,
         )
-        threshold = self.config.skip_gradients
-        if train_steps and threshold:
-            trunk = SkippingTrunk(trunk, threshold, train_steps)
+        if hooks is not None:
+            trunk = hooks.trunk(trunk)
         sides = (parts.head, parts.tail, trunk)
         with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
@@ -258,35 +241,31 @@ class Work:
     def _store(self) -> ClientStore:
         return ClientStore.of(str(self.entries[keys.RUN_ID]), self.me.index)
 
-    @property
-    def _kept(self) -> Kept:
-        """Which layers are this client's own."""
-        told = self.entries.get(keys.PERSONAL)
-        return Kept() if told is None else Kept.from_json(str(told))
+    def _hooks(self, *, before: int) -> ClientHooks:
+        """Return what remedies do; what is remembered of a round, and later, is not."""
+        return client_hooks(
+            RoundContext(
+                self.config,
+                self.entries,
+                round=self.round,
+                client=self.me.index,
+                before=before,
+                scaling=self.scaling,
+                store=self._store,
+                start=self._start,
+            )
+        )
 
-    def _state(self, layout: Layout, kept: Kept, *, before: int) -> AdapterState:
-        """Return what was sent, with this client's own layers beside it."""
-        sent = layout.read(self.arrays, "server")
-        if not kept.ranks and not kept.dense:
-            return sent
+    def _start(self, ranks: Mapping[str, int], dense: Sequence[str]) -> AdapterState:
+        """Return what all clients begin with, of some layers and arrays."""
         shapes = self.files.outline().shapes(self.config.target_list)
-        seed = self.config.seed
-        start = begun(kept, shapes, self.files.dense(), self.scaling, seed)
-        own = own_state(self._store(), start, self.scaling, before=before)
-        return sent.merged(own)
-
-
-def _penalty(config: RunConfig, adapted: ClientModel) -> Callable[[], Tensor] | None:
-    """Return HetLoRA's term of the loss, if it has a weight."""
-    if not config.rank_penalty:
-        return None
-    return lambda: config.rank_penalty * excess(adapted.attached(), config.rank_decay)
-
-
-def _skipped(adapted: ClientModel) -> int:
-    """Count the backward passes that the client did not send."""
-    trunk = getattr(adapted.model, "trunk", None)
-    return trunk.skipped if isinstance(trunk, SkippingTrunk) else 0
+        given, seed = self.scaling, self.config.seed
+        factors = {
+            name: initial_factors(name, shapes[name], rank, scaling=given, seed=seed)
+            for name, rank in ranks.items()
+        }
+        known = self.files.dense()
+        return AdapterState(factors, {key: known[key] for key in dense})
 
 
 def _crossed(adapted: ClientModel) -> Metrics:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the run config: who takes part in a round, and how long one waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atlas_flwr.options import option
+
+__all__ = ["RoundConfig"]
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """Who takes part in a round, and how long one waits."""
+
+    fraction_train: float = option(
+        1.0,
+        "Share of the connected clients that train in a round.",
+        above=0,
+        maximum=1,
+    )
+    fraction_evaluate: float = option(
+        1.0,
+        "Share of the connected clients that evaluate. Below 1 the per-task numbers of "
+        "two rounds come from different clients.",
+        above=0,
+        maximum=1,
+    )
+    min_train_nodes: int = option(
+        2, "Fewest clients a training round asks; Flower waits for them.", minimum=1
+    )
+    min_evaluate_nodes: int = option(
+        2, "Fewest clients an evaluation asks; Flower waits for them.", minimum=1
+    )
+    min_available_nodes: int = option(
+        2,
+        "Clients that must be connected before a round starts. Set it to the size of "
+        "the federation where every client should be in the clustering.",
+        minimum=1,
+    )
+    round_timeout: float = option(
+        3600.0,
+        "Seconds after which a round goes on without the clients still missing. "
+        "Several times a slow client's round.",
+        above=0,
+    )
+    quorum: float = option(
+        1.0,
+        "Share of a training round's replies after which it goes on; later ones are "
+        "dropped, by fedavg and fedprox discounted and taken into the next round. "
+        "Below 1 slow clients hold nobody up, a run's numbers depend on who was fast, "
+        "and a resumed run may differ.",
+        above=0,
+        maximum=1,
+    )
+    secure_aggregation: bool = option(
+        False,
+        "Let the server see the sum of the clients' updates, and no single one: fedavg "
+        "and fedprox learn the same, and 8 bytes a number go up. What each client "
+        "tells of its training is summed too; its evaluation is not.",
+    )
+    evaluate_every: int = option(
+        1,
+        "Rounds between evaluations; the last round is always evaluated.",
+        minimum=1,
+    )

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remedies against drawbacks of split and federated training: one file each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.remedies.base import (
+        ClientHooks,
+        Remedy,
+        RoundContext,
+        ServerHooks,
+    )
+    from atlas_flwr.remedies.registry import (
+        REMEDIES,
+        RemedyKeys,
+        client_hooks,
+        every_step_crosses,
+        remedy_problems,
+        remembered_steps,
+        server_hooks,
+    )
+
+__all__ = [
+    "REMEDIES",
+    "ClientHooks",
+    "Remedy",
+    "RemedyKeys",
+    "RoundContext",
+    "ServerHooks",
+    "client_hooks",
+    "every_step_crosses",
+    "remedy_problems",
+    "remembered_steps",
+    "server_hooks",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "ClientHooks": "base",
+        "REMEDIES": "registry",
+        "Remedy": "base",
+        "RemedyKeys": "registry",
+        "RoundContext": "base",
+        "ServerHooks": "base",
+        "client_hooks": "registry",
+        "every_step_crosses": "registry",
+        "remedy_problems": "registry",
+        "remembered_steps": "registry",
+        "server_hooks": "registry",
+    },
+)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruning of a client's data after its first round (arXiv 2107.07075).
+
+See :mod:`atlas_flwr.train.el2n` for the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.options import Problem, option
+from atlas_flwr.remedies.base import ClientHooks, Remedy, RoundContext
+
+if TYPE_CHECKING:
+    from atlas_flwr.config.schema import RunConfig
+    from atlas_flwr.data import Collator, Shard
+
+__all__ = ["DataPruning", "PruningKeys"]
+
+KEPT = "kept-examples"
+
+
+@dataclass(frozen=True)
+class PruningKeys:
+    """Keys of the run config."""
+
+    prune_data: float = option(
+        0.0,
+        "Share of its training examples that a client drops after its first round: "
+        "those with the smallest error (EL2N). Scoring costs a forward pass over all "
+        "of them, once.",
+        minimum=0,
+        maximum=0.95,
+    )
+
+
+class DataPruning(Remedy):
+    """Lets a client go on with the examples that it has not learned yet."""
+
+    name = "prune-data"
+
+    def problems(self, config: RunConfig) -> Iterator[Problem]:
+        """Want clients that have data of their own."""
+        if config.prune_data and config.strategy == "centralized":
+            yield Problem(
+                ("prune-data", "strategy"),
+                f"prune-data={config.prune_data}: clients prune their own data, and "
+                "centralized pools it; set prune-data=0.0",
+            )
+
+    def client(self, now: RoundContext) -> ClientHooks:
+        """Prune, from the second round on."""
+        prunes = now.config.prune_data and now.round > 1
+        return _Pruned(now) if prunes else ClientHooks()
+
+
+@dataclass(frozen=True)
+class _Pruned(ClientHooks):
+    now: RoundContext
+
+    def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:
+        """Drop the examples that are learned already, by scores taken once."""
+        import numpy as np
+
+        from atlas_flwr.data import by_length, in_order
+        from atlas_flwr.train.el2n import el2n, hardest
+
+        config, store = self.now.config, self.now.store()
+        found = store.load(KEPT, before=self.now.round)
+        if found is not None:
+            kept = found["kept"].tolist()
+        else:
+            batches = in_order(shard.train, collate, config.eval_batch_size)
+            scores = el2n(model, batches, collate.label_ids)
+            kept = hardest(scores, config.prune_data)
+            store.save(KEPT, self.now.round, {"kept": np.array(kept)})
+        ordered = by_length(shard.train)
+        return replace(shard, train=tuple(ordered[i] for i in kept))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All remedies: a new one gets a line in each of the two lists.
+
+Their order is that of their hooks (see :mod:`atlas_flwr.remedies.chain`): what a client
+sends passes the first remedy last, and a step's loss is the first one's to change last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atlas_flwr.options import Problem
+from atlas_flwr.remedies.alignment import Alignment, AlignmentKeys
+from atlas_flwr.remedies.auxiliary_tail import AuxiliaryKeys, AuxiliarySteps
+from atlas_flwr.remedies.base import (
+    Blocks,
+    ClientHooks,
+    Remedy,
+    RoundContext,
+    ServerHooks,
+)
+from atlas_flwr.remedies.chain import ClientChain, ServerChain
+from atlas_flwr.remedies.data_pruning import DataPruning, PruningKeys
+from atlas_flwr.remedies.gradient_skipping import GradientSkipping, SkippingKeys
+from atlas_flwr.remedies.moving_average import AverageKeys, MovingAverage
+from atlas_flwr.remedies.personal_sides import PersonalKeys, PersonalSides
+from atlas_flwr.remedies.proximal import Proximal, ProximalKeys
+from atlas_flwr.remedies.rank_penalty import RankPenalty, RankPenaltyKeys
+
+if TYPE_CHECKING:
+    from atlas_flwr.config.schema import RunConfig
+
+__all__ = [
+    "REMEDIES",
+    "RemedyKeys",
+    "client_hooks",
+    "every_step_crosses",
+    "remedy_problems",
+    "remembered_steps",
+    "server_hooks",
+]
+
+
+@dataclass(frozen=True)
+class RemedyKeys(
+    PersonalKeys,
+    AverageKeys,
+    PruningKeys,
+    SkippingKeys,
+    ProximalKeys,
+    RankPenaltyKeys,
+    AuxiliaryKeys,
+    AlignmentKeys,
+):
+    """Against drawbacks of split and federated training; all are off by default."""
+
+
+REMEDIES: tuple[Remedy, ...] = (
+    PersonalSides(),
+    MovingAverage(),
+    DataPruning(),
+    GradientSkipping(),
+    Proximal(),
+    RankPenalty(),
+    AuxiliarySteps(),
+    Alignment(),
+)
+
+
+def remedy_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield what a configuration gets wrong about remedies."""
+    for remedy in REMEDIES:
+        yield from remedy.problems(config)
+
+
+def remembered_steps(config: RunConfig) -> int:
+    """Return of how many steps of a round a client keeps something till its end."""
+    return max(remedy.remembered_steps(config) for remedy in REMEDIES)
+
+
+def every_step_crosses(config: RunConfig) -> bool:
+    """Tell whether each step of a client is one of the trunk's."""
+    return all(remedy.every_step_crosses(config) for remedy in REMEDIES)
+
+
+def client_hooks(now: RoundContext) -> ClientHooks:
+    """Return all remedies' hooks on a client in one round."""
+    return ClientChain([remedy.client(now) for remedy in REMEDIES])
+
+
+def server_hooks(config: RunConfig, blocks: Blocks) -> ServerHooks:
+    """Return all remedies' hooks on the server of a run."""
+    return ServerChain([remedy.server(config, blocks) for remedy in REMEDIES])
