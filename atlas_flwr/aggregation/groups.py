@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Rule, Start
 from atlas_flwr.aggregation.contribution import dense_means, shares
-from atlas_flwr.aggregation.mixing import averaged, mixed
-from atlas_flwr.aggregation.products import summed
+from atlas_flwr.aggregation.mixing import Room, averaged, mixed
+from atlas_flwr.aggregation.products import summed_in_parts, weighted_rest
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, canonical, leading
+from atlas_flwr.lora import (
+    AdapterState,
+    LoraFactors,
+    Scaling,
+    canonical,
+    leading,
+    share_of_rest,
+)
 from atlas_flwr.lora.flattening import flatten, unflatten
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
@@ -61,6 +68,7 @@ class ClusterAdapters:
     _layout: Layout | None = None
     _returned: ArrayRecord | None = None
     _handed: AdapterState | None = None  # the last arrays, if they were changed
+    _trained: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def begin(self, arrays: ArrayRecord) -> None:
         """Take the initial arrays, or what has become of those last returned.
@@ -205,11 +213,13 @@ class ClusterAdapters:
         """
         totals = []
         self._handed = None
+        self._trained = {g: _rank_sums(parts) for g, parts in members.items()}
         for group, parts in members.items():
             former = self.groups.get(group)
             state = self.rule.combine(former, parts)
             if former is not None:
-                average = partial(averaged, max_rank=self.rule.max_rank)
+                most, room = self.rule.max_rank, self._room([group])
+                average = partial(averaged, max_rank=most, room=room)
                 state = self.hooks.combined(former, state, average)
             self.groups[group] = state
             weight = sum(part.weight for part in parts)
@@ -231,7 +241,23 @@ class ClusterAdapters:
     def mix(self, names: Sequence[str], matrix: NDArray[np.float64]) -> None:
         """Let groups take of each other, by a matrix in the order of their names."""
         chosen = {name: self.groups[name] for name in names}
-        self.groups |= mixed(chosen, matrix, self.rule.max_rank)
+        room = self._room(names)
+        self.groups |= mixed(chosen, matrix, self.rule.max_rank, room)
+
+    def _room(self, groups: Sequence[str]) -> Room:
+        """Say at which rank a sum of what groups hold is handed out."""
+        known = [self._trained[g] for g in groups if g in self._trained]
+
+        def room(layer: str, terms: Sequence[LoraFactors]) -> int | None:
+            trained = sum(sums.get(layer, 0) for sums in known)
+            return self.rule.room(trained, *(found.rank for found in terms))
+
+        return room
+
+    @property
+    def held_back(self) -> float:
+        """The share of a group's sum that its clients are not sent; the largest."""
+        return max(map(share_of_rest, self.groups.values()), default=0.0)
 
     def regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Give each new group what its members had learned in their former ones."""
@@ -241,7 +267,9 @@ class ClusterAdapters:
             if former is not None:
                 part = Contribution(client, 1.0, former)
                 members.setdefault(str(label), []).append(part)
-        self.groups = {group: together(parts) for group, parts in members.items()}
+        self.groups = {
+            group: together(parts, self.rule) for group, parts in members.items()
+        }
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
         """Return what a resumed run needs: arrays, and JSON values."""
@@ -283,30 +311,44 @@ def _same(one: ArrayRecord, other: ArrayRecord) -> bool:
     )
 
 
-def together(parts: Sequence[Contribution]) -> AdapterState:
-    """Sum what groups hold, by weight: each layer over the groups that have it."""
+def _rank_sums(parts: Sequence[Contribution]) -> dict[str, int]:
+    """Sum the ranks that were trained, by layer."""
+    sums: dict[str, int] = {}
+    for part in parts:
+        for name, found in part.state.factors.items():
+            sums[name] = sums.get(name, 0) + found.rank
+    return sums
+
+
+def together(parts: Sequence[Contribution], rule: Rule | None = None) -> AdapterState:
+    """Sum what groups hold, by weight: each layer over the groups that have it.
+
+    With a flat rule no more is handed out of a sum than of the largest of its terms.
+    """
     factors: dict[str, LoraFactors] = {}
+    rest = {}
     for name in dict.fromkeys(n for part in parts for n in part.state.factors):
         have = [part for part in parts if name in part.state.factors]
-        held = _distinct([part.state.factors[name] for part in have], shares(have))
-        same = len(held) == 1
-        found = canonical(held[0][0]) if same else summed(name, *_unzipped(held))
-        factors[name] = found
-    return AdapterState(factors, dense_means(parts))
+        states, weights = _distinct(name, [part.state for part in have], shares(have))
+        stack = [state.factors[name] for state in states]
+        left = weighted_rest(name, states, weights)
+        if len(states) == 1:
+            factors[name] = canonical(stack[0])
+        else:
+            room = rule.room(0, *(found.rank for found in stack)) if rule else None
+            factors[name], left = summed_in_parts(name, stack, weights, left, room)
+        if left is not None:
+            rest[name] = left.float()
+    return AdapterState(factors, dense_means(parts), rest=rest)
 
 
 def _distinct(
-    stack: Sequence[LoraFactors], weights: Sequence[float]
-) -> list[tuple[LoraFactors, float]]:
-    """Add the weights of members that hold the very same factors."""
-    found: dict[int, tuple[LoraFactors, float]] = {}
-    for factors, weight in zip(stack, weights, strict=True):
-        _, sum_ = found.get(id(factors), (factors, 0.0))
-        found[id(factors)] = (factors, sum_ + weight)
-    return list(found.values())
-
-
-def _unzipped(
-    pairs: Sequence[tuple[LoraFactors, float]],
-) -> tuple[list[LoraFactors], list[float]]:
-    return [factors for factors, _ in pairs], [weight for _, weight in pairs]
+    name: str, states: Sequence[AdapterState], weights: Sequence[float]
+) -> tuple[list[AdapterState], list[float]]:
+    """Add the weights of members that hold the very same factors of a layer."""
+    found: dict[int, tuple[AdapterState, float]] = {}
+    for state, weight in zip(states, weights, strict=True):
+        held = id(state.factors[name])
+        _, sum_ = found.get(held, (state, 0.0))
+        found[held] = (state, sum_ + weight)
+    return [state for state, _ in found.values()], [w for _, w in found.values()]

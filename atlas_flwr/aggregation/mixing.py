@@ -8,19 +8,20 @@ See :mod:`atlas_flwr.clustering.graph`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.aggregation.products import summed
+from atlas_flwr.aggregation.products import summed_in_parts, weighted_rest
 from atlas_flwr.clustering.graph import adjacency, adjacency_of, mixing_matrix
 from atlas_flwr.errors import DataError
-from atlas_flwr.lora import AdapterState
+from atlas_flwr.lora import AdapterState, LoraFactors
 
 __all__ = ["Mixing", "averaged", "mixed"]
+
+Room = Callable[[str, Sequence[LoraFactors]], int | None]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def mixed(
     groups: Mapping[str, AdapterState],
     matrix: NDArray[np.float64],
     max_rank: int | None = None,
+    room: Room | None = None,
 ) -> dict[str, AdapterState]:
     """Return sum_l C_kl W_l for every group k, on products, exactly.
 
@@ -117,18 +119,25 @@ def mixed(
         among these, their weights scaled up to the sum of the row.
     max_rank : int, optional
         See :func:`~atlas_flwr.aggregation.products.summed`.
+    room : Callable, optional
+        Told a layer and the terms of its sum, it returns the rank at which that is
+        handed out, or ``None`` for all of it, as without.
     """
     names, states = list(groups), list(groups.values())
     if np.array_equal(matrix, np.eye(len(names))):
         return dict(groups)
     return {
-        name: _row(states, matrix[index], states[index], max_rank)
+        name: _row(states, matrix[index], states[index], max_rank, room)
         for index, name in enumerate(names)
     }
 
 
 def averaged(
-    before: AdapterState, after: AdapterState, share: float, max_rank: int | None = None
+    before: AdapterState,
+    after: AdapterState,
+    share: float,
+    max_rank: int | None = None,
+    room: Room | None = None,
 ) -> AdapterState:
     """Return share W_before + (1 - share) W_after: a moving average, on products.
 
@@ -138,10 +147,11 @@ def averaged(
         What a group held before a round, and what it holds after it.
     share : float
         From 0 to below 1.
-    max_rank : int, optional
-        See :func:`~atlas_flwr.aggregation.products.summed`.
+    max_rank, room
+        See :func:`mixed`.
     """
-    return _row([before, after], np.array([share, 1 - share]), after, max_rank)
+    row = np.array([share, 1 - share])
+    return _row([before, after], row, after, max_rank, room)
 
 
 def _row(
@@ -149,29 +159,38 @@ def _row(
     row: NDArray[np.float64],
     own: AdapterState,
     max_rank: int | None,
+    room: Room | None,
 ) -> AdapterState:
-    factors = dict(own.factors)
+    factors, rest = dict(own.factors), dict(own.rest)
     for layer in own.factors:
-        stack, weights = _members(states, row, "factors", layer)
+        have, weights = _members(states, row, "factors", layer)
         if weights:
-            factors[layer] = summed(layer, stack, weights, max_rank)
+            stack = [state.factors[layer] for state in have]
+            most = room(layer, stack) if room else None
+            before = weighted_rest(layer, have, weights)
+            factors[layer], left = summed_in_parts(
+                layer, stack, weights, before, most, max_rank
+            )
+            rest.pop(layer, None)
+            rest |= {} if left is None else {layer: left}
     dense = dict(own.dense)
     for key in own.dense:
-        arrays, weights = _members(states, row, "dense", key)
+        have, weights = _members(states, row, "dense", key)
         if weights:
             terms = (
-                c * a.astype(np.float64) for a, c in zip(arrays, weights, strict=True)
+                c * state.dense[key].astype(np.float64)
+                for state, c in zip(have, weights, strict=True)
             )
             dense[key] = np.asarray(sum(terms), own.dense[key].dtype)
-    return AdapterState(factors, dense)
+    return AdapterState(factors, dense, rest=rest)
 
 
 def _members(
     states: list[AdapterState], row: NDArray[np.float64], part: str, key: str
-) -> tuple[list[Any], list[float]]:
-    """Return what groups have under a key, and their weights, of the row's sum."""
+) -> tuple[list[AdapterState], list[float]]:
+    """Return the groups that have a key, and their weights, of the row's sum."""
     pairs = [
-        (getattr(state, part)[key], weight)
+        (state, weight)
         for state, weight in zip(states, row.tolist(), strict=True)
         if weight != 0 and key in getattr(state, part)
     ]

@@ -15,13 +15,18 @@ order, and a client of rank r_k is sent live directions L_k and folded ones F_k:
 rule      L_k                      F_k             D_t
 ========  =======================  ==============  ==================================
 truncate  first r_k of D_{t-1}     none            sum_k p_k L'_k
-both      first r_k of D_{t-1}     the others      sum_k p_k (F_k + L'_k)
+both      first r_k of D_{t-1}     the others      sum_k p_k (F_k + L'_k)  [+ E_{t-1}]
 fold      fresh, product 0         all             D_{t-1} + sum_k p_k L'_k
 ========  =======================  ==============  ==================================
 
 Under ``both`` and ``fold`` F_k + L_k = D_{t-1} for everyone: the forward pass is exact
 at any rank, also for newcomers and those who skipped rounds, and what is learned adds
 up exactly.
+
+With ``flat``, ``both`` hands out no more of D_t than its first sum_k r_k directions,
+or as many as before where these were more. What is beyond, E_t, stays with the group,
+dense (see :mod:`atlas_flwr.lora.remainder`): D_t is as exact, and clients lack E_t
+until its directions are among the strongest.
 """
 
 from __future__ import annotations
@@ -46,16 +51,24 @@ from atlas_flwr.lora import (
     AdapterState,
     LoraFactors,
     Scaling,
-    canonical,
     concatenate,
     damped,
+    divided,
     initial_factors,
     leading,
     trailing,
 )
 from atlas_flwr.seeds import derive_seed
 
-__all__ = ["Both", "Fold", "ProductRule", "Truncate", "summed"]
+__all__ = [
+    "Both",
+    "Fold",
+    "ProductRule",
+    "Truncate",
+    "summed",
+    "summed_in_parts",
+    "weighted_rest",
+]
 
 # Relative; float32 factors of a float64 decomposition stay far below it.
 _TOLERANCE = 1e-4
@@ -69,20 +82,26 @@ class ProductRule(Rule):
     ) -> AdapterState:
         """Add the members' products to what they left of the group's."""
         shares(parts)
-        factors = {}
+        factors, rest = {}, {}
         for name in layer_names(parts):
             have = [part for part in parts if name in part.state.factors]
             p = shares(have)
             stack = [part.state.factors[name] for part in have]
             before = held.factors.get(name) if held else None
-            rest = None if before is None else self._rest(before, stack, p)
-            terms, weights = ([rest, *stack], [1.0, *p]) if rest else (stack, p)
-            factors[name] = summed(name, terms, weights, self.max_rank)
-        state = AdapterState(factors, dense_means(parts))
+            folded = None if before is None else self._folded(before, stack, p)
+            terms, weights = ([folded, *stack], [1.0, *p]) if folded else (stack, p)
+            room = self.room(sum(f.rank for f in stack), before.rank if before else 0)
+            left = held.rest.get(name) if held else None
+            factors[name], left = summed_in_parts(
+                name, terms, weights, left, room, self.max_rank
+            )
+            if left is not None:
+                rest[name] = left
+        state = AdapterState(factors, dense_means(parts), rest=rest)
         return held.merged(state) if held else state
 
     @abstractmethod
-    def _rest(
+    def _folded(
         self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
     ) -> LoraFactors | None:
         """Return sum_k p_k F_k of a layer."""
@@ -99,7 +118,7 @@ class Truncate(ProductRule):
         """Cut the group's product at the client's ranks."""
         return _cut(held, at)
 
-    def _rest(
+    def _folded(
         self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
     ) -> LoraFactors | None:
         return None
@@ -123,7 +142,13 @@ class Both(ProductRule):
         live = _cut(held, at)
         return AdapterState(live.factors, live.dense, folded)
 
-    def _rest(
+    def room(self, trained: int, *ranks: int) -> int | None:
+        """Return what one round adds up to, or what there was before."""
+        if not self.flat or self.max_rank is not None:
+            return None
+        return max((trained, *ranks))
+
+    def _folded(
         self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
     ) -> LoraFactors | None:
         # Direction j is folded at the clients whose rank is at most j.
@@ -153,7 +178,7 @@ class Fold(ProductRule):
         folded = {n: f for n, f in held.factors.items() if bool(f.A.any())}
         return AdapterState(fresh, held.dense, folded)
 
-    def _rest(
+    def _folded(
         self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
     ) -> LoraFactors | None:
         return before
@@ -186,23 +211,67 @@ def summed(
     AdapterError
         If shapes differ, a number is not finite, or the check fails.
     """
-    exact = canonical(concatenate(terms, weights))
+    return summed_in_parts(name, terms, weights, None, None, max_rank)[0]
+
+
+def summed_in_parts(
+    name: str,
+    terms: Sequence[LoraFactors],
+    weights: Sequence[float],
+    rest: Tensor | None,
+    room: int | None,
+    max_rank: int | None = None,
+) -> tuple[LoraFactors, Tensor | None]:
+    """Return the sum of products and a rest: what is handed out of it, and a new rest.
+
+    It is checked as :func:`summed` does.
+
+    Parameters
+    ----------
+    name, terms, weights, max_rank
+        See there.
+    rest : Tensor, optional
+        Shape (m, n), of weight 1.
+    room : int, optional
+        The rank from which on the sum is rest; ``None`` makes all of it factors.
+
+    Raises
+    ------
+    AdapterError
+        See there.
+    """
+    stacked = concatenate(terms, weights)
+    exact, left = divided(stacked, rest, min(stacked.shape) if room is None else room)
     probe = torch.randn(exact.shape[1], 1, generator=torch.Generator().manual_seed(0))
-    wanted = torch.stack(
-        [p * _applied(f, probe) for f, p in zip(terms, weights, strict=True)]
-    )
-    error = float((_applied(exact, probe) - wanted.sum(0)).norm())
-    size = float(wanted.norm(dim=1).sum())
+    wanted = [p * _applied(f, probe) for f, p in zip(terms, weights, strict=True)]
+    wanted += [] if rest is None else [rest.double() @ probe.double()]
+    found = _applied(exact, probe)
+    found += 0 if left is None else left.double() @ probe.double()
+    error = float((found - torch.stack(wanted).sum(0)).norm())
+    size = float(torch.stack(wanted).norm(dim=1).sum())
     if not error <= _TOLERANCE * max(size, 1e-12):
         raise AdapterError(
             f"layer {name!r}: the aggregate is off by {error:.1e} of {size:.1e}; "
             "please report this with the clients' ranks and scales"
         )
     if max_rank is None or exact.rank <= max_rank:
-        return exact
+        return exact, left
     kept = LoraFactors(exact.A[:max_rank], exact.B[:, :max_rank])
     _tell_loss(name, exact, max_rank)
-    return kept
+    return kept, left
+
+
+def weighted_rest(
+    name: str, states: Sequence[AdapterState], weights: Sequence[float]
+) -> Tensor | None:
+    """Return the weighted sum of a layer's rests; ``None`` where nobody has one."""
+    total: Tensor | None = None
+    for state, weight in zip(states, weights, strict=True):
+        left = state.rest.get(name)
+        if left is not None:
+            term = weight * left.double()
+            total = term if total is None else total.add_(term)
+    return total
 
 
 def _cut(held: AdapterState, at: Start) -> AdapterState:

@@ -74,6 +74,9 @@ class Rule(ABC):
     ----------
     max_rank : int, optional
         Products are kept exactly up to this rank; ``None`` for any.
+    flat : bool
+        Whether a round sends no more of a group's product than one round's ranks add up
+        to, however many rounds there were. The group's sum is exact either way.
 
     Attributes
     ----------
@@ -84,8 +87,26 @@ class Rule(ABC):
 
     folds: ClassVar[bool] = False
 
-    def __init__(self, max_rank: int | None = None) -> None:
+    def __init__(self, max_rank: int | None = None, flat: bool = False) -> None:
         self.max_rank = max_rank
+        self.flat = flat
+
+    @property
+    def keeps_rest(self) -> bool:
+        """Whether groups keep a part of their sums to themselves."""
+        return self.room(0) is not None
+
+    def room(self, trained: int, *ranks: int) -> int | None:
+        """Return the rank at which a product is handed out; ``None`` for its own.
+
+        Parameters
+        ----------
+        trained : int
+            Sum of the ranks that were trained in this round.
+        *ranks : int
+            At which the terms of the product were handed out before.
+        """
+        return None
 
     @abstractmethod
     def start(self, held: AdapterState, at: Start) -> AdapterState:

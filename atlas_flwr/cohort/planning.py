@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import WARNING
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord
@@ -208,6 +209,31 @@ class RoundPlanner:
         return {
             name: np.asarray(np.mean(found, axis=0)) for name, found in members.items()
         }
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
+        """Return what a resumed run needs: arrays, and JSON values."""
+        found = self.discovery
+        arrays, values = self.assignments.state()
+        sketches = {f"sketch/{c}": sketch for c, sketch in found.sketches.items()}
+        return {**sketches, **arrays}, {
+            "sketched": list(found.sketches),
+            "fitted-on": list(found.fitted_on),
+            "cluster-numbers": list(found.numbers),
+            "next-cluster-number": found.next_number,
+            **values,
+        }
+
+    def restore(
+        self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> None:
+        """Take up what :meth:`state` returned."""
+        self.discovery.restore(
+            {c: arrays[f"sketch/{c}"] for c in values["sketched"]},
+            values["fitted-on"],
+            values["cluster-numbers"],
+            values["next-cluster-number"],
+        )
+        self.assignments.restore(arrays, values)
 
     def _importance(self, client: str) -> Mapping[str, float]:
         label = self.discovery.label(client)

@@ -87,8 +87,8 @@ class AdaptationConfig:
     max_rank: int = option(
         0,
         "Rank at which a cluster's sum is cut, with a warning that says what it loses; "
-        "0 never cuts it. What both and fold send grows with the ranks of all rounds "
-        "until it is reached.",
+        "0 never cuts it. What fold sends, and both without flat-rounds, grows with "
+        "the ranks of all rounds until it is reached.",
         minimum=0,
         only=ADAPTER_STRATEGIES,
     )

@@ -30,6 +30,7 @@ _OF_LORA = (
     "trunk_session_memory",
     "mixing",
     "max_rank",
+    "flat_rounds",
 )
 
 

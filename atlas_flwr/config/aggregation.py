@@ -25,6 +25,15 @@ class AggregationConfig:
         "another matrix; none keeps every client's own.",
         only=("atlas", "mira"),
     )
+    flat_rounds: bool = option(
+        True,
+        "aggregation='both' sends clients and trunk as much of a cluster's sum as one "
+        "round's ranks add up to, its strongest directions, so that round 50 costs "
+        "what round 3 costs. What is beyond is not lost: the server keeps it, and "
+        "sends it as it grows (held_back in summary.json). false sends all of it, more "
+        "with every round.",
+        only=("atlas", "mira"),
+    )
     mixing: float = option(
         0.0,
         "How strongly clusters (mira: clients) are drawn to those with similar "

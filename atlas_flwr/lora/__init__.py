@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from atlas_flwr.lora.initial import initial_factors
     from atlas_flwr.lora.prompt import PROMPT_KEY, attach_prompt, prepended
     from atlas_flwr.lora.pruning import excess, kept_rank, pruned
+    from atlas_flwr.lora.remainder import divided, share_of_rest
     from atlas_flwr.lora.scaling import Scaling
     from atlas_flwr.lora.spectrum import canonical, damped, leading, trailing
     from atlas_flwr.lora.state import AdapterState
@@ -51,6 +52,7 @@ __all__ = [
     "concatenate",
     "damped",
     "detach",
+    "divided",
     "excess",
     "extract",
     "fold",
@@ -70,6 +72,7 @@ __all__ = [
     "recompress",
     "save_peft",
     "scales_inputs",
+    "share_of_rest",
     "spectral_error",
     "trailing",
     "widen",
@@ -92,6 +95,7 @@ __getattr__, __dir__ = _attach(
         "concatenate": "algebra",
         "damped": "spectrum",
         "detach": "attachment",
+        "divided": "remainder",
         "excess": "pruning",
         "extract": "attachment",
         "fold": "folding",
@@ -111,6 +115,7 @@ __getattr__, __dir__ = _attach(
         "recompress": "algebra",
         "save_peft": "export",
         "scales_inputs": "ia3",
+        "share_of_rest": "remainder",
         "spectral_error": "algebra",
         "trailing": "spectrum",
         "widen": "dense",

@@ -25,6 +25,7 @@ def flatten(state: AdapterState, prefix: str) -> dict[str, NDArray[Any]]:
         out[f"{prefix}/B/{name}"] = found.B.numpy()
         out[f"{prefix}/scale/{name}"] = np.array([found.scale])
     out |= {f"{prefix}/dense/{key}": value for key, value in state.dense.items()}
+    out |= {f"{prefix}/rest/{name}": r.numpy() for name, r in state.rest.items()}
     return out
 
 
@@ -49,4 +50,9 @@ def unflatten(arrays: Arrays, prefix: str) -> AdapterState:
         for key, value in found.items()
         if key.startswith("dense/")
     }
-    return AdapterState(factors, dense)
+    rest = {
+        key.removeprefix("rest/"): torch.from_numpy(value)
+        for key, value in found.items()
+        if key.startswith("rest/")
+    }
+    return AdapterState(factors, dense, rest=rest)

@@ -19,10 +19,17 @@ from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora.algebra import INITIAL_ROW_NORM, completed, thin_svd
 from atlas_flwr.lora.factors import LoraFactors
 
-__all__ = ["canonical", "damped", "leading", "trailing"]
+__all__ = [
+    "NOTHING",
+    "canonical",
+    "damped",
+    "in_canonical_form",
+    "leading",
+    "trailing",
+]
 
 # Relative to the largest singular value: what float32 factors cannot hold anyway.
-_NOTHING = 2.0**-24
+NOTHING = 2.0**-24
 
 
 def canonical(factors: LoraFactors, max_rank: int | None = None) -> LoraFactors:
@@ -41,8 +48,14 @@ def canonical(factors: LoraFactors, max_rank: int | None = None) -> LoraFactors:
     LoraFactors
         float32, scale 1; one direction of zeros where the product is zero.
     """
-    U, S, V = thin_svd(factors)
-    rank = max(int((S[0] * _NOTHING < S).sum()), 1)
+    return in_canonical_form(*thin_svd(factors), max_rank)
+
+
+def in_canonical_form(
+    U: Tensor, S: Tensor, V: Tensor, max_rank: int | None = None
+) -> LoraFactors:
+    """Make the canonical form of singular triples, as :func:`canonical` does."""
+    rank = max(int((S[0] * NOTHING < S).sum()), 1)
     if max_rank is not None:
         rank = min(rank, max_rank)
     root = S[:rank].sqrt()

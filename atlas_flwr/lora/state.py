@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
+from torch import Tensor
 
 from atlas_flwr.lora.factors import LoraFactors
 
@@ -31,20 +32,26 @@ class AdapterState:
     origin : str
         The name of what :attr:`folded` are the last directions of, so that those who
         hold it need not be sent it again; empty for nothing.
+    rest : Mapping[str, Tensor]
+        What a sum has beyond :attr:`factors`, by layer, dense, float32: kept by the
+        server alone (see :mod:`atlas_flwr.lora.remainder`).
     """
 
     factors: Mapping[str, LoraFactors] = field(default_factory=dict)
     dense: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     folded: Mapping[str, LoraFactors] = field(default_factory=dict)
     origin: str = ""
+    rest: Mapping[str, Tensor] = field(default_factory=dict)
 
     def merged(self, other: AdapterState) -> AdapterState:
         """Add the layers and arrays of another state, which wins over this one's."""
+        rest = {n: r for n, r in self.rest.items() if n not in other.factors}
         return AdapterState(
             {**self.factors, **other.factors},
             {**self.dense, **other.dense},
             {**self.folded, **other.folded},
             self.origin or other.origin,
+            {**rest, **other.rest},
         )
 
     @property
@@ -62,4 +69,5 @@ class AdapterState:
         kept = {name: f for name, f in self.factors.items() if name in wanted}
         folded = {name: f for name, f in self.folded.items() if name in wanted}
         own = self.dense if dense is None else dense
-        return AdapterState(kept, own, folded, self.origin)
+        rest = {name: r for name, r in self.rest.items() if name in wanted}
+        return AdapterState(kept, own, folded, self.origin, rest)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RoundEnded,
         RunEnded,
         RunStarted,
+        SumsSent,
     )
     from atlas_flwr.report.page import comparison_page, run_page, write_report
     from atlas_flwr.report.store import RunFolder, latest_run
@@ -37,6 +38,7 @@ __all__ = [
     "RunFolder",
     "RunStarted",
     "Summary",
+    "SumsSent",
     "compare",
     "compare_folders",
     "comparison_page",
@@ -63,6 +65,7 @@ __getattr__, __dir__ = attach(
         "RunEnded": "events",
         "RunFolder": "store",
         "RunStarted": "events",
+        "SumsSent": "events",
         "Summary": "summary",
         "compare": "comparison",
         "compare_folders": "comparison",

@@ -24,6 +24,7 @@ __all__ = [
     "RoundEnded",
     "RunEnded",
     "RunStarted",
+    "SumsSent",
     "from_record",
     "to_record",
 ]
@@ -200,6 +201,23 @@ class RoundEnded:
 
 
 @dataclass(frozen=True)
+class SumsSent:
+    """What clusters have learned was added up, and a part of it is to be sent.
+
+    Attributes
+    ----------
+    round : int
+        Server round, from 1.
+    held_back : float
+        What the server keeps to itself of a cluster's sum, as a share of it in
+        Frobenius norm; of the clusters the largest.
+    """
+
+    round: int
+    held_back: float
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The run is complete; ``round`` was its last."""
 
@@ -213,6 +231,7 @@ Event = (
     | ClientTrained
     | ClientEvaluated
     | RoundEnded
+    | SumsSent
     | RunEnded
 )
 EVENTS: Mapping[str, type[Event]] = {
@@ -222,6 +241,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "client-trained": ClientTrained,
     "client-evaluated": ClientEvaluated,
     "round-ended": RoundEnded,
+    "sums-sent": SumsSent,
     "run-ended": RunEnded,
 }
 NAMES = {kind: name for name, kind in EVENTS.items()}

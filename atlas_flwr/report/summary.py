@@ -52,6 +52,9 @@ class RoundSummary:
         Largest of any client; of the server.
     skipped : int
         Backward passes that clients did not send to the trunk.
+    held_back : float
+        Share of a cluster's sum that clients were not sent after the round, as it is
+        beyond what ``flat-rounds`` sends; the largest.
     """
 
     round: int
@@ -74,6 +77,7 @@ class RoundSummary:
     balanced_accuracy: Numbers = field(default_factory=dict)
     macro_f1: Numbers = field(default_factory=dict)
     train_penalty: float | None = None
+    held_back: float = 0.0
 
 
 @dataclass(frozen=True)

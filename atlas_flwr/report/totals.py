@@ -24,6 +24,7 @@ from atlas_flwr.report.events import (
     RoundEnded,
     RunEnded,
     RunStarted,
+    SumsSent,
 )
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
@@ -85,6 +86,7 @@ class _Log:
     trained: dict[tuple[int, str], ClientTrained] = field(default_factory=dict)
     evaluated: dict[tuple[int, str], ClientEvaluated] = field(default_factory=dict)
     ended: dict[int, RoundEnded] = field(default_factory=dict)
+    sent: dict[int, SumsSent] = field(default_factory=dict)
     baselines: dict[str, Baseline] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
     clustered: Clustered | None = None
@@ -107,6 +109,8 @@ class _Log:
                 self.tasks[event.client] = event.task
             case RoundEnded():
                 self.ended[event.round] = event
+            case SumsSent():
+                self.sent[event.round] = event
             case Baseline():
                 self.baselines[event.task] = event
             case Clustered():
@@ -160,6 +164,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         balanced_accuracy=_of_classes(evaluated, balanced_accuracy),
         macro_f1=_of_classes(evaluated, macro_f1),
         train_penalty=_mean(e.penalty for e in trained if e.penalty is not None),
+        held_back=log.sent[number].held_back if number in log.sent else 0.0,
     )
 
 

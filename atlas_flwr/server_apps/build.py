@@ -106,6 +106,7 @@ def _kin(setting: RunContext) -> dict[str, Any]:
         "lora_alpha": config.lora_alpha,
         "use_rslora": config.use_rslora,
         "max_rank": config.max_rank or None,
+        "flat": config.flat_rounds,
         "assign": rule,
         "sessions": _sessions(setting),
         "roster": setting.roster,

@@ -44,7 +44,7 @@ from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol.replies import update_sketch
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
-from atlas_flwr.report.events import Event
+from atlas_flwr.report.events import Event, SumsSent
 
 __all__ = ["Atlas"]
 
@@ -95,6 +95,10 @@ class Atlas(FedAvg):
         ``"none"`` at all. See :mod:`atlas_flwr.aggregation.products`.
     max_rank : int, optional
         A cluster's product is cut at this rank, with a warning; ``None`` never cuts it.
+    flat : bool
+        With ``"both"``: clients are sent as much of a product as one round's ranks add
+        up to, and the server keeps the rest, so that no round costs more than the
+        third. ``False`` sends all of it.
     assign : AssignRule, optional
         Phase 2: gives a client, by its profile and the importances of layers in its
         cluster, a cut and ranks. ``None``: unsplit, at the initial arrays' rank.
@@ -140,6 +144,7 @@ class Atlas(FedAvg):
         balanced: bool = False,
         aggregation: str = "truncate",
         max_rank: int | None = None,
+        flat: bool = True,
         assign: AssignRule | None = None,
         importance: bool = False,
         sessions: TrunkSessions | None = None,
@@ -181,7 +186,7 @@ class Atlas(FedAvg):
             clustering, num_clusters, max_clusters, seed, balanced=balanced
         )
         scaling = Scaling(lora_alpha, use_rslora)
-        self.adapters = ClusterAdapters(rule(max_rank), scaling, seed, hooks)
+        self.adapters = ClusterAdapters(rule(max_rank, flat), scaling, seed, hooks)
         self.planner = RoundPlanner(
             self.roster,
             self.discovery,
@@ -229,13 +234,7 @@ class Atlas(FedAvg):
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
         """Return what a resumed run needs besides the global arrays."""
         arrays, values = self.adapters.state()
-        for client, sketch in self.discovery.sketches.items():
-            arrays[f"sketch/{client}"] = sketch
-        values["sketched"] = list(self.discovery.sketches)
-        values["fitted-on"] = list(self.discovery.fitted_on)
-        values["cluster-numbers"] = list(self.discovery.numbers)
-        values["next-cluster-number"] = self.discovery.next_number
-        more, further = self.planner.assignments.state()
+        more, further = self.planner.state()
         values["alphas"] = dict(self.exchange.alphas)
         return {**arrays, **more}, {**values, **further}
 
@@ -244,14 +243,7 @@ class Atlas(FedAvg):
     ) -> None:
         """Take up what :meth:`state` returned."""
         self.adapters.restore(arrays, values)
-        sketches = {c: arrays[f"sketch/{c}"] for c in values["sketched"]}
-        self.discovery.restore(
-            sketches,
-            values["fitted-on"],
-            values["cluster-numbers"],
-            values["next-cluster-number"],
-        )
-        self.planner.assignments.restore(arrays, values)
+        self.planner.restore(arrays, values)
         self.exchange.alphas.update(values["alphas"])
 
     def configure_train(
@@ -309,6 +301,9 @@ class Atlas(FedAvg):
         self._combine(server_round, members)
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        if self.adapters.rule.keeps_rest:
+            metrics["held-back"] = held_back = self.adapters.held_back
+            self.on_event(SumsSent(server_round, held_back))
         return self.adapters.returned(), metrics
 
     def _combine(

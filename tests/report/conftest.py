@@ -15,6 +15,7 @@ from atlas_flwr.report import (
     RunEnded,
     RunFolder,
     RunStarted,
+    SumsSent,
 )
 
 TASKS = {"0": "news", "1": "spam", "2": "news", "3": "spam"}
@@ -78,7 +79,8 @@ def made_up_events(rounds=2):
     for number in range(1, rounds + 1):
         peak = number << 30
         ended = RoundEnded(number, 10.0 + number, 1000, 600, number - 1, peak)
-        events += [*trained(number), *evaluated(number), ended]
+        sent = SumsSent(number, 0.01 * number)
+        events += [*trained(number), sent, *evaluated(number), ended]
     return [*events, RunEnded(rounds)]
 
 

@@ -65,6 +65,7 @@ def test_bytes_are_the_sums_over_rounds(summary):
 def test_peaks_are_the_largest(summary):
     assert summary.client_peak_bytes == 332 << 20
     assert [r.skipped for r in summary.per_round] == [0, 4 * 1, 4 * 2]
+    assert [r.held_back for r in summary.per_round] == [0, 0.01, 0.02]
     assert summary.client_peaks["0"] == 302 << 20
     assert summary.server_peak_bytes == 2 << 30
 
