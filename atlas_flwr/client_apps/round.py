@@ -211,6 +211,7 @@ class ClientRound:
             str(self.entries[keys.TRUNK_ADDRESS]),
             token=str(self.entries[keys.TRUNK_TOKEN]),
             codec=self.config.codec,
+            spares_padding=True,
         )
         if hooks is not None:
             trunk = hooks.trunk(trunk)

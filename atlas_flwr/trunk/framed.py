@@ -2,7 +2,8 @@
 """A session reached by frames: what every transport has in common.
 
 A transport brings a :class:`Request` to a :class:`FrameService` and its answer back; it
-knows nothing of tensors, and the two know nothing of it.
+knows nothing of tensors, and the two know nothing of it. Padding does not cross (see
+:mod:`atlas_flwr.wire.padding`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from atlas_flwr.types import LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 from atlas_flwr.wire.codecs import Codec, codec_named
 from atlas_flwr.wire.messages import decode_tensors, encode_tensors
+from atlas_flwr.wire.padding import check_spared, padded, spare_mask, unpadded
 
 __all__ = ["FrameService", "FramedTrunk", "Request", "Verb"]
+
+MASKS = 16  # of steps that wait for their backward
 
 
 class Verb(StrEnum):
@@ -73,6 +77,9 @@ class FramedTrunk(TrunkClient):
         How tensors cross.
     timeout : float
         Seconds to wait for an answer, a busy trunk's included.
+    spares_padding : bool
+        Leave out rows of padding, both ways. For callers of whom nothing reads them:
+        what comes back there is zero, and a gradient there is refused.
 
     Attributes
     ----------
@@ -83,7 +90,9 @@ class FramedTrunk(TrunkClient):
     token: str
     codec: Codec
     timeout: float = 600.0
+    spares_padding: bool = False
     meter: ByteMeter = field(default_factory=ByteMeter)
+    _real: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @abstractmethod
     def exchange(self, request: Request) -> bytes:
@@ -97,22 +106,45 @@ class FramedTrunk(TrunkClient):
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the session's blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
-        frame = encode_tensors(self.codec, _inputs(call))
-        return self._ask(Verb.FORWARD, frame, call.step)["hidden"]
+        real = self._spared(call)
+        if call.step is not None:
+            self._remember(call.step, real)
+        frame = encode_tensors(self.codec, _inputs(call, real))
+        found = self._ask(Verb.FORWARD, frame, call.step)["hidden"]
+        return found if real is None else padded(found, real)
 
     def backward(self, step: int, grad: Tensor) -> Tensor:
         """Back-propagate a step."""
-        frame = encode_tensors(self.codec, {"grad": (grad, Role.GRADIENT)})
-        return self._ask(Verb.BACKWARD, frame, step)["grad"]
+        real = self._real.get(step)
+        if real is not None:
+            check_spared(grad, real, "tail")
+        given = {"grad": _rows(grad, Role.GRADIENT, real), "real": _bits(real)}
+        found = self._ask(Verb.BACKWARD, encode_tensors(self.codec, given), step)
+        return found["grad"] if real is None else padded(found["grad"], real)
 
     def loss(
         self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
     ) -> LossReply:
         """End the model."""
         given = None if labels is None else (labels, Role.ACTIVATION)
-        frame = encode_tensors(self.codec, {**_inputs(call), "labels": given})
+        real = self._spared(call)
+        frame = encode_tensors(self.codec, {**_inputs(call, real), "labels": given})
         found = self._ask(Verb.LOSS, frame, call.step, logits_to_keep)
-        return LossReply(found.get("loss"), found["logits"], found.get("grad"))
+        grad = found.get("grad")
+        if grad is not None and real is not None:
+            grad = padded(grad, real)
+        return LossReply(found.get("loss"), found["logits"], grad)
+
+    def _spared(self, call: TrunkCall) -> Tensor | None:
+        return spare_mask(call.attention_mask) if self.spares_padding else None
+
+    def _remember(self, step: int, real: Tensor | None) -> None:
+        """Keep a step's mask until its backward, whoever asks for that how often."""
+        self._real.pop(step, None)
+        if real is not None:
+            self._real[step] = real
+        for old in list(self._real)[:-MASKS]:
+            del self._real[old]
 
     def _ask(
         self, verb: Verb, frame: bytes, step: int | None, keep: int = 0
@@ -160,8 +192,9 @@ class FrameService:
 def _forward(
     engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
 ) -> bytes:
-    answer = engine.forward(request.token, _call(request, tensors))
-    return encode_tensors(codec, {"hidden": (answer, Role.ACTIVATION)})
+    call, real = _call(request, tensors)
+    answer = engine.forward(request.token, call)
+    return encode_tensors(codec, {"hidden": _rows(answer, Role.ACTIVATION, real)})
 
 
 def _backward(
@@ -169,18 +202,26 @@ def _backward(
 ) -> bytes:
     if request.step is None:
         raise WireError("a backward request without a step")
-    answer = engine.backward(request.token, request.step, _named(tensors, "grad"))
-    return encode_tensors(codec, {"grad": (answer, Role.GRADIENT)})
+    grad, real = _named(tensors, "grad"), tensors.get("real")
+    if real is not None:
+        real = real != 0
+        grad = padded(grad, real)
+    answer = engine.backward(request.token, request.step, grad)
+    if real is not None:
+        check_spared(answer, real, "trunk")
+    return encode_tensors(codec, {"grad": _rows(answer, Role.GRADIENT, real)})
 
 
 def _loss(
     engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
 ) -> bytes:
-    call, labels = _call(request, tensors), tensors.get("labels")
+    (call, real), labels = _call(request, tensors), tensors.get("labels")
     reply = engine.loss(request.token, call, labels, request.logits_to_keep)
     # The loss is a single number: nothing is saved by rounding it.
     loss = None if reply.loss is None else (reply.loss, Role.ADAPTER)
-    grad = None if reply.grad is None else (reply.grad, Role.GRADIENT)
+    if reply.grad is not None and real is not None:
+        check_spared(reply.grad, real, "trunk")
+    grad = None if reply.grad is None else _rows(reply.grad, Role.GRADIENT, real)
     logits = (reply.logits, Role.ACTIVATION)
     return encode_tensors(codec, {"logits": logits, "loss": loss, "grad": grad})
 
@@ -188,14 +229,24 @@ def _loss(
 _ANSWERS = {Verb.FORWARD: _forward, Verb.BACKWARD: _backward, Verb.LOSS: _loss}
 
 
-def _inputs(call: TrunkCall) -> dict[str, tuple[Tensor, Role] | None]:
+def _inputs(
+    call: TrunkCall, real: Tensor | None
+) -> dict[str, tuple[Tensor, Role] | None]:
     """Return a call's tensors; masks and positions as small integers."""
     mask, positions = call.attention_mask, call.position_ids
     return {
-        "hidden": (call.hidden, Role.ACTIVATION),
+        "hidden": _rows(call.hidden, Role.ACTIVATION, real),
         "attention_mask": _small(mask, torch.uint8),
         "position_ids": _small(positions, torch.int32),
     }
+
+
+def _rows(values: Tensor, role: Role, real: Tensor | None) -> tuple[Tensor, Role]:
+    return (values if real is None else unpadded(values, real)), role
+
+
+def _bits(real: Tensor | None) -> tuple[Tensor, Role] | None:
+    return None if real is None else (real.to(torch.uint8), Role.ACTIVATION)
 
 
 def _small(tensor: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Role] | None:
@@ -205,13 +256,22 @@ def _small(tensor: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Role] | N
     return (tensor if additive else tensor.to(dtype)), Role.ACTIVATION
 
 
-def _call(request: Request, tensors: dict[str, Tensor]) -> TrunkCall:
+def _call(
+    request: Request, tensors: dict[str, Tensor]
+) -> tuple[TrunkCall, Tensor | None]:
+    """Return the call, and where it is real if padding did not come with it."""
     mask, positions = tensors.get("attention_mask"), tensors.get("position_ids")
     if mask is not None and not mask.is_floating_point():
         mask = mask.long()
     if positions is not None:
         positions = positions.long()
-    return TrunkCall(_named(tensors, "hidden"), mask, positions, request.step)
+    hidden, real = _named(tensors, "hidden"), None
+    if hidden.dim() == 2:
+        real = spare_mask(mask)
+        if real is None:
+            raise WireError("rows without the mask that says where they belong")
+        hidden = padded(hidden, real)
+    return TrunkCall(hidden, mask, positions, request.step), real
 
 
 def _named(tensors: dict[str, Tensor], name: str) -> Tensor:

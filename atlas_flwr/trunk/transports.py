@@ -6,21 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from atlas_flwr.errors import TrunkError
+from atlas_flwr.trunk.framed import FramedTrunk
 from atlas_flwr.types import TrunkClient
 from atlas_flwr.wire.codecs import Codec, codec_named
 
 __all__ = ["TRANSPORTS", "connect"]
 
-Opener = Callable[[str, str, Codec], TrunkClient]
+Opener = Callable[[str, str, Codec], FramedTrunk]
 
 
-def _ray(name: str, token: str, codec: Codec) -> TrunkClient:
+def _ray(name: str, token: str, codec: Codec) -> FramedTrunk:
     from atlas_flwr.trunk.ray import connect_ray
 
     return connect_ray(name, token, codec)
 
 
-def _local(name: str, token: str, codec: Codec) -> TrunkClient:
+def _local(name: str, token: str, codec: Codec) -> FramedTrunk:
     from atlas_flwr.trunk.local import connect_local
 
     return connect_local(name, token, codec)
@@ -30,7 +31,12 @@ TRANSPORTS: Mapping[str, Opener] = {"local": _local, "ray": _ray}
 
 
 def connect(
-    address: str, token: str | None = None, ca: str | None = None, codec: str = "raw"
+    address: str,
+    token: str | None = None,
+    ca: str | None = None,
+    codec: str = "raw",
+    *,
+    spares_padding: bool = False,
 ) -> TrunkClient:
     """Connect to a session on a trunk.
 
@@ -45,6 +51,10 @@ def connect(
         Certificate of the server's authority, for a transport with TLS.
     codec : str
         A key of :data:`atlas_flwr.wire.CODECS`.
+    spares_padding : bool
+        See :class:`~atlas_flwr.trunk.framed.FramedTrunk`. Losses of this package, which
+        are at labels alone, may have it; Hugging Face's on a left-padded batch, whose
+        first tokens are predicted from padding, may not.
 
     Raises
     ------
@@ -67,4 +77,6 @@ def connect(
             f"{address} takes no certificate (ca=): {scheme}:// does not leave this "
             "machine's cluster and has no TLS; leave it out"
         )
-    return TRANSPORTS[scheme](name, token, codec_named(codec))
+    trunk = TRANSPORTS[scheme](name, token, codec_named(codec))
+    trunk.spares_padding = spares_padding
+    return trunk
