@@ -28,6 +28,11 @@ __all__ = [
     "slice_blocks",
 ]
 
+_CAN = (
+    "a model that can be cut is a decoder or an encoder of text, such as Llama, Qwen, "
+    "GPT-2, BERT"
+)
+
 
 class PassedThrough(nn.Module):
     """Stands for an embeddings module: returns ``inputs_embeds`` unchanged.
@@ -66,14 +71,24 @@ def blocks_name(model: PreTrainedModel) -> str:
     Raises
     ------
     PlanError
-        If there is no such list, or more than one (encoder-decoder models).
+        If there is no such list, or more than one (encoder-decoder models), or the
+        model reads something else than tokens.
     """
+    if model.main_input_name != "input_ids":  # images, speech; some name several
+        raise PlanError(
+            f"{type(model).__name__} reads {model.main_input_name}, no text; {_CAN}"
+        )
     if model.config.get_text_config() is not model.config:
         raise PlanError(
             f"{type(model).__name__} is more than a language model; cut the language "
             "model in it alone"
         )
-    count = model.config.num_hidden_layers
+    count = getattr(model.config, "num_hidden_layers", None)
+    if count is None:
+        raise PlanError(
+            f"{type(model).__name__} does not say how many blocks it has "
+            f"(num_hidden_layers); {_CAN}"
+        )
     lists = [
         name
         for name, module in model.named_modules()

@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.models.auto import modeling_auto
 
 from atlas_flwr.errors import PlanError
 from atlas_flwr.split.anatomy import (
@@ -39,6 +32,7 @@ from atlas_flwr.split.anatomy import (
 from atlas_flwr.split.cut_check import rehearse
 from atlas_flwr.split.part import PartInfo, mark_part, part_info, whole_config
 from atlas_flwr.split.plan import SplitPlan
+from atlas_flwr.split.source import described, source_of
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
 from atlas_flwr.split.weight_loading import fill
 from atlas_flwr.types import Side
@@ -109,7 +103,8 @@ def partition(
     Raises
     ------
     PlanError
-        If the plan is illegal for the model, or the model cannot be cut.
+        If the plan is illegal for the model, the model cannot be cut, or what was given
+        is no model.
     """
     return load_parts(
         model_or_path,
@@ -138,11 +133,8 @@ def load_parts(
 
     Head and tail of one call share tied embeddings. See :func:`partition`.
     """
-    if isinstance(model_or_path, PreTrainedModel):
-        config, cls = model_or_path.config, type(model_or_path)
-    else:
-        config = AutoConfig.from_pretrained(model_or_path)
-        cls = auto_class or _named_class(config)
+    model_or_path = source_of(model_or_path)
+    config, cls = described(model_or_path, auto_class)
     config = copy.deepcopy(config)
     for key, value in (config_overrides or {}).items():
         setattr(config, key, value)
@@ -154,9 +146,9 @@ def load_parts(
     count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
     plan.check(count)
     ends = _ends(plan, count)
-    described = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
     kinds: tuple[Hashable, ...] = (cls, type(config))  # type: ignore[assignment]
-    _rehearse_once(*kinds, described, blocks, tuple(ends.values()))
+    _rehearse_once(*kinds, settings, blocks, tuple(ends.values()))
     source = _source(model_or_path, whole, dtype, device)
     made: dict[Side, nn.Module] = {}
     for side in [side for side in sides if side in ends]:
@@ -173,12 +165,12 @@ def load_parts(
 def _rehearse_once(
     cls: Any,
     config_class: Any,
-    described: str,
+    settings: str,
     blocks: str,
     slices: tuple[tuple[int, int], ...],
 ) -> None:
     """Rehearse a cut of a configuration, the same one once in a process."""
-    config = config_class.from_dict(json.loads(described))
+    config = config_class.from_dict(json.loads(settings))
     rehearse(partial(skeleton, cls, config), blocks, slices)
 
 
@@ -247,18 +239,20 @@ def _generation(model_or_path: PreTrainedModel | str | Path) -> Any:
         return None
 
 
-def _named_class(config: Any) -> Any:
-    """Return the class that the configuration names, or the causal one."""
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        mapping = modeling_auto.MODEL_MAPPING_NAMES.values()
-        if found is not None and name not in mapping:
-            return found
-    return AutoModelForCausalLM
-
-
 def skeleton(cls: Any, config: Any) -> PreTrainedModel:
-    """Build the model without memory for parameters; computed buffers are real."""
+    """Build the model without memory for parameters; computed buffers are real.
+
+    Raises
+    ------
+    PlanError
+        If the class makes no model of such a configuration.
+    """
+    made_of = getattr(cls, "_model_mapping", None)  # an Auto class has one
+    if made_of is not None and type(config) not in made_of:
+        raise PlanError(
+            f"{cls.__name__} makes no model of type {config.model_type!r}; give a "
+            "decoder or an encoder of text, such as Llama, Qwen, GPT-2, BERT"
+        )
     config = copy.deepcopy(config)
     make = cls.from_config if hasattr(cls, "from_config") else cls
     with init_empty_weights(include_buffers=False), no_init_weights():

@@ -175,7 +175,15 @@ def _run(model: PreTrainedModel, hidden: Tensor) -> Any:
     mask[1, :2] = 0
     inputs = {"inputs_embeds": hidden, "attention_mask": mask, "use_cache": False}
     given = {name: value for name, value in inputs.items() if name in known}
-    return getattr(base(**given), "last_hidden_state", None)
+    try:
+        return getattr(base(**given), "last_hidden_state", None)
+    except _WrongCue:
+        raise
+    except Exception as error:  # whatever a model's own code may raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise _refusal(
+            model, f"it does not run on hidden states and a mask alone ({why})"
+        ) from error
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -65,6 +65,10 @@ REFUSED = {
         ),
         "given something else",
     ),
+    "blocks that hand on a state": (
+        hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=4),
+        "does not run on hidden states and a mask alone",
+    ),
     "more than language": (
         hf.Gemma3Config(text_config=GROUPED, vision_config={"num_hidden_layers": 2}),
         "more than a language model",
