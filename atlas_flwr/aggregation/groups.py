@@ -338,7 +338,7 @@ def together(parts: Sequence[Contribution], rule: Rule | None = None) -> Adapter
             room = rule.room(0, *(found.rank for found in stack)) if rule else None
             factors[name], left = summed_in_parts(name, stack, weights, left, room)
         if left is not None:
-            rest[name] = left.float()
+            rest[name] = left
     return AdapterState(factors, dense_means(parts), rest=rest)
 
 

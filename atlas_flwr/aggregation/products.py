@@ -271,7 +271,7 @@ def weighted_rest(
         if left is not None:
             term = weight * left.double()
             total = term if total is None else total.add_(term)
-    return total
+    return None if total is None else total.float()
 
 
 def _cut(held: AdapterState, at: Start) -> AdapterState:

@@ -26,7 +26,6 @@ __all__ = [
     "completed",
     "concatenate",
     "recompress",
-    "signed",
     "spectral_error",
     "thin_svd",
 ]
@@ -151,15 +150,11 @@ def thin_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
     Qb, Rb = torch.linalg.qr(B)
     Qa, Ra = torch.linalg.qr(A.T)
     u, S, vt = torch.linalg.svd(factors.scale * (Rb @ Ra.T), full_matrices=False)
-    U, V = signed(Qb @ u, Qa @ vt.T)
-    return U, S, V
-
-
-def signed(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """Make pairs of singular vectors unique: each left one's largest entry > 0."""
+    U, V = Qb @ u, Qa @ vt.T
+    # A sign convention makes the result unique: each left vector's largest entry > 0.
     largest = U.abs().argmax(0)
     signs = torch.where(U.gather(0, largest[None]) < 0, -1.0, 1.0).to(U.dtype)[0]
-    return U * signs, V * signs
+    return U * signs, S, V * signs
 
 
 def completed(V: Tensor, rank: int) -> Tensor:

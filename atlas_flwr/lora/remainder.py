@@ -9,11 +9,11 @@ keeps its size where only B and A are handed out, and stays exact where E is kep
 has not been handed out is not lost, and comes into B A as soon as it is among the r
 strongest directions. E has the size of the layer, however many rounds there were.
 
-B A is the best approximation of rank r within a subspace: that of the former
-directions, of what was added, and of a few probes of E. One step of subspace iteration
-finds it without an SVD of the (m, n) matrix (Halko, Martinsson, Tropp, SIAM Review
-53(2), 2011). E is the difference to what B A is in float32, so that whatever the
-approximation and the rounding, their sum is D.
+Each time something is added, the strongest directions of E, found by one step of
+subspace iteration from a few probes (Halko, Martinsson, Tropp, SIAM Review 53(2), 2011),
+are put to those of B A and of what is added; the strongest of all are handed out, and the
+others go back. So no SVD of an (m, n) matrix is needed, B A is nearly the best
+approximation of its rank, and E, which is small, takes the rounding of small numbers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atlas_flwr.lora.algebra import signed, thin_svd
+from atlas_flwr.lora.algebra import concatenate, thin_svd
 from atlas_flwr.lora.factors import LoraFactors
 from atlas_flwr.lora.spectrum import NOTHING, in_canonical_form
 from atlas_flwr.lora.state import AdapterState
 
 __all__ = ["divided", "share_of_rest"]
 
-PROBES = 8  # random combinations of E's rows, beside the directions that are known
+PROBES = 8  # directions of E that are tried at a time
 
 
 def divided(
@@ -41,7 +41,7 @@ def divided(
     product : LoraFactors
         Of any rank R, finite.
     rest : Tensor, optional
-        Shape (m, n).
+        Shape (m, n), float32; it is not changed.
     rank : int
         At least 1.
 
@@ -51,39 +51,27 @@ def divided(
         In canonical form; and float32, shape (m, n), or ``None`` where float32 cannot
         tell it from nothing beside the factors.
     """
+    if rest is not None:
+        strongest = _strongest(rest)
+        rest = torch.addmm(rest, strongest.B, strongest.A, alpha=-1.0)
+        product = concatenate([product, strongest], [1.0, 1.0])
     U, S, V = thin_svd(product)
-    kept = in_canonical_form(U, S, V)
-    if rest is None and kept.rank <= rank:
+    kept = in_canonical_form(U, S, V, rank)
+    if rest is None and (S[rank:] <= NOTHING * S[0]).all():
         return kept, None
-    whole = (U, S, V) if rest is None else _strongest(U, S, V, rest)
-    kept = in_canonical_form(*whole, rank)
-    left = torch.cat([U * S, -kept.B.double()], 1) @ torch.cat([V.T, kept.A.double()])
-    left = (left if rest is None else left.add_(rest)).float()
-    nothing = left.norm() <= NOTHING * whole[1].norm()
-    return kept, None if bool(nothing) else left
+    left, right = (U[:, rank:] * S[rank:]).float(), V[:, rank:].float()
+    rest = left @ right.T if rest is None else rest.addmm_(left, right.T)
+    nothing = rest.norm() <= NOTHING * S.norm()
+    return kept, None if bool(nothing) else rest
 
 
-def _strongest(
-    U: Tensor, S: Tensor, V: Tensor, rest: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading singular triples of ``U S V^T + rest``, nearly."""
-    m, n = rest.shape
-    if len(S) + PROBES >= min(m, n):
-        whole = (U * S) @ V.T + rest
-        left, values, right = torch.linalg.svd(whole, full_matrices=False)
-        left, right = signed(left, right.T)
-        return left, values, right
-    E = rest.float()  # to find a subspace; the sum itself is made in float64
+def _strongest(rest: Tensor) -> LoraFactors:
+    """Return the strongest directions of a matrix, nearly."""
+    m = rest.shape[0]
     generator = torch.Generator().manual_seed(m)
-    probes = torch.randn(m, PROBES, generator=generator)
-    known = torch.linalg.qr(torch.cat([V, (E.T @ probes).double()], 1))[0]
-    seen = U @ (S[:, None] * (V.T @ known)) + (E @ known.float()).double()
-    basis = torch.linalg.qr(seen)[0]
-    core = V @ (S[:, None] * (U.T @ basis)) + (E.T @ basis.float()).double()
-    right, turned = torch.linalg.qr(core)  # (n, k), (k, k)
-    inner, values, outer = torch.linalg.svd(turned.T)
-    left, right = signed(basis @ inner, right @ outer.T)
-    return left, values, right
+    probes = torch.randn(m, min(PROBES, *rest.shape), generator=generator)
+    basis = torch.linalg.qr(rest @ (rest.T @ probes))[0]
+    return LoraFactors(basis.T @ rest, basis)
 
 
 def share_of_rest(state: AdapterState) -> float:

@@ -59,7 +59,7 @@ def test_both_parts_add_up_to_the_dense_sum_to_float32(shape, rank, ranks, size,
 def test_after_fifty_rounds_the_sum_is_still_exact_to_float32():
     terms = [drawn(96, 64, 4, seed) for seed in range(50)]
     *_, (factors, rest, wanted) = grown(96, 64, 8, terms)
-    assert (dense(factors, rest) - wanted).norm() <= 4 * ONE_ULP * wanted.norm()
+    assert (dense(factors, rest) - wanted).norm() <= 8 * ONE_ULP * wanted.norm()
     assert (dense(factors) - wanted).norm() > 0.1 * wanted.norm()  # a rest there is
 
 
