@@ -10,10 +10,10 @@ has not been handed out is not lost, and comes into B A as soon as it is among t
 strongest directions. E has the size of the layer, however many rounds there were.
 
 Each time something is added, the strongest directions of E, found by one step of
-subspace iteration from a few probes (Halko, Martinsson, Tropp, SIAM Review 53(2), 2011),
-are put to those of B A and of what is added; the strongest of all are handed out, and the
-others go back. So no SVD of an (m, n) matrix is needed, B A is nearly the best
-approximation of its rank, and E, which is small, takes the rounding of small numbers.
+subspace iteration from a few probes (Halko, Martinsson, Tropp, SIAM Review 53(2),
+2011), are put to those of B A and of what is added; the strongest of all are handed
+out, and the others go back. So no SVD of an (m, n) matrix is needed, B A is nearly the
+best approximation of its rank, and E, which is small, has a small rounding error.
 """
 
 from __future__ import annotations
