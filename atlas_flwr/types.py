@@ -71,12 +71,16 @@ class TrunkCall:
     step : int, optional
         Number of the training step, unique in its session; ``None`` for a pass that no
         backward follows.
+    padding_unread : bool
+        Whether nobody reads the answer where the mask has 0: it may be anything there,
+        and its gradient is zero.
     """
 
     hidden: Tensor
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
     step: int | None = None
+    padding_unread: bool = False
 
 
 @dataclass(frozen=True)

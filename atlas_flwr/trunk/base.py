@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -37,8 +38,10 @@ from atlas_flwr.trunk.adapters import (
     wrap,
 )
 from atlas_flwr.trunk.joining_check import rows_join
+from atlas_flwr.trunk.packing import Apart, packing_of, texts_apart
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.types import TrunkCall
+from atlas_flwr.wire.padding import padded, unpadded
 
 __all__ = ["KeptBytes", "SharedBase", "Slice"]
 
@@ -98,6 +101,17 @@ class SharedBase:
         order (those of a mixture of experts may not).
         """
         return rows_join(self)
+
+    @cached_property
+    def keeps_apart(self) -> Apart | None:
+        """What keeps texts apart that stand in one row, if anything: it is tried."""
+        return texts_apart(self)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model is told positions, which say where a text begins."""
+        forward = inspect.signature(self.trunk.base_model.forward)
+        return "position_ids" in forward.parameters
 
     @property
     def like(self) -> Tensor:
@@ -174,8 +188,19 @@ class SharedBase:
 
     def run(self, session: Session, call: TrunkCall) -> Tensor:
         """Run a session's blocks; return hidden states of shape (B, T, D)."""
+        found = packing_of(call) if call.padding_unread else None
         with self._in_force(session):
-            return run_blocks(session.view, inputs_embeds=call.hidden, **_rest(call))
+            if found is None or self.keeps_apart is None:
+                return run_blocks(
+                    session.view, inputs_embeds=call.hidden, **_rest(call)
+                )
+            packing, real = found
+            answer = run_blocks(
+                session.view,
+                inputs_embeds=packing.packed(unpadded(call.hidden, real)),
+                **packing.inputs(self.keeps_apart, call.hidden),
+            )
+            return padded(packing.unpacked(answer), real)
 
     def end(
         self, session: Session, call: TrunkCall, labels: Tensor | None, keep: int

@@ -271,7 +271,8 @@ def _call(
         if real is None:
             raise WireError("rows without the mask that says where they belong")
         hidden = padded(hidden, real)
-    return TrunkCall(hidden, mask, positions, request.step), real
+    unread = real is not None
+    return TrunkCall(hidden, mask, positions, request.step, unread), real
 
 
 def _named(tensors: dict[str, Tensor], name: str) -> Tensor:

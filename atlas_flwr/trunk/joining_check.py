@@ -14,7 +14,7 @@ from atlas_flwr.trunk.adapters import SessionLinear
 if TYPE_CHECKING:
     from atlas_flwr.trunk.base import SharedBase
 
-__all__ = ["rows_join"]
+__all__ = ["alike", "last_block", "rows_join", "run_watched"]
 
 LONG, SHORT = 3, 2  # positions of the two texts that are tried
 
@@ -51,40 +51,42 @@ def rows_join(base: SharedBase) -> bool:
     bool
         Whether the answers are equal, to the rounding of the base's dtype.
     """
-    blocks = base.info.start, _last(base)
+    blocks = base.info.start, last_block(base)
     if blocks[0] == blocks[1]:
         return False
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, LONG, base.width, generator=generator)
     hidden = drawn.to(base.like)
     alone = [hidden[:1], hidden[1:, :SHORT]]
-    answers = [_run(base, blocks, rows)[0] for rows in alone]
+    answers = [run_watched(base, blocks, rows)[0] for rows in alone]
     mask = torch.ones(2, LONG, dtype=torch.long, device=hidden.device)
     mask[1, SHORT:] = 0
-    joined, watching = _run(base, blocks, hidden, mask)
+    joined, watching = run_watched(base, blocks, hidden, attention_mask=mask)
     return watching.sees_all and all(
-        _alike(got[: rows.shape[1]], wanted[0], rows[0])
+        alike(got[: rows.shape[1]], wanted[0], rows[0])
         for got, wanted, rows in zip(joined, answers, alone, strict=True)
     )
 
 
-def _last(base: SharedBase) -> int:
+def last_block(base: SharedBase) -> int:
     """Return where blocks end that no session without a tail has."""
     info = base.info
     return info.stop - (info.stop == info.num_layers)
 
 
-def _run(
-    base: SharedBase, blocks: tuple[int, int], rows: Tensor, mask: Tensor | None = None
+def run_watched(
+    base: SharedBase,
+    blocks: tuple[int, int],
+    rows: Tensor,
+    **given: Tensor,
 ) -> tuple[Tensor, _Watching]:
+    """Run blocks without adapters; return the answer, and what layers were given."""
     watching = _Watching(rows.shape[:2].numel())
-    out = base.run_joined(
-        blocks, rows, watching, attention_mask=mask, position_ids=None
-    )
+    out = base.run_joined(blocks, rows, watching, **given)
     return out, watching
 
 
-def _alike(got: Tensor, wanted: Tensor, before: Tensor) -> bool:
+def alike(got: Tensor, wanted: Tensor, before: Tensor) -> bool:
     """Compare what the blocks have added, against the largest of it."""
     added = (wanted.float() - before.float()).abs().max()
     tolerance = 0.1 if wanted.element_size() < 4 else 1e-4
