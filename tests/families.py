@@ -104,6 +104,51 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
             eos_token_id=2,
         ),
     ),
+    "bloom": (
+        hf.BloomForCausalLM,
+        hf.BloomConfig(
+            vocab_size=61,
+            hidden_size=32,
+            n_layer=5,
+            n_head=4,
+            max_position_embeddings=64,  # none; but tests of memory use short texts
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    ),
+    "mpt": (
+        hf.MptForCausalLM,
+        hf.MptConfig(
+            vocab_size=61,
+            d_model=32,
+            n_layers=5,
+            n_heads=4,
+            max_seq_len=256,
+            max_position_embeddings=64,  # as above
+            resid_pdrop=0.0,
+            emb_pdrop=0.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    ),
+    "mixtral": (
+        hf.MixtralForCausalLM,
+        hf.MixtralConfig(**_DECODER, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "qwen3-moe": (
+        hf.Qwen3MoeForCausalLM,
+        hf.Qwen3MoeConfig(
+            **_DECODER,
+            head_dim=8,
+            num_experts=12,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+        ),
+    ),
     "bert": (hf.BertForSequenceClassification, hf.BertConfig(**_ENCODER)),
     "distilbert": (
         hf.DistilBertForSequenceClassification,
@@ -133,6 +178,9 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
         hf.Qwen2Config(**_DECODER, num_labels=CLASSES),
     ),
 }
+
+
+UNKNOWN_TO_PEFT = {"distilbert", "mpt", "qwen3-moe"}  # for IA3
 
 
 def build(family: str) -> Any:

@@ -105,7 +105,9 @@ def _tokenizer(source: ModelSource, config: Any) -> Any:
 
 def _check_length(source: ModelSource, config: Any, length: int, more: int) -> None:
     """Refuse texts that, with what comes around them, are longer than is known."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    limits = ("max_position_embeddings", "max_seq_len")  # MPT says the second
+    positions = next((n for k in limits if (n := getattr(text, k, None))), None)
     if positions is None:
         return
     if source.kind == "classifier":

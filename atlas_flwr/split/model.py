@@ -20,7 +20,19 @@ from atlas_flwr.split.part import part_info, whole_config
 from atlas_flwr.split.summary import Summary
 from atlas_flwr.types import TrunkCall, TrunkClient
 
-__all__ = ["SplitModel", "end_model", "run_blocks"]
+__all__ = ["SplitModel", "end_model", "run_blocks", "takes_positions"]
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Tell whether a model lets its caller number positions (``position_ids``).
+
+    BLOOM and MPT, which bias attention by distance, and state-space models do not: they
+    tell positions by the mask, or not at all.
+    """
+    said = getattr(model, "takes_positions", None)  # what is made of parts says so
+    if said is not None:
+        return bool(said)
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def run_blocks(part: nn.Module, **inputs: Any) -> Tensor:
@@ -169,7 +181,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         Parameters
         ----------
         input_ids, attention_mask, position_ids, token_type_ids : Tensor, optional
-            Shape (B, T).
+            Shape (B, T). Positions are left unread by a model that does not number
+            them (BLOOM, MPT), as they are when it is unsplit.
         labels : Tensor, optional
             As the unsplit model takes them.
         inputs_embeds : Tensor, optional
@@ -193,6 +206,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         """
         items = kwargs.pop("num_items_in_batch", None)
         _refuse(kwargs)
+        if not self.takes_positions:
+            position_ids = None
         call, labels = self._smashed(
             {
                 "input_ids": input_ids,
@@ -219,6 +234,11 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             logits_to_keep=int(logits_to_keep),
             num_items_in_batch=items,
         )
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its parts let a caller number positions."""
+        return takes_positions(self.head)
 
     def _smashed(
         self, inputs: dict[str, Any], labels: Tensor | None
@@ -248,7 +268,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = {"input_ids": input_ids, "logits_to_keep": 1}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-            if "position_ids" in inspect.signature(self.head.forward).parameters:
+            if self.takes_positions:
                 positions = attention_mask.long().cumsum(-1) - 1
                 inputs["position_ids"] = positions.masked_fill(attention_mask == 0, 0)
         return inputs

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.utils.hub import cached_file
 
 from atlas_flwr.errors import PlanError
+from atlas_flwr.split.conversion import origins
 
 __all__ = ["CheckpointTensors", "ModelTensors", "TensorSource"]
 
@@ -100,7 +99,7 @@ class CheckpointTensors(TensorSource):
         A local folder or a hub name.
     whole : PreTrainedModel
         Says what tensors are called: checkpoints of a bare base model lack its prefix,
-        and old ones use names that Transformers maps to today's.
+        and old ones use names, or a division, that Transformers maps to today's.
 
     Raises
     ------
@@ -116,23 +115,29 @@ class CheckpointTensors(TensorSource):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(dtype, device)
-        self._path = str(path)
+        self._path, self._whole = str(path), whole
         self._shards = _shards(self._path)
-        self._stored = _todays_names(self._shards, whole)
+        self._origins = origins(self._shards, whole)
 
     @property
     def names(self) -> Collection[str]:
         """Names of all tensors that there are."""
-        return self._stored.keys()
+        return self._origins.keys()
 
     def read(self, name: str) -> Tensor:
-        """Map one tensor from its shard."""
-        stored = self._stored[name]
-        file = cached_file(self._path, self._shards[stored])
-        with safe_open(file, framework="pt") as shard:
-            tensor = shard.get_tensor(stored)
-        assert isinstance(tensor, Tensor)
-        return tensor
+        """Map one tensor from its shard, or make it of those that it is stored in."""
+        return self._origins[name].made(name, self._whole, self._mapped)
+
+    def _mapped(self, stored: Sequence[str]) -> list[Tensor]:
+        """Map stored tensors; each shard is opened once."""
+        found: dict[str, Tensor] = {}
+        for file in sorted({self._shards[name] for name in stored}):
+            place = cached_file(self._path, file)
+            with safe_open(place, framework="pt") as shard:
+                for name in stored:
+                    if self._shards[name] == file:
+                        found[name] = shard.get_tensor(name)
+        return [found[name] for name in stored]
 
 
 def _shards(path: str) -> dict[str, str]:
@@ -149,22 +154,3 @@ def _shards(path: str) -> dict[str, str]:
         )
     with safe_open(single, framework="pt") as shard:
         return dict.fromkeys(shard.keys(), SINGLE)
-
-
-def _todays_names(stored: Collection[str], whole: PreTrainedModel) -> dict[str, str]:
-    """Map names in the model to names in the checkpoint; leave out what it has not."""
-    wanted = set(whole.state_dict().keys())
-    renamings = [
-        found
-        for found in get_model_conversion_mapping(whole)
-        if isinstance(found, WeightRenaming)
-    ]
-    prefix = f"{whole.base_model_prefix}."
-    names = {}
-    for old in stored:
-        name = old
-        for renaming in renamings:
-            name, _ = renaming.rename_source_key(name)
-        spellings = (name, prefix + name, name.removeprefix(prefix))
-        names.update({found: old for found in spellings if found in wanted})
-    return names

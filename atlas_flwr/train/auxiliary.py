@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.crossing import with_gradient
-from atlas_flwr.split.model import end_model, run_blocks
+from atlas_flwr.split.model import end_model, run_blocks, takes_positions
 from atlas_flwr.train.step import batch_loss, device_of, model_inputs
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
 
@@ -175,6 +175,10 @@ class _Joined(nn.Module):
         self.bridge = bridge
         self.tail = tail
         self._hidden = hidden
+
+    @property
+    def takes_positions(self) -> bool:
+        return takes_positions(self.tail)
 
     def forward(self, logits_to_keep: int = 0, **inputs: Any) -> Any:
         return end_model(

@@ -21,6 +21,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from atlas_flwr.budget.footprint import Footprint, Growth, StepSize
@@ -37,7 +38,7 @@ from atlas_flwr.lora import (
 from atlas_flwr.split import SplitModel, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, slice_blocks
 from atlas_flwr.split.cut import skeleton
-from atlas_flwr.split.model import run_blocks
+from atlas_flwr.split.model import run_blocks, takes_positions
 from atlas_flwr.train.alignment import StartingPoint
 from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.step import Step, task_loss
@@ -132,7 +133,7 @@ def _traced(
     table = parts.head.get_input_embeddings()  # wider or narrower than the blocks
     prompt = {PROMPT_KEY: np.zeros((1, table.weight.shape[1]), np.float32)}
     virtual = int(adapter == "prompt")
-    with mode, attach_prompt(client, prompt if virtual else {}):
+    with mode, _OneExpert(), attach_prompt(client, prompt if virtual else {}):
         for size in sizes:
             batch = _batch(size, causal, virtual)
             start = StartingPoint.of(client, [batch]) if aligned else None
@@ -166,6 +167,22 @@ def _sizes(short: int, causal: bool) -> Iterator[StepSize]:
     yield StepSize(4, 4 * short, kept)
     if causal:
         yield StepSize(8, short, 2 * kept)
+
+
+class _OneExpert(TorchFunctionMode):
+    """Gives all rows of a layer of experts to one of them.
+
+    Shapes, and what is kept of a frozen layer, are the same; fake tensors have the
+    product of rows with their own experts in bfloat16 only.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch._grouped_mm:  # pyright: ignore[reportPrivateImportUsage]
+            rows, experts = args[:2]
+            return rows @ experts[0]
+        return func(*args, **(kwargs or {}))
 
 
 class _Echo(TrunkClient):
@@ -237,7 +254,8 @@ def _client(model: SplitModel, batch: Batch, start: StartingPoint | None) -> _Se
 
 def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:
     mask = torch.ones(hidden.shape[:2], dtype=torch.long)
-    positions = mask.cumsum(1) if causal else None
+    numbered = causal and takes_positions(trunk)
+    positions = mask.cumsum(1) if numbered else None
 
     def run() -> Tensor:
         leaf = hidden.clone().requires_grad_()

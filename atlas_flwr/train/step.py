@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
+from atlas_flwr.split.model import takes_positions
 
 __all__ = [
     "NO_LABEL",
@@ -112,7 +113,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """
     batch = batch.to(device_of(model))
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.position_ids is not None:
+    if batch.position_ids is not None and takes_positions(model):
         inputs["position_ids"] = batch.position_ids
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids

@@ -25,6 +25,7 @@ KIND = {
             word_embed_proj_dim=16,
         ),
     ),
+    "mpt": (hf.MptForCausalLM, hf.MptConfig(**SMALL, n_heads=2, max_seq_len=64)),
     "roberta": (
         hf.RobertaForSequenceClassification,
         hf.RobertaConfig(

@@ -17,9 +17,9 @@ from atlas_flwr.lora import (
     ia3_vectors,
     linear_names,
 )
-from tests.families import FAMILIES, batch, build
+from tests.families import FAMILIES, UNKNOWN_TO_PEFT, batch, build
 
-KNOWN = sorted(set(FAMILIES) - {"distilbert"})
+KNOWN = sorted(set(FAMILIES) - UNKNOWN_TO_PEFT)
 
 
 def drawn(model):

@@ -14,6 +14,8 @@ from tests.families import FAMILIES, batch, build
 P = 4
 CAUSAL = [n for n, (made, _) in FAMILIES.items() if "Sequence" not in made.__name__]
 ENCODERS = ["bert", "roberta"]
+# PEFT does not know under which key MPT keeps its number of heads.
+TOLD = [n for n in CAUSAL + ENCODERS if n != "mpt"]
 
 
 def drawn(model):
@@ -35,7 +37,7 @@ def peft_of(model, prompt):
 
 
 @pytest.mark.parametrize("pad", ["", "right"])
-@pytest.mark.parametrize("family", CAUSAL + ENCODERS)
+@pytest.mark.parametrize("family", TOLD)
 def test_a_prompted_model_computes_what_pefts_computes(family, pad):
     model, given = build(family), batch(family, pad)
     prompt = drawn(model)
@@ -49,14 +51,15 @@ def test_a_prompted_model_computes_what_pefts_computes(family, pad):
     torch.testing.assert_close(out.loss, expected.loss)
 
 
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", [n for n in TOLD if n in CAUSAL])
 def test_padding_on_the_left_changes_nothing(family):
     """Not even where a window slides: the prompt is next to its text."""
     model, given = build(family), batch(family, "left")
     prompt, mask = drawn(model), given["attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ids = given["input_ids"]
-    own = {} if family == "opt" else {"position_ids": positions}
+    unread = family in ("opt", "bloom")
+    own = {} if unread else {"position_ids": positions}
     with attach_prompt(model, prompt):
         padded = model(input_ids=ids, attention_mask=mask, **own).logits
     alone = peft_of(model, prompt)

@@ -32,7 +32,9 @@ def saved(tmp_path):
     return model, tmp_path
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2", "bert", "opt"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-tied", "gpt2", "bert", "opt", "bloom", "mpt"]
+)
 def test_parts_from_a_folder_equal_parts_from_memory(family, tmp_path):
     model = build(family)
     model.save_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -42,6 +43,23 @@ def test_split_and_whole_models_have_the_same_loss(plan):
     parts = partition(model, plan)
     split = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk))
     torch.testing.assert_close(batch_loss(split, batch), batch_loss(model, batch))
+
+
+@pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, None)], ids=str)
+@pytest.mark.parametrize("family", ["bloom", "mpt"])
+def test_numbered_positions_are_left_out_where_a_model_takes_none(family, plan):
+    model, batch = build(family), causal_batch()
+    batch.attention_mask[1, :4] = 0
+    batch = replace(batch, position_ids=batch.attention_mask.cumsum(1) - 1)
+    parts = partition(model, plan)
+    split = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk)).eval()
+    plain = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    expected = model(**plain, labels=batch.labels)
+    got = split(**plain, position_ids=batch.position_ids, labels=batch.labels)
+    assert torch.equal(got.loss, expected.loss)
+    assert torch.equal(got.logits, expected.logits)
+    assert torch.equal(batch_loss(split, batch), batch_loss(model, batch))
+    torch.testing.assert_close(batch_loss(model, batch), expected.loss)
 
 
 def weights_after(mu, steps=3):
