@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 
 from atlas_flwr.config import RunConfig
@@ -160,12 +161,25 @@ def _names(methods: Sequence[RunConfig]) -> dict[RunConfig, str]:
     for method in methods:
         alike = [other for other in methods if other.strategy == method.strategy]
         differing = [
-            f"{entry.name.replace('_', '-')}={getattr(method, entry.name)}"
+            f"{entry.name.replace('_', '-')}={_told(method, entry.name, alike)}"
             for entry in dataclasses.fields(RunConfig)
             if len({getattr(other, entry.name) for other in alike}) > 1
         ]
         names[method] = " ".join([method.strategy, *differing])
     return names
+
+
+def _told(method: RunConfig, key: str, alike: Sequence[RunConfig]) -> object:
+    """Return a key's value; tasks by their names, where these tell methods apart."""
+    if key == "tasks":
+        named = {other.tasks: _task_names(other) for other in alike}
+        if len(set(named.values())) == len(named):
+            return named[method.tasks]
+    return getattr(method, key)
+
+
+def _task_names(config: RunConfig) -> str:
+    return ",".join(Path(task).stem for task in config.task_list)
 
 
 def _method(

@@ -94,3 +94,18 @@ def test_markdown_is_a_table_with_baselines_and_a_row_a_method(run):
 def test_folders_are_compared_by_their_events(folder):
     (method,) = compare_folders([folder]).methods
     assert method.bytes_up == Measure(2010.0, None, 1)
+
+
+def test_tasks_given_by_path_are_called_by_name(run):
+    runs = [
+        run("fedavg", 0, 0.5, tasks="/home/me/own.yaml,spam"),
+        run("fedavg", 0, 0.7, tasks="spam"),
+    ]
+    names = [method.name for method in compare(runs).methods]
+    assert names == ["fedavg tasks=own,spam", "fedavg tasks=spam"]
+
+
+def test_tasks_of_one_name_are_told_apart_by_their_paths(run):
+    runs = [run("fedavg", 0, 0.5, tasks=f"/{place}/own.yaml") for place in "ab"]
+    names = [method.name for method in compare(runs).methods]
+    assert names == ["fedavg tasks=/a/own.yaml", "fedavg tasks=/b/own.yaml"]

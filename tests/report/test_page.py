@@ -155,3 +155,19 @@ def test_a_comparison_tells_each_runs_clusters_and_its_time(summary, config):
     assert "Who was clustered with whom" in page
     assert "adjusted Rand index 1.00" in page
     assert "Time of a run, s" in page
+
+
+def test_a_comparisons_long_cells_break_lines_and_its_page_is_wide(summary, config):
+    """Cells keep to one line else, and were cut off at 1280 pixels."""
+    html = comparison_page(compare([(config, summary)]))
+    rule = re.search(r"th\.words, td\.words \{(.*?)\}", html, re.DOTALL)
+    assert "white-space: normal" in rule[1]
+    cells = re.findall(r"<td([^>]*)>([^<]*)</td>", html)
+    long = [attributes for attributes, text in cells if len(text) > 24]
+    assert "2 news | 2 spam" in html
+    long += [attributes for attributes, text in cells if " | " in text]
+    assert len(long) == 2  # the clusters, and how well they agree with the tasks
+    assert all('class="words"' in attributes for attributes in long)
+    width = re.search(r"main\.wide \{ max-width: (\d+)rem; \}", html)
+    assert '<main class="wide">' in html
+    assert int(width[1]) * 16 >= 1280
