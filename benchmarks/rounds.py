@@ -9,7 +9,8 @@ Run from the top of the repository::
 Six clients of two tasks, rank 8, whole runs in one process and on one thread: the
 ServerApp, the ClientApps and the trunk, one client after the other. A dense float64
 matrix for each cluster and layer adds up what the clients' training changed, and is
-compared with what the server holds, after every round; that takes no part in the times.
+compared with what the server holds, after every round; that takes no part in the times,
+which are CPU seconds from one aggregation to the next.
 ``trunk`` counts what the trunk's tensors take: its frozen weights, the products that
 clusters share, and what its open sessions train. A line of JSON for each run goes to
 ``--out``, and those that are there are not run again; then a Markdown table is printed.
@@ -26,6 +27,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +41,7 @@ MODES = {
 }
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {},
-    "minilm": {},
+    "minilm": {"test-examples": 16},
     "smollm2": {"max-length": 24, "batch-size": 4, "test-examples": 8},
 }
 
@@ -50,14 +52,17 @@ class Watch:
     def __init__(self) -> None:
         self.oracle: dict[tuple[str, str], Any] = {}
         self.error = 0.0
-        self.spent: list[float] = []
+        self.spent = 0.0  # CPU seconds of looking
+        self.cpu = [time.process_time()]  # of the rest, as each round was added up
         self.trunk: list[int] = [0]
+        self.beyond: dict[str, list[float]] = {}
 
     def aggregate(self, real: Any, adapters: Any, members: Any) -> None:
         """Aggregate, and compare with the dense sums."""
         before = dict(adapters.groups)
         real(adapters, members)
-        began = time.perf_counter()
+        began = time.process_time()
+        self.cpu.append(began - self.spent)
         for group, parts in members.items():
             self._add(adapters.rule, before.get(group), group, parts)
             held = adapters.groups[group]
@@ -68,8 +73,20 @@ class Watch:
                     kept = kept + held.rest[name].double()
                 off = float((kept - wanted).norm() / wanted.norm())
                 self.error = max(self.error, off)
-        self.spent.append(time.perf_counter() - began)
+            self.beyond[group] = self._beyond(held, parts)
+        self.spent += time.process_time() - began
         self.trunk.append(0)
+
+    def _beyond(self, held: Any, parts: Sequence[Any]) -> list[float]:
+        """Return squared norms: of sums beyond one round's ranks, and of sums."""
+        beyond = whole = 0.0
+        for name, found in held.factors.items():
+            rank = sum(part.state.factors[name].rank for part in parts)
+            energy = found.A.double().norm(dim=1) ** 4  # as sums are canonical
+            left = float(held.rest[name].norm() ** 2) if name in held.rest else 0.0
+            beyond += float(energy[rank:].sum()) + left
+            whole += float(energy.sum()) + left
+        return [beyond, whole]
 
     def _add(self, rule: Any, before: Any, group: str, parts: Sequence[Any]) -> None:
         from atlas_flwr.aggregation.products import Both, Truncate
@@ -156,7 +173,6 @@ def run(model: str, mode: str, given: argparse.Namespace) -> dict[str, Any]:
         begun.execute(grid)
         summary = json.loads(begun.folder.summary_path.read_text())
     rounds = [r for r in summary["per_round"] if r["round"]]
-    seconds = [r["seconds"] - s for r, s in zip(rounds, watch.spent, strict=True)]
     return {
         "model": model,
         "mode": mode,
@@ -166,10 +182,11 @@ def run(model: str, mode: str, given: argparse.Namespace) -> dict[str, Any]:
         "accuracy": [r["mean_accuracy"] for r in rounds],
         "loss": [r["mean_loss"] for r in rounds],
         "bytes": [r["bytes_up"] + r["bytes_down"] for r in rounds],
-        "seconds": seconds,
+        "seconds": [late - early for early, late in pairwise(watch.cpu)],
         "trunk": watch.trunk[1 : len(rounds) + 1],
         "held_back": [r["held_back"] for r in rounds],
         "error": watch.error,
+        "beyond": max((b / w) ** 0.5 for b, w in watch.beyond.values()),
     }
 
 
@@ -188,7 +205,7 @@ def rows(found: Mapping[str, Any]) -> Iterator[str]:
         ("trunk", mib, 1),
     ):
         values = [value / scale for value in found[what]]
-        # A late round's trunk is that of the round before the last, which trains again.
+        # What the trunk holds between two aggregations; after the last nobody trains.
         early = around(values, 3) if what == "seconds" else values[2]
         now = around(values, late - 1) if what == "seconds" else values[late - 2]
         yield f"{early:.{digits}f}"
@@ -220,6 +237,7 @@ def main() -> None:
     )
     print(" | accuracy, % | loss | held back, % | error |")
     print("| --- " * 11 + "|")
+    beyond: dict[str, str] = {}
     for mode in given.modes:
         done = [json.loads(line) for line in given.out.read_text().splitlines()]
         found = next((f for f in done if f | wanted | {"mode": mode} == f), None)
@@ -228,6 +246,8 @@ def main() -> None:
             with given.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")
         print(f"| {mode} | {' | '.join(rows(found))} |", flush=True)
+        beyond[mode] = f"{mode} {100 * found['beyond']:.1f} %"
+    print(f"\nof the sums beyond one round's ranks: {', '.join(beyond.values())}")
 
 
 if __name__ == "__main__":
