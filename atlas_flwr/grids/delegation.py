@@ -25,6 +25,16 @@ class DelegatingGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
+    @property
+    def late(self) -> int:
+        """Replies to the last messages for which nobody waits; they have not failed."""
+        return self.grid.late if isinstance(self.grid, DelegatingGrid) else 0
+
+    @property
+    def overdue(self) -> int:
+        """Replies to earlier messages that were returned with the last ones."""
+        return self.grid.overdue if isinstance(self.grid, DelegatingGrid) else 0
+
     def set_run(self, run: Run) -> None:
         """Set the run."""
         self.grid.set_run(run)

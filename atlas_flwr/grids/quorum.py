@@ -66,12 +66,24 @@ class QuorumGrid(DelegatingGrid):
         self.poll_seconds = poll_seconds
         self._rounds = 0
         self._missing: dict[str, int] = {}  # message id -> the round that sent it
+        self._late = self._overdue = 0
+
+    @property
+    def late(self) -> int:
+        """Replies that were not waited for, since a quorum was there without them."""
+        return self._late
+
+    @property
+    def overdue(self) -> int:
+        """Replies of earlier rounds that were taken into the last."""
+        return self._overdue
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages; wait for as many replies as the quorum asks."""
         out = list(messages)
+        self._late = self._overdue = 0
         if not out or out[0].metadata.message_type != MessageType.TRAIN:
             return self.grid.send_and_receive(out, timeout=timeout)
         self._rounds += 1
@@ -85,13 +97,15 @@ class QuorumGrid(DelegatingGrid):
             replies += found
             if waiting and _valid(replies) < enough:
                 time.sleep(self.poll_seconds)
-        late = self._late_replies()
-        if waiting:
+        overdue = self._overdue_replies()
+        self._overdue = len(overdue)
+        if waiting and _valid(replies) >= enough:
+            self._late = len(waiting)
             log(INFO, "%d of %d replies are late", len(waiting), len(out))
         self._missing |= dict.fromkeys(waiting, self._rounds)
-        return [*replies, *late]
+        return [*replies, *overdue]
 
-    def _late_replies(self) -> list[Message]:
+    def _overdue_replies(self) -> list[Message]:
         if not self._missing:
             return []
         found = list(self.grid.pull_messages(self._missing))

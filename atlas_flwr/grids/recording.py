@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import WARNING
 
@@ -45,6 +45,10 @@ class Exchange:
         Flower serialises them.
     seconds : float
         From the first message to the last reply.
+    late : int
+        Replies that nobody waited for.
+    overdue : int
+        Of ``replies``, those to earlier messages, which were late then; all are valid.
     """
 
     kind: str
@@ -53,6 +57,14 @@ class Exchange:
     bytes_down: int
     bytes_up: int
     seconds: float
+    late: int = 0
+    overdue: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Messages to which an error came, or nothing in time."""
+        valid = sum(not reply.has_error() for reply in self.replies)
+        return self.sent - self.late - (valid - self.overdue)
 
 
 class RecordingGrid(DelegatingGrid):
@@ -98,13 +110,14 @@ class RecordingGrid(DelegatingGrid):
         replies = self.roster.sorted_replies(came)
         up = sum(content_bytes(r.content) for r in replies if r.has_content())
         seconds = time.monotonic() - started
-        self.on_exchange(Exchange(kind, replies, len(out), down, up, seconds))
-        self._judge(kind, replies, out)
+        seen = Exchange(
+            kind, replies, len(out), down, up, seconds, self.late, self.overdue
+        )
+        self.on_exchange(seen)
+        self._judge(seen)
         return replies
 
-    def _judge(
-        self, kind: str, replies: Sequence[Message], asked: Sequence[Message]
-    ) -> None:
+    def _judge(self, seen: Exchange) -> None:
         """Say aloud that many failed; end the run where all did.
 
         Raises
@@ -113,8 +126,8 @@ class RecordingGrid(DelegatingGrid):
             If no valid reply came, or a simulation's worker has died: Flower would
             give it work to the end of the run.
         """
-        reasons = [str(r.error.reason).strip() for r in replies if r.has_error()]
-        failed = len(asked) - (len(replies) - len(reasons))
+        kind, failed = seen.kind, seen.failed
+        reasons = [str(r.error.reason).strip() for r in seen.replies if r.has_error()]
         first = reasons[0] if reasons else "no reply came in time"
         dead = next((r for r in reasons if any(w in r for w in DEAD_WORKER)), None)
         if dead is not None:
@@ -123,14 +136,14 @@ class RecordingGrid(DelegatingGrid):
                 f"memory, and Flower would go on to give it work ({dead}). Run fewer "
                 f"clients at once (--client-cpus 2) and {RESUME}"
             )
-        if failed >= len(asked):
+        if failed >= seen.sent:
             raise RoundError(
-                f"{kind}: none of {len(asked)} clients gave a valid reply, and nothing "
+                f"{kind}: none of {seen.sent} clients gave a valid reply, and nothing "
                 f"can be learned so; the first: {first}. Mend that and {RESUME}"
             )
-        if 2 * failed >= len(asked):
+        if 2 * failed >= seen.sent:
             what = "%s: %d of %d clients FAILED; the first: %s"
-            log(WARNING, what, kind, failed, len(asked), first)
+            log(WARNING, what, kind, failed, seen.sent, first)
 
 
 def content_bytes(content: RecordDict) -> int:

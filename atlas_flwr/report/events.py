@@ -25,6 +25,7 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "SumsSent",
+    "TrunkRestarted",
     "from_record",
     "to_record",
 ]
@@ -188,6 +189,8 @@ class RoundEnded:
         fingerprints, and what crossed the cut. The run's totals are sums of these.
     failures : int
         Replies that were errors or did not come.
+    late : int
+        Replies that were not waited for, since a quorum was there without them.
     server_peak_bytes : int
         Peak memory of the server so far; 0 where it was not measured.
     """
@@ -198,6 +201,7 @@ class RoundEnded:
     bytes_down: int
     failures: int = 0
     server_peak_bytes: int = 0
+    late: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,22 @@ class SumsSent:
 
 
 @dataclass(frozen=True)
+class TrunkRestarted:
+    """The trunk was lost and is started again.
+
+    Attributes
+    ----------
+    round : int
+        Rounds that are done. What was written about the next one is void.
+    reason : str
+        How it was lost.
+    """
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The run is complete; ``round`` was its last."""
 
@@ -232,6 +252,7 @@ Event = (
     | ClientEvaluated
     | RoundEnded
     | SumsSent
+    | TrunkRestarted
     | RunEnded
 )
 EVENTS: Mapping[str, type[Event]] = {
@@ -242,6 +263,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "client-evaluated": ClientEvaluated,
     "round-ended": RoundEnded,
     "sums-sent": SumsSent,
+    "trunk-restarted": TrunkRestarted,
     "run-ended": RunEnded,
 }
 NAMES = {kind: name for name, kind in EVENTS.items()}

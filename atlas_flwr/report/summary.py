@@ -46,8 +46,8 @@ class RoundSummary:
         Sent by and to all clients.
     seconds : float
         Wall time.
-    failures : int
-        Replies that were errors or did not come.
+    failures, late : int
+        Replies that were errors or did not come; those that were not waited for.
     client_peak_bytes, server_peak_bytes : int
         Largest of any client; of the server.
     skipped : int
@@ -78,6 +78,7 @@ class RoundSummary:
     macro_f1: Numbers = field(default_factory=dict)
     train_penalty: float | None = None
     held_back: float = 0.0
+    late: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Summary:
         Peak of each client.
     memberships : Mapping[str, Mapping[str, float]]
         By client: its share in each cluster at the last clustering, where known.
+    trunk_restarts : int
+        How often a lost trunk was started again.
     wall_seconds : float
         From start to last event; pauses before a resumption do not count.
     """
@@ -145,6 +148,7 @@ class Summary:
     client_peaks: Mapping[str, int]
     wall_seconds: float
     memberships: Mapping[str, Numbers] = field(default_factory=dict)
+    trunk_restarts: int = 0
 
     @property
     def tasks(self) -> tuple[str, ...]:

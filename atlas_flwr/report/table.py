@@ -142,6 +142,8 @@ def _costs(now: RoundSummary) -> str:
         parts.append(worst)
     if now.failures:
         parts.append(f"{now.failures} failed")
+    if now.late:
+        parts.append(f"{now.late} late")
     return "  " + " · ".join(parts)
 
 

@@ -25,6 +25,7 @@ from atlas_flwr.report.events import (
     RunEnded,
     RunStarted,
     SumsSent,
+    TrunkRestarted,
 )
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
@@ -76,6 +77,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         client_peaks=peaks,
         wall_seconds=_wall_seconds(timeline),
         memberships=log.clustered.memberships if log.clustered else {},
+        trunk_restarts=log.restarts,
     )
 
 
@@ -91,6 +93,7 @@ class _Log:
     tasks: dict[str, str] = field(default_factory=dict)
     clustered: Clustered | None = None
     num_clients: int = 0
+    restarts: int = 0
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> _Log:
@@ -117,6 +120,8 @@ class _Log:
                 self.clustered = event
             case RunStarted():
                 self.num_clients = event.num_clients
+            case TrunkRestarted():
+                self.restarts += 1
             case RunEnded():
                 pass
 
@@ -158,6 +163,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         bytes_down=ended.bytes_down,
         seconds=ended.seconds,
         failures=ended.failures,
+        late=ended.late,
         client_peak_bytes=max((e.peak_bytes for e in trained), default=0),
         server_peak_bytes=ended.server_peak_bytes,
         skipped=sum(event.skipped for event in trained),

@@ -21,7 +21,7 @@ from atlas_flwr.report import (
     RoundEnded,
     RunFolder,
 )
-from atlas_flwr.report.events import Baseline, Event
+from atlas_flwr.report.events import Baseline, Event, TrunkRestarted
 
 __all__ = ["Recorder"]
 
@@ -49,6 +49,7 @@ class Recorder:
     _bytes_up: int = 0
     _bytes_down: int = 0
     _failures: int = 0
+    _late: int = 0
     _majority: dict[str, tuple[float, float]] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
@@ -57,7 +58,8 @@ class Recorder:
         self._bytes_up += exchange.bytes_up
         self._bytes_down += exchange.bytes_down
         good = [reply for reply in exchange.replies if reply.has_content()]
-        self._failures += exchange.sent - len(good)
+        self._failures += exchange.failed
+        self._late += exchange.late
         if self.round == 0 and not good:
             raise _nobody(exchange)
         for reply in good:
@@ -87,12 +89,22 @@ class Recorder:
                 bytes_up=self._bytes_up,
                 bytes_down=self._bytes_down,
                 failures=self._failures,
+                late=self._late,
                 server_peak_bytes=server_peak_bytes,
             )
         )
-        self._bytes_up = self._bytes_down = self._failures = 0
-        self._began = now
+        self._forget(now)
         self.round += 1
+
+    def restart(self, done: int, reason: str) -> None:
+        """Record that the trunk is started again; the round's try so far is void."""
+        self.folder.record(TrunkRestarted(done, reason))
+        self._majority.clear()
+        self._forget(time.monotonic())
+
+    def _forget(self, now: float) -> None:
+        self._bytes_up = self._bytes_down = self._failures = self._late = 0
+        self._began = now
 
     def _judged(self, event: Clustered) -> Clustered:
         """Add how well the clusters agree with the tasks that clients have named."""

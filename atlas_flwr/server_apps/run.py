@@ -128,6 +128,8 @@ class Run:
                     raise
                 log(WARNING, "%s", error)
                 log(WARNING, "starting the trunk again, and the round with it")
+                done = rounds.saved.round if rounds.saved else 0
+                recorder.restart(done, str(error))
         self._finish(inner, split, arrays)
 
     def _train(

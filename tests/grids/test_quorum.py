@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 from flwr.app import ConfigRecord, MessageType
 from flwr.serverapp.strategy import FedAvg
 
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.errors import RoundError
 from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.grids.quorum import QuorumGrid
+from atlas_flwr.grids.recording import RecordingGrid
 from atlas_flwr.testing import local_grid
 from tests.matrix_clients import KEYS, client_app, initial, trained
 
@@ -126,3 +130,50 @@ class OneByOne(DelegatingGrid):
 
     def pull_messages(self, message_ids):
         return self.grid.pull_messages(sorted(message_ids)[:1])
+
+
+def recorded(intercept, **settings):
+    """Two rounds round a slow node; return what was told of each."""
+    told = []
+    with local_grid(client_app(), 4, intercept=intercept) as grid:
+        around = QuorumGrid(SlowNode(grid), 0.5, poll_seconds=0.001, **settings)
+        recording = RecordingGrid(around, Roster(ask=False), told.append)
+        for number in (1, 2):
+            config = ConfigRecord({"round": number})
+            strategy = FedAvg(fraction_evaluate=0.0)
+            messages = strategy.configure_train(number, initial(), config, recording)
+            recording.send_and_receive(messages, timeout=0.2)
+    return told
+
+
+def broken_in_round_two(*nodes):
+    def intercept(message):
+        number = next(iter(message.content.config_records.values()))["round"]
+        hit = number == 2 and message.metadata.dst_node_id in nodes
+        return "out of paper" if hit else "deliver"
+
+    return intercept
+
+
+def test_who_is_late_has_not_failed(caplog):
+    with caplog.at_level(logging.WARNING):
+        told = recorded(lambda message: "deliver")
+    assert [(seen.failed, seen.late) for seen in told] == [(0, 1), (0, 1)]
+    assert "FAILED" not in caplog.text
+
+
+def test_an_old_rounds_reply_does_not_stand_in_for_one_that_failed(caplog):
+    broken = broken_in_round_two(1_000, 1_007)
+    with caplog.at_level(logging.WARNING):
+        first, second = recorded(broken, keep_late=True)
+    assert (first.failed, first.late, first.overdue) == (0, 1, 0)
+    # One of four was valid, one is slow, and one reply of the first round came.
+    assert (second.failed, second.overdue) == (3, 1)
+    assert sum(reply.has_content() for reply in second.replies) == 2
+    assert "3 of 4 clients FAILED; the first: out of paper" in caplog.text
+
+
+def test_an_old_rounds_reply_does_not_save_a_round_in_which_all_failed():
+    broken = broken_in_round_two(1_000, 1_007, 1_014, SLOW)
+    with pytest.raises(RoundError, match="none of 4 clients gave a valid reply"):
+        recorded(broken, keep_late=True)

@@ -36,11 +36,13 @@ def only_run(folder):
     return path
 
 
-@pytest.mark.parametrize("strategy", ["atlas", "fedavg", "fedprox", "local", "mira"])
+@pytest.mark.parametrize(
+    "strategy", ["atlas", "fedavg", "fedprox", "local", "mira", "centralized"]
+)
 def test_a_round_in_which_nobody_could_train_ends_the_run(tmp_path, strategy):
     given = {} if strategy == "atlas" else {"strategy": strategy}
     given |= {"mixing": 0.5} if strategy == "mira" else {}
-    with pytest.raises(RoundError, match=r"none of 4 clients.*out of paper"):
+    with pytest.raises(RoundError, match=r"none of \d clients.*out of paper"):
         run(tmp_path, failing(MessageType.TRAIN, since=2), **given)
     left = only_run(tmp_path)
     assert not (left / "adapters").exists()
@@ -130,7 +132,7 @@ def adapters(folder):
 def test_a_trunk_that_dies_is_started_again_and_the_numbers_stay(
     tmp_path, monkeypatch, kills
 ):
-    unbroken = run(tmp_path, run_name="unbroken")
+    unbroken = run(tmp_path, run_name="intact")
     intercept, found = mortal_runs(monkeypatch, kills)
     broken = run(tmp_path, intercept, run_name="broken")
     assert len(found) == 1 + len(kills)
@@ -138,6 +140,18 @@ def test_a_trunk_that_dies_is_started_again_and_the_numbers_stay(
     expected, got = adapters(unbroken), adapters(broken)
     assert expected.keys() == got.keys()
     assert all(np.array_equal(got[key], value) for key, value in expected.items())
+    # Of a round that was repeated only the try that stands is counted.
+    for key in ("bytes_up", "bytes_down", "failures"):
+        counted = [
+            [r[key] for r in summary(f)["per_round"]] for f in (broken, unbroken)
+        ]
+        assert counted[0] == counted[1], key
+    lines = (broken.path / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    told = [event for event in events if event["event"] == "trunk-restarted"]
+    assert len(told) == summary(broken)["trunk_restarts"] == len(kills)
+    assert all("killed by a test" in event["reason"] for event in told)
+    assert summary(unbroken)["trunk_restarts"] == 0
 
 
 def test_a_trunk_that_dies_too_often_ends_the_run_with_one_error(tmp_path, monkeypatch):
