@@ -73,7 +73,17 @@ class BudgetError(AtlasError, ValueError):
 
 
 class DataError(AtlasError, ValueError):
-    """Text, task definitions or downloads that cannot be used."""
+    """Text, task definitions or downloads that cannot be used.
+
+    Parameters
+    ----------
+    *problems : str
+        What is wrong; a paragraph each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
 
 
 class AdapterError(AtlasError, ValueError):

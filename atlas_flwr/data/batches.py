@@ -141,12 +141,15 @@ class CausalCollator(Collator):
         self._after = self._following("a", after)
         self._words = [self._following(after, f" {word}") for word in task.labels]
         self._room = max_length - len(self._before) - len(self._after)
+        problems = [*_alike(task, self._words)]
         if self._room < 1:
-            raise DataError(
+            problems.append(
                 f"max-length={max_length} leaves no token for the text of task "
                 f"{task.name}, whose template takes {max_length - self._room}"
             )
-        self.label_ids = _first_tokens(task, self._words)
+        if problems:
+            raise DataError(*problems)
+        self.label_ids = [tokens[0] for tokens in self._words]
         self.longest_word = max(map(len, self._words))
         pad = tokenizer.pad_token_id
         self._pad = tokenizer.eos_token_id if pad is None else pad
@@ -305,14 +308,14 @@ def _start(tokenizer: Any) -> list[int]:
     return ids[:1] if ids[0] == tokenizer.bos_token_id else []
 
 
-def _first_tokens(task: Task, words: Sequence[Sequence[int]]) -> list[int]:
+def _alike(task: Task, words: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Tell of labels that a model could not tell apart by their first tokens."""
     first: dict[int, str] = {}
     for label, tokens in zip(task.labels, words, strict=True):
-        if tokens[0] in first:
-            raise DataError(
-                f"task {task.name}: the words {first[tokens[0]]!r} and {label!r} begin "
+        known = first.setdefault(tokens[0], label)
+        if known != label:
+            yield (
+                f"task {task.name}: the words {known!r} and {label!r} begin "
                 "with the same token of this model, and could not be told apart; "
                 "choose other words in `labels`"
             )
-        first[tokens[0]] = label
-    return list(first)

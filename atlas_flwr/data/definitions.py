@@ -23,6 +23,8 @@ _REQUIRED = ("format", "labels")
 _SOURCES = ("package", "path", "dataset")
 _PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 @dataclass
 class Definition:
@@ -94,9 +96,26 @@ def read_definition(name: str, text: str) -> Definition:
     return values
 
 
+class _OneOfEach(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the second alone."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                found = str(self.construct_object(key))  # as the schema takes it
+                if found in seen:
+                    why = f"the key {found!r} stands twice"
+                    raise yaml.constructor.ConstructorError(
+                        None, None, why, key.start_mark
+                    )
+                seen.add(found)
+        return super().construct_mapping(node, deep)
+
+
 def _mapping(name: str, text: str) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(text)
+        given = yaml.load(text, _OneOfEach)
     except yaml.YAMLError as error:
         raise DataError(f"task {name} is not YAML: {error}") from None
     if not isinstance(given, dict):

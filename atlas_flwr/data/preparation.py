@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from logging import WARNING
 from typing import Any
 
@@ -44,39 +44,74 @@ def prepare(
     Raises
     ------
     DataError
-        If something cannot be had, or does not fit together.
+        With everything that cannot be had, or does not fit together.
     """
-    loaded = [load_task(name) for name in tasks]
-    for task in loaded:
-        left_out = read_examples(task).left_out
-        if left_out and task.reading.path:
-            what = "task %s: left out of %s: %s"
-            log(WARNING, what, task.name, task.reading.where, "; ".join(left_out))
-    source = resolve_model(model, progress)
-    config = _config(source)
-    tokenizer = _tokenizer(source, config)
-    words = 0
-    if source.kind == "causal":
-        made = [CausalCollator(tokenizer, task, max_length) for task in loaded]
-        words = max((collate.longest_word for collate in made), default=0)
-    _check_length(source, config, max_length, words + learned_positions)
+    problems: list[str] = []
+    loaded = _loaded(tasks, problems)
+    source = _resolved(model, progress, problems)
+    if source is not None:
+        problems += _model_problems(source, loaded, max_length, learned_positions)
+    if problems or source is None:
+        raise DataError(*problems)
     return source, loaded
 
 
-def _config(source: ModelSource) -> Any:
+def _loaded(tasks: Sequence[str], problems: list[str]) -> list[Task]:
+    loaded = []
+    for name in tasks:
+        try:
+            task = load_task(name)
+            left_out = read_examples(task).left_out
+        except DataError as error:
+            problems += error.problems
+            continue
+        loaded.append(task)
+        if left_out and task.reading.path:
+            what = "task %s: left out of %s: %s"
+            log(WARNING, what, task.name, task.reading.where, "; ".join(left_out))
+    return loaded
+
+
+def _resolved(model: str, progress: bool, problems: list[str]) -> ModelSource | None:
+    try:
+        return resolve_model(model, progress)
+    except DataError as error:
+        problems += error.problems
+        return None
+
+
+def _model_problems(
+    source: ModelSource, tasks: Sequence[Task], max_length: int, learned: int
+) -> Iterator[str]:
+    """Yield what is wrong with a model, its tokenizer, and its tasks with these."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path)
     if getattr(config, "quantization_config", None):
-        raise DataError(
+        yield (
             f"model {source.name}: its weights are quantised, and cannot be cut or "
             "folded into; save it in float32 or bfloat16 (model.dequantize(), where "
             "Transformers can), and give that folder"
         )
-    return config
+    try:
+        tokenizer = _tokenizer(source)
+    except DataError as error:
+        yield from error.problems
+        return
+    yield from _tokenizer_problems(source, config, tokenizer)
+    words = 0
+    if source.kind == "causal":
+        for task in tasks:
+            try:
+                made = CausalCollator(tokenizer, task, max_length)
+            except DataError as error:
+                yield from error.problems
+                continue
+            words = max(words, made.longest_word)
+    yield from _length_problems(source, config, max_length, words + learned)
 
 
-def _tokenizer(source: ModelSource, config: Any) -> Any:
+def _tokenizer(source: ModelSource) -> Any:
     why = "it has no file with a vocabulary"
     try:
         tokenizer = tokenizer_of(source)
@@ -88,23 +123,30 @@ def _tokenizer(source: ModelSource, config: Any) -> Any:
             f"model {source.name}: its tokenizer cannot be loaded ({why}); save it in "
             "the same folder with tokenizer.save_pretrained()"
         )
-    known = config.get_text_config().vocab_size
-    if len(tokenizer) > known:
-        raise DataError(
+    return tokenizer
+
+
+def _tokenizer_problems(
+    source: ModelSource, config: Any, tokenizer: Any
+) -> Iterator[str]:
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    if known is not None and len(tokenizer) > known:
+        yield (
             f"model {source.name}: its tokenizer has {len(tokenizer)} tokens, and its "
             f"embeddings {known}; resize these (model.resize_token_embeddings) and "
             "save both, or give the tokenizer that belongs to it"
         )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        raise DataError(
+        yield (
             f"model {source.name}: its tokenizer has neither a pad token nor an end "
             "token to fill rows with; set tokenizer.pad_token and save it again"
         )
-    return tokenizer
 
 
-def _check_length(source: ModelSource, config: Any, length: int, more: int) -> None:
-    """Refuse texts that, with what comes around them, are longer than is known."""
+def _length_problems(
+    source: ModelSource, config: Any, length: int, more: int
+) -> Iterator[str]:
+    """Tell of texts that, with what comes around them, are longer than is known."""
     text = config.get_text_config()
     limits = ("max_position_embeddings", "max_seq_len")  # MPT says the second
     positions = next((n for k in limits if (n := getattr(text, k, None))), None)
@@ -115,7 +157,7 @@ def _check_length(source: ModelSource, config: Any, length: int, more: int) -> N
     most = positions - more
     if length > most:
         beside = f", of which a label or learned positions take {more}" if more else ""
-        raise DataError(
+        yield (
             f"max-length={length}, but model {source.name} knows {positions} positions"
             f"{beside}; set max-length to {most} or less"
         )

@@ -16,6 +16,9 @@ from atlas_flwr.errors import DataError
 __all__ = ["Example", "Task", "load_examples", "load_task", "task_names"]
 
 
+_CONTRADICTED = "whose text stands there with another label, too"
+
+
 @dataclass(frozen=True)
 class Example:
     """A text and the number of its class."""
@@ -135,20 +138,19 @@ def read_examples(task: Task) -> Examined:
     DataError
         See :func:`load_examples`.
     """
-    found: dict[str, int] = {}
+    found: dict[str, _Seen] = {}
     faults: list[Fault] = []
     repeated: list[Fault] = []
     for row in task.reading.rows():
-        fault = _taken(task, row, found, repeated)
-        if fault is not None:
-            faults.append(fault)
+        faults += _taken(task, row, found, repeated)
     if faults and task.on_bad_rows == "error":
         raise DataError(
             f"task {task.name}: rows of {task.reading.where} cannot be used: "
             + "; ".join(told(faults))
             + ". Mend them, or set `on_bad_rows: drop` in the task file"
         )
-    examples = tuple(Example(text, label) for text, label in sorted(found.items()))
+    sound = sorted((text, s.label) for text, s in found.items() if not s.contradicted)
+    examples = tuple(Example(text, label) for text, label in sound)
     present = {example.label for example in examples}
     if len(present) < len(task.labels):
         absent = [
@@ -161,25 +163,37 @@ def read_examples(task: Task) -> Examined:
     return Examined(examples, (*told(faults), *told(repeated)))
 
 
+@dataclass
+class _Seen:
+    """A text's label and first place, and whether it has another label elsewhere."""
+
+    label: int
+    where: str
+    contradicted: bool = False
+
+
 def _taken(
-    task: Task, row: Row | Fault, found: dict[str, int], repeated: list[Fault]
-) -> Fault | None:
-    """Take a row's example; return what is wrong with it, if it cannot be used."""
+    task: Task, row: Row | Fault, found: dict[str, _Seen], repeated: list[Fault]
+) -> list[Fault]:
+    """Take a row's example; return what cannot be used: it, or it and one before."""
     if isinstance(row, Fault):
-        return row
+        return [row]
     label = _class(task, row)
     if isinstance(label, Fault) or label is None:
-        return label
+        return [label] if label else []
     text = _shortened(" ".join(row.text.split()), task.max_chars)
     if not text:
-        return Fault(row.where, "with an empty text")
+        return [Fault(row.where, "with an empty text")]
     if text not in found:
-        found[text] = label
-    elif found[text] == label:
+        found[text] = _Seen(label, row.where)
+        return []
+    seen = found[text]
+    if not seen.contradicted and seen.label == label:
         repeated.append(Fault(row.where, "whose text and label stand there before"))
-    else:
-        return Fault(row.where, "whose text stands there before with another label")
-    return None
+        return []
+    places = [row.where] if seen.contradicted else [seen.where, row.where]
+    seen.contradicted = True
+    return [Fault(where, _CONTRADICTED) for where in places]
 
 
 def _shortened(text: str, limit: int) -> str:

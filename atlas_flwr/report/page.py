@@ -16,7 +16,7 @@ from atlas_flwr.report.charts import comparison_charts, run_charts
 from atlas_flwr.report.comparison import Comparison
 from atlas_flwr.report.store import RunFolder, replace_text
 from atlas_flwr.report.summary import Summary
-from atlas_flwr.report.table import accuracy_rows, number, percent
+from atlas_flwr.report.table import accuracy_columns, accuracy_rows, number, percent
 from atlas_flwr.report.totals import summarize_folder
 
 __all__ = ["Membership", "comparison_page", "run_page", "write_report"]
@@ -111,6 +111,7 @@ def run_page(summary: Summary, config: RunConfig) -> str:
         summary=summary,
         cards=list(_cards(summary)),
         accuracy=accuracy_rows(summary),
+        columns=accuracy_columns(summary),
         charts=[Markup(chart) for chart in run_charts(summary)],
         membership=Membership.of(summary),
         clients=list(_clients(summary)),

@@ -15,6 +15,7 @@ from atlas_flwr.config import format_bytes
 from atlas_flwr.report.summary import RoundSummary, Summary
 
 __all__ = [
+    "accuracy_columns",
     "accuracy_rows",
     "as_text",
     "final_table",
@@ -102,14 +103,36 @@ def final_table(summary: Summary) -> str:
     """Set the run's last table: untrained, majority class and trained, side by side."""
     where = f"after round {summary.final.round}" if summary.final else "not evaluated"
     title = f"{summary.strategy} · {summary.model} · seed {summary.seed} · {where}"
-    header = ("accuracy, %", "untrained", "majority class", "trained")
+    header = ("accuracy, %", *accuracy_columns(summary))
     return f"{as_text(title, header, accuracy_rows(summary))}\n{_totals(summary)}"
 
 
+def accuracy_columns(summary: Summary) -> tuple[str, ...]:
+    """Name the columns of :func:`accuracy_rows` after the tasks'."""
+    return tuple(_columns(summary))
+
+
+def _columns(summary: Summary) -> dict[str, Mapping[str, float]]:
+    """Values by task; runs of an older version have no scores of the classes."""
+    final = summary.final
+    columns = {
+        "untrained": summary.untrained,
+        "majority class": summary.majority,
+        "trained": final.accuracy if final else {},
+    }
+    if final and final.balanced_accuracy:
+        columns["balanced"] = final.balanced_accuracy
+        columns["macro-F1"] = final.macro_f1
+    return columns
+
+
 def accuracy_rows(summary: Summary) -> list[list[str]]:
-    """Write untrained, majority and trained accuracy by task, and their means."""
-    trained = summary.final.accuracy if summary.final else {}
-    columns = (summary.untrained, summary.majority, trained)
+    """Write accuracies by task, untrained, by majority and trained, and their means.
+
+    Where they are known, the trained model's scores that count each class the same
+    come last: balanced accuracy and macro-F1.
+    """
+    columns = [*_columns(summary).values()]
     rows = [[task, *(percent(c.get(task)) for c in columns)] for task in summary.tasks]
     means = [percent(_mean_over(column, summary.tasks)) for column in columns]
     return [*rows, ["mean", *means]]

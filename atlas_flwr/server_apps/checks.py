@@ -7,12 +7,13 @@ The command line asks here first, and the ServerApp again, where only it can kno
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config
 from atlas_flwr.data import load_examples, load_task, make_shard, prepare
-from atlas_flwr.errors import AtlasError, ConfigError
+from atlas_flwr.errors import AtlasError, ConfigError, DataError
 from atlas_flwr.report.store import RunFolder, taken_name
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import covering_plan, needs_trunk
@@ -84,12 +85,14 @@ def find_problems(
     Where it is known how many clients there are, each task must have text for its own.
     """
     yield from _folder_problems(config)
-    problems = list(_data_problems(config))
+    good: dict[str, str] = {}
+    problems = list(_data_problems(config, good))
     if clients and not problems:
         problems += _share_problems(config, clients)
-    yield from problems
-    if not problems:
-        yield from _model_problems(config, devices)
+    if good:  # a classifier has as many outputs as the tasks that can be read ask
+        sound = replace(config, tasks=",".join(good.values()))
+        problems += _model_problems(sound, devices)
+    yield from dict.fromkeys(problems)
 
 
 def _sound(run_config: Mapping[str, Value], keys: Collection[str]) -> RunConfig | None:
@@ -118,8 +121,8 @@ def _folder_problems(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _data_problems(config: RunConfig) -> Iterator[str]:
-    good: dict[str, str] = {}
+def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
+    """Yield what is wrong with tasks and model; fill in what is good, by its name."""
     for name in config.task_list:
         try:
             task = load_task(name)
@@ -140,8 +143,8 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
             max_length=config.max_length,
             learned_positions=config.learned_positions,
         )
-    except AtlasError as error:
-        yield str(error)
+    except DataError as error:
+        yield from error.problems
 
 
 def _share_problems(config: RunConfig, clients: int) -> Iterator[str]:
@@ -154,17 +157,30 @@ def _share_problems(config: RunConfig, clients: int) -> Iterator[str]:
             yield str(error)
 
 
+def _complaint(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except AtlasError as error:
+        return str(error)
+    return ""
+
+
 def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
     try:
         files = ModelFiles.of(config)
         outline = files.outline()
-        outline.shapes(config.target_list)
-        if needs_trunk(config):
-            covering_plan(config, outline)
-        if needs_trunk(config) and config.fixed_cut:
-            SplitPlan(*config.fixed_cut).check(outline.num_layers)
+        count = outline.num_layers
     except AtlasError as error:
         yield str(error)
+        return
+    checks: list[Callable[[], object]] = [lambda: outline.shapes(config.target_list)]
+    if needs_trunk(config):
+        checks.append(lambda: covering_plan(config, outline))
+    if needs_trunk(config) and (cut := config.fixed_cut):
+        checks.append(lambda: SplitPlan(*cut).check(count))
+    problems = [*dict.fromkeys(filter(None, map(_complaint, checks)))]
+    if problems:
+        yield from problems
         return
     # Tracing what a step takes of memory is the longest of all that is done here.
     if devices and config.device_bytes and config.strategy in ADAPTER_STRATEGIES:

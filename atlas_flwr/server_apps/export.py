@@ -52,7 +52,14 @@ def export_adapters(
         if summary is not None:  # of the crossing, which PEFT does not know
             save_file({SUMMARY_KEY: summary}, path / SUMMARY_FILE)
         tasks = _tasks(strategy, setting, name)
-        ModelCard(setting.files, tasks, setting.config.max_length).write(path)
+        config = setting.config
+        ModelCard(
+            setting.files,
+            tasks,
+            config.max_length,
+            summary=SUMMARY_FILE if summary is not None else "",
+            personal="" if config.personal == "none" else config.personal,
+        ).write(path)
         paths.append(path)
     return paths
 

@@ -41,11 +41,17 @@ class ModelCard:
         Those that the adapters were trained on.
     max_length : int
         Longest prompt or text, in tokens.
+    summary : str
+        File of the summary positions that the texts were read into, if they were.
+    personal : str
+        Sides of the cut whose adapters each client kept to itself, if any.
     """
 
     files: ModelFiles
     tasks: Sequence[Task]
     max_length: int
+    summary: str = ""
+    personal: str = ""
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -84,6 +90,7 @@ class ModelCard:
         lines += [f"Adapters for `{source.hub_name}`, trained by atlas-flwr."]
         lines += ["", "```python", self._loading(folder).rstrip(), "```", ""]
         lines += [f"{self._asking()} `{TASKS_FILE}` has the same for programs.", ""]
+        lines += self._lacking()
         for task in self.tasks:
             lines += self._section(task)
         return "\n".join(lines)
@@ -112,6 +119,27 @@ class ModelCard:
             "task with fewer classes than there are outputs answers with the best of "
             "its own, which come first."
         )
+
+    def _lacking(self) -> list[str]:
+        """Say what PEFT does not load, without which answers differ from the run's."""
+        lines = []
+        if self.summary:
+            lines += [
+                f"**Beside PEFT's files:** `{self.summary}` has learned positions that "
+                "stood around each text in training, and of a text they alone crossed "
+                "the cut (`summary-positions`). PEFT does not load them: the adapters "
+                "alone do not answer as in the run.",
+                "",
+            ]
+        if self.personal:
+            sides = "head and tail" if self.personal == "both" else self.personal
+            lines += [
+                f"**Not here:** the adapters of the {sides} stayed with the clients "
+                f"(`personal={self.personal!r}`), and each client's own belong to its "
+                "answers.",
+                "",
+            ]
+        return lines
 
     def _section(self, task: Task) -> list[str]:
         lines = [f"## {task.name}", ""]

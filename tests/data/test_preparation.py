@@ -78,6 +78,40 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(folder: Any) -> None:
         prepare(str(path), ["spam"], max_length=24, progress=False)
 
 
+def test_all_that_is_wrong_with_a_model_and_its_tasks_is_told_at_once(
+    folder: Any, make_task: Any
+) -> None:
+    path = Path(folder("gpt2", quantization_config={"quant_method": "awq"}))
+    tokenizer = hf.AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(500)])
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(path)
+    alike = make_task([("a", "0"), ("b", "1")], labels="{'0': zebra, '1': zoo}")
+    own = str(Path(alike.reading.path).parent / "own.yaml")
+    with pytest.raises(DataError) as error:
+        prepare(str(path), ["nonesuch", own], max_length=99, progress=False)
+    wanted = (
+        "task 'nonesuch': neither a file",
+        "its weights are quantised",
+        "resize these",
+        "neither a pad token nor an end token",
+        "begin with the same token",
+        "knows 64 positions",
+    )
+    assert len(error.value.problems) == len(wanted)
+    for part, problem in zip(wanted, error.value.problems, strict=True):
+        assert part in problem
+
+
+def test_a_template_too_long_and_words_alike_are_told_together(make_task: Any) -> None:
+    alike = make_task([("a", "0"), ("b", "1")], labels="{'0': zebra, '1': zoo}")
+    own = str(Path(alike.reading.path).parent / "own.yaml")
+    with pytest.raises(DataError) as error:
+        prepare("tiny", [own], max_length=2, progress=False)
+    assert ["same token" in p for p in error.value.problems] == [True, False]
+    assert "leaves no token for the text" in error.value.problems[1]
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     model_class, config = KIND["gpt2"]
     model_class(config).save_pretrained(tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -95,6 +96,22 @@ def test_a_small_alpha_skews_the_classes_and_a_large_one_does_not(
 
     assert commonest_share(0.05) > 0.8
     assert commonest_share(1e4) == pytest.approx(4 / 6, abs=0.08)
+
+
+def test_tests_are_even_or_have_their_own_clients_proportions(tasks: Tasks) -> None:
+    def shares(examples: tuple[Example, ...]) -> list[float]:
+        counts = Counter(e.label for e in examples)
+        return [counts[label] / len(examples) for label in range(3)]
+
+    def distances(skewed: bool) -> list[float]:
+        pairs = [
+            (shares(shard.train), shares(shard.test))
+            for shard in _all(tasks[200], 5, alpha=0.3, skew_tests=skewed)
+        ]
+        return [sum(map(abs, map(operator.sub, *pair))) for pair in pairs]
+
+    assert max(distances(skewed=True)) < 0.2
+    assert max(distances(skewed=False)) > 0.5
 
 
 def test_a_balanced_task_has_as_many_examples_of_each_class(

@@ -84,12 +84,24 @@ def test_rows_that_cannot_be_used_are_counted_and_named(make_task: MakeTask) -> 
     said = str(error.value)
     assert "1 without a label (line 1001)" in said
     assert "1 with an empty text (line 1002)" in said
-    assert "1 whose text stands there before with another label (line 1003)" in said
+    both = "(line 5, line 1003)"
+    assert f"2 whose text stands there with another label, too {both}" in said
     assert "on_bad_rows: drop" in said
     dropped = read_examples(make_task(rows, "on_bad_rows: drop"))
-    assert len(dropped.examples) == 1_000
-    assert {e.text: e.label for e in dropped.examples}["text 4"] == 0
+    assert len(dropped.examples) == 999
+    assert "text 4" not in {e.text for e in dropped.examples}
     assert len(dropped.left_out) == 4  # the last repeats what stands there before
+
+
+def test_of_a_text_with_two_labels_no_row_is_kept_whichever_comes_later(
+    make_task: MakeTask,
+) -> None:
+    rows = [("a", "x"), ("b", "y"), ("a", "y"), ("a", "x"), ("a", "x"), ("c", "x")]
+    examined = read_examples(make_task(rows, "on_bad_rows: drop"))
+    assert [e.text for e in examined.examples] == ["b", "c"]
+    (told,) = examined.left_out
+    assert told.startswith("4 whose text stands there with another label, too")
+    assert all(f"line {number}" in told for number in (1, 3, 4, 5))
 
 
 @pytest.mark.parametrize("label", ["1.0", " 1 ", "1"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_flwr.report import final_table, round_table, summarize
+from atlas_flwr.report import ClientEvaluated, final_table, round_table, summarize
 from atlas_flwr.report.table import as_text, number, percent
 
 
@@ -29,6 +29,22 @@ def test_the_final_table_sets_untrained_majority_and_trained_side_by_side(summar
     assert row(text, "mean") == ["mean", "35.0", "50.0", "80.0"]
     assert "server peak 2.0 GiB" in text
     assert "seed 7" in text
+
+
+def test_the_final_table_has_scores_that_count_each_class_the_same(config, timeline):
+    # The commoner class is answered, rightly most of the time.
+    lazy = {"news": (4, 0, 1, 0), "spam": (0, 2, 1, 9)}
+    events = [
+        (at, replace(e, confusion=lazy[e.task]))
+        if isinstance(e, ClientEvaluated)
+        else (at, e)
+        for at, e in timeline
+    ]
+    text = final_table(summarize(config, events))
+    assert row(text, "accuracy,")[-2:] == ["balanced", "macro-F1"]
+    assert row(text, "news")[-2:] == ["50.0", "44.4"]
+    assert row(text, "spam")[-2:] == ["45.0", "42.9"]
+    assert row(text, "mean")[-2:] == ["47.5", "43.7"]
 
 
 def test_a_round_has_its_own_numbers(summary):

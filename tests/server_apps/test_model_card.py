@@ -104,3 +104,20 @@ def test_a_folder_of_the_hubs_cache_is_named_as_on_the_hub(tmp_path):
     cached = tmp_path / "models--org--some-model" / "snapshots" / "0a1b"
     assert _hub_name(cached) == "org/some-model"
     assert _hub_name(tmp_path / "mine") == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"summary_positions": 3, "cut": "2/1"}, "`summary.safetensors` has learned"),
+        ({"personal": "tail", "cut": "2/1"}, "adapters of the tail stayed with"),
+        ({"cut": "2/1"}, ""),
+    ],
+)
+def test_a_card_says_what_peft_does_not_load(tmp_path, given, said):
+    folder = run(tmp_path, num_rounds=1, nodes=2, **given)
+    for path in (folder.path / "adapters").iterdir():
+        card = (path / "README.md").read_text()
+        assert said in card
+        assert ("Beside PEFT" in card) == (path / "summary.safetensors").is_file()
+        assert ("**Not here:**" in card) == ("personal" in given)

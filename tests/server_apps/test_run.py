@@ -346,6 +346,21 @@ def test_problems_of_files_texts_and_model_are_told_with_those_of_keys(tmp_path)
     assert len(caught.value.problems) == 6
 
 
+def test_a_task_that_is_missing_hides_nothing_that_is_wrong_with_the_model(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run(
+            tmp_path,
+            tasks="questions,nosuch",
+            cut="9/9",
+            lora_targets="nonesuch",
+            max_length=4_000,
+        )
+    told = "\n".join(caught.value.problems)
+    for word in ("'nosuch'", "max-length=4000", "lora-targets nonesuch", "9"):
+        assert word in told
+    assert len(caught.value.problems) == 4
+
+
 def test_a_cut_and_devices_are_tried_on_the_model_though_other_keys_are_wrong(tmp_path):
     def problems(**changes):
         with pytest.raises(ConfigError) as caught:
