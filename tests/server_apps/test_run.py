@@ -75,6 +75,18 @@ def unbroken(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs"), num_rounds=3)
 
 
+def test_a_run_says_what_it_held_back_and_with_flat_rounds_false_holds_nothing(
+    unbroken, tmp_path
+):
+    told = [r["held_back"] for r in summary(unbroken)["per_round"]]
+    assert told[:2] == [0, 0]
+    assert 0 < told[-1] < 0.2
+    all_sent = summary(run(tmp_path, num_rounds=3, flat_rounds=False))
+    assert not any(r["held_back"] for r in all_sent["per_round"])
+    down = [s["per_round"][-1]["bytes_down"] for s in (summary(unbroken), all_sent)]
+    assert down[0] < down[1]
+
+
 def test_a_run_leaves_its_folder(unbroken):
     found = {path.name for path in unbroken.path.iterdir()}
     expected = {"config.yaml", "metrics.jsonl", "summary.json", "report.html"}
