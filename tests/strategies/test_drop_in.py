@@ -52,9 +52,9 @@ def record(values):
     return ArrayRecord({key: Array(np.asarray(value)) for key, value in values.items()})
 
 
-def answering(change, metrics=None):
+def answering(change, metrics=None, mods=None):
     """Make an app whose client i answers with ``change(arrays, i)``."""
-    app = ClientApp()
+    app = ClientApp(mods=mods)
 
     @app.train()
     def train(message, context):
