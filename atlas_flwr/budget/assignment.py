@@ -48,6 +48,7 @@ def assign(
     dtype_bytes: int = 4,
     aligned_steps: int = 0,
     crossing: int | None = None,
+    logits_to_keep: int = 2,
 ) -> Assignment:
     """Choose the largest rank that fits, then the deepest head with what is left.
 
@@ -75,7 +76,7 @@ def assign(
         Bytes of a frozen weight.
     aligned_steps : int
         See :func:`~atlas_flwr.budget.client_memory`.
-    crossing : int, optional
+    crossing, logits_to_keep : int
         The same.
 
     Raises
@@ -97,6 +98,7 @@ def assign(
             dtype_bytes=dtype_bytes,
             aligned_steps=aligned_steps,
             crossing=crossing,
+            logits_to_keep=logits_to_keep,
         )
         return Assignment(head, tail, rank, estimate)
 

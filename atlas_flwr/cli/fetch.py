@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     print(f"model {source.name}: {source.path} ({source.kind})")
     for task in tasks:
-        print(f"task {task.name}: {len(task.labels)} classes")
+        what = f"{len(task.labels)} classes" if task.labels else "text to be written"
+        print(f"task {task.name}: {what}")
     print(f"cache: {cache_folder()}")
     return 0

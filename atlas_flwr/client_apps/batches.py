@@ -22,6 +22,8 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
+from atlas_flwr.data.generation import GENERATION
+from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed
 
@@ -51,6 +53,9 @@ class ClientBatches:
 
     def collator(self, task: Task) -> Collator:
         """Return what makes batches of a task's examples."""
+        if task.kind == GENERATION:
+            tokenizer = tokenizer_of(self.source)
+            return GenerationCollator(tokenizer, task, self.config.max_length)
         make = CausalCollator if self.source.kind == "causal" else ClassifierCollator
         collate = make(tokenizer_of(self.source), task, self.config.max_length)
         if self.source.kind == "causal" and self.config.summary_positions:

@@ -20,7 +20,8 @@ from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
-from atlas_flwr.data import in_order, majority_accuracy
+from atlas_flwr.data import Collator, Shard, in_order, majority_accuracy
+from atlas_flwr.data.responses import GenerationCollator, commonest_token_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.layout import Layout
@@ -194,9 +195,15 @@ class ClientRound:
             "accuracy": found.accuracy,
             "confusion": list(found.confusion),
             "loss": found.loss,
-            "majority": majority_accuracy(shard.train, shard.test),
+            "majority": self._majority(shard, collate),
             **_crossed(adapted),
         }
+
+    def _majority(self, shard: Shard, collate: Collator) -> float:
+        """Score what answers without reading: the commonest class, or token."""
+        if isinstance(collate, GenerationCollator):
+            return commonest_token_accuracy(collate, shard.train, shard.test)
+        return majority_accuracy(shard.train, shard.test)
 
     @contextmanager
     def _model(

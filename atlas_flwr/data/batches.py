@@ -10,13 +10,15 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from atlas_flwr.data.tasks import Example, Task
 from atlas_flwr.errors import DataError
+
+if TYPE_CHECKING:
+    from atlas_flwr.data.tasks import Example, Task
 
 __all__ = [
     "Batch",
@@ -27,6 +29,7 @@ __all__ = [
     "by_length",
     "in_order",
     "sample_batches",
+    "start_ids",
 ]
 
 IGNORED = -100
@@ -137,7 +140,7 @@ class CausalCollator(Collator):
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
         self._tokenizer = tokenizer
         before, after = task.template.split("{text}")
-        self._before = _start(tokenizer) + self._ids(before)
+        self._before = start_ids(tokenizer) + self._ids(before)
         self._after = self._following("a", after)
         self._words = [self._following(after, f" {word}") for word in task.labels]
         self._room = max_length - len(self._before) - len(self._after)
@@ -286,7 +289,7 @@ def in_order(
 
 def by_length(examples: Sequence[Example]) -> list[Example]:
     """Return examples in the order in which :func:`in_order` takes them."""
-    return sorted(examples, key=lambda example: len(example.text))
+    return sorted(examples, key=lambda example: len(example.text) + len(example.answer))
 
 
 def _adds_blank(tokenizer: Any) -> bool:
@@ -302,7 +305,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(one))
 
 
-def _start(tokenizer: Any) -> list[int]:
+def start_ids(tokenizer: Any) -> list[int]:
     """Return the token that this tokenizer begins every text with, if any."""
     ids: list[int] = tokenizer("a")["input_ids"]
     return ids[:1] if ids[0] == tokenizer.bos_token_id else []

@@ -10,16 +10,18 @@ from difflib import get_close_matches
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from atlas_flwr.data.generation import GENERATION, generation_problems
 from atlas_flwr.data.readers import PRESET_ENCODING, READERS
 from atlas_flwr.errors import DataError
 
 __all__ = ["Definition", "read_definition"]
 
 ON_BAD_ROWS = ("error", "drop")
-_REQUIRED = ("format", "labels")
+CLASSIFICATION = "classification"
+_REQUIRED = {CLASSIFICATION: ("format", "labels"), GENERATION: ("format",)}
 _SOURCES = ("package", "path", "dataset")
 _PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
 
@@ -34,6 +36,12 @@ class Definition:
     ----------
     description, licence : str
         For people.
+    kind : str
+        ``"classification"`` or ``"generation"``.
+    prompt, response : str
+        Of a generation: templates in which ``{name}`` is a field of a row.
+    chat, system : bool, str
+        See :class:`atlas_flwr.data.Task`.
     format, package, member, path, dataset, split, encoding, delimiter, pattern, text, \
 label, max_lines, skip_rows
         See :class:`atlas_flwr.data.readers.Reading`.
@@ -46,7 +54,12 @@ label, max_lines, skip_rows
 
     description: str = ""
     licence: str = ""
-    format: str = MISSING
+    kind: str = CLASSIFICATION
+    prompt: str = ""
+    response: str = ""
+    chat: bool = False
+    system: str = ""
+    format: str = ""
     package: str = ""
     member: str = ""
     path: str = ""
@@ -57,7 +70,7 @@ label, max_lines, skip_rows
     pattern: str = ""
     text: list[str] = field(default_factory=lambda: ["text"])
     label: str = "label"
-    labels: dict[str, str] = MISSING
+    labels: dict[str, str] = field(default_factory=dict)
     template: str = "{text}\nLabel:"
     balance: bool = False
     above: float | None = None
@@ -133,7 +146,10 @@ def _key_problems(given: Mapping[str, Any]) -> Iterator[str]:
             close = get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else ", ".join(known)
             yield f"unknown key {key!r}; {hint}"
-    for key in _REQUIRED:
+    kind = str(given.get("kind", CLASSIFICATION))
+    if kind not in _REQUIRED:
+        yield f"kind {kind!r}; allowed: {', '.join(_REQUIRED)}"
+    for key in _REQUIRED.get(kind, ()):
         if key not in given:
             yield f"`{key}` is missing"
 
@@ -162,11 +178,8 @@ def _typed(given: Mapping[str, Any]) -> tuple[Definition, list[str]]:
                 value = [value]
             try:
                 values = OmegaConf.merge(values, {entry.name: value})
-            except OmegaConfBaseException as error:
+            except (OmegaConfBaseException, TypeError) as error:
                 problems.append(f"`{entry.name}`: {str(error).partition(chr(10))[0]}")
-        elif entry.name in _REQUIRED:
-            empty = {"format": "", "labels": {}}[entry.name]
-            values = OmegaConf.merge(values, {entry.name: empty})
     return values, problems
 
 
@@ -191,6 +204,12 @@ def _value_problems(given: Definition) -> Iterator[str]:
         yield f"on_bad_rows {given.on_bad_rows!r}; allowed: {', '.join(ON_BAD_ROWS)}"
     if given.delimiter and (given.format != "csv" or len(given.delimiter) != 1):
         yield f"delimiter {given.delimiter!r}; one character, for `format: csv`"
+    if given.kind == GENERATION:
+        yield from generation_problems(given, Definition())
+        return
+    for key in ("prompt", "response", "chat", "system"):
+        if getattr(given, key):
+            yield f"`{key}` is for `kind: generation`; leave it out"
     yield from _word_problems(given)
     if given.template.count("{text}") != 1:
         yield f"the template has {given.template.count('{text}')} {{text}}; exactly 1"

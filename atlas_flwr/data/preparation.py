@@ -8,7 +8,9 @@ from logging import WARNING
 from typing import Any
 
 from atlas_flwr.data.batches import CausalCollator
+from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
+from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.data.tasks import Task, load_task, read_examples
 from atlas_flwr.errors import DataError
 from atlas_flwr.log import log
@@ -103,12 +105,25 @@ def _model_problems(
     if source.kind == "causal":
         for task in tasks:
             try:
-                made = CausalCollator(tokenizer, task, max_length)
+                words = max(words, _longest_word(tokenizer, task, max_length))
             except DataError as error:
                 yield from error.problems
-                continue
-            words = max(words, made.longest_word)
+    else:
+        for task in (task for task in tasks if task.kind == GENERATION):
+            yield (
+                f"task {task.name} is to be answered by text, and model {source.name} "
+                "is a classifier, which writes none; take a causal model, such as "
+                "smollm2"
+            )
     yield from _length_problems(source, config, max_length, words + learned)
+
+
+def _longest_word(tokenizer: Any, task: Task, max_length: int) -> int:
+    """Try a task's collator; return the tokens that come after the longest prompt."""
+    if task.kind == GENERATION:
+        GenerationCollator(tokenizer, task, max_length)
+        return 0
+    return CausalCollator(tokenizer, task, max_length).longest_word
 
 
 def _tokenizer(source: ModelSource) -> Any:

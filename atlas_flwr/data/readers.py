@@ -18,6 +18,7 @@ from typing import Any
 
 from atlas_flwr.data.packages import fetch, read_member
 from atlas_flwr.data.rows import Fault, Row
+from atlas_flwr.data.templates import filled_in, template_fields
 from atlas_flwr.errors import DataError
 
 __all__ = ["READERS", "Reading"]
@@ -56,6 +57,9 @@ class Reading:
         Fields that are joined to the text.
     label : str
         The label's field.
+    prompt, response : str
+        Templates that take the places of both, where text is answered by text. Fields
+        of a prompt may be empty.
     max_lines : int
         Lines of each file to read, above 0, for ``folder``.
     skip_rows : int
@@ -73,6 +77,8 @@ class Reading:
     pattern: str = ""
     text: tuple[str, ...] = ("text",)
     label: str = "label"
+    prompt: str = ""
+    response: str = ""
     max_lines: int = 0
     skip_rows: int = 0
 
@@ -80,6 +86,22 @@ class Reading:
     def where(self) -> str:
         """The source, for messages."""
         return self.path or self.dataset or f"{self.package}:{self.member}"
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The fields that a record must have."""
+        if not self.response:
+            return (*self.text, self.label)
+        fields = *template_fields(self.prompt), *template_fields(self.response)
+        return tuple(dict.fromkeys(fields))
+
+    @property
+    def may_be_empty(self) -> frozenset[str]:
+        """Fields of a prompt that a record may leave empty."""
+        if not self.response:
+            return frozenset()
+        needed = template_fields(self.response)
+        return frozenset(template_fields(self.prompt)).difference(needed)
 
     def rows(self) -> Iterator[Row | Fault]:
         """Read all rows, and name those that cannot be used."""
@@ -146,21 +168,28 @@ class Reading:
 
 
 def _picked(reading: Reading, where: str, record: Mapping[str, Any]) -> Row | Fault:
-    for key in (*reading.text, reading.label):
+    for key in reading.wanted:
         if key not in record:
             return Fault(where, f"without a field {key!r}")
-        if record[key] is None or record[key] == "":
-            what = "label" if key == reading.label else f"text in {key!r}"
+        is_empty = record[key] is None or record[key] == ""
+        if is_empty and key not in reading.may_be_empty:
+            is_label = key == reading.label and not reading.response
+            what = "label" if is_label else f"text in {key!r}"
             return Fault(where, f"without a {what}")
         if isinstance(record[key], dict | list):
             kind = "an object" if isinstance(record[key], dict) else "a list"
             return Fault(where, f"with {kind} in {key!r}, where text is wanted")
+    if reading.response:
+        prompt = filled_in(reading.prompt, record, _plain)
+        return Row(prompt, filled_in(reading.response, record, _plain), where)
     text = " ".join(_plain(record[key]) for key in reading.text)
     return Row(text, _plain(record[reading.label]), where)
 
 
 def _plain(value: Any) -> str:
-    """Write a field as JSON would; a whole number without a point."""
+    """Write a field as JSON would; a whole number without a point, null as nothing."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -187,7 +216,7 @@ def _tsv(reading: Reading) -> Iterator[Row | Fault]:
 
 def _delimiter(reading: Reading, header: str) -> str:
     """Return the delimiter by which a header has most of the wanted fields."""
-    wanted = {*reading.text, reading.label}
+    wanted = set(reading.wanted)
 
     def named(delimiter: str) -> int:
         names = next(csv.reader([header], delimiter=delimiter), [])
@@ -220,7 +249,7 @@ def _table(
 
 
 def _check_header(reading: Reading, names: Sequence[str]) -> None:
-    for key in (*reading.text, reading.label):
+    for key in reading.wanted:
         if names.count(key) == 1:
             continue
         what = "twice" if key in names else "not"

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from atlas_flwr.data.definitions import read_definition
+from atlas_flwr.data.definitions import CLASSIFICATION, read_definition
+from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.data.readers import Reading
 from atlas_flwr.data.rows import Fault, Row, told
 from atlas_flwr.errors import DataError
@@ -21,15 +23,16 @@ _CONTRADICTED = "whose text stands there with another label, too"
 
 @dataclass(frozen=True)
 class Example:
-    """A text and the number of its class."""
+    """A text and the number of its class, or a prompt and its answer."""
 
     text: str
-    label: int
+    label: int = 0
+    answer: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A task: to classify texts, or to answer prompts.
 
     Attributes
     ----------
@@ -55,6 +58,13 @@ class Task:
         For people.
     on_bad_rows : str
         ``"error"``, or ``"drop"`` to leave out rows that cannot be used.
+    kind : str
+        ``"classification"``, or ``"generation"``, which has no labels: the reading's
+        templates make a prompt and its response.
+    chat : bool
+        Put the model's own chat template around both.
+    system : str
+        What comes before a chat.
     """
 
     name: str
@@ -68,6 +78,9 @@ class Task:
     description: str = ""
     licence: str = ""
     on_bad_rows: str = "error"
+    kind: str = CLASSIFICATION
+    chat: bool = False
+    system: str = ""
 
 
 def task_names() -> list[str]:
@@ -138,17 +151,14 @@ def read_examples(task: Task) -> Examined:
     DataError
         See :func:`load_examples`.
     """
+    if task.kind == GENERATION:
+        return _read_answers(task)
     found: dict[str, _Seen] = {}
     faults: list[Fault] = []
     repeated: list[Fault] = []
     for row in task.reading.rows():
         faults += _taken(task, row, found, repeated)
-    if faults and task.on_bad_rows == "error":
-        raise DataError(
-            f"task {task.name}: rows of {task.reading.where} cannot be used: "
-            + "; ".join(told(faults))
-            + ". Mend them, or set `on_bad_rows: drop` in the task file"
-        )
+    _refuse_faults(task, faults)
     sound = sorted((text, s.label) for text, s in found.items() if not s.contradicted)
     examples = tuple(Example(text, label) for text, label in sound)
     present = {example.label for example in examples}
@@ -194,6 +204,40 @@ def _taken(
     places = [row.where] if seen.contradicted else [seen.where, row.where]
     seen.contradicted = True
     return [Fault(where, _CONTRADICTED) for where in places]
+
+
+def _refuse_faults(task: Task, faults: Sequence[Fault]) -> None:
+    if faults and task.on_bad_rows == "error":
+        raise DataError(
+            f"task {task.name}: rows of {task.reading.where} cannot be used: "
+            + "; ".join(told(faults))
+            + ". Mend them, or set `on_bad_rows: drop` in the task file"
+        )
+
+
+def _read_answers(task: Task) -> Examined:
+    """Read prompts and responses, in which white space may have a meaning."""
+    found: dict[Example, None] = {}
+    faults: list[Fault] = []
+    repeated: list[Fault] = []
+    for row in task.reading.rows():
+        if isinstance(row, Fault):
+            faults.append(row)
+        elif not row.text.strip() or not row.label.strip():
+            what = "response" if row.text.strip() else "prompt"
+            faults.append(Fault(row.where, f"with an empty {what}"))
+        elif (example := Example(row.text, answer=row.label)) in found:
+            why = "whose prompt and response stand there before"
+            repeated.append(Fault(row.where, why))
+        else:
+            found[example] = None
+    _refuse_faults(task, faults)
+    if not found:
+        raise DataError(
+            f"task {task.name}: no example in {task.reading.where} can be used"
+        )
+    examples = tuple(sorted(found, key=lambda example: (example.text, example.answer)))
+    return Examined(examples, (*told(faults), *told(repeated)))
 
 
 def _shortened(text: str, limit: int) -> str:
@@ -250,10 +294,15 @@ def _parse(name: str, text: str, folder: Path) -> Task:
             label=given.label,
             max_lines=given.max_lines,
             skip_rows=given.skip_rows,
+            prompt=given.prompt,
+            response=given.response,
         ),
         above=given.above,
         max_chars=given.max_chars,
         description=given.description,
         licence=given.licence,
         on_bad_rows=given.on_bad_rows,
+        kind=given.kind,
+        chat=given.chat,
+        system=given.system,
     )

@@ -192,6 +192,10 @@ class Remedy:
         """Whether each of a client's steps is one of the trunk's, to count progress."""
         return True
 
+    def needs_classes(self, config: RunConfig) -> bool:
+        """Whether it is on, and wants tasks that have classes."""
+        return False
+
     def client(self, now: RoundContext) -> ClientHooks:
         """Return what the remedy does on a client in one round."""
         return ClientHooks()

@@ -50,6 +50,10 @@ class DataPruning(Remedy):
                 "centralized pools it; set prune-data=0.0",
             )
 
+    def needs_classes(self, config: RunConfig) -> bool:
+        """Tell whether examples are scored, which is by their classes."""
+        return config.prune_data > 0
+
     def client(self, now: RoundContext) -> ClientHooks:
         """Prune, from the second round on."""
         prunes = now.config.prune_data and now.round > 1

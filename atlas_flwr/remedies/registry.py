@@ -37,6 +37,7 @@ __all__ = [
     "RemedyKeys",
     "client_hooks",
     "every_step_crosses",
+    "needing_classes",
     "remedy_problems",
     "remembered_steps",
     "server_hooks",
@@ -83,6 +84,11 @@ def remembered_steps(config: RunConfig) -> int:
 def every_step_crosses(config: RunConfig) -> bool:
     """Tell whether each step of a client is one of the trunk's."""
     return all(remedy.every_step_crosses(config) for remedy in REMEDIES)
+
+
+def needing_classes(config: RunConfig) -> list[str]:
+    """Return the keys of remedies that are on and want tasks with classes."""
+    return [remedy.name for remedy in REMEDIES if remedy.needs_classes(config)]
 
 
 def client_hooks(now: RoundContext) -> ClientHooks:

@@ -161,7 +161,8 @@ class ClientTrained:
 class ClientEvaluated:
     """A client evaluated on its held-out examples; round 0 is the untrained model.
 
-    ``confusion`` counts them by their class and the one predicted, row after row.
+    ``confusion`` counts them by their class and the one predicted, row after row. Where
+    the client ``writes``, its task is answered by text, and accuracy is of tokens.
     """
 
     round: int
@@ -172,6 +173,7 @@ class ClientEvaluated:
     loss: float
     num_examples: int
     confusion: tuple[int, ...] = ()
+    writes: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ class RoundSummary:
     balanced_accuracy, macro_f1 : Mapping[str, float]
         By task, of all its clients' test examples together: the mean recall of the
         classes that occur, and the mean F1 of those that occur or were predicted.
+    perplexity : Mapping[str, float]
+        By task that is to be answered by text: the exponential of its loss. Its
+        accuracy is that of single tokens.
     client_accuracy : Mapping[str, float]
         By client.
     worst_client : str, optional
@@ -77,6 +80,7 @@ class RoundSummary:
     balanced_accuracy: Numbers = field(default_factory=dict)
     macro_f1: Numbers = field(default_factory=dict)
     train_penalty: float | None = None
+    perplexity: Numbers = field(default_factory=dict)
     held_back: float = 0.0
     late: int = 0
 

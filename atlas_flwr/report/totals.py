@@ -33,6 +33,7 @@ from atlas_flwr.report.summary import RoundSummary, Summary
 __all__ = ["summarize", "summarize_folder"]
 
 T = TypeVar("T")
+MOST_NATS = 700.0  # whose exponential is still a number
 
 
 def summarize_folder(folder: RunFolder) -> Summary:
@@ -169,6 +170,10 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         skipped=sum(event.skipped for event in trained),
         balanced_accuracy=_of_classes(evaluated, balanced_accuracy),
         macro_f1=_of_classes(evaluated, macro_f1),
+        perplexity={
+            task: math.exp(min(loss[task], MOST_NATS))
+            for task in sorted({e.task for e in evaluated if e.writes})
+        },
         train_penalty=_mean(e.penalty for e in trained if e.penalty is not None),
         held_back=log.sent[number].held_back if number in log.sent else 0.0,
     )

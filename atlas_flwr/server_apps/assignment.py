@@ -19,7 +19,9 @@ from atlas_flwr.budget import (
     client_memory,
     per_byte,
 )
-from atlas_flwr.config import RunConfig
+from atlas_flwr.config import RunConfig, format_bytes
+from atlas_flwr.data import load_task
+from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.errors import BudgetError
 from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.remedies import remembered_steps
@@ -45,6 +47,8 @@ class DeviceRule:
         Their block, and their name in it.
     dtype_bytes : int
         Of a frozen weight.
+    logits_to_keep : int
+        Positions of which a step needs logits: those of a label, or of a response.
     """
 
     config: RunConfig
@@ -52,6 +56,7 @@ class DeviceRule:
     shapes: Mapping[str, tuple[int, int]]
     places: Mapping[str, tuple[int, str]]
     dtype_bytes: int = 4
+    logits_to_keep: int = 2
 
     @classmethod
     def of(
@@ -75,7 +80,9 @@ class DeviceRule:
             config.learned_positions,
             aligned=remembered_steps(config) > 0,
         )
-        return cls(config, architecture, shapes, places, dtype.itemsize)
+        writes = any(load_task(name).kind == GENERATION for name in config.task_list)
+        kept = config.max_length if writes else cls.logits_to_keep
+        return cls(config, architecture, shapes, places, dtype.itemsize, kept)
 
     def __call__(self, profile: Profile, importance: Mapping[str, float]) -> Assigned:
         """Choose for a client.
@@ -124,7 +131,8 @@ class DeviceRule:
             try:
                 self.planned(memory)
             except BudgetError as error:
-                yield f"devices={self.config.devices!r}: {error}"
+                size = format_bytes(memory)
+                yield f"devices={self.config.devices!r}: {size} is too little: {error}"
 
     @property
     def _by_layer(self) -> bool:
@@ -147,6 +155,7 @@ class DeviceRule:
             crossing=config.crossing_positions,
             fixed_head=config.fixed_cut[0] if config.fixed_cut else None,
             dtype_bytes=self.dtype_bytes,
+            logits_to_keep=self.logits_to_keep,
             aligned_steps=remembered_steps(config),
         )
 
@@ -179,6 +188,7 @@ class DeviceRule:
             length=config.max_length + config.learned_positions,
             crossing=config.crossing_positions,
             dtype_bytes=self.dtype_bytes,
+            logits_to_keep=self.logits_to_keep,
             aligned_steps=remembered_steps(config),
         )
 

@@ -7,13 +7,15 @@ The command line asks here first, and the ServerApp again, where only it can kno
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config
 from atlas_flwr.data import load_examples, load_task, make_shard, prepare
+from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.errors import AtlasError, ConfigError, DataError
+from atlas_flwr.remedies import needing_classes
 from atlas_flwr.report.store import RunFolder, taken_name
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import covering_plan, needs_trunk
@@ -136,6 +138,7 @@ def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
                 f"{task.name} in reports; rename one of the files"
             )
         good[task.name] = name
+    yield from _kind_problems(config, list(good.values()))
     try:
         prepare(
             config.model,
@@ -145,6 +148,19 @@ def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
         )
     except DataError as error:
         yield from error.problems
+
+
+def _kind_problems(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
+    """Say what needs classes, where a task has none."""
+    written = [n for n in names if load_task(n).kind == GENERATION]
+    if not written:
+        return
+    for key in ("summary-positions", "label-skew", *needing_classes(config)):
+        if getattr(config, key.replace("-", "_")):
+            yield (
+                f"{key}: is for tasks with classes, and {written[0]} is to be answered "
+                f"by text; leave {key} out, or the task"
+            )
 
 
 def _share_problems(config: RunConfig, clients: int) -> Iterator[str]:

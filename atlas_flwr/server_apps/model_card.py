@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from atlas_flwr.data import Task
+from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.train.weights import ModelFiles
 
 __all__ = ["TASKS_FILE", "ModelCard"]
@@ -145,6 +146,8 @@ class ModelCard:
         lines = [f"## {task.name}", ""]
         if task.description:
             lines += [task.description.strip(), ""]
+        if task.kind == GENERATION:
+            return [*lines, *self._of_generation(task)]
         if not self.files.classes:
             lines += [
                 f"Template: `{json.dumps(task.template, ensure_ascii=False)}`",
@@ -153,7 +156,18 @@ class ModelCard:
         lines += [f"{i}. {label}" for i, label in enumerate(task.labels)]
         return [*lines, ""]
 
+    def _of_generation(self, task: Task) -> list[str]:
+        around = "in the tokenizer's chat template" if task.chat else "as it is"
+        lines = [f"Prompt, {around}: `{json.dumps(task.reading.prompt)}`", ""]
+        if task.system:
+            lines += [f"System: `{json.dumps(task.system, ensure_ascii=False)}`", ""]
+        return [*lines, "It answers with text, up to the end token.", ""]
+
 
 def _told(task: Task) -> dict[str, object]:
     known = asdict(task)
+    if task.kind == GENERATION:
+        own = {key: known[key] for key in ("name", "kind", "chat", "system")}
+        templates = {"prompt": task.reading.prompt, "response": task.reading.response}
+        return {**own, **templates}
     return {key: known[key] for key in ("name", "labels", "raw_labels", "template")}

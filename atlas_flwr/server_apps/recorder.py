@@ -169,6 +169,7 @@ class Recorder:
                 loss=metrics["loss"],
                 num_examples=examples,
                 confusion=_confusion(reply),
+                writes=not _confusion(reply),
             )
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy and loss of a model on labelled text."""
+"""Accuracy and loss of a model on labelled text, or on the text that it is to write."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.errors import DataError
-from atlas_flwr.train.step import answer_logits
+from atlas_flwr.train.step import NO_LABEL, answer_logits, label_logits, last_logits
 
 __all__ = ["Evaluated", "evaluate"]
+
+ROWS = 64  # of logits over a whole vocabulary that are copied at once
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,17 @@ class Evaluated:
     Attributes
     ----------
     accuracy : float
-        Share of examples whose best label is right, in [0, 1].
+        Share of examples whose best label is right, in [0, 1]; of text that is to be
+        written, share of its tokens that are the likeliest.
     loss : float
         Mean cross-entropy of the right label, in nats. For causal models this is over
-        the whole vocabulary, at the label's first token.
+        the whole vocabulary, at the label's first token; of text that is to be written,
+        at each of its tokens, so that its exponential is the perplexity.
     examples : int
         Size of the test set.
     confusion : tuple[int, ...]
-        Examples by their class and the one predicted, row after row, C x C.
+        Examples by their class and the one predicted, row after row, C x C; empty
+        where there are no classes.
     """
 
     accuracy: float
@@ -50,12 +55,16 @@ def evaluate(
     model : nn.Module
         A split model or a whole one.
     batches : Iterable[Batch]
-        Prompts without labels, with ``targets``.
+        Prompts without labels, with ``targets``; for text that is to be written, with
+        labels.
     label_ids : Sequence[int]
         Column of each class in the logits: a causal model's first label tokens, a
-        classifier's outputs. The prediction is the best of these.
+        classifier's outputs. The prediction is the best of these. Empty where text is
+        to be written.
     """
     model.eval()
+    if not label_ids:
+        return _written(model, batches)
     columns = torch.tensor(list(label_ids))
     confusion = torch.zeros(len(columns), len(columns), dtype=torch.long)
     loss, examples = 0.0, 0
@@ -73,3 +82,21 @@ def evaluate(
     accuracy = int(confusion.trace()) / examples
     counts = tuple(confusion.flatten().tolist())
     return Evaluated(accuracy, loss / examples, examples, counts)
+
+
+@torch.no_grad()
+def _written(model: nn.Module, batches: Iterable[Batch]) -> Evaluated:
+    """Score each labelled token, given those before it."""
+    loss, right, tokens, examples = 0.0, 0, 0, 0
+    for batch in batches:
+        logits, labels = label_logits(last_logits(model, batch), batch)
+        known = (labels != NO_LABEL).nonzero().squeeze(1)
+        for rows in known.split(ROWS):
+            some, wanted = logits[rows], labels[rows]
+            loss += float(F.cross_entropy(some, wanted, reduction="sum"))
+            right += int((some.argmax(1) == wanted).sum())
+        tokens += len(known)
+        examples += len(batch)
+    if not tokens:
+        raise DataError("there is no test example to evaluate on")
+    return Evaluated(right / tokens, loss / tokens, examples)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Templates: text with ``{name}`` where a row's field goes."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["filled_in", "template_fields"]
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """Return the fields that a template names, each once.
+
+    Raises
+    ------
+    ValueError
+        If its braces do not match, or a field has no plain name, or a format.
+    """
+    found = []
+    for _, name, form, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if form or conversion or not name.isidentifier():
+            raise ValueError(
+                f"{{{name}}} is no field: write {{name}}, and {{{{ }}}} for braces"
+            )
+        found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def filled_in(
+    template: str, record: Mapping[str, Any], plain: Callable[[Any], str]
+) -> str:
+    """Fill a row's fields in.
+
+    Parameters
+    ----------
+    template : str
+        As :func:`template_fields` takes it.
+    record : Mapping[str, Any]
+        Has at least its fields.
+    plain : Callable[[Any], str]
+        Writes a field as text.
+    """
+    fields = template_fields(template)
+    return template.format_map({name: plain(record[name]) for name in fields})

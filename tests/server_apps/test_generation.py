@@ -1,0 +1,101 @@
+"""Runs with tasks to be answered by text, beside tasks with classes."""
+
+from __future__ import annotations
+
+import json
+from math import exp
+
+import pytest
+
+from atlas_flwr.client_apps.app import app
+from atlas_flwr.config import load_config
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.server_apps.assignment import DeviceRule
+from atlas_flwr.server_apps.checks import checked_config
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.testing import local_grid
+from atlas_flwr.train.weights import ModelFiles
+
+FILE = """
+kind: generation
+format: jsonl
+path: rows.jsonl
+prompt: "Count after {start}: "
+response: "{start} and one more"
+"""
+BASE = {
+    "model": "tiny",
+    "trunk": "local",
+    "local-steps": 6,
+    "batch-size": 4,
+    "max-length": 40,
+    "train-examples": 16,
+    "test-examples": 4,
+    "fingerprint-batches": 2,
+    "fingerprint-parts": 2,
+    "learning-rate": 0.02,
+}
+
+
+@pytest.fixture
+def task(tmp_path):
+    rows = [json.dumps({"start": f"number {n}"}) for n in range(80)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "counting.yaml").write_text(FILE)
+    return str(tmp_path / "counting.yaml")
+
+
+def finished(folder, **changes):
+    config = {**BASE, "runs-dir": str(folder / "runs"), **changes}
+    with local_grid(app, 4, run_config=config) as grid:
+        begun = Run.begin(config)
+        begun.execute(grid)
+    return begun.folder
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "atlas"},
+        {"strategy": "atlas", "split": "vanilla"},
+        {"strategy": "fedavg"},
+        {"strategy": "splitlora"},
+    ],
+    ids=lambda keys: "-".join(keys.values()),
+)
+def test_writing_and_classifying_are_learned_in_one_run(tmp_path, task, keys):
+    folder = finished(tmp_path, tasks=f"{task},spam", **{"num-rounds": 2}, **keys)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    first, *_, last = summary["per_round"]
+    assert summary["finished"]
+    now, before = last["loss"]["counting"], first["loss"]["counting"]
+    assert now < before - 0.05
+    assert last["perplexity"] == pytest.approx({"counting": exp(now)})
+    assert 0 < summary["majority"]["counting"] < 0.5
+    assert "spam" in last["balanced_accuracy"]
+    cards = [json.loads(p.read_text()) for p in folder.path.rglob("tasks.json")]
+    told = {t["name"]: t for card in cards for t in card["tasks"]}
+    assert told["counting"]["response"] == "{start} and one more"
+    assert (folder.path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"prune-data": 0.5}, {"label-skew": 0.5}, {"summary-positions": 2}],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_what_needs_classes_is_refused_at_once(task, keys):
+    with pytest.raises(ConfigError, match=f"{next(iter(keys))}: is for tasks with"):
+        checked_config({**BASE, "tasks": task, **keys})
+
+
+def test_the_memory_model_counts_logits_of_whole_responses(task):
+    budget = {**BASE, "devices": "1GiB", "cut": "2/1"}
+    peaks = {}
+    for name in (task, "spam"):
+        config = load_config({**budget, "tasks": name})
+        rule = DeviceRule.of(config, ModelFiles.of(config).outline())
+        peaks[name] = rule.planned(None).estimate
+    vocabulary, rows = 321, BASE["batch-size"]
+    more = peaks[task].logits - peaks["spam"].logits
+    assert more >= rows * (BASE["max-length"] - 2) * vocabulary * 4
