@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--longest", type=int, nargs="+", default=[128, 512])
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -74,7 +75,7 @@ def main() -> None:
     print("| longest | real positions, % | way | MiB a step | s a step | of padded |")
     print("| --- " * 6 + "|")
     with serve_local("bench", trunk) as address:
-        for longest in (128, 512):
+        for longest in given.longest:
             mask = masks(longest, seed=0)
             hidden = torch.randn(*mask.shape, trunk.base.width)
             ends = {

@@ -196,6 +196,10 @@ class Remedy:
         """Whether it is on, and wants tasks that have classes."""
         return False
 
+    def kept_elsewhere(self, config: RunConfig) -> str:
+        """Say what belongs to a run's answers and is not among its adapters, if so."""
+        return ""
+
     def client(self, now: RoundContext) -> ClientHooks:
         """Return what the remedy does on a client in one round."""
         return ClientHooks()

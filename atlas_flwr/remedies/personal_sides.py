@@ -88,6 +88,17 @@ class PersonalSides(Remedy):
                 "are not sent; set personal='none', or rank-decay=1.0",
             )
 
+    def kept_elsewhere(self, config: RunConfig) -> str:
+        """Tell who loads a run's adapters that these are not all."""
+        personal = config.personal
+        if personal == "none":
+            return ""
+        sides = "head and tail" if personal == "both" else personal
+        return (
+            f"the adapters of the {sides} stayed with the clients "
+            f"(`personal={personal!r}`), and each client's own belong to its answers."
+        )
+
     def client(self, now: RoundContext) -> ClientHooks:
         """Put the client's own layers beside those that were sent, and keep them."""
         told = now.entries.get(PERSONAL)

@@ -37,6 +37,7 @@ __all__ = [
     "RemedyKeys",
     "client_hooks",
     "every_step_crosses",
+    "kept_elsewhere",
     "needing_classes",
     "remedy_problems",
     "remembered_steps",
@@ -89,6 +90,12 @@ def every_step_crosses(config: RunConfig) -> bool:
 def needing_classes(config: RunConfig) -> list[str]:
     """Return the keys of remedies that are on and want tasks with classes."""
     return [remedy.name for remedy in REMEDIES if remedy.needs_classes(config)]
+
+
+def kept_elsewhere(config: RunConfig) -> list[str]:
+    """Say what belongs to a run's answers and is not among its adapters."""
+    told = (remedy.kept_elsewhere(config) for remedy in REMEDIES)
+    return [sentence for sentence in told if sentence]
 
 
 def client_hooks(now: RoundContext) -> ClientHooks:

@@ -58,7 +58,7 @@ def export_adapters(
             tasks,
             config.max_length,
             summary=SUMMARY_FILE if summary is not None else "",
-            personal="" if config.personal == "none" else config.personal,
+            notes=kept_elsewhere(config),
         ).write(path)
         paths.append(path)
     return paths

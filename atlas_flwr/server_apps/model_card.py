@@ -44,15 +44,15 @@ class ModelCard:
         Longest prompt or text, in tokens.
     summary : str
         File of the summary positions that the texts were read into, if they were.
-    personal : str
-        Sides of the cut whose adapters each client kept to itself, if any.
+    notes : Sequence[str]
+        What else belongs to the answers, and is not in the folder.
     """
 
     files: ModelFiles
     tasks: Sequence[Task]
     max_length: int
     summary: str = ""
-    personal: str = ""
+    notes: Sequence[str] = ()
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -132,14 +132,8 @@ class ModelCard:
                 "alone do not answer as in the run.",
                 "",
             ]
-        if self.personal:
-            sides = "head and tail" if self.personal == "both" else self.personal
-            lines += [
-                f"**Not here:** the adapters of the {sides} stayed with the clients "
-                f"(`personal={self.personal!r}`), and each client's own belong to its "
-                "answers.",
-                "",
-            ]
+        for note in self.notes:
+            lines += [f"**Not here:** {note}", ""]
         return lines
 
     def _section(self, task: Task) -> list[str]:
