@@ -16,6 +16,7 @@ from atlas_flwr.data import Task, load_task
 from atlas_flwr.errors import RoundError
 from atlas_flwr.lora import AdapterState, save_peft
 from atlas_flwr.protocol.layout import Layout
+from atlas_flwr.remedies import kept_elsewhere
 from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.build import RunContext, initial_arrays, scaling_of
 from atlas_flwr.server_apps.model_card import ModelCard
