@@ -211,7 +211,7 @@ def never_started(monkeypatch):
     ("config", "clients", "told"),
     [
         ("cut=9/9", 4, ["cut"]),
-        ("devices=1KiB", 4, ["devices='1KiB': a device of"]),
+        ("devices=1KiB", 4, ["devices='1KiB': 1.0 KiB is too little"]),
         ("tasks=/nonexist.yaml", 4, ["'/nonexist.yaml'"]),
         ("codec=zip tasks=nosuch num-rounds=0", 4, ["'zip'", "'nosuch'", "rounds=0"]),
         ("runs-dir=/dev/null/x", 4, ["runs-dir='/dev/null/x'"]),
