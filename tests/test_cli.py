@@ -243,7 +243,7 @@ def test_minima_that_nobody_asked_for_are_lowered_to_the_clients_there_are(strat
 
 def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "mine"))
     (tmp_path / "bare").touch()
     (tmp_path / "model").mkdir()
     found = placed(
@@ -256,7 +256,7 @@ def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):
         }
     )
     assert found == {
-        "tasks": f"{tmp_path}/mine.yaml,spam,{tmp_path}/home/b.yaml,"
+        "tasks": f"{tmp_path}/mine.yaml,spam,{tmp_path}/mine/b.yaml,"
         f"{tmp_path}/sub/c.yaml,{tmp_path}/bare,/d.yaml",
         "model": f"{tmp_path}/model",
         "runs-dir": f"{tmp_path}/runs",
@@ -460,7 +460,7 @@ elif "refuse" in (home / "overrides.toml").read_text():
 else:
     print("args", sys.argv[2:])
     print("Successfully started run 42")
-    print("Successfully installed app to /tmp/somewhere")
+    print("Successfully installed app to its folder")
     print("training...")
     if "loudly" in (home / "overrides.toml").read_text():
         print("ERROR :  the trunk is gone")

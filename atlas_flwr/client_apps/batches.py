@@ -13,8 +13,6 @@ from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import RunConfig
 from atlas_flwr.data import (
     Batch,
-    CausalCollator,
-    ClassifierCollator,
     Collator,
     ModelSource,
     NextTokenCollator,
@@ -22,8 +20,7 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
-from atlas_flwr.data.generation import GENERATION
-from atlas_flwr.data.responses import GenerationCollator
+from atlas_flwr.data.collation import collator_of
 from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed
 
@@ -53,11 +50,8 @@ class ClientBatches:
 
     def collator(self, task: Task) -> Collator:
         """Return what makes batches of a task's examples."""
-        if task.kind == GENERATION:
-            tokenizer = tokenizer_of(self.source)
-            return GenerationCollator(tokenizer, task, self.config.max_length)
-        make = CausalCollator if self.source.kind == "causal" else ClassifierCollator
-        collate = make(tokenizer_of(self.source), task, self.config.max_length)
+        tokenizer = tokenizer_of(self.source)
+        collate = collator_of(self.source, tokenizer, task, self.config.max_length)
         if self.source.kind == "causal" and self.config.summary_positions:
             return NextTokenCollator(collate)
         return collate

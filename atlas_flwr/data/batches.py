@@ -94,9 +94,12 @@ class Collator(ABC):
     ----------
     label_ids : Sequence[int]
         Each class's column in a model's (last) logits.
+    longest_word : int
+        Tokens of the longest label that come after a prompt of the greatest length.
     """
 
     label_ids: Sequence[int]
+    longest_word: int = 0
 
     @abstractmethod
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
@@ -125,11 +128,6 @@ class CausalCollator(Collator):
         For its template and words.
     max_length : int
         Longest prompt, in tokens; the text is cut, never the template or the label.
-
-    Attributes
-    ----------
-    longest_word : int
-        Tokens of the longest label, which come after a prompt.
 
     Raises
     ------

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from logging import WARNING
 from typing import Any
 
-from atlas_flwr.data.batches import CausalCollator
-from atlas_flwr.data.generation import GENERATION
+from atlas_flwr.data.collation import collator_of
 from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
-from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.data.tasks import Task, load_task, read_examples
 from atlas_flwr.errors import DataError
 from atlas_flwr.log import log
@@ -102,28 +100,14 @@ def _model_problems(
         return
     yield from _tokenizer_problems(source, config, tokenizer)
     words = 0
-    if source.kind == "causal":
-        for task in tasks:
-            try:
-                words = max(words, _longest_word(tokenizer, task, max_length))
-            except DataError as error:
-                yield from error.problems
-    else:
-        for task in (task for task in tasks if task.kind == GENERATION):
-            yield (
-                f"task {task.name} is to be answered by text, and model {source.name} "
-                "is a classifier, which writes none; take a causal model, such as "
-                "smollm2"
-            )
+    for task in tasks:
+        try:
+            collate = collator_of(source, tokenizer, task, max_length)
+        except DataError as error:
+            yield from error.problems
+        else:
+            words = max(words, collate.longest_word)
     yield from _length_problems(source, config, max_length, words + learned)
-
-
-def _longest_word(tokenizer: Any, task: Task, max_length: int) -> int:
-    """Try a task's collator; return the tokens that come after the longest prompt."""
-    if task.kind == GENERATION:
-        GenerationCollator(tokenizer, task, max_length)
-        return 0
-    return CausalCollator(tokenizer, task, max_length).longest_word
 
 
 def _tokenizer(source: ModelSource) -> Any:

@@ -82,6 +82,11 @@ class Task:
     chat: bool = False
     system: str = ""
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is answered by text."""
+        return self.kind == GENERATION
+
 
 def task_names() -> list[str]:
     """List the tasks that come with the library."""
@@ -151,7 +156,7 @@ def read_examples(task: Task) -> Examined:
     DataError
         See :func:`load_examples`.
     """
-    if task.kind == GENERATION:
+    if task.writes:
         return _read_answers(task)
     found: dict[str, _Seen] = {}
     faults: list[Fault] = []

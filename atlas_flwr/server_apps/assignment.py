@@ -21,7 +21,6 @@ from atlas_flwr.budget import (
 )
 from atlas_flwr.config import RunConfig, format_bytes
 from atlas_flwr.data import load_task
-from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.errors import BudgetError
 from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.remedies import remembered_steps
@@ -80,7 +79,7 @@ class DeviceRule:
             config.learned_positions,
             aligned=remembered_steps(config) > 0,
         )
-        writes = any(load_task(name).kind == GENERATION for name in config.task_list)
+        writes = any(load_task(name).writes for name in config.task_list)
         kept = config.max_length if writes else cls.logits_to_keep
         return cls(config, architecture, shapes, places, dtype.itemsize, kept)
 

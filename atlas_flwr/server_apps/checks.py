@@ -13,7 +13,6 @@ from pathlib import Path
 
 from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config
 from atlas_flwr.data import load_examples, load_task, make_shard, prepare
-from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.errors import AtlasError, ConfigError, DataError
 from atlas_flwr.remedies import needing_classes
 from atlas_flwr.report.store import RunFolder, taken_name
@@ -152,7 +151,7 @@ def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
 
 def _kind_problems(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
     """Say what needs classes, where a task has none."""
-    written = [n for n in names if load_task(n).kind == GENERATION]
+    written = [n for n in names if load_task(n).writes]
     if not written:
         return
     for key in ("summary-positions", "label-skew", *needing_classes(config)):

@@ -14,7 +14,6 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from atlas_flwr.data import Task
-from atlas_flwr.data.generation import GENERATION
 from atlas_flwr.train.weights import ModelFiles
 
 __all__ = ["TASKS_FILE", "ModelCard"]
@@ -140,7 +139,7 @@ class ModelCard:
         lines = [f"## {task.name}", ""]
         if task.description:
             lines += [task.description.strip(), ""]
-        if task.kind == GENERATION:
+        if task.writes:
             return [*lines, *self._of_generation(task)]
         if not self.files.classes:
             lines += [
@@ -160,7 +159,7 @@ class ModelCard:
 
 def _told(task: Task) -> dict[str, object]:
     known = asdict(task)
-    if task.kind == GENERATION:
+    if task.writes:
         own = {key: known[key] for key in ("name", "kind", "chat", "system")}
         templates = {"prompt": task.reading.prompt, "response": task.reading.response}
         return {**own, **templates}

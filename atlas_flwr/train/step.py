@@ -94,10 +94,20 @@ Objective = Callable[[Step], StepLoss]
 
 
 def task_loss(step: Step) -> StepLoss:
-    """Return the loss of the task alone: :func:`batch_loss`."""
-    if _ends_in_trunk(step.model):
-        return StepLoss(batch_loss(step.model, step.batch))
-    return StepLoss(F.nll_loss(*step.log_probabilities, ignore_index=NO_LABEL))
+    """Return the loss of the task alone: the mean over a batch's labels.
+
+    A causal batch is left-padded and has its labels in its last ``logits_to_keep``
+    positions, so that the LM head runs on those alone. A vanilla split model computes
+    the loss in its trunk.
+    """
+    model = step.model
+    if not isinstance(model, SplitModel) or model.tail is not None:
+        return StepLoss(F.nll_loss(*step.log_probabilities, ignore_index=NO_LABEL))
+    batch = step.batch.to(device_of(model))
+    kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
+    loss = model(**model_inputs(model, batch), labels=batch.labels, **kept).loss
+    assert isinstance(loss, Tensor)
+    return StepLoss(loss)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -121,24 +131,8 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 
 def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean loss over a batch's labels, a scalar that can be differentiated.
-
-    A causal batch is left-padded and has its labels in its last ``logits_to_keep``
-    positions, so that the LM head runs on those alone. A vanilla split model computes
-    the loss in its trunk.
-    """
-    batch = batch.to(device_of(model))
-    if _ends_in_trunk(model):
-        kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
-        loss = model(**model_inputs(model, batch), labels=batch.labels, **kept).loss
-        assert isinstance(loss, Tensor)
-        return loss
-    logits, labels = label_logits(last_logits(model, batch), batch)
-    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
-
-
-def _ends_in_trunk(model: nn.Module) -> bool:
-    return isinstance(model, SplitModel) and model.tail is None
+    """Return a batch's :func:`task_loss`, a scalar that can be differentiated."""
+    return task_loss(Step(model, batch, 0)).task
 
 
 def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -108,12 +107,6 @@ class SharedBase:
         return texts_apart(self)
 
     @property
-    def takes_positions(self) -> bool:
-        """Whether the model is told positions, which say where a text begins."""
-        forward = inspect.signature(self.trunk.base_model.forward)
-        return "position_ids" in forward.parameters
-
-    @property
     def like(self) -> Tensor:
         """Any of its tensors, for their device and dtype."""
         tensor = next(self.trunk.parameters())
@@ -188,9 +181,10 @@ class SharedBase:
 
     def run(self, session: Session, call: TrunkCall) -> Tensor:
         """Run a session's blocks; return hidden states of shape (B, T, D)."""
-        found = packing_of(call) if call.padding_unread else None
+        apart = self.keeps_apart if call.padding_unread else None
+        found = None if apart is None else packing_of(call)
         with self._in_force(session):
-            if found is None or self.keeps_apart is None:
+            if apart is None or found is None:
                 return run_blocks(
                     session.view, inputs_embeds=call.hidden, **_rest(call)
                 )
@@ -198,7 +192,7 @@ class SharedBase:
             answer = run_blocks(
                 session.view,
                 inputs_embeds=packing.packed(unpadded(call.hidden, real)),
-                **packing.inputs(self.keeps_apart, call.hidden),
+                **packing.inputs(apart, call.hidden),
             )
             return padded(packing.unpacked(answer), real)
 

@@ -117,6 +117,7 @@ class FramedTrunk(TrunkClient):
         """Back-propagate a step."""
         real = self._real.get(step)
         if real is not None:
+            grad = grad.cpu()  # where it goes, anyway, and is checked
             check_spared(grad, real, "tail")
         given = {"grad": _rows(grad, Role.GRADIENT, real), "real": _bits(real)}
         found = self._ask(Verb.BACKWARD, encode_tensors(self.codec, given), step)
@@ -208,6 +209,7 @@ def _backward(
         grad = padded(grad, real)
     answer = engine.backward(request.token, request.step, grad)
     if real is not None:
+        answer = answer.cpu()  # where it goes, anyway, and is checked
         check_spared(answer, real, "trunk")
     return encode_tensors(codec, {"grad": _rows(answer, Role.GRADIENT, real)})
 
@@ -219,11 +221,12 @@ def _loss(
     reply = engine.loss(request.token, call, labels, request.logits_to_keep)
     # The loss is a single number: nothing is saved by rounding it.
     loss = None if reply.loss is None else (reply.loss, Role.ADAPTER)
-    if reply.grad is not None and real is not None:
-        check_spared(reply.grad, real, "trunk")
-    grad = None if reply.grad is None else _rows(reply.grad, Role.GRADIENT, real)
+    grad = None if reply.grad is None else reply.grad.cpu()
+    if grad is not None and real is not None:
+        check_spared(grad, real, "trunk")
+    rows = None if grad is None else _rows(grad, Role.GRADIENT, real)
     logits = (reply.logits, Role.ACTIVATION)
-    return encode_tensors(codec, {"logits": logits, "loss": loss, "grad": grad})
+    return encode_tensors(codec, {"logits": logits, "loss": loss, "grad": rows})
 
 
 _ANSWERS = {Verb.FORWARD: _forward, Verb.BACKWARD: _backward, Verb.LOSS: _loss}

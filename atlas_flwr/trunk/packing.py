@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from atlas_flwr.split.model import takes_positions
 from atlas_flwr.trunk.joining_check import alike, last_block, run_watched
 from atlas_flwr.types import TrunkCall
 from atlas_flwr.wire.padding import spare_mask
@@ -117,29 +118,29 @@ class Packing:
     def packed(self, rows: Tensor) -> Tensor:
         """Put rows (N, D) to their places in (R, L, D); zeros elsewhere."""
         flat = rows.new_zeros(self.positions.numel(), rows.shape[-1])
-        flat[self.places.to(rows.device)] = rows
+        flat[self.places] = rows
         return flat.reshape(*self.positions.shape, rows.shape[-1])
 
     def unpacked(self, values: Tensor) -> Tensor:
         """Return the rows (N, D) of values (R, L, D)."""
-        return values.flatten(0, 1)[self.places.to(values.device)]
+        return values.flatten(0, 1)[self.places]
 
 
 def packing_of(call: TrunkCall) -> tuple[Packing, Tensor] | None:
     """Return how to pack a call, and its mask as bool, if that is right and worth it.
 
-    It is right where nobody reads padding, and positions, if the model is told any,
-    count from 0 in each text.
+    It is right where nobody reads padding, which its caller knows, and positions, if
+    the model is told any, count from 0 in each text.
     """
-    real = spare_mask(call.attention_mask) if call.padding_unread else None
+    real = spare_mask(call.attention_mask)
     if real is None or not bool(real.any(1).all()):
         return None
     counted, given = real.cumsum(1) - 1, call.position_ids
     if given is not None and not torch.equal(
-        given.expand_as(real)[real], counted[real]
+        given.cpu().expand_as(real)[real], counted[real]
     ):
         return None
-    packing = Packing.of(real.cpu())
+    packing = Packing.of(real)
     worth = packing.positions.numel() <= WORTH * real.numel()
     return (packing, real) if worth else None
 
@@ -165,7 +166,7 @@ def texts_apart(base: SharedBase) -> Apart | None:
     packing = Packing.of(real)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(5, base.width, generator=generator).to(base.like)
-    ways = [Apart.POSITIONS] if base.takes_positions else []
+    ways = [Apart.POSITIONS] if takes_positions(base.trunk.base_model) else []
     if not _is_local(base):
         ways += [Apart.MASK, Apart.CAUSAL_MASK]
     alone = [rows[:3], rows[3:]]

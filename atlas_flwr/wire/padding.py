@@ -17,7 +17,9 @@ __all__ = ["check_spared", "padded", "spare_mask", "unpadded"]
 
 
 def spare_mask(mask: Tensor | None) -> Tensor | None:
-    """Return a mask as bool (B, T), if there is padding to spare.
+    """Return a mask as bool (B, T), on the CPU, if there is padding to spare.
+
+    On the CPU, so that whoever indexes by it need not wait for a GPU to count.
 
     Parameters
     ----------
@@ -27,13 +29,13 @@ def spare_mask(mask: Tensor | None) -> Tensor | None:
     """
     if mask is None or mask.dim() != 2 or mask.is_floating_point():
         return None
-    real = mask != 0
+    real = mask.cpu() != 0
     return None if bool(real.all()) or not bool(real.any()) else real
 
 
 def unpadded(values: Tensor, real: Tensor) -> Tensor:
     """Return the rows (N, D) of real positions, of values (B, T, D)."""
-    return values[real.to(values.device)]
+    return values[real]
 
 
 def padded(rows: Tensor, real: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def padded(rows: Tensor, real: Tensor) -> Tensor:
             f"rows of shape {tuple(rows.shape)} for a mask with {count} real positions"
         )
     values = rows.new_zeros(*real.shape, rows.shape[-1])
-    values[real.to(rows.device)] = rows
+    values[real] = rows
     return values
 
 
@@ -71,7 +73,7 @@ def check_spared(grad: Tensor, real: Tensor, whose: str) -> None:
     WireError
         If the part reads padding: then what came without it was wrong.
     """
-    lost = grad[~real.to(grad.device)]
+    lost = grad[~real]
     if bool((lost.isfinite() & (lost != 0)).any()):
         raise WireError(
             f"the {whose} of this model reads the padding of its texts, which does not "

@@ -64,7 +64,6 @@ def call(texts, **changes):
 @pytest.mark.parametrize(
     ("texts", "changes"),
     [
-        ([3, 12], {"padding_unread": False}),
         ([12, 12], {}),
         ([11, 12, 12], {}),  # a row of 35 for 36 is not worth it
         ([3, 12], {"position_ids": torch.arange(12).expand(2, -1)}),
@@ -76,7 +75,7 @@ def test_what_cannot_or_need_not_be_packed_is_left(texts, changes):
     assert packing_of(call(texts, **changes)) is None
 
 
-def test_the_blocks_run_on_the_real_positions_alone():
+def test_the_blocks_run_on_the_real_positions_alone_where_none_reads_others():
     torch.manual_seed(0)
     engine = TrunkEngine(partition(build("llama"), PLAN).trunk)
     seen = []
@@ -88,8 +87,10 @@ def test_the_blocks_run_on_the_real_positions_alone():
     )
     assert engine.base.keeps_apart is Apart.POSITIONS
     seen.clear()
-    engine.forward(engine.open(SessionSpec(PLAN)), call([3, 12, 5]))
-    assert seen == [torch.Size([1, 20, 32])]
+    session = engine.open(SessionSpec(PLAN))
+    engine.forward(session, call([3, 12, 5]))
+    engine.forward(session, call([3, 12, 5], padding_unread=False))
+    assert seen == [torch.Size([1, 20, 32]), torch.Size([3, 12, 32])]
 
 
 def test_one_mask_is_not_given_to_a_model_with_windows():
