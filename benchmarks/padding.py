@@ -7,22 +7,29 @@ Run from the top of the repository::
 
 SmolLM2's trunk behind frames in this process, one client, rank 8, batches of 16 texts
 whose lengths are drawn with a mean of 59 tokens and whose longest has 128, or 512. A
-step is a forward and a backward pass; both ways take turns, and medians are told. On a
-GPU with ``--device cuda``.
+step is a forward and a backward pass; both ways take turns, and medians are told.
+``--shape 1.1B --device cuda`` takes random weights of that shape on a GPU, in bfloat16,
+and measures the way to packed rows beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from trunk import SHAPES, adapters, built
+
 from atlas_flwr.config import load_config
-from atlas_flwr.lora import Scaling
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.lora import AdapterState, Scaling
+from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine, connect, serve_local
@@ -43,6 +50,27 @@ def masks(longest: int, seed: int) -> torch.Tensor:
     return (torch.arange(longest).flip(0) < lengths[:, None]).long()
 
 
+def engine_of(given: argparse.Namespace) -> tuple[TrunkEngine, AdapterState]:
+    """Make the trunk, and adapters of rank 8 for its layers."""
+    limits = Limits(sessions_per_pass=1)
+    if given.shape:
+        model = built(given.shape, given.device)
+        blocks = PLAN.trunk_range(model.config.num_hidden_layers)
+        trunk = partition(model, PLAN).trunk
+        return TrunkEngine(trunk, limits=limits), adapters(model, blocks)
+    files = ModelFiles.of(load_config({"model": given.model, "device": given.device}))
+    outline = files.outline()
+    blocks = PLAN.trunk_range(outline.num_layers)
+    shapes = {
+        name: shape
+        for name, shape in outline.shapes(("all-linear",)).items()
+        if outline.block_of(name) in blocks
+    }
+    state = initial_state(shapes, rank=8, scaling=Scaling(16.0), seed=0)
+    parts = files.parts(PLAN, sides=(Side.TRUNK,))
+    return TrunkEngine(parts.trunk, limits=limits), state
+
+
 def step(trunk: Any, hidden: torch.Tensor, mask: torch.Tensor, number: int) -> float:
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     grad = torch.randn_like(hidden) * mask[..., None]
@@ -55,23 +83,14 @@ def step(trunk: Any, hidden: torch.Tensor, mask: torch.Tensor, number: int) -> f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights, not a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--longest", type=int, nargs="+", default=[128, 512])
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    files = ModelFiles.of(load_config({"model": given.model, "device": given.device}))
-    outline = files.outline()
-    blocks = PLAN.trunk_range(outline.num_layers)
-    shapes = {
-        name: shape
-        for name, shape in outline.shapes(("all-linear",)).items()
-        if outline.block_of(name) in blocks
-    }
-    state = initial_state(shapes, rank=8, scaling=Scaling(16.0), seed=0)
-    limits = Limits(sessions_per_pass=1)
-    trunk = TrunkEngine(files.parts(PLAN, sides=(Side.TRUNK,)).trunk, limits=limits)
+    trunk, state = engine_of(given)
     print("| longest | real positions, % | way | MiB a step | s a step | of padded |")
     print("| --- " * 6 + "|")
     with serve_local("bench", trunk) as address:

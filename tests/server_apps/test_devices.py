@@ -31,6 +31,7 @@ AT_ONCE = (
     "prompt",
     "summary",
     "align",
+    "generation",
     "auxiliary",
     "prune-data",
     "personal",
