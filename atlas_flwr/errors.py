@@ -14,6 +14,7 @@
     ├── RoundError           a round of which nothing valid came
     └── TrunkError           the server's side of the model
         ├── SessionError     no such session, or it was evicted
+        ├── CacheLost        texts that the trunk has not, or no more: send them again
         ├── TrunkBusy        over a limit: try again later
         └── TrunkLost        the trunk is gone, and its state with it
 """
@@ -26,6 +27,7 @@ __all__ = [
     "AdapterError",
     "AtlasError",
     "BudgetError",
+    "CacheLost",
     "ConfigError",
     "DataError",
     "PlanError",
@@ -108,6 +110,10 @@ class TrunkError(AtlasError, RuntimeError):
 
 class SessionError(TrunkError):
     """The session is unknown to the trunk: never opened, closed, or evicted."""
+
+
+class CacheLost(TrunkError):
+    """The trunk has no cache of these texts, or one of another turn."""
 
 
 class TrunkBusy(TrunkError):

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LossReply", "OptimizerSpec", "Role", "Side", "TrunkCall", "TrunkClient"]
+__all__ = [
+    "Continuation",
+    "LossReply",
+    "OptimizerSpec",
+    "Role",
+    "Side",
+    "TrunkCall",
+    "TrunkClient",
+]
 
 
 class Side(StrEnum):
@@ -84,6 +92,27 @@ class TrunkCall:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """Which texts a call goes on with, of those that a trunk keeps for a session.
+
+    Attributes
+    ----------
+    texts : int
+        Their number in the session.
+    turn : int
+        Number of the call among those of these texts. Call 0 brings them whole, and
+        what is kept under their number is forgotten.
+    order : Tensor, optional
+        Shape (B,), int64: where each row of the call was among the rows of the call
+        before. ``None``: where it is.
+    """
+
+    texts: int
+    turn: int
+    order: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class LossReply:
     """What a vanilla trunk, which ends the model, answers in its one round trip.
 
@@ -105,10 +134,16 @@ class LossReply:
 class TrunkClient(ABC):
     """A client's connection to its session on the trunk.
 
-    The three methods are all that a split model calls. An implementation sends the
+    Its methods are all that a split model calls; those of a trunk that keeps no caches
+    may be without :meth:`extend` and :meth:`forget`. An implementation sends the
     tensors somewhere and brings the answer back; it raises a
     :class:`~atlas_flwr.errors.TrunkError` when it cannot.
     """
+
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether texts can be gone on with, by :meth:`extend`."""
+        return False
 
     @abstractmethod
     def forward(self, call: TrunkCall) -> Tensor:
@@ -136,3 +171,48 @@ class TrunkClient(ABC):
         With ``call.step`` set, the trunk also back-propagates and steps its adapters.
         ``logits_to_keep`` > 0 restricts a causal model to its last positions.
         """
+
+    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+        """Go on with texts of which the trunk keeps keys and values.
+
+        Parameters
+        ----------
+        call : TrunkCall
+            ``hidden`` of the n new positions, shape (B, n, D). In call 0 with mask and
+            positions as ever. Later ``attention_mask`` is of all T + n positions, or
+            ``None`` where the new ones are real; ``position_ids`` are of the new ones,
+            or ``None`` where they count on.
+        place : Continuation
+            Which texts.
+        keep : int
+            Above 0, only so many of the last positions are answered.
+
+        Returns
+        -------
+        Tensor
+            Hidden states, shape (B, n, D); of a trunk that ends the model, logits
+            (B, n, V).
+
+        Raises
+        ------
+        CacheLost
+            If the trunk has forgotten the texts, or another call of theirs is due; they
+            have to be sent whole, as call 0.
+        TypeError
+            If it keeps no caches at all.
+        """
+        raise self._no_caches()
+
+    def forget(self, texts: int) -> None:
+        """Free what the trunk keeps of texts; unknown ones are forgotten already.
+
+        Raises
+        ------
+        TypeError
+            If it keeps no caches at all.
+        """
+        raise self._no_caches()
+
+    def _no_caches(self) -> TypeError:
+        name = type(self).__name__
+        return TypeError(f"{name} keeps no caches; generate with use_cache=False")

@@ -24,7 +24,7 @@ from atlas_flwr.config import load_config
 from atlas_flwr.lora import Scaling
 from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.split.model import end_model, run_blocks
+from atlas_flwr.split.passes import end_model, run_blocks
 from atlas_flwr.train.auxiliary import AuxiliaryTail
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train

@@ -4,105 +4,30 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import warnings
+from functools import cached_property, partial
 from itertools import count
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    CausalLMOutput,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutput,
+)
 from transformers.utils.generic import ModelOutput
 
 from atlas_flwr.split.crossing import cross, cross_to_loss
 from atlas_flwr.split.part import part_info, whole_config
+from atlas_flwr.split.passes import end_model, is_causal, run_blocks, takes_positions
+from atlas_flwr.split.slice_cache import SliceCache, keeps_cache
+from atlas_flwr.split.split_cache import SplitCache, part_cache
 from atlas_flwr.split.summary import Summary
 from atlas_flwr.types import TrunkCall, TrunkClient
 
-__all__ = ["SplitModel", "end_model", "run_blocks", "takes_positions"]
-
-
-def takes_positions(model: nn.Module) -> bool:
-    """Tell whether a model lets its caller number positions (``position_ids``).
-
-    BLOOM and MPT, which bias attention by distance, and state-space models do not: they
-    tell positions by the mask, or not at all.
-    """
-    said = getattr(model, "takes_positions", None)  # what is made of parts says so
-    if said is not None:
-        return bool(said)
-    return "position_ids" in inspect.signature(model.forward).parameters
-
-
-def run_blocks(part: nn.Module, **inputs: Any) -> Tensor:
-    """Run a head or a U-shaped trunk; return hidden states of shape (B, T, D).
-
-    Inputs that the model's ``forward`` does not know are an error where they are given
-    and not ``None``.
-    """
-    hidden = part(**_given(part, inputs), **_no_cache(part)).last_hidden_state
-    assert isinstance(hidden, Tensor)
-    return hidden
-
-
-def end_model(
-    part: Any,
-    hidden: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    labels: Tensor | None = None,
-    logits_to_keep: int = 0,
-    num_items_in_batch: Tensor | int | None = None,
-) -> ModelOutput:
-    """Run a tail, or a vanilla trunk, with its LM head or classifier.
-
-    Parameters
-    ----------
-    part : PreTrainedModel
-        A part that ends the model.
-    hidden : Tensor
-        Shape (B, T, D).
-    labels : Tensor, optional
-        Shape (B, T) for causal models, -100 where there is none; (B, T + 1) where the
-        last is of the token after the text; (B,) or (B, C) for classifiers.
-    logits_to_keep : int
-        Above 0, a causal model's LM head runs on its last positions only, and the loss
-        is over ``labels[:, -logits_to_keep:]``.
-    num_items_in_batch : Tensor or int, optional
-        A causal model's loss is the sum over its labels, divided by this, instead of
-        their mean.
-
-    Returns
-    -------
-    ModelOutput
-        With ``loss`` (``None`` without labels) and ``logits``.
-    """
-    inputs = {
-        "inputs_embeds": hidden,
-        "attention_mask": attention_mask,
-        "position_ids": position_ids,
-    }
-    if _pools_last_token(part):
-        return _classify_last_token(part, inputs, labels)
-    given = {**_given(part, inputs), **_no_cache(part)}
-    loss: dict[str, Any] = {}
-    if num_items_in_batch is not None and _is_causal(part):
-        loss["num_items_in_batch"] = num_items_in_batch
-    ahead = _looks_ahead(hidden, labels)
-    if logits_to_keep or ahead:
-        out = part(**given, logits_to_keep=logits_to_keep)
-        if labels is not None:
-            cut = labels[:, -out.logits.shape[1] :]
-            if ahead:
-                loss["shift_labels"] = cut.contiguous()
-            size = part.config.get_text_config().vocab_size
-            out.loss = part.loss_function(out.logits, cut, vocab_size=size, **loss)
-    else:
-        out = part(**given, labels=labels, **loss)
-    assert isinstance(out, ModelOutput)
-    return out
+__all__ = ["SplitModel"]
 
 
 class SplitModel(PreTrainedModel, GenerationMixin):
@@ -156,11 +81,12 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         self.trunk = trunk
         self.summary: Summary | None = None
         self._steps = count(first_step)
+        self._texts = count()
         if head.generation_config is not None:
             self.generation_config = copy.deepcopy(head.generation_config)
         # What Trainer asks a model, to normalise accumulated losses as for the whole.
         self.loss_type = getattr(tail, "loss_type", "")
-        self.accepts_loss_kwargs = _is_causal(tail)
+        self.accepts_loss_kwargs = is_causal(tail)
         # What save_pretrained asks: tied weights are stored once. Not post_init(),
         # which would initialise them.
         self.all_tied_weights_keys = _tied_across(head, tail)
@@ -174,6 +100,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int = 0,
+        past_key_values: SplitCache | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Run head, trunk and tail.
@@ -189,10 +116,12 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             Shape (B, T, D), instead of ``input_ids``.
         logits_to_keep : int
             See :func:`end_model`.
+        past_key_values : SplitCache, optional
+            Made by :meth:`new_cache`; the inputs are of positions that are new to it,
+            but for the mask, which is of all.
         **kwargs : Any
             What ``generate`` and ``Trainer`` pass besides: ``num_items_in_batch`` goes
-            to a causal tail's loss; ``use_cache`` and ``return_dict`` change nothing,
-            since a trunk keeps no cache for its clients.
+            to a causal tail's loss; ``use_cache`` and ``return_dict`` change nothing.
 
         Returns
         -------
@@ -208,16 +137,17 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         _refuse(kwargs)
         if not self.takes_positions:
             position_ids = None
-        call, labels = self._smashed(
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "token_type_ids": token_type_ids,
-                "inputs_embeds": inputs_embeds,
-            },
-            labels,
-        )
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if past_key_values is not None:
+            _check_cached(past_key_values, labels)
+            return self._continued(past_key_values, inputs, int(logits_to_keep))
+        call, labels = self._smashed(inputs, labels)
         step = next(self._steps) if torch.is_grad_enabled() else 0
         if self.tail is None:
             loss, logits = cross_to_loss(
@@ -258,13 +188,85 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             labels = labels[:, -self.summary.crossing - 1 :]
         return self.summary.leaving(hidden, inputs["attention_mask"]), labels
 
+    def _continued(
+        self, cache: SplitCache, inputs: dict[str, Any], keep: int
+    ) -> ModelOutput:
+        """Run positions that are new to a cache."""
+        mask, positions = inputs["attention_mask"], inputs["position_ids"]
+        hidden = run_blocks(self.head, cache.head, **inputs)
+        if self.tail is None:
+            logits = cache.cross(hidden, mask, positions, keep)
+        else:
+            ended = end_model(
+                self.tail,
+                cache.cross(hidden, mask, positions).to(hidden.dtype),
+                attention_mask=mask,
+                position_ids=positions,
+                logits_to_keep=keep,
+                cache=cache.tail,
+            )
+            logits = ended["logits"]
+        made = CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return cast("ModelOutput", made)
+
+    def new_cache(self) -> SplitCache:
+        """Make an empty cache; given to ``generate`` again and again, it grows.
+
+        Close it when the text has ended, so that the trunk's side is freed at once.
+
+        Raises
+        ------
+        TypeError
+            If the model can do with none: see :attr:`keeps_cache`.
+        """
+        if not self.keeps_cache:
+            raise TypeError(f"{self._uncached()}; generate with use_cache=False")
+        return SplitCache(self.head, self.tail, self.trunk, next(self._texts))
+
+    @cached_property
+    def keeps_cache(self) -> bool:
+        """Whether the model can go on from a cache: its head is tried."""
+        if not SliceCache(self.config, 0).is_known:
+            return False
+        table: Any = self.get_input_embeddings()
+        return keeps_cache(
+            partial(run_blocks, self.head),
+            partial(part_cache, self.head),
+            table.weight,
+            table.embedding_dim,
+            self.takes_positions,
+        )
+
+    def _uncached(self) -> str:
+        """Say why nothing can be cached, if so."""
+        if not self.keeps_cache:
+            return f"{self.config.model_type} keeps no cache that can be cut"
+        if not self.trunk.keeps_caches:
+            return f"{type(self.trunk).__name__} keeps no caches"
+        if self._forward_pre_hooks:  # which put a prompt before each call's text
+            return "what is put before the text stands in no cache"
+        return ""
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        past_key_values: SplitCache | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Feed ``generate`` the whole sequence at every step: there is no cache."""
+        """Feed ``generate`` what is new to the cache; without one, the whole text."""
+        if past_key_values is not None:
+            cached: Any = GenerationMixin.prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+            made: dict[str, Any] = cached(
+                self,
+                input_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+            return made
         inputs: dict[str, Any] = {"input_ids": input_ids, "logits_to_keep": 1}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
@@ -275,6 +277,11 @@ class SplitModel(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the unsplit model does, one crossing a token.
+
+        After the prompt only new positions cross: head, trunk and tail keep the keys
+        and values of what came before. With ``use_cache=False``, and where the model or
+        the trunk keeps no cache (a warning says so), the whole text crosses for every
+        token.
 
         Raises
         ------
@@ -287,7 +294,25 @@ class SplitModel(PreTrainedModel, GenerationMixin):
                 "text cross (summary-positions=0)"
             )
         generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
-        return generate(self, *args, **{**kwargs, "use_cache": False})
+        if kwargs.get("past_key_values") is not None:
+            return generate(self, *args, **kwargs)
+        if not self._wants_cache(*args, **kwargs):
+            return generate(self, *args, **kwargs)
+        if why := self._uncached():
+            said = f"{why}: the whole text crosses for every token"
+            warnings.warn(said, stacklevel=2)
+            return generate(self, *args, **{**kwargs, "use_cache": False})
+        cache = self.new_cache()
+        try:
+            return generate(self, *args, **{**kwargs, "past_key_values": cache})
+        finally:
+            cache.close()
+
+    def _wants_cache(
+        self, inputs: Any = None, generation_config: Any = None, **kwargs: Any
+    ) -> bool:
+        settings = generation_config or self.generation_config
+        return kwargs.get("use_cache", settings.use_cache) is not False
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -300,19 +325,21 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         return table
 
 
-def _given(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in inputs.items() if value is not None}
-    allowed = inspect.signature(part.forward).parameters
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
+def _check_cached(cache: object, labels: Tensor | None) -> None:
+    if not isinstance(cache, SplitCache):
         raise TypeError(
-            f"{type(part).__name__} takes no {', '.join(unknown)}; leave it out"
+            f"past_key_values of type {type(cache).__name__}; a split model takes what "
+            "its new_cache() makes"
         )
-    return given
+    if labels is not None or torch.is_grad_enabled():
+        raise TypeError(
+            "a pass with a cache is not trained on: call it without labels, under "
+            "torch.no_grad(), or without past_key_values"
+        )
 
 
 def _refuse(rest: dict[str, Any]) -> None:
-    asked = {"use_cache", "return_dict", "past_key_values", "cache_position"}
+    asked = {"use_cache", "return_dict", "cache_position"}
     unknown = sorted(k for k in set(rest) - asked if rest[k] not in (None, False))
     if unknown:
         raise TypeError(
@@ -327,47 +354,3 @@ def _tied_across(head: Any, tail: Any | None) -> dict[str, str]:
     pairs = {} if tail is None else tail.all_tied_weights_keys
     places = {f"tail.{target}": local(source) for target, source in pairs.items()}
     return {target: f"head.{name}" for target, name in places.items() if name}
-
-
-def _looks_ahead(hidden: Tensor, labels: Tensor | None) -> bool:
-    """Tell whether the last label is of the token that follows the hidden states."""
-    if labels is None or labels.dim() != 2:
-        return False
-    return labels.shape[1] == hidden.shape[1] + 1
-
-
-def _is_causal(part: Any) -> bool:
-    return getattr(part, "loss_type", None) == "ForCausalLM"
-
-
-def _no_cache(part: Any) -> dict[str, bool]:
-    known = "use_cache" in inspect.signature(part.forward).parameters
-    return {"use_cache": False} if known else {}
-
-
-def _pools_last_token(part: Any) -> bool:
-    """Tell whether a decoder classifies by its last token, which needs the mask."""
-    return isinstance(part, GenericForSequenceClassification) or (
-        hasattr(part, "score") and not hasattr(part, "classifier")
-    )
-
-
-def _classify_last_token(
-    part: Any, inputs: dict[str, Any], labels: Tensor | None
-) -> SequenceClassifierOutput:
-    hidden = run_blocks(part.base_model, **inputs)
-    scores = part.score(hidden)
-    mask = inputs["attention_mask"]
-    rows = torch.arange(len(scores), device=scores.device)
-    if mask is None:
-        last = torch.full_like(rows, scores.shape[1] - 1)
-    else:
-        positions = torch.arange(scores.shape[1], device=scores.device)
-        last = (positions * (mask != 0)).argmax(-1)
-    pooled = scores[rows, last]
-    loss = None
-    if labels is not None:
-        loss = part.loss_function(
-            logits=scores, labels=labels, pooled_logits=pooled, config=part.config
-        )
-    return SequenceClassifierOutput(loss=loss, logits=pooled)

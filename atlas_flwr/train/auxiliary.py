@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.crossing import with_gradient
-from atlas_flwr.split.model import end_model, run_blocks, takes_positions
+from atlas_flwr.split.passes import end_model, run_blocks, takes_positions
 from atlas_flwr.train.step import batch_loss, device_of, model_inputs
 from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
 

@@ -38,7 +38,7 @@ from atlas_flwr.lora import (
 from atlas_flwr.split import SplitModel, SplitPlan, load_parts, part_info
 from atlas_flwr.split.anatomy import blocks_name, slice_blocks
 from atlas_flwr.split.cut import skeleton
-from atlas_flwr.split.model import run_blocks, takes_positions
+from atlas_flwr.split.passes import run_blocks, takes_positions
 from atlas_flwr.train.alignment import StartingPoint
 from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.step import Step, task_loss

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
-from atlas_flwr.split.model import takes_positions
+from atlas_flwr.split.passes import takes_positions
 
 __all__ = [
     "NO_LABEL",

@@ -3,31 +3,22 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlas_flwr.errors import AdapterError, TrunkError
-from atlas_flwr.lora import (
-    AdapterState,
-    LoraFactors,
-    check_vectors,
-    ia3_key,
-    ia3_vectors,
-    widen,
-)
+from atlas_flwr.errors import TrunkError
+from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan, part_info, trunk_view
-from atlas_flwr.split.model import end_model, run_blocks
+from atlas_flwr.split.passes import end_model, run_blocks, takes_positions
+from atlas_flwr.split.slice_cache import SliceCache, keeps_cache
 from atlas_flwr.trunk.adapters import (
     ActiveAdapters,
     Adapters,
@@ -36,7 +27,9 @@ from atlas_flwr.trunk.adapters import (
     placed,
     wrap,
 )
-from atlas_flwr.trunk.joining_check import rows_join
+from atlas_flwr.trunk.inference import KeptTexts
+from atlas_flwr.trunk.joining_check import last_block, rows_join
+from atlas_flwr.trunk.own_parameters import own_dense, own_vectors
 from atlas_flwr.trunk.packing import Apart, packing_of, texts_apart
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.types import TrunkCall
@@ -133,9 +126,9 @@ class SharedBase:
         }
         factors = placed(state.factors, shapes, self.like, trained=True)
         folded = placed(state.folded, shapes, self.like, trained=False)
-        vectors = _own_vectors(state.dense, shapes, self.like)
+        vectors = own_vectors(state.dense, shapes, self.like)
         others = {k: v for k, v in state.dense.items() if k not in vectors}
-        view, dense = _own_dense(view, others)
+        view, dense = own_dense(view, others)
         # A trunk that ends the model can serve U-shaped plans too, by its base alone.
         blocks_only = view if plan.tail is None else view.base_model
         return Slice(blocks_only, factors, {**dense, **vectors}, folded)
@@ -151,8 +144,15 @@ class SharedBase:
         mine = {name: f for name, f in products.items() if name in self.shapes}
         return placed(mine, self.shapes, self.like, trained=False)
 
-    def received(self, call: TrunkCall) -> TrunkCall:
+    def received(self, call: TrunkCall, past: int = 0) -> TrunkCall:
         """Bring a call here; its hidden states become a leaf of a new graph.
+
+        Parameters
+        ----------
+        call : TrunkCall
+            As it came.
+        past : int
+            Positions before its own, which its mask has, too.
 
         Raises
         ------
@@ -165,8 +165,13 @@ class SharedBase:
                 f"hidden states of shape {tuple(hidden.shape)}; this trunk takes "
                 f"(B, T, {self.width}): client and trunk run different models"
             )
-        for name, tensor in (("attention_mask", mask), ("position_ids", positions)):
-            if tensor is not None and tensor.shape[-1] != hidden.shape[1]:
+        new = hidden.shape[1]
+        wanted = (
+            ("attention_mask", mask, past + new),
+            ("position_ids", positions, new),
+        )
+        for name, tensor, width in wanted:
+            if tensor is not None and tensor.shape[-1] != width:
                 raise TrunkError(
                     f"{name} of shape {tuple(tensor.shape)} beside hidden states of "
                     f"shape {tuple(hidden.shape)}"
@@ -211,6 +216,52 @@ class SharedBase:
                 **_rest(call),
             )
         return (None if labels is None else out["loss"]), out["logits"]
+
+    @cached_property
+    def keeps_cache(self) -> bool:
+        """Whether its blocks can go on from a cache: it is tried."""
+        start, stop = self.info.start, last_block(self)
+        if start == stop:  # a model of which the trunk is the last block
+            return SliceCache(self.trunk.config, start).is_known
+        view = self._view(start, stop).base_model
+        return keeps_cache(
+            partial(run_blocks, view),
+            partial(SliceCache, view.config, start),
+            self.like,
+            self.width,
+            takes_positions(view),
+        )
+
+    def texts(self, session: Session) -> KeptTexts:
+        """Begin texts of a session.
+
+        Raises
+        ------
+        TrunkError
+            If its blocks keep no cache.
+        """
+        ends = session.spec.plan.tail is None
+        writes = not ends or session.view.get_output_embeddings() is not None
+        if not self.keeps_cache or not writes:
+            raise TrunkError(
+                f"the blocks of {type(self.trunk).__name__} keep no cache that can be "
+                "cut; generate with use_cache=False"
+            )
+        start = session.spec.plan.trunk_range(self.info.num_layers).start
+        cache = SliceCache(session.view.config, start)
+        return KeptTexts(cache, session.learner.updates)
+
+    def extend(
+        self, session: Session, hidden: Tensor, keep: int, inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Run new positions of texts; return hidden states or, at the end, logits."""
+        with self._in_force(session):
+            if session.spec.plan.tail is not None:
+                answer = run_blocks(session.view, inputs_embeds=hidden, **inputs)
+                return answer[:, -keep:]
+            ended = end_model(session.view, hidden, logits_to_keep=keep, **inputs)
+            logits: Tensor = ended["logits"]
+            return logits
 
     @contextmanager
     def counting(
@@ -308,54 +359,3 @@ def _storage(tensor: Tensor) -> int:
 
 def _rest(call: TrunkCall) -> dict[str, Tensor | None]:
     return {"attention_mask": call.attention_mask, "position_ids": call.position_ids}
-
-
-def _own_vectors(
-    arrays: Mapping[str, NDArray[np.float32]],
-    shapes: Mapping[str, tuple[int, int]],
-    like: Tensor,
-) -> dict[str, nn.Parameter]:
-    """Copy the IA3 vectors among a session's arrays to the base's device."""
-    vectors = ia3_vectors(arrays)
-    check_vectors(vectors, shapes)
-    return {
-        ia3_key(name): nn.Parameter(torch.tensor(v, device=like.device).float())
-        for name, v in vectors.items()
-    }
-
-
-def _own_dense(
-    view: Any, arrays: Mapping[str, NDArray[np.float32]]
-) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Give a session its own copy of the modules that it trains in full."""
-    if not arrays:
-        return view, {}
-    known = dict(view.named_parameters())
-    for key, value in arrays.items():
-        if key not in known or tuple(known[key].shape) != value.shape:
-            raise AdapterError(
-                f"array {key!r} of shape {value.shape} is no parameter of this slice "
-                "of the trunk; arrays belong to the side that ends the model"
-            )
-    own = _twin(view)
-    for owner in {key.rpartition(".")[0] for key in arrays}:
-        *way, last = owner.split(".")
-        here = own
-        for step in way:  # what is not trained stays shared
-            here._modules[step] = _twin(getattr(here, step))
-            here = getattr(here, step)
-        here._modules[last] = copy.deepcopy(getattr(here, last))
-    widen(own, arrays)
-    parameters = dict(own.named_parameters())
-    dense = {key: parameters[key].requires_grad_(True) for key in arrays}
-    with torch.no_grad():
-        for key, value in arrays.items():
-            dense[key].copy_(torch.from_numpy(np.asarray(value)))
-    return own, dense
-
-
-def _twin(module: Any) -> Any:
-    """Copy a module, but none of those in it."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin

@@ -21,12 +21,19 @@ from atlas_flwr.trunk.base import SharedBase, Slice
 from atlas_flwr.trunk.batching import JoiningBatcher
 from atlas_flwr.trunk.gathering import Gathering
 from atlas_flwr.trunk.host import TrunkStats
+from atlas_flwr.trunk.inference import TextCaches
 from atlas_flwr.trunk.learner import Learner
 from atlas_flwr.trunk.session import Session, SessionSpec
 from atlas_flwr.trunk.steps import Pass, StepLog
 from atlas_flwr.trunk.table import Limits, SessionTable
-from atlas_flwr.trunk.work import Backward, Beginning, Ending, Evaluation
-from atlas_flwr.types import LossReply, TrunkCall
+from atlas_flwr.trunk.work import (
+    Backward,
+    Beginning,
+    Ending,
+    Evaluation,
+    Extension,
+)
+from atlas_flwr.types import Continuation, LossReply, TrunkCall
 
 __all__ = ["TrunkEngine"]
 
@@ -72,6 +79,7 @@ class TrunkEngine:
         self.clock = clock
         self._table = SessionTable(self.limits, clock)
         self._passes = Gathering(JoiningBatcher(self.base), self.limits)
+        self._texts = TextCaches(self.limits, clock)
         self._counts = threading.Lock()
         self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
         self._shared: dict[str, dict[str, LoraFactors]] = {}
@@ -183,6 +191,7 @@ class TrunkEngine:
     def close(self, token: str) -> None:
         """Close a session and free what it holds; unknown ones are closed already."""
         session = self._table.remove(token)
+        self._texts.forget(token)
         if session is not None:
             self._passes.forget(session.learner)
 
@@ -204,6 +213,9 @@ class TrunkEngine:
             base_passes=counts.passes,
             joined_calls=counts.joined_calls,
             unjoined_calls=counts.unjoined_calls,
+            caches=len(self._texts),
+            cache_bytes=self._texts.nbytes,
+            evicted_caches=self._texts.evicted,
         )
 
     def ping(self) -> None:
@@ -310,6 +322,37 @@ class TrunkEngine:
                 self._count_step()
             assert known.reply is not None
             return known.reply
+
+    def extend(
+        self, token: str, call: TrunkCall, place: Continuation, keep: int = 0
+    ) -> Tensor:
+        """Go on with a session's texts (see :class:`~atlas_flwr.types.TrunkClient`).
+
+        Raises
+        ------
+        SessionError
+            If the session is not open.
+        CacheLost
+            If the texts are not kept any more; they have to come whole, as call 0.
+        TrunkError
+            If a shape is wrong, or the model keeps no cache.
+        """
+        with self._table.using(token) as session:
+            updates = session.learner.updates
+            kept = self._texts.take(
+                token, place, lambda: self.base.texts(session), updates
+            )
+            past = kept.cache.get_seq_length()
+            call = self.base.received(replace(call, step=None), past)
+            answer: Tensor = self._passes.do(
+                Extension(session, call, kept, place.order, keep)
+            )
+            self._texts.keep(token, place.texts, kept)
+            return answer
+
+    def forget(self, token: str, texts: int) -> None:
+        """Free what is kept of a session's texts."""
+        self._texts.forget(token, texts)
 
     def _count_step(self) -> None:
         with self._counts:

@@ -18,7 +18,7 @@ from torch import Tensor
 from atlas_flwr.errors import WireError
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.retry import retry_while_busy
-from atlas_flwr.types import LossReply, Role, TrunkCall, TrunkClient
+from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 from atlas_flwr.wire.codecs import Codec, codec_named
 from atlas_flwr.wire.messages import decode_tensors, encode_tensors
@@ -35,6 +35,8 @@ class Verb(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     LOSS = "loss"
+    EXTEND = "extend"
+    FORGET = "forget"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Request:
     step : int, optional
         As in :class:`~atlas_flwr.types.TrunkCall`.
     logits_to_keep : int
-        For :attr:`Verb.LOSS`.
+        For :attr:`Verb.LOSS`, and of all positions for :attr:`Verb.EXTEND`.
     """
 
     verb: Verb
@@ -135,6 +137,24 @@ class FramedTrunk(TrunkClient):
         if grad is not None and real is not None:
             grad = padded(grad, real)
         return LossReply(found.get("loss"), found["logits"], grad)
+
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether texts can be gone on with."""
+        return True
+
+    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+        """Go on with texts that the trunk keeps."""
+        real = self._spared(call) if place.turn == 0 else None
+        given = {**_inputs(call, real), **_placed(place)}
+        frame = encode_tensors(self.codec, given)
+        answer = self._ask(Verb.EXTEND, frame, None, keep)["answer"]
+        return answer if real is None else padded(answer, real[:, -keep:])
+
+    def forget(self, texts: int) -> None:
+        """Free what the trunk keeps of texts."""
+        frame = encode_tensors(self.codec, _placed(Continuation(texts, 0)))
+        self._ask(Verb.FORGET, frame, None)
 
     def _spared(self, call: TrunkCall) -> Tensor | None:
         return spare_mask(call.attention_mask) if self.spares_padding else None
@@ -229,7 +249,30 @@ def _loss(
     return encode_tensors(codec, {"logits": logits, "loss": loss, "grad": rows})
 
 
-_ANSWERS = {Verb.FORWARD: _forward, Verb.BACKWARD: _backward, Verb.LOSS: _loss}
+def _extend(
+    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
+) -> bytes:
+    (call, real), place = _call(request, tensors), _place(tensors)
+    keep = request.logits_to_keep
+    answer = engine.extend(request.token, call, place, keep)
+    shown = None if real is None else real[:, -keep:]
+    return encode_tensors(codec, {"answer": _rows(answer, Role.ACTIVATION, shown)})
+
+
+def _forget(
+    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
+) -> bytes:
+    engine.forget(request.token, _place(tensors).texts)
+    return encode_tensors(codec, {})
+
+
+_ANSWERS = {
+    Verb.FORWARD: _forward,
+    Verb.BACKWARD: _backward,
+    Verb.LOSS: _loss,
+    Verb.EXTEND: _extend,
+    Verb.FORGET: _forget,
+}
 
 
 def _inputs(
@@ -242,6 +285,23 @@ def _inputs(
         "attention_mask": _small(mask, torch.uint8),
         "position_ids": _small(positions, torch.int32),
     }
+
+
+def _placed(place: Continuation) -> dict[str, tuple[Tensor, Role] | None]:
+    """Return a place in texts as small tensors."""
+    numbers = torch.tensor([place.texts, place.turn], dtype=torch.int32)
+    return {
+        "place": (numbers, Role.ACTIVATION),
+        "order": _small(place.order, torch.int32),
+    }
+
+
+def _place(tensors: dict[str, Tensor]) -> Continuation:
+    numbers, order = _named(tensors, "place"), tensors.get("order")
+    if numbers.shape != (2,):
+        raise WireError(f"a place of shape {tuple(numbers.shape)}; it is two numbers")
+    texts, turn = (int(n) for n in numbers)
+    return Continuation(texts, turn, None if order is None else order.long())
 
 
 def _rows(values: Tensor, role: Role, real: Tensor | None) -> tuple[Tensor, Role]:

@@ -41,6 +41,10 @@ class TrunkStats:
         Calls that shared a pass.
     unjoined_calls : int
         Calls that ran alone while others waited, because they cannot share one.
+    caches, cache_bytes : int
+        Generations whose keys and values are kept now, and their bytes.
+    evicted_caches : int
+        Generations that were forgotten for want of room.
     """
 
     sessions: int
@@ -55,6 +59,9 @@ class TrunkStats:
     base_passes: int = 0
     joined_calls: int = 0
     unjoined_calls: int = 0
+    caches: int = 0
+    cache_bytes: int = 0
+    evicted_caches: int = 0
 
 
 @runtime_checkable

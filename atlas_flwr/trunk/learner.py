@@ -45,6 +45,8 @@ class Learner:
         Steps of the sessions that it belongs to.
     buffers : Sequence[ParameterBuffer]
         One for all adapters, if there are any, and one for each other parameter.
+    updates : int
+        Optimiser steps so far.
     layout : str
         Equal for learners whose buffers have the same adapters in the same places.
     """
@@ -73,6 +75,7 @@ class Learner:
         self.lock = threading.Lock()
         self.logs: WeakSet[StepLog] = WeakSet()
         self._waiting = 0
+        self.updates = 0
         self.layout = _layout(factors, dense)
 
     def learn(self, grads: Sequence[Tensor | None], log: StepLog) -> None:
@@ -123,6 +126,7 @@ class Learner:
                 buffer.divide(batches)
 
     def _make_stale(self, own: StepLog | None) -> None:
+        self.updates += 1
         if not self.parameters:
             return
         for log in self.logs:

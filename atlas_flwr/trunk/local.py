@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
-from atlas_flwr.split.model import end_model, run_blocks
+from atlas_flwr.split.part import part_info
+from atlas_flwr.split.passes import end_model, run_blocks
+from atlas_flwr.split.slice_cache import SliceCache
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
+from atlas_flwr.trunk.inference import KeptTexts, TextCaches
 from atlas_flwr.trunk.retry import retry_while_busy
-from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
+from atlas_flwr.trunk.table import Limits
+from atlas_flwr.types import Continuation, LossReply, TrunkCall, TrunkClient
 from atlas_flwr.wire.codecs import Codec
 
 __all__ = ["EngineTrunk", "LocalTrunk", "LoopbackTrunk", "connect_local", "serve_local"]
@@ -41,11 +46,18 @@ class LocalTrunk(TrunkClient):
     max_open : int
         Forward passes kept for their backward; beyond it the oldest is dropped, as a
         loss that was never differentiated would stay forever.
+    limits : Limits
+        Of the caches of texts; the others are an engine's.
     """
 
     module: nn.Module
     max_open: int = 16
+    limits: Limits = field(default_factory=Limits)
     _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _texts: TextCaches = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._texts = TextCaches(self.limits, time.monotonic)
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
@@ -99,6 +111,42 @@ class LocalTrunk(TrunkClient):
         detached = None if loss is None else loss.detach()
         return LossReply(detached, out["logits"].detach(), hidden.grad)
 
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether texts can be gone on with."""
+        return True
+
+    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+        """Go on with texts that are kept here."""
+        call = self._here(call)
+        kept = self._texts.take("", place, self._new_texts)
+        inputs = kept.inputs(call, place.order)
+        with torch.no_grad():
+            if self._ends_model:
+                ended = end_model(
+                    self.module, call.hidden, logits_to_keep=keep, **inputs
+                )
+                answer: Tensor = ended["logits"]
+            else:
+                hidden = call.hidden
+                answer = run_blocks(self.module, inputs_embeds=hidden, **inputs)
+                answer = answer[:, -keep:]
+        self._texts.keep("", place.texts, kept)
+        return answer
+
+    def forget(self, texts: int) -> None:
+        """Free what is kept of texts."""
+        self._texts.forget("", texts)
+
+    @property
+    def _ends_model(self) -> bool:
+        info = part_info(self.module)
+        return info.stop == info.num_layers
+
+    def _new_texts(self) -> KeptTexts:
+        config: Any = self.module.config
+        return KeptTexts(SliceCache(config, part_info(self.module).start))
+
     def _here(self, call: TrunkCall) -> TrunkCall:
         """Bring a call to the module's device; the crossing takes answers back."""
         device = next(self.module.parameters()).device
@@ -145,6 +193,21 @@ class EngineTrunk(TrunkClient):
     ) -> LossReply:
         """End the model."""
         return self.engine.loss(self.token, call, labels, logits_to_keep)
+
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether texts can be gone on with."""
+        return True
+
+    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+        """Go on with texts that the engine keeps."""
+        return retry_while_busy(
+            lambda: self.engine.extend(self.token, call, place, keep), self.timeout
+        )
+
+    def forget(self, texts: int) -> None:
+        """Free what the engine keeps of texts."""
+        self.engine.forget(self.token, texts)
 
 
 @dataclass(kw_only=True)

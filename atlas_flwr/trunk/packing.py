@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from atlas_flwr.split.model import takes_positions
+from atlas_flwr.split.passes import takes_positions
 from atlas_flwr.trunk.joining_check import alike, last_block, run_watched
 from atlas_flwr.types import TrunkCall
 from atlas_flwr.wire.padding import spare_mask

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from atlas_flwr.errors import SessionError, TrunkError
-from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
+from atlas_flwr.types import Continuation, LossReply, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 
 __all__ = ["SkippingTrunk"]
@@ -110,6 +110,19 @@ class SkippingTrunk(TrunkClient):
     ) -> LossReply:
         """End the model: there is no backward message that could be skipped."""
         return self.trunk.loss(call, labels, logits_to_keep)
+
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether the trunk does."""
+        return self.trunk.keeps_caches
+
+    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+        """Go on with texts: no gradient follows."""
+        return self.trunk.extend(call, place, keep)
+
+    def forget(self, texts: int) -> None:
+        """Free what the trunk keeps of texts."""
+        self.trunk.forget(texts)
 
     def _number(self, step: int) -> int:
         """Number a step for the trunk: the pass of a skipped one is replaced."""

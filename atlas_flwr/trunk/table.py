@@ -44,6 +44,11 @@ class Limits:
         is less after short passes, and nothing where no such session is missing.
     passes_at_once : int
         Passes that run at the same time, each in a thread.
+    caches : int
+        Generations whose keys and values are kept at once, of all sessions.
+    cache_bytes : int
+        Their bytes. Over either limit those used longest ago are forgotten; their
+        clients send their texts again.
 
     Raises
     ------
@@ -60,6 +65,8 @@ class Limits:
     rows_per_pass: int = 16384
     window_seconds: float = 0.05
     passes_at_once: int = 1
+    caches: int = 256
+    cache_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
         for field in fields(self):

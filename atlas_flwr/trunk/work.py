@@ -12,13 +12,23 @@ from torch import Tensor
 
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.base import SharedBase
+from atlas_flwr.trunk.inference import KeptTexts
 from atlas_flwr.trunk.joined import Member
 from atlas_flwr.trunk.leaves import Share
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.trunk.steps import Pass
 from atlas_flwr.types import LossReply, TrunkCall
 
-__all__ = ["Backward", "Beginning", "Ending", "Evaluation", "Finite", "Work", "alone"]
+__all__ = [
+    "Backward",
+    "Beginning",
+    "Ending",
+    "Evaluation",
+    "Extension",
+    "Finite",
+    "Work",
+    "alone",
+]
 
 
 @dataclass
@@ -129,6 +139,25 @@ class Ending(Work):
     logits_to_keep: int = 0
 
 
+@dataclass
+class Extension(Work):
+    """New positions of texts that are kept; its answer is what they come to.
+
+    Attributes
+    ----------
+    kept : KeptTexts
+        The texts; they grow.
+    order : Tensor, optional
+        As sent.
+    keep : int
+        As sent.
+    """
+
+    kept: KeptTexts
+    order: Tensor | None = None
+    keep: int = 0
+
+
 class Finite:
     """Whether a tensor is finite, asked of a GPU without waiting for later work."""
 
@@ -150,6 +179,10 @@ def alone(base: SharedBase, work: Work) -> Any:
     if isinstance(work, Evaluation):
         with torch.no_grad():
             return base.run(work.session, work.call)
+    if isinstance(work, Extension):
+        inputs = work.kept.inputs(work.call, work.order)
+        with torch.no_grad():
+            return base.extend(work.session, work.call.hidden, work.keep, inputs)
     if isinstance(work, Beginning):
         return _begin(base, work)
     assert isinstance(work, Ending)

@@ -16,7 +16,7 @@ __all__ = ["ByteMeter"]
 class ByteMeter:
     """Bytes by direction and role, counted where frames leave a client and arrive.
 
-    A frame's header counts as its first tensor's.
+    A frame's header counts as its first tensor's; one without tensors as activation.
 
     Attributes
     ----------
@@ -50,5 +50,5 @@ def _count(frame: bytes, into: Counter[Role]) -> None:
     parts = [(entry.role, len(payload)) for entry, payload in unpack(frame)]
     for role, size in parts:
         into[role] += size
-    if parts:
-        into[parts[0][0]] += len(frame) - sum(size for _, size in parts)
+    first = parts[0][0] if parts else Role.ACTIVATION
+    into[first] += len(frame) - sum(size for _, size in parts)

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM as Llama
 
 from atlas_flwr.errors import PlanError
 from atlas_flwr.split import SplitPlan, load_parts, part_info, partition, trunk_view
-from atlas_flwr.split.model import run_blocks
+from atlas_flwr.split.passes import run_blocks
 from atlas_flwr.split.tensors import CheckpointTensors
 from atlas_flwr.types import Side
 from tests.families import FAMILIES, build
@@ -154,7 +154,7 @@ def test_a_module_that_is_no_part_says_so():
 PEAK = """
     import sys
     from atlas_flwr.split import SplitPlan, load_parts
-    from atlas_flwr.split.model import run_blocks
+    from atlas_flwr.split.passes import run_blocks
     from atlas_flwr.train.memory import PeakMeter
     from atlas_flwr.types import Side
     import torch

@@ -13,7 +13,7 @@ from atlas_flwr.errors import (
     TrunkLost,
 )
 from atlas_flwr.lora import AdapterState, LoraFactors
-from atlas_flwr.split import SplitPlan, partition
+from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import (
     SessionSpec,
     TrunkEngine,
@@ -83,6 +83,21 @@ def until_it_fails(ask):
         ask()
 
 
+def goes_on_from_a_cache(model, host):
+    """Write a text over it, and lose the cache on the way."""
+    far = connect(host.address, token=host.open(SessionSpec(PLAN)))
+    parts = partition(model, PLAN)
+    split = SplitModel(parts.head, parts.tail, far).eval()
+    ids, settings = torch.tensor([[4, 5, 6]]), {"max_new_tokens": 3, "pad_token_id": 0}
+    cache = split.new_cache()
+    got = split.generate(ids, past_key_values=cache, **settings)
+    assert host.stats().caches == 1
+    far.forget(cache.texts)
+    got = split.generate(got, past_key_values=cache, **settings)
+    assert cache.rebuilt == 1
+    assert torch.equal(got, model.generate(ids, **{**settings, "max_new_tokens": 6}))
+
+
 def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tmp_path):
     from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
 
@@ -103,6 +118,7 @@ def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tm
     stats = host.stats()
     assert (stats.steps, stats.bytes_in) == (1, sent)
     assert isinstance(host, TrunkHost)
+    goes_on_from_a_cache(model, host)
     with pytest.raises(TrunkError, match="'t'"):
         start_ray_trunk("t", TrunkSource(str(tmp_path), PLAN))
 

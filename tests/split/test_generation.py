@@ -1,0 +1,335 @@
+"""Text that is written over the cut: the unsplit model's, one position a token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as hf
+
+from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.trunk import (
+    EngineTrunk,
+    Limits,
+    LocalTrunk,
+    SessionSpec,
+    TrunkEngine,
+    connect,
+    serve_local,
+)
+from atlas_flwr.types import TrunkClient
+from atlas_flwr.wire.frames import unpack
+from tests.families import build
+
+U, VANILLA = SplitPlan(1, 1), SplitPlan(2, None)
+MODES = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "sampled": {"do_sample": True, "top_k": 0},
+}
+TOKENS = 7
+
+
+def gemma2():
+    config = hf.Gemma2Config(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        pad_token_id=0,
+    )
+    return hf.Gemma2ForCausalLM(config).eval()
+
+
+def mamba():
+    config = hf.MambaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=5, state_size=8, pad_token_id=0
+    )
+    return hf.MambaForCausalLM(config).eval()
+
+
+def made(family):
+    torch.manual_seed(0)
+    return {"gemma2": gemma2, "mamba": mamba}.get(family, lambda: build(family))()
+
+
+def framed(model, plan, limits=None, **options):
+    """Split a model, with its trunk behind frames; return the engine, too."""
+    parts = partition(model, plan)
+    engine = TrunkEngine(parts.trunk, limits=limits)
+    with serve_local("generation", engine) as address:
+        token = engine.open(SessionSpec(plan))
+        trunk = connect(address, token=token, **options)
+    return SplitModel(parts.head, parts.tail, trunk).eval(), engine
+
+
+def prompts(rows=2, length=6):
+    torch.manual_seed(1)
+    ids = torch.randint(3, 61, (rows, length))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    return ids.masked_fill(mask == 0, 0), mask
+
+
+def written(model, ids, mask, **settings):
+    torch.manual_seed(2)
+    lengths = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=mask, **{**lengths, **settings})
+
+
+def sent(trunk):
+    """Record what each request holds: shapes and bytes of its tensors by name."""
+    requests, exchange = [], trunk.exchange
+
+    def watched(request):
+        entries = [entry for entry, _ in unpack(request.frame)]
+        requests.append({e.name: (e.shape, e.nbytes) for e in entries})
+        return exchange(request)
+
+    trunk.exchange = watched
+    return requests
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    [
+        *((f, U) for f in ("llama", "qwen3", "mistral", "gemma2", "gemma3")),
+        *((f, U) for f in ("gpt2", "opt", "bloom", "mpt")),
+        *((f, VANILLA) for f in ("llama", "gemma3", "gpt2", "opt")),
+    ],
+    ids=str,
+)
+def test_text_of_a_ragged_batch_is_the_unsplit_models_to_the_token(family, plan, mode):
+    model, (ids, mask) = made(family), prompts()
+    split, engine = framed(model, plan)
+    expected = written(model, ids, mask, **MODES[mode])
+    assert torch.equal(written(split, ids, mask, **MODES[mode]), expected)
+    assert split.keeps_cache
+    assert engine.stats().base_passes == TOKENS
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("plan", [U, VANILLA], ids=str)
+def test_a_trunk_without_frames_writes_the_same_text(plan, mode):
+    model, (ids, mask) = made("gemma3"), prompts()
+    parts = partition(model, plan)
+    engine = TrunkEngine(partition(model, plan).trunk)
+    direct = EngineTrunk(engine, engine.open(SessionSpec(plan)))
+    for trunk in (LocalTrunk(parts.trunk), direct):
+        split = SplitModel(parts.head, parts.tail, trunk).eval()
+        expected = written(model, ids, mask, **MODES[mode])
+        assert torch.equal(written(split, ids, mask, **MODES[mode]), expected)
+
+
+def test_after_the_prompt_one_position_a_text_crosses():
+    (ids, mask), width = prompts(), 32
+    split, _ = framed(made("llama"), U)
+    requests = sent(split.trunk)
+    written(split, ids, mask)
+    first, *steps, last = requests
+    assert first["hidden"] == ((2, 6, width), 2 * 6 * width * 4)
+    place = ((2,), 8)
+    step = {"hidden": ((2, 1, width), 2 * width * 4), "place": place}
+    assert steps == [step] * (TOKENS - 1)
+    assert last == {"place": place}  # and the trunk forgets the texts
+
+
+def test_of_beams_that_move_their_rows_cross_and_no_cache():
+    ids, mask = prompts()
+    split, _ = framed(made("llama"), U)
+    requests = sent(split.trunk)
+    written(split, ids, mask, **MODES["beams"])
+    orders = [r["order"] for r in requests if "order" in r]
+    assert orders == [((6,), 24)] * len(orders)
+    assert orders
+    assert all(set(r) <= {"hidden", "place", "order"} for r in requests[1:])
+
+
+def test_the_byte_account_is_what_crossed():
+    ids, mask = prompts()
+    split, engine = framed(made("llama"), U)
+    frames, exchange = [], split.trunk.exchange
+
+    def watched(request):
+        frames.append((len(request.frame), len(answer := exchange(request))))
+        return answer
+
+    split.trunk.exchange = watched
+    written(split, ids, mask)
+    up, down = (sum(sizes) for sizes in zip(*frames, strict=True))
+    assert (split.trunk.meter.total_up, split.trunk.meter.total_down) == (up, down)
+    assert (engine.stats().bytes_in, engine.stats().bytes_out) == (up, down)
+
+
+def test_without_a_cache_the_whole_text_crosses_for_every_token():
+    model, (ids, mask) = made("llama"), prompts()
+    split, engine = framed(model, U)
+    requests = sent(split.trunk)
+    got = written(split, ids, mask, use_cache=False)
+    assert torch.equal(got, written(model, ids, mask))
+    assert [r["hidden"][0][1] for r in requests] == [6 + n for n in range(TOKENS)]
+    assert engine.stats().caches == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("plan", [U, VANILLA], ids=str)
+def test_a_cache_that_the_trunk_forgot_is_built_again(plan, mode):
+    model, (ids, mask) = made("gemma3"), prompts()
+    split, engine = framed(model, plan, Limits(cache_bytes=1))  # forgets at once
+    expected = written(model, ids, mask, **MODES[mode])
+    assert torch.equal(written(split, ids, mask, **MODES[mode]), expected)
+    assert engine.stats().evicted_caches == TOKENS
+    assert engine.stats().caches == 0
+
+
+def test_padding_that_does_not_cross_changes_no_token():
+    model, (ids, mask) = made("llama"), prompts()
+    for plan in (U, VANILLA):
+        split, _ = framed(model, plan, spares_padding=True)
+        requests = sent(split.trunk)
+        assert torch.equal(written(split, ids, mask), written(model, ids, mask))
+        assert requests[0]["hidden"][0] == (10, 32)
+
+
+def test_a_conversation_goes_on_from_its_cache():
+    model = made("llama")
+    split, engine = framed(model, U)
+    requests, cache = sent(split.trunk), split.new_cache()
+    text, whole = prompts(1)[0], prompts(1)[0]
+    for turn in range(3):
+        if turn:
+            said = torch.tensor([[5 + turn, 9]])
+            text, whole = (torch.cat([t, said], dim=1) for t in (text, whole))
+        text = written(split, text, torch.ones_like(text), past_key_values=cache)
+        whole = written(model, whole, torch.ones_like(whole))
+    assert torch.equal(text, whole)
+    # The answer's last token has not crossed when the next turn comes.
+    assert sum(r["hidden"][0][1] for r in requests) == text.shape[1] - 1
+    assert engine.stats().caches == 1
+    cache.close()
+    assert engine.stats().caches == 0
+
+
+def test_several_texts_of_one_session_are_kept_apart():
+    model = made("gpt2")
+    split, _ = framed(model, U)
+    caches = [split.new_cache() for _ in range(2)]
+    texts = [torch.tensor([[7, 8, 9]]), torch.tensor([[10, 11, 12, 13]])]
+    expected = [written(model, t, torch.ones_like(t)) for t in texts]
+    for _ in range(TOKENS):
+        texts = [
+            written(
+                split,
+                text,
+                torch.ones_like(text),
+                past_key_values=cache,
+                max_new_tokens=1,
+                min_new_tokens=1,
+            )
+            for text, cache in zip(texts, caches, strict=True)
+        ]
+    assert all(map(torch.equal, texts, expected))
+
+
+def test_a_text_begins_as_embeddings_too():
+    model, (ids, mask) = made("llama"), prompts()
+    split, _ = framed(model, U)
+    given = model.get_input_embeddings()(ids)
+    settings = {"attention_mask": mask, "max_new_tokens": 3, "pad_token_id": 0}
+    expected = model.generate(inputs_embeds=given, **settings)
+    got = split.generate(inputs_embeds=given, **settings)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_family_whose_cache_cannot_be_cut_says_so_and_writes_the_same(mode):
+    model, (ids, mask) = made("mamba"), prompts()
+    split, engine = framed(model, U)
+    expected = written(model, ids, mask, **MODES[mode])
+    with pytest.warns(UserWarning, match="mamba keeps no cache that can be cut"):
+        got = written(split, ids, mask, **MODES[mode])
+    assert torch.equal(got, expected)
+    assert engine.stats().caches == 0
+    with pytest.raises(TypeError, match="use_cache=False"):
+        split.new_cache()
+
+
+class Forgetful(TrunkClient):
+    """A trunk that was written before there were caches."""
+
+    def __init__(self, trunk):
+        self.trunk = trunk
+
+    def forward(self, call):
+        return self.trunk.forward(call)
+
+    def backward(self, step, grad):
+        return self.trunk.backward(step, grad)
+
+    def loss(self, call, labels, logits_to_keep=0):
+        return self.trunk.loss(call, labels, logits_to_keep)
+
+
+def test_a_trunk_that_keeps_no_caches_is_sent_whole_texts():
+    model, (ids, mask) = made("llama"), prompts()
+    parts = partition(model, U)
+    split = SplitModel(parts.head, parts.tail, Forgetful(LocalTrunk(parts.trunk)))
+    with pytest.warns(UserWarning, match="Forgetful keeps no caches"):
+        got = written(split.eval(), ids, mask)
+    assert torch.equal(got, written(model, ids, mask))
+    for ask in (lambda: split.trunk.forget(0), lambda: split.trunk.extend(None, None)):
+        with pytest.raises(TypeError, match="use_cache=False"):
+            ask()
+
+
+def test_what_is_put_before_each_text_is_not_put_there_twice():
+    model, (ids, mask) = made("llama"), prompts()
+    split, _ = framed(model, U)
+    split.register_forward_pre_hook(lambda module, args: None)
+    with pytest.warns(UserWarning, match="stands in no cache"):
+        got = written(split, ids, mask)
+    assert torch.equal(got, written(model, ids, mask))
+
+
+def test_a_cache_of_another_kind_or_a_training_pass_is_refused():
+    split, _ = framed(made("llama"), U)
+    ids, _ = prompts()
+    with pytest.raises(TypeError, match="new_cache"):
+        split.generate(ids, past_key_values=hf.DynamicCache())
+    with pytest.raises(TypeError, match="not trained on"):
+        split(input_ids=ids, past_key_values=split.new_cache())
+    with torch.no_grad(), pytest.raises(TypeError, match="not trained on"):
+        split(input_ids=ids, labels=ids, past_key_values=split.new_cache())
+
+
+def test_no_position_is_taken_back():
+    split, _ = framed(made("llama"), U)
+    cache = split.new_cache()
+    assert not cache.is_croppable
+    with pytest.raises(TypeError, match="assistant"):
+        cache.crop(-1)
+
+
+def test_rows_are_chosen_and_repeated_on_both_sides():
+    model, (ids, mask) = made("llama"), prompts()
+    split, _ = framed(model, U)
+    caches = [split.new_cache(), hf.DynamicCache(config=model.config)]
+    answers = []
+    for each, cache in zip((split, model), caches, strict=True):
+        with torch.no_grad():
+            each(input_ids=ids, attention_mask=mask, past_key_values=cache)
+            cache.batch_repeat_interleave(2)
+            cache.batch_select_indices(torch.tensor([3, 0, 1]))
+            new, seen = torch.tensor([[4], [5], [6]]), mask[[1, 0, 0]]
+            answers.append(
+                each(
+                    input_ids=new,
+                    attention_mask=torch.cat([seen, torch.ones(3, 1).long()], dim=1),
+                    past_key_values=cache,
+                ).logits
+            )
+    torch.testing.assert_close(*answers)
