@@ -74,7 +74,8 @@ class JointPass:
         shapes = [member.call.hidden.shape for member in members]
         self._size = max(s[0] for s in shapes), max(s[1] for s in shapes)
         self._segments = _segments(base, [m.session for m in members])
-        self._leaves = Leaves.of([m.session for m in members], self._segments)
+        sessions = [member.session for member in members]
+        self._leaves = Leaves.of(sessions, self._segments, base.rounded)
         self._rest = _rest(members, self._size)
         self._entered: list[_Crowd] = []
         self._exits: list[_Crowd] = []

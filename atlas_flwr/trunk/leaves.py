@@ -133,14 +133,29 @@ class Leaves:
     scales: Tensor | None = None
 
     @classmethod
-    def of(cls, sessions: Sequence[Session], segments: Sequence[Segment]) -> Leaves:
-        """Stack the parameters of the sessions."""
+    def of(
+        cls,
+        sessions: Sequence[Session],
+        segments: Sequence[Segment],
+        rounded: torch.dtype | None = None,
+    ) -> Leaves:
+        """Stack the parameters of the sessions.
+
+        Parameters
+        ----------
+        sessions : Sequence[Session]
+            By number.
+        segments : Sequence[Segment]
+            Of the pass.
+        rounded : torch.dtype, optional
+            What LoRA's factors are multiplied in; their gradients are not rounded.
+        """
         layouts = {session.learner.layout for session in sessions}
         with torch.no_grad():
             if len(layouts) == len(segments) == 1:
-                made = _alike(sessions, segments[0])
+                made = _alike(sessions, segments[0], rounded)
             else:
-                made = _unlike(sessions, segments)
+                made = _unlike(sessions, segments, rounded)
         for tensor in made.tensors:
             tensor.requires_grad_()
         return made
@@ -167,10 +182,13 @@ class Leaves:
         return _Place(leaf, number, (), scale)
 
 
-def _alike(sessions: Sequence[Session], segment: Segment) -> Leaves:
+def _alike(
+    sessions: Sequence[Session], segment: Segment, rounded: torch.dtype | None
+) -> Leaves:
     """Stack the buffers of sessions with the same adapters and blocks."""
     first = sessions[0]
     made = Leaves(sessions)
+    lower: list[Tensor] = []
     if first.parameters:
         values = torch.stack([s.learner.buffers[0].values for s in sessions])
         sizes = [p.numel() for p in first.parameters]
@@ -179,13 +197,16 @@ def _alike(sessions: Sequence[Session], segment: Segment) -> Leaves:
             torch.tensor(sizes, device=values.device),
             output_size=values.shape[1],
         )
-        rows = values.mul_(made.scales).split(sizes, dim=1)
-        made.tensors = [
-            row.view(len(sessions), *p.shape).detach()
-            for row, p in zip(rows, first.parameters, strict=True)
-        ]
-    leaf = iter(made.tensors)
-    factors = {name: StackedFactors(next(leaf), next(leaf)) for name in first.factors}
+        values.mul_(made.scales)
+        shapes = [(len(sessions), *p.shape) for p in first.parameters]
+        made.tensors = _cut(values, sizes, shapes)
+        if rounded is not None:
+            lower = _cut(values.to(rounded), sizes, shapes)
+    leaf, low = iter(made.tensors), iter(lower)
+    factors = {}
+    for name in first.factors:
+        pair = next(leaf), next(leaf)
+        factors[name] = StackedFactors(*pair, (next(low), next(low)) if lower else None)
     vectors = {name: next(leaf) for name in first.vectors}
     inputs = {n: v for n, v in vectors.items() if scales_inputs(first.vectors[n])}
     outputs = {n: v for n, v in vectors.items() if n not in inputs}
@@ -193,10 +214,22 @@ def _alike(sessions: Sequence[Session], segment: Segment) -> Leaves:
     return made
 
 
-def _unlike(sessions: Sequence[Session], segments: Sequence[Segment]) -> Leaves:
+def _cut(
+    values: Tensor, sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
+    """Cut buffers, shape (K, P), into a tensor a parameter."""
+    rows = values.split(list(sizes), dim=1)
+    return [r.view(shape).detach() for r, shape in zip(rows, shapes, strict=True)]
+
+
+def _unlike(
+    sessions: Sequence[Session],
+    segments: Sequence[Segment],
+    rounded: torch.dtype | None,
+) -> Leaves:
     """Fill up the adapters of sessions with other layers, ranks or blocks."""
     made = Leaves(sessions, places=[{} for _ in sessions])
-    filling = _Filling(made)
+    filling = _Filling(made, rounded)
     for segment in segments:
         own = [sessions[number] for number in segment.order]
         factors = {
@@ -219,6 +252,8 @@ class _Filling:
     """Makes leaves of unlike parameters, each a row that is filled up."""
 
     leaves: Leaves
+    rounded: torch.dtype | None
+    lower: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     into: list[Tensor] = field(default_factory=list)
     out_of: list[Tensor] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
@@ -238,7 +273,7 @@ class _Filling:
                 left = slice(None), kept
                 self._put(number, own.A, _Place(leaf_A, row, (kept,)))
                 self._put(number, own.B, _Place(leaf_B, row, left, own.scale))
-        return StackedFactors(A, B)
+        return StackedFactors(A, B, self._lowered(A, B))
 
     def vectors(self, name: str, segment: Segment, is_inward: bool) -> Tensor | None:
         """Stack a layer's IA3 vectors that scale its inputs, or else its outputs."""
@@ -261,10 +296,20 @@ class _Filling:
 
     def copy(self) -> None:
         """Copy the parameters to their places, all at once."""
+        several: Any = torch  # its types do not know these
         if self.into:
-            several: Any = torch  # its types do not know these
             several._foreach_copy_(self.into, self.out_of)
             several._foreach_mul_(self.into, self.scales)
+        if self.lower:
+            several._foreach_copy_(*map(list, zip(*self.lower, strict=True)))
+
+    def _lowered(self, *leaves: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return room for leaves in the dtype that they are multiplied in."""
+        if self.rounded is None:
+            return None
+        A, B = (torch.empty_like(leaf, dtype=self.rounded) for leaf in leaves)
+        self.lower += zip((A, B), leaves, strict=True)
+        return A, B
 
     def _leaf(self, tensor: Tensor) -> int:
         self.leaves.tensors.append(tensor)

@@ -28,10 +28,14 @@ class StackedFactors:
     ----------
     A_KRN, B_KMR : Tensor
         Leaves; B with the sessions' scales already in it.
+    rounded : tuple[Tensor, Tensor], optional
+        Both in the base's dtype, to be multiplied with; ``None``: they are multiplied
+        as they are.
     """
 
     A_KRN: Tensor
     B_KMR: Tensor
+    rounded: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,13 @@ class JoinedAdapters:
     def applied(self, layer: SessionLinear, x: Tensor) -> Tensor:
         """Return W x + s B A x, with each session's own B A on its rows."""
         found = self.factors.get(layer.name)
-        apply: Any = _StackedLinear.apply  # its types are not known
         if found is not None and not self.probes and layer.is_plain:
-            out: Tensor = apply(x, found.A_KRN, found.B_KMR, layer.base, None)
+            out = _stacked(x, found, layer.base, None)
         else:
             out = layer.base(x)
             self._watch(layer, x, out)
             if found is not None:
-                out = apply(x, found.A_KRN, found.B_KMR, None, out)
+                out = _stacked(x, found, None, out)
         for fold in self.folds.get(layer.name, ()):
             product = _folded(fold, self._by_session(x), self._by_session(out))
             out = product.view(out.shape)
@@ -117,18 +120,30 @@ class JoinedAdapters:
         return _by(self.count, x)
 
 
+def _stacked(
+    x: Tensor, factors: StackedFactors, base: nn.Module | None, out: Tensor | None
+) -> Tensor:
+    apply: Any = _StackedLinear.apply  # its types are not known
+    leaves = factors.A_KRN, factors.B_KMR
+    made: Tensor = apply(x, *leaves, *(factors.rounded or leaves), base, out)
+    return made
+
+
 class _StackedLinear(torch.autograd.Function):
     """``W x + B A x``; keeps x as it is, not copies in the adapters' dtype.
 
     Plain operations would be twice as many kernels, and their launches are what a pass
     over short rows costs on a GPU. W x is computed here, by the layer ``base``, or
-    comes as ``out``.
+    comes as ``out``. The gradients of A and B are added up in their own dtype, whatever
+    is multiplied.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        leaf_A: Tensor,
+        leaf_B: Tensor,
         A_KRN: Tensor,
         B_KMR: Tensor,
         base: nn.Module | None,
@@ -143,20 +158,20 @@ class _StackedLinear(torch.autograd.Function):
         low_KTR = torch.bmm(_by(count, x).to(A_KRN.dtype), A_KRN.mT)
         _add_product(_by(count, result), low_KTR, B_KMR.mT)
         ctx.save_for_backward(x, low_KTR, A_KRN, B_KMR)
-        ctx.base = base
+        ctx.base, ctx.dtype = base, leaf_A.dtype
         return result
 
     @staticmethod
     def backward(
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor, None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor, Tensor, None, None, None, Tensor | None]:
         (grad,) = grads
         x, low_KTR, A_KRN, B_KMR = ctx.saved_tensors
         count = len(A_KRN)
         delta_KTM = _by(count, grad).to(B_KMR.dtype)
         delta_KTR = torch.bmm(delta_KTM, B_KMR)
-        grad_B = torch.bmm(delta_KTM.mT, low_KTR)
-        grad_A = torch.bmm(delta_KTR.mT, _by(count, x).to(A_KRN.dtype))
+        grad_B = _product(delta_KTM.mT, low_KTR, ctx.dtype)
+        grad_A = _product(delta_KTR.mT, _by(count, x).to(A_KRN.dtype), ctx.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
             if ctx.base is None:
@@ -164,11 +179,21 @@ class _StackedLinear(torch.autograd.Function):
             else:
                 grad_x = torch.matmul(grad, oriented(ctx.base))
                 _add_product(_by(count, grad_x), delta_KTR, A_KRN)
-        return grad_x, grad_A, grad_B, None, grad if ctx.base is None else None
+        rest = grad if ctx.base is None else None
+        return grad_x, grad_A, grad_B, None, None, None, rest
 
 
 def _by(count: int, x: Tensor) -> Tensor:
     return x.reshape(count, -1, x.shape[-1])
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply, and add up in ``dtype``."""
+    if left.dtype == dtype:
+        return torch.bmm(left, right)
+    if left.is_cuda:
+        return torch.bmm(left, right, out_dtype=dtype)
+    return torch.bmm(left.to(dtype), right.to(dtype))
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from atlas_flwr.lora import AdapterState, LoraFactors, ia3_key
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
+from atlas_flwr.trunk.base import SharedBase
 from atlas_flwr.trunk.batching import JoiningBatcher, can_join
 from atlas_flwr.trunk.work import Backward, Beginning, Ending, Evaluation
 from atlas_flwr.types import OptimizerSpec, TrunkCall
@@ -19,6 +21,7 @@ from tests.families import FAMILIES, build
 from tests.trunk.test_parity import adapters
 
 WHOLE, SPEC = SplitPlan(1, 1), OptimizerSpec(lr=0.01)
+LAYER = "model.layers.1.self_attn.q_proj"
 DECODERS = ["llama", "gemma3", "gpt2", "gpt-neox", "qwen2"]
 
 
@@ -113,6 +116,39 @@ def test_sessions_of_one_shape_share_a_pass(family):
     sessions = [opened(engine, adapters(model, range(1, 4), seed=k)) for k in range(3)]
     calls = [call(engine, seed=k) for k in range(3)]
     check_joined_is_apart(engine, sessions, calls)
+
+
+def joined(engine, states):
+    """Take a joined step; return all answers, and both kinds of gradients."""
+    sessions = [opened(engine, state) for state in states]
+    calls = [call(engine, seed=k) for k in range(len(states))]
+    batcher = JoiningBatcher(engine.base)
+    works = [Beginning(s, c) for s, c in zip(sessions, calls, strict=True)]
+    passes = batcher.run(works)
+    each = zip(sessions, calls, passes, grads(engine, calls), strict=True)
+    back = batcher.run([Backward(s, c, 0, p, g) for s, c, p, g in each])
+    pieces = [piece for s in sessions for piece in s.learner.buffers[0]._pieces]
+    found = [[p.answer for p in passes], back, [piece.mean for piece in pieces]]
+    return [torch.cat([t.flatten() for t in tensors]) for tensors in found]
+
+
+@pytest.mark.parametrize("rank", [2, 1])  # equal to the others', and not
+def test_factors_rounded_as_the_base_add_less_error_than_the_base_does(
+    monkeypatch, rank
+):
+    torch.manual_seed(0)
+    model = build("llama").to(torch.bfloat16)
+    states = [adapters(model, range(1, 4), seed=k) for k in range(3)]
+    states[1] = lowered(states[1], rank, states[1].factors[LAYER].scale)
+    exact = TrunkEngine(partition(copy.deepcopy(model).float(), WHOLE).trunk)
+    wanted = joined(exact, states)
+    engine = TrunkEngine(partition(model, WHOLE).trunk)
+    plain = joined(engine, states)
+    monkeypatch.setattr(SharedBase, "rounded", torch.bfloat16)
+    rounded = joined(engine, states)
+    for got, before, right in zip(rounded, plain, wanted, strict=True):
+        assert not torch.equal(got, before)
+        assert closeness(got, before) < closeness(before, right)
 
 
 @pytest.mark.parametrize("family", [*DECODERS, "bert", "distilbert"])
