@@ -96,11 +96,8 @@ class SharedBase:
 
     @cached_property
     def keeps_apart(self) -> Apart | None:
-        """What keeps texts apart that stand in one row, if anything: it is tried.
-
-        On a GPU nothing is packed: there it costs more time than it saves.
-        """
-        return None if self.like.is_cuda else texts_apart(self)
+        """What keeps texts apart that stand in one row, if anything: it is tried."""
+        return texts_apart(self)
 
     @property
     def rounded(self) -> torch.dtype | None:
