@@ -16,7 +16,7 @@ from atlas_flwr.report import (
     write_report,
 )
 
-__all__ = ["main"]
+__all__ = ["latest", "main"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,14 +31,21 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--runs-dir", default="runs", help="where the latest is sought")
     given = parser.parse_args(arguments)
-    folder = RunFolder.open(given.run) if given.run else _latest(given.runs_dir)
+    folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
     path = write_report(folder)
     print(final_table(summarize_folder(folder)))
     print(path)
     return 0
 
 
-def _latest(runs_dir: str) -> RunFolder:
+def latest(runs_dir: str) -> RunFolder:
+    """Return the latest run's folder.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
     folder = latest_run(runs_dir)
     if folder is None:
         raise DataError(

@@ -21,7 +21,7 @@ from atlas_flwr.data.rows import Fault, Row
 from atlas_flwr.data.templates import filled_in, template_fields
 from atlas_flwr.errors import DataError
 
-__all__ = ["READERS", "Reading"]
+__all__ = ["READERS", "Reading", "plain_text"]
 
 
 PRESET_ENCODING = "utf-8-sig"
@@ -180,13 +180,13 @@ def _picked(reading: Reading, where: str, record: Mapping[str, Any]) -> Row | Fa
             kind = "an object" if isinstance(record[key], dict) else "a list"
             return Fault(where, f"with {kind} in {key!r}, where text is wanted")
     if reading.response:
-        prompt = filled_in(reading.prompt, record, _plain)
-        return Row(prompt, filled_in(reading.response, record, _plain), where)
-    text = " ".join(_plain(record[key]) for key in reading.text)
-    return Row(text, _plain(record[reading.label]), where)
+        prompt = filled_in(reading.prompt, record, plain_text)
+        return Row(prompt, filled_in(reading.response, record, plain_text), where)
+    text = " ".join(plain_text(record[key]) for key in reading.text)
+    return Row(text, plain_text(record[reading.label]), where)
 
 
-def _plain(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """Write a field as JSON would; a whole number without a point, null as nothing."""
     if value is None:
         return ""

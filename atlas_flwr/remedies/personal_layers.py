@@ -8,6 +8,7 @@ disk.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from atlas_flwr.lora import AdapterState, Scaling, canonical, leading
 from atlas_flwr.lora.flattening import flatten, unflatten
 from atlas_flwr.remedies.base import Store
 
-__all__ = ["PersonalLayers", "keep", "own_state"]
+__all__ = ["PersonalLayers", "all_kept", "keep", "own_state"]
 
 NAME = "personal"
 
@@ -92,6 +93,12 @@ def own_state(
             factors[name] = leading(canonical(own), rank, scale=scaling(rank))
     dense = {key: found.dense.get(key, value) for key, value in start.dense.items()}
     return AdapterState(factors, dense)
+
+
+def all_kept(store: Store) -> AdapterState | None:
+    """Return all that a client has kept, as its last round left it, if anything."""
+    arrays = store.load(NAME, before=sys.maxsize)
+    return None if arrays is None else unflatten(arrays, NAME)
 
 
 def keep(store: Store, state: AdapterState, server_round: int) -> None:

@@ -9,8 +9,10 @@ is answered while long passes run.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +42,7 @@ __all__ = [
     "RayTrunkHost",
     "TrunkSource",
     "connect_ray",
+    "own_ray",
     "start_ray_trunk",
 ]
 
@@ -157,6 +160,21 @@ class TrunkActor:
         """Answer a client."""
         torch.set_num_threads(1)  # OpenMP keeps the number for each thread
         return self.service.answer(request)
+
+
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """Start a Ray cluster on this machine, for a trunk alone, and stop it."""
+    ray.init(
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def start_ray_trunk(

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the verbs that put a run's adapters to use."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.cli.report import latest
+from atlas_flwr.report import RunFolder
+
+if TYPE_CHECKING:
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.serving import Chosen, Decoding, Prompts, Served
+    from atlas_flwr.split import SplitPlan
+    from atlas_flwr.train.weights import ModelFiles, Outline
+
+__all__ = ["Ready", "add_adapters", "add_decoding", "ready"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that was found good, before anything heavy is loaded.
+
+    Attributes
+    ----------
+    folder : RunFolder
+        The run's.
+    config : RunConfig
+        Its configuration, on this machine's device.
+    files, outline : ModelFiles, Outline
+        Its model.
+    picked : Chosen
+        The adapters.
+    plan : SplitPlan
+        The cut.
+    trunk : str
+        Where the trunk runs.
+    prompts : Prompts
+        Makes tokens.
+    decoding : Decoding
+        How tokens are chosen.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    files: ModelFiles
+    outline: Outline
+    picked: Chosen
+    plan: SplitPlan
+    trunk: str
+    prompts: Prompts
+    decoding: Decoding
+
+    @property
+    def title(self) -> str:
+        """What answers, in a line."""
+        blocks = self.outline.num_layers
+        tail = self.plan.tail or 0
+        parts = [f"head {self.plan.head}", f"trunk {blocks - self.plan.head - tail}"]
+        parts += [f"tail {tail}"] if tail else []
+        return (
+            f"{self.files.source.name}, {self.picked.title}, of {self.folder.path} · "
+            f"{', '.join(parts)} blocks, trunk {self.trunk}"
+        )
+
+    @contextmanager
+    def served(self) -> Iterator[Served]:
+        """Load the model."""
+        from atlas_flwr.serving import served
+
+        given = (self.files, self.outline, self.config, self.picked, self.plan)
+        with served(*given, self.trunk) as found:
+            yield found
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses the run, its adapters, cut and trunk."""
+    parser.add_argument("run", nargs="?", type=Path, help="folder (default: latest)")
+    parser.add_argument("--runs-dir", default="runs", help="where the latest is sought")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--client", metavar="N", help="its cluster's, and its own")
+    which.add_argument("--cluster", metavar="N", help="a folder of RUN/adapters")
+    which.add_argument("--adapters", metavar="DIR", type=Path, help="in PEFT's format")
+    which.add_argument("--base", action="store_true", help="the model before training")
+    parser.add_argument("--cut", help="HEAD/TAIL, e.g. 2/1 or 2/- (default: the run's)")
+    parser.add_argument(
+        "--trunk",
+        default="local",
+        choices=["local", "ray"],
+        help="an engine in this process behind frames, or an actor in another one",
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: the run's)")
+
+
+def add_decoding(parser: argparse.ArgumentParser, longest: int) -> None:
+    """Add how tokens are chosen."""
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=longest)
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0: the likeliest"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+
+
+def ready(given: argparse.Namespace) -> Ready:
+    """Find everything that was asked for.
+
+    Raises
+    ------
+    AtlasError
+        With what is wrong, and what there is.
+    """
+    from atlas_flwr.data import tokenizer_of
+    from atlas_flwr.serving import Choice, Decoding, Prompts, chosen
+    from atlas_flwr.split import SplitPlan
+    from atlas_flwr.train.weights import ModelFiles
+
+    decoding = Decoding(given.max_new_tokens, given.temperature, given.seed)
+    folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
+    config = folder.config()
+    files = ModelFiles.of(config, given.device)
+    outline = files.outline()
+    choice = Choice(given.client, given.cluster, given.adapters, given.base)
+    picked = chosen(folder, choice, files, outline)
+    plan = SplitPlan.parse(given.cut) if given.cut else picked.plan
+    plan.check(outline.num_layers)
+    tokenizer: Any = tokenizer_of(files.source)
+    prompts = Prompts(tokenizer, picked.forms)
+    args = (folder, config, files, outline, picked, plan, given.trunk)
+    return Ready(*args, prompts, decoding)

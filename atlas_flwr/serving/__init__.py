@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has been trained, put to use: a run's adapters answer, over the cut."""
+
+from typing import TYPE_CHECKING
+
+from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.serving.answers import Answer, Decoding, answered
+    from atlas_flwr.serving.choice import Choice, Chosen, chosen
+    from atlas_flwr.serving.conversation import Conversation
+    from atlas_flwr.serving.model import Served, served
+    from atlas_flwr.serving.prompts import PromptForm, Prompts, read_prompts
+    from atlas_flwr.serving.trunks import TRUNKS
+
+__all__ = [
+    "TRUNKS",
+    "Answer",
+    "Choice",
+    "Chosen",
+    "Conversation",
+    "Decoding",
+    "PromptForm",
+    "Prompts",
+    "Served",
+    "answered",
+    "chosen",
+    "read_prompts",
+    "served",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "TRUNKS": "trunks",
+        "Answer": "answers",
+        "Choice": "choice",
+        "Chosen": "choice",
+        "Conversation": "conversation",
+        "Decoding": "answers",
+        "PromptForm": "prompts",
+        "Prompts": "prompts",
+        "Served": "model",
+        "answered": "answers",
+        "chosen": "choice",
+        "read_prompts": "prompts",
+        "served": "model",
+    },
+)

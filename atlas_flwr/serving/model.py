@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A split model with chosen adapters: head and tail here, the trunk as a service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.config import RunConfig
+from atlas_flwr.lora import Scaling
+from atlas_flwr.serving.choice import Chosen
+from atlas_flwr.serving.trunks import TRUNKS
+from atlas_flwr.split import SplitModel, SplitPlan
+from atlas_flwr.train.model import adapted_split
+from atlas_flwr.train.weights import ModelFiles, Outline
+from atlas_flwr.trunk import FramedTrunk, TrunkHost, connect
+from atlas_flwr.types import OptimizerSpec
+from atlas_flwr.wire import ByteMeter
+
+__all__ = ["Served", "served"]
+
+SESSION = "served"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that can be asked.
+
+    Attributes
+    ----------
+    model : SplitModel
+        With its adapters.
+    meter : ByteMeter
+        What it sent to its trunk, and received.
+    host : TrunkHost
+        The trunk.
+    """
+
+    model: SplitModel
+    meter: ByteMeter
+    host: TrunkHost
+
+
+@contextmanager
+def served(
+    files: ModelFiles,
+    outline: Outline,
+    config: RunConfig,
+    picked: Chosen,
+    plan: SplitPlan,
+    trunk: str = "local",
+) -> Iterator[Served]:
+    """Load both sides, and join them.
+
+    Parameters
+    ----------
+    files, outline : ModelFiles, Outline
+        The model.
+    config : RunConfig
+        Its run's: scaling and codec.
+    picked : Chosen
+        The adapters.
+    plan : SplitPlan
+        The cut.
+    trunk : str
+        A key of :data:`~atlas_flwr.serving.TRUNKS`.
+
+    Yields
+    ------
+    Served
+        In evaluation mode.
+    """
+    plan.check(outline.num_layers)
+    with TRUNKS[trunk](files, plan) as (host, address):
+        sessions = TrunkSessions(
+            host, address, OptimizerSpec(), outline.block_of, outline.num_layers
+        )
+        token = sessions.open(SESSION, plan, picked.state)
+        link = connect(address, token, codec=config.codec, spares_padding=True)
+        assert isinstance(link, FramedTrunk)
+        parts = files.parts(plan)
+        mine = sessions.on_client(plan, picked.state)
+        scaling = Scaling(config.lora_alpha, config.use_rslora)
+        with adapted_split(parts.head, parts.tail, link, mine, scaling) as adapted:
+            model = adapted.model
+            assert isinstance(model, SplitModel)
+            model.train(mode=False)
+            yield Served(model, link.meter, host)
+        sessions.close(SESSION)

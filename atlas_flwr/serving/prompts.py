@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts of a file, put to a model as a task puts them, or as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas_flwr.data.batches import start_ids
+from atlas_flwr.data.readers import plain_text
+from atlas_flwr.data.templates import filled_in, template_fields
+from atlas_flwr.errors import DataError
+
+__all__ = ["PromptForm", "Prompts", "read_prompts"]
+
+PROMPT = "prompt"
+TOLD = 3  # rows that are named of those which cannot be used
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How a task makes a prompt of a row.
+
+    Attributes
+    ----------
+    name : str
+        The task's.
+    template : str
+        With ``{name}`` for a row's field.
+    chat : bool
+        Put the tokenizer's chat template around it.
+    system : str
+        What comes before a chat.
+    """
+
+    name: str
+    template: str
+    chat: bool = False
+    system: str = ""
+
+    @classmethod
+    def told(cls, task: Mapping[str, Any]) -> PromptForm | None:
+        """Read a task of an adapter's ``tasks.json``; ``None`` if it has classes."""
+        if not task.get("prompt"):
+            return None
+        chat, system = bool(task.get("chat")), str(task.get("system", ""))
+        return cls(str(task["name"]), str(task["prompt"]), chat, system)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What a row has to have."""
+        return template_fields(self.template)
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Fill a row in."""
+        return filled_in(self.template, row, plain_text)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Makes tokens of prompts, as in training.
+
+    Attributes
+    ----------
+    tokenizer : PreTrainedTokenizer
+        The model's.
+    forms : Sequence[PromptForm]
+        Of the tasks.
+    """
+
+    tokenizer: Any
+    forms: Sequence[PromptForm]
+
+    def ids(self, row: Mapping[str, Any]) -> list[int]:
+        """Return a row's tokens; a row with a prompt is put as it is."""
+        if PROMPT in row:
+            return self.plain(str(row[PROMPT]))
+        form = self.form_of(row)
+        assert form is not None
+        text = form.text(row)
+        return self.chat(text, form.system) if form.chat else self.plain(text)
+
+    def form_of(self, row: Mapping[str, Any]) -> PromptForm | None:
+        """Return the first form whose fields a row has."""
+        fit = (form for form in self.forms if all(f in row for f in form.fields))
+        return next(fit, None)
+
+    def plain(self, text: str) -> list[int]:
+        """Return a text's tokens, without those that an answer would change.
+
+        A blank at the end belongs to the answer's first word, as in training.
+        """
+        before = start_ids(self.tokenizer) + self._ids(text)
+        joined = start_ids(self.tokenizer) + self._ids(text + "a")
+        pairs = enumerate(zip(before, joined, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), len(before))
+        return before[:shared] or before[:1]
+
+    def chat(self, text: str, system: str = "") -> list[int]:
+        """Return the tokens of a question in the tokenizer's chat template."""
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": text})
+        rendered = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        return self._ids(rendered)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def read_prompts(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
+    """Read a file of prompts, a JSON object a line.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or none in it; naming rows that are no objects, or
+        have neither ``prompt`` nor a task's fields, or come to no token.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}; it has a JSON object a line, with a prompt")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [(n, _read(line)) for n, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise DataError(f"{path} has no prompt in it")
+    faults = [f for n, row in rows for f in _faults(n, row, prompts)]
+    if faults:
+        more = f" and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+        raise DataError(f"{path}: {'; '.join(faults[:TOLD])}{more}")
+    return [dict(row) for _, row in rows if isinstance(row, Mapping)]
+
+
+def _read(line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def _faults(number: int, row: object, prompts: Prompts) -> Iterator[str]:
+    if not isinstance(row, Mapping):
+        yield f"line {number} is no JSON object"
+    elif PROMPT in row and not isinstance(row[PROMPT], str):
+        yield f"line {number} has a prompt that is no text"
+    elif PROMPT not in row and prompts.form_of(row) is None:
+        fields = [f"{', '.join(f.fields)} (task {f.name})" for f in prompts.forms]
+        wanted = " or the fields ".join(["'prompt'", *fields])
+        yield f"line {number} has {', '.join(row) or 'no fields'}; wanted: {wanted}"
+    elif not prompts.ids(row):
+        yield f"line {number} has an empty prompt"

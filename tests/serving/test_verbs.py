@@ -1,0 +1,169 @@
+"""The verbs ``generate`` and ``chat``, from a run's folder to answers."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from atlas_flwr.cli import main
+from atlas_flwr.client_apps.app import app
+from atlas_flwr.data import resolve_model, tokenizer_of
+from atlas_flwr.lora import load_peft
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.testing import local_grid
+
+ROWS = [{"prompt": "Count after one"}, {"start": "seven", "id": 3}, {"prompt": "x"}]
+LONG = "12"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return path
+
+
+def answers(folder, prompts, *words, out="answers.jsonl"):
+    path = prompts.parent / out
+    given = ["--prompts", str(prompts), "--out", str(path), "--max-new-tokens", LONG]
+    assert main(["generate", str(folder.path), *given, *words]) == 0
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def whole_answer(adapters, prompt):
+    """Answer with Transformers and PEFT, unsplit and without padding."""
+    source = resolve_model("tiny")
+    tokenizer = tokenizer_of(source)
+    model = AutoModelForCausalLM.from_pretrained(source.path)
+    model = PeftModel.from_pretrained(model, adapters).eval()
+    inputs = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=int(LONG), do_sample=False)
+    new = out[0, inputs["input_ids"].shape[1] :]
+    return tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_a_clusters_answers_are_pefts_on_the_whole_model(folder, prompts, capsys):
+    rows = answers(folder, prompts, "--cluster", "0", "--batch-size", "2")
+    adapters = folder.path / "adapters" / "0"
+    asked = ["Count after one", "Count after seven:", "x"]
+    assert [r["answer"] for r in rows] == [whole_answer(adapters, p) for p in asked]
+    assert [{k: r[k] for k in r if k != "answer"} for r in rows] == ROWS
+    said = capsys.readouterr().out
+    assert "head 2, trunk 3, tail 1 blocks" in said
+    assert "3 answers" in said
+
+
+def test_clusters_clients_and_the_base_answer_otherwise(folder, prompts):
+    prompts.write_text(json.dumps(ROWS[0]))
+    ways = (["--cluster", "0"], ["--cluster", "1"], ["--client", "3"], ["--base"])
+    texts = [answers(folder, prompts, *way)[0]["answer"] for way in ways]
+    assert len(set(texts)) == 4
+
+
+@pytest.mark.parametrize("cut", ["1/2", "3/-"])
+def test_the_cut_changes_no_answer(folder, prompts, cut):
+    here = answers(folder, prompts, "--cluster", "0")
+    assert answers(folder, prompts, "--cluster", "0", "--cut", cut) == here
+
+
+def test_what_is_drawn_is_drawn_again_from_the_same_seed(folder, prompts):
+    drawn = [
+        answers(folder, prompts, "--cluster", "0", "--temperature", "1.5", *seed)
+        for seed in ([], [], ["--seed", "1"])
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_what_is_wrong_is_told_before_anything_is_loaded(
+    folder, prompts, capsys, monkeypatch
+):
+    monkeypatch.setattr("atlas_flwr.serving.served", None)
+    out = ["--prompts", str(prompts), "--out", "a.jsonl"]
+    for words, message in (
+        (["--cluster", "8", *out], "there are 0, 1"),
+        (["--cluster", "0", "--cut", "5/1", *out], "none to the trunk"),
+        (["--cluster", "0", "--temperature", "-1", *out], "temperature=-1.0"),
+        (["--cluster", "0", "--max-new-tokens", "0", *out], "max-new-tokens=0"),
+        (["--cluster", "0", "--batch-size", "0", *out], "batch-size=0"),
+        (["--cluster", "1", *out], "line 2 has start, id"),
+        (["--prompts", str(prompts), "--out", "no/where"], "no folder no"),
+    ):
+        assert main(["generate", str(folder.path), *words]) == 1
+        assert message in capsys.readouterr().err
+
+
+def chat(monkeypatch, capsys, folder, *lines):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    words = ["chat", str(folder.path), "--client", "3", "--max-new-tokens", LONG]
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_a_chat_answers_tells_bytes_forgets_and_ends(folder, monkeypatch, capsys):
+    said = chat(
+        monkeypatch, capsys, folder, "hello", "/bytes", "/reset", "/what", "hello"
+    )
+    answer = "[12 tokens"
+    assert said.count(answer) == 2
+    assert "bytes up" in said
+    assert "forgotten" in said
+    assert "/exit" in said
+    first, second = (part.splitlines()[-2] for part in said.split(answer)[:2])
+    assert first == second
+
+
+def test_a_chat_ends_at_exit(folder, monkeypatch, capsys):
+    assert "tokens" not in chat(monkeypatch, capsys, folder, "/exit", "hello")
+
+
+def test_an_interrupted_answer_is_not_the_end(folder, monkeypatch, capsys):
+    from atlas_flwr.trunk.engine import TrunkEngine
+
+    calls, extend = [], TrunkEngine.extend
+
+    def interrupted(self, *args):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return extend(self, *args)
+
+    monkeypatch.setattr(TrunkEngine, "extend", interrupted)
+    said = chat(monkeypatch, capsys, folder, "hello", "hello")
+    assert "[3 tokens" in said
+    assert "[12 tokens" in said
+
+
+def test_a_finished_run_answers(tmp_path, capsys):
+    config = {
+        "model": "tiny",
+        "tasks": "dialog",
+        "strategy": "fedavg",
+        "runs-dir": str(tmp_path / "runs"),
+        "num-rounds": 1,
+        "local-steps": 2,
+        "max-length": 32,
+        "train-examples": 8,
+        "test-examples": 2,
+        "fingerprint-batches": 2,
+        "fingerprint-parts": 2,
+    }
+    with local_grid(app, 2, run_config=config) as grid:
+        begun = Run.begin(config)
+        begun.execute(grid)
+    path = begun.folder.path / "adapters" / "all"
+    assert any(f.B.abs().sum() > 0 for f in load_peft(path).factors.values())
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "Hello"}))
+    (row,) = answers(begun.folder, prompts, "--client", "1")
+    assert row["answer"] == whole_answer(path, "Hello")
+
+
+@pytest.mark.slow
+def test_a_trunk_in_another_process_answers_the_same(folder, prompts):
+    here = answers(folder, prompts, "--cluster", "0")
+    far = answers(folder, prompts, "--cluster", "0", "--trunk", "ray", out="far.jsonl")
+    assert far == here
