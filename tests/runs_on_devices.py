@@ -9,6 +9,7 @@ from typing import Any
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
+from tests.read_keys import read_by
 
 BASE = {
     "model": "tiny",
@@ -84,7 +85,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def losses(folder: Path, **changes: Any) -> list[float]:
     """Run in this process; return the means of each round, for training and tests."""
     given = {key.replace("_", "-"): value for key, value in changes.items()}
-    config = {**BASE, "runs-dir": str(folder), **given}
+    base = read_by(given.get("strategy", "atlas"), BASE)
+    config = {**base, "runs-dir": str(folder), **given}
     with local_grid(app, 2, run_config=config) as grid:
         begun = Run.begin(config)
         begun.execute(grid)

@@ -17,14 +17,15 @@ MAX_RANK = 256
 class AdaptationConfig:
     """What is trained of the model, and at which ranks."""
 
-    adapter: Literal["lora", "ia3", "prompt", "dora", "bottleneck"] = option(
+    adapter: Literal["lora", "ia3", "prompt"] = option(
         "lora",
         "What is trained. lora: factors of each layer's change, added exactly. ia3: "
         "vectors that scale keys, values and feed-forward inputs, in far fewer bytes, "
         "averaged exactly; the paper's learning-rate is 0.003. prompt: prompt-tokens "
-        "embeddings before each text, averaged number by number. dora and bottleneck "
-        "adapters are refused: no sum or mean of them is what was learned. What "
-        "concerns ranks is read by lora alone.",
+        "embeddings before each text, averaged number by number. Not DoRA, "
+        "whose magnitudes rescale the rows of W + B A, nor bottlenecks with a function "
+        "inside: no sum or mean of them is what was learned. What concerns ranks is "
+        "read by lora alone.",
     )
     prompt_tokens: int = option(
         16,
@@ -44,6 +45,7 @@ class AdaptationConfig:
         "2,4,8",
         "Ranks that assignment may give to a layer, a comma list. Wider choices use "
         "odd devices better; the aggregate's rank is their sum before recompression.",
+        only=ADAPTER_STRATEGIES,
     )
     lora_alpha: float = option(
         16.0,

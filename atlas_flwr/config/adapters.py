@@ -11,13 +11,6 @@ from atlas_flwr.options import Problem
 
 __all__ = ["adapter_fits_method"]
 
-# Adapters that neither sums nor means make one of, and why.
-_REFUSED = {
-    "dora": "its magnitudes rescale the rows of W + B A, and neither a sum of such "
-    "products nor a mean of the parts is what the clients learned together",
-    "bottleneck": "there is a nonlinear function between its two projections, so that "
-    "the mean of the weights is not the mean of what they do, and PEFT has none",
-}
 # Strategies that take arrays as they are, and what there is to read of LoRA alone.
 _ANY_ADAPTER = ("atlas", "oracle", "fedavg", "fedprox", "local", "centralized")
 _OF_LORA = (
@@ -43,13 +36,7 @@ def adapter_fits_method(config: RunConfig) -> Iterator[Problem]:
             f"prompt-tokens={tokens}: adapter={adapter!r} has none, only prompt does; "
             f"leave it at {RunConfig.prompt_tokens}",
         )
-    if adapter in _REFUSED:
-        yield Problem(
-            ("adapter",),
-            f"adapter={adapter!r}: {_REFUSED[adapter]}; set adapter='lora', 'ia3' or "
-            "'prompt'",
-        )
-    if adapter == "lora" or adapter in _REFUSED:
+    if adapter == "lora":
         return
     if config.strategy not in _ANY_ADAPTER:
         yield Problem(

@@ -39,6 +39,7 @@ class ClusterConfig:
         "Most clusters that num-clusters=0 considers. Keep it well under the number "
         "of clients: a cluster of one learns from nobody.",
         minimum=1,
+        only=ATLAS,
     )
     recluster_every: int = option(
         0,
@@ -52,6 +53,7 @@ class ClusterConfig:
         "Batches in a client's fingerprint, no example twice; each costs a training "
         "step, once. minilm needs 12, smollm2 4; at least fingerprint-parts.",
         minimum=1,
+        only=ADAPTER_STRATEGIES,
     )
     fingerprint_parts: int = option(
         4,
@@ -59,12 +61,14 @@ class ClusterConfig:
         "how many clusters there are. 1 chooses by silhouette instead.",
         minimum=1,
         maximum=64,
+        only=ADAPTER_STRATEGIES,
     )
     fingerprint_dim: int = option(
         64,
         "Numbers in each part of a fingerprint, a byte each; with 4 parts 256 bytes.",
         minimum=2,
         maximum=65536,
+        only=ADAPTER_STRATEGIES,
     )
     fingerprint_epsilon: float = option(
         0.0,

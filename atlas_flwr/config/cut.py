@@ -37,6 +37,7 @@ class CutConfig:
         "Most blocks in a head that cut='auto' considers. Each costs the client time "
         "and spares the trunk as much; none of them hides the client's text.",
         minimum=1,
+        only=ADAPTER_STRATEGIES,
     )
     summary_positions: int = option(
         0,

@@ -19,7 +19,7 @@ from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
-from atlas_flwr.options import Option, Problem
+from atlas_flwr.options import ADAPTER_STRATEGIES, Option, Problem
 from atlas_flwr.remedies import remedy_problems
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
@@ -266,6 +266,8 @@ def folding_is_exact(config: RunConfig) -> Iterator[Problem]:
 
 def parts_are_filled(config: RunConfig) -> Iterator[Problem]:
     """Want a batch for each part of a fingerprint, and an example for each batch."""
+    if config.strategy not in ADAPTER_STRATEGIES:
+        return
     batches, parts = config.fingerprint_batches, config.fingerprint_parts
     if batches < parts:
         yield Problem(
@@ -278,6 +280,16 @@ def parts_are_filled(config: RunConfig) -> Iterator[Problem]:
             ("fingerprint-batches", "train-examples"),
             f"fingerprint-batches={batches}: a client has only train-examples="
             f"{config.train_examples}; lower the one or raise the other",
+        )
+
+
+def tests_are_skewed_alike(config: RunConfig) -> Iterator[Problem]:
+    """Want a skew that tests can have."""
+    if config.test_skew and config.label_skew == 0:
+        yield Problem(
+            ("test-skew", "label-skew"),
+            "test-skew=true: with label-skew=0.0 training and test examples are alike "
+            "already; set label-skew above 0, e.g. 0.5, or test-skew=false",
         )
 
 
@@ -338,6 +350,7 @@ RULES: tuple[Rule, ...] = (
     remedy_problems,
     summaries_find_their_place,
     parts_are_filled,
+    tests_are_skewed_alike,
     batch_is_filled,
     half_is_for_gpus,
     folder_is_a_name,

@@ -15,6 +15,7 @@ from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from atlas_flwr.train.weights import ModelFiles
+from tests.read_keys import read_by
 
 FILE = """
 kind: generation
@@ -46,7 +47,8 @@ def task(tmp_path):
 
 
 def finished(folder, **changes):
-    config = {**BASE, "runs-dir": str(folder / "runs"), **changes}
+    base = read_by(changes.get("strategy", "atlas"), BASE)
+    config = {**base, "runs-dir": str(folder / "runs"), **changes}
     with local_grid(app, 4, run_config=config) as grid:
         begun = Run.begin(config)
         begun.execute(grid)

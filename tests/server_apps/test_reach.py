@@ -11,6 +11,7 @@ from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.server_apps.trunk import check_reach
+from tests.read_keys import read_by
 from tests.server_apps.test_run import BASE
 
 
@@ -36,4 +37,5 @@ def test_what_needs_no_trunk_or_runs_in_a_simulation_is_let_through():
     simulation = InMemoryGrid.__new__(InMemoryGrid)  # its state takes a whole SuperLink
     check_reach(split, simulation)
     for change in ({"split": "none"}, {"strategy": "fedavg"}):
-        check_reach(load_config({**BASE, **change}), deployment())
+        base = read_by(change.get("strategy", "atlas"), BASE)
+        check_reach(load_config({**base, **change}), deployment())

@@ -32,6 +32,7 @@ from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.weights import ModelFiles
+from tests.read_keys import read_by
 
 NODES = 4
 BASE = {
@@ -54,7 +55,8 @@ class Killed(BaseException):
 def run(folder, intercept=None, nodes=NODES, **changes) -> RunFolder:
     given = {key.replace("_", "-"): value for key, value in changes.items()}
     clusters = {"num-clusters": 2} if "strategy" not in changes else {}
-    config = {**BASE, **clusters, "runs-dir": str(folder), **given}
+    base = read_by(given.get("strategy", "atlas"), BASE)
+    config = {**base, **clusters, "runs-dir": str(folder), **given}
     with local_grid(app, nodes, run_config=config, intercept=intercept) as grid:
         begun = Run.begin(config, given)
         begun.execute(grid)
