@@ -105,11 +105,15 @@ class Continuation:
     order : Tensor, optional
         Shape (B,), int64: where each row of the call was among the rows of the call
         before. ``None``: where it is.
+    past : int, optional
+        Positions that stand before the call's: those behind them, which were drafts,
+        are taken back. ``None`` in all calls of texts without drafts.
     """
 
     texts: int
     turn: int
     order: Tensor | None = None
+    past: int | None = None
 
 
 @dataclass(frozen=True)

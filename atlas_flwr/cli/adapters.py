@@ -119,7 +119,8 @@ def ready(given: argparse.Namespace) -> Ready:
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
 
-    decoding = Decoding(given.max_new_tokens, given.temperature, given.seed)
+    drafts = getattr(given, "drafts", 0)  # of `generate` alone
+    decoding = Decoding(given.max_new_tokens, given.temperature, given.seed, drafts)
     folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
     config = folder.config()
     files = ModelFiles.of(config, given.device)

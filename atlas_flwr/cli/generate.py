@@ -28,7 +28,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", type=Path, required=True)
     add_decoding(parser, longest=128)
     parser.add_argument("--batch-size", metavar="N", type=int, default=8)
+    parser.add_argument(
+        "--drafts",
+        metavar="N",
+        type=int,
+        default=0,
+        help="tokens guessed from the text itself, for fewer round trips; with "
+        "--batch-size 1",
+    )
     given = parser.parse_args(arguments)
+    if given.drafts and given.batch_size != 1:
+        raise ConfigError(
+            [f"drafts={given.drafts} with batch-size={given.batch_size}: must be 1"]
+        )
     if given.batch_size < 1:
         raise ConfigError([f"batch-size={given.batch_size}: at least 1 prompt at once"])
     if not given.out.parent.is_dir():

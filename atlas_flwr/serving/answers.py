@@ -28,6 +28,9 @@ class Decoding:
         0: the likeliest token, always; above, tokens are drawn.
     seed : int
         Of what is drawn.
+    drafts : int
+        Tokens that are guessed from the text itself and tried at once, where one text
+        is answered at a time; 0 for none.
 
     Raises
     ------
@@ -38,6 +41,7 @@ class Decoding:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    drafts: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -49,6 +53,8 @@ class Decoding:
             problems.append(
                 f"temperature={self.temperature}: 0 for the likeliest token, or above"
             )
+        if self.drafts < 0:
+            problems.append(f"drafts={self.drafts}: 0 for none, or above")
         if problems:
             raise ConfigError(problems)
 
@@ -62,6 +68,7 @@ class Decoding:
             "pad_token_id": ends[0] if pad is None and ends else pad,
             "eos_token_id": ends or None,
             **(drawn if self.temperature else {"do_sample": False}),
+            **({"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}),
         }
 
 

@@ -2,8 +2,9 @@
 """What a client holds of texts that it writes on: caches, and what the trunk was told.
 
 Head and tail keep keys and values here. The trunk keeps its own; it is told of new
-positions alone, and when beams move, of the rows that they moved from. The hidden
-states that were sent are kept as well: a trunk that has lost its cache gets them again.
+positions alone, and when beams move, of the rows that they moved from; when drafts are
+refused, of the positions that are left. The hidden states that were sent are kept as
+well: a trunk that has lost its cache gets them again.
 
 Letters: B texts, T positions so far, n new ones, D the model's width.
 """
@@ -60,6 +61,8 @@ class SplitCache(Cache):
         self._hidden: Tensor | None = None
         self._mask: Tensor | None = None
         self._positions: Tensor | None = None
+        self._drafts = False
+        self._is_cropped = False
 
     def cross(
         self,
@@ -87,21 +90,22 @@ class SplitCache(Cache):
             Hidden states (B, n, D); of a trunk that ends the model logits (B, keep, V).
         """
         keep = keep or hidden.shape[1]
+        past = 0 if self._hidden is None else self._hidden.shape[1]
         new = self._news(hidden, mask, positions)
         turn, self._turn = self._turn, 0  # unless it answers, it is sent everything
         order, self._order = self._order, None
         if turn:
             try:
-                answer = self.trunk.extend(
-                    new, Continuation(self.texts, turn, order), keep
-                )
+                place = Continuation(self.texts, turn, order, self._told(past))
+                answer = self.trunk.extend(new, place, keep)
             except CacheLost:
                 self.rebuilt += 1
                 turn = 0
         if not turn:
             assert self._hidden is not None
             whole = TrunkCall(self._hidden, self._mask, self._positions)
-            answer = self.trunk.extend(whole, Continuation(self.texts, 0), keep)
+            place = Continuation(self.texts, 0, past=self._told(0))
+            answer = self.trunk.extend(whole, place, keep)
         self._turn = turn + 1
         return answer.to(hidden.device)
 
@@ -145,23 +149,31 @@ class SplitCache(Cache):
             rows = torch.arange(len(self._hidden), device=self._hidden.device)
             self.reorder_cache(rows.repeat_interleave(repeats))
 
-    @property
-    def is_croppable(self) -> bool:
-        """Whether positions can be taken back: not those of the trunk."""
-        return False
+    def activate_past_recording(self) -> None:
+        """Expect drafts: positions of which some will be taken back."""
+        super().activate_past_recording()  # type: ignore[no-untyped-call]
+        self._drafts = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to take back positions.
+        """Take back the last positions; the trunk is told with the next ones.
 
-        Raises
-        ------
-        TypeError
-            Always.
+        Parameters
+        ----------
+        tokens_to_remove : int
+            Minus their number.
         """
-        raise TypeError(
-            "a split model's cache takes back no positions, which assisted decoding "
-            "asks of it; generate without an assistant"
-        )
+        super().crop(tokens_to_remove)
+        if self._hidden is None or not tokens_to_remove:
+            return
+        self._drafts, self._is_cropped = True, True
+        self._hidden = self._hidden[:, :tokens_to_remove]
+        if self._mask is not None:
+            self._mask = self._mask[:, :tokens_to_remove]
+        if self._positions is not None:
+            self._positions = self._positions[:, :tokens_to_remove]
+
+    def _told(self, past: int) -> int | None:
+        return past if self._drafts else None
 
     def _news(
         self, hidden: Tensor, mask: Tensor | None, positions: Tensor | None
@@ -170,6 +182,8 @@ class SplitCache(Cache):
         rows, count = hidden.shape[:2]
         past = 0 if self._hidden is None else self._hidden.shape[1]
         before, last = self._mask, self._positions
+        counted = None if self._is_cropped else last  # as the trunk knows it
+        self._is_cropped = False
         self._hidden = hidden if self._hidden is None else _joined(self._hidden, hidden)
         if mask is None and before is not None:
             mask = before.new_ones(rows, past + count)
@@ -183,7 +197,7 @@ class SplitCache(Cache):
         return TrunkCall(
             hidden,
             None if mask is None or _goes_on(before, mask, count) else mask,
-            None if _counts_on(last, positions) else positions,
+            None if _counts_on(counted, positions) else positions,
         )
 
 

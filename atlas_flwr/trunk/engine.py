@@ -342,11 +342,11 @@ class TrunkEngine:
             kept = self._texts.take(
                 token, place, lambda: self.base.texts(session), updates
             )
-            past = kept.cache.get_seq_length()
+            past = place.past
+            past = kept.cache.get_seq_length() if past is None else past
             call = self.base.received(replace(call, step=None), past)
-            answer: Tensor = self._passes.do(
-                Extension(session, call, kept, place.order, keep)
-            )
+            work = Extension(session, call, kept, place, keep)
+            answer: Tensor = self._passes.do(work)
             self._texts.keep(token, place.texts, kept)
             return answer
 

@@ -289,7 +289,8 @@ def _inputs(
 
 def _placed(place: Continuation) -> dict[str, tuple[Tensor, Role] | None]:
     """Return a place in texts as small tensors."""
-    numbers = torch.tensor([place.texts, place.turn], dtype=torch.int32)
+    past = [] if place.past is None else [place.past]
+    numbers = torch.tensor([place.texts, place.turn, *past], dtype=torch.int32)
     return {
         "place": (numbers, Role.ACTIVATION),
         "order": _small(place.order, torch.int32),
@@ -298,10 +299,12 @@ def _placed(place: Continuation) -> dict[str, tuple[Tensor, Role] | None]:
 
 def _place(tensors: dict[str, Tensor]) -> Continuation:
     numbers, order = _named(tensors, "place"), tensors.get("order")
-    if numbers.shape != (2,):
-        raise WireError(f"a place of shape {tuple(numbers.shape)}; it is two numbers")
-    texts, turn = (int(n) for n in numbers)
-    return Continuation(texts, turn, None if order is None else order.long())
+    if numbers.shape not in ((2,), (3,)):
+        shape = tuple(numbers.shape)
+        raise WireError(f"a place of shape {shape}; it is 2 numbers or 3")
+    texts, turn, *past = (int(n) for n in numbers)
+    rows = None if order is None else order.long()
+    return Continuation(texts, turn, rows, past[0] if past else None)
 
 
 def _rows(values: Tensor, role: Role, real: Tensor | None) -> tuple[Tensor, Role]:

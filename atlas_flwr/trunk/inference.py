@@ -40,6 +40,8 @@ class KeptTexts:
         Shape (B, T).
     last : Tensor, optional
         Shape (B, 1): the last position's number, where the client numbers them.
+    drafts : bool
+        Whether positions may be taken back.
     used : float
         Seconds on the clock.
     """
@@ -49,6 +51,7 @@ class KeptTexts:
     turn: int = 0
     mask: Tensor | None = field(default=None, repr=False)
     last: Tensor | None = field(default=None, repr=False)
+    drafts: bool = False
     used: float = 0.0
 
     @property
@@ -57,16 +60,20 @@ class KeptTexts:
         own = [t for t in (self.mask, self.last) if t is not None]
         return self.cache.nbytes + sum(t.nbytes for t in own)
 
-    def inputs(self, call: TrunkCall, order: Tensor | None) -> dict[str, Any]:
+    def inputs(self, call: TrunkCall, place: Continuation) -> dict[str, Any]:
         """Move rows, count on, and return what the blocks are given beside ``hidden``.
+
+        Before that, drafts that were refused are taken back.
 
         Raises
         ------
         TrunkError
             If rows or shapes do not fit; nothing that is kept is then worth keeping.
         """
-        if order is not None:
-            self._reorder(order.to(call.hidden.device))
+        if place.order is not None:
+            self._reorder(place.order.to(call.hidden.device))
+        if place.past is not None:
+            self._take_back(place.past)
         rows, count = call.hidden.shape[:2]
         self.mask = self._mask(call, rows, count)
         positions = call.position_ids
@@ -88,6 +95,19 @@ class KeptTexts:
             "position_ids": positions,
             "cache": self.cache,
         }
+
+    def _take_back(self, past: int) -> None:
+        held = self.cache.get_seq_length()
+        if not held:
+            self.cache.activate_past_recording()  # type: ignore[no-untyped-call]
+            self.drafts = True
+            return
+        if not 0 <= past <= held:
+            raise TrunkError(f"{past} positions of the {held} that are kept")
+        self.cache.crop(past - held)  # by 0, too: windows drop what they need no more
+        if past < held:
+            self.last = None  # the call says how it is numbered
+            self.mask = None if self.mask is None else self.mask[:, :past]
 
     def _mask(self, call: TrunkCall, rows: int, count: int) -> Tensor | None:
         if call.attention_mask is not None or self.mask is None:
@@ -182,6 +202,11 @@ class TextCaches:
                 f"call {place.turn} of texts {place.texts}, at whose adapters after "
                 f"{updates} updates; kept are those before call {kept.turn}, after "
                 f"{kept.updates}: send them whole"
+            )
+        if (place.past is not None) != kept.drafts:
+            begun = "with" if kept.drafts else "without"
+            raise CacheLost(
+                f"texts {place.texts} were begun {begun} drafts; send them whole"
             )
         return kept
 

@@ -120,7 +120,7 @@ class LocalTrunk(TrunkClient):
         """Go on with texts that are kept here."""
         call = self._here(call)
         kept = self._texts.take("", place, self._new_texts)
-        inputs = kept.inputs(call, place.order)
+        inputs = kept.inputs(call, place)
         with torch.no_grad():
             if self._ends_model:
                 ended = end_model(

@@ -17,7 +17,7 @@ from atlas_flwr.trunk.joined import Member
 from atlas_flwr.trunk.leaves import Share
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.trunk.steps import Pass
-from atlas_flwr.types import LossReply, TrunkCall
+from atlas_flwr.types import Continuation, LossReply, TrunkCall
 
 __all__ = [
     "Backward",
@@ -147,14 +147,14 @@ class Extension(Work):
     ----------
     kept : KeptTexts
         The texts; they grow.
-    order : Tensor, optional
+    place : Continuation
         As sent.
     keep : int
         As sent.
     """
 
     kept: KeptTexts
-    order: Tensor | None = None
+    place: Continuation
     keep: int = 0
 
 
@@ -180,7 +180,7 @@ def alone(base: SharedBase, work: Work) -> Any:
         with torch.no_grad():
             return base.run(work.session, work.call)
     if isinstance(work, Extension):
-        inputs = work.kept.inputs(work.call, work.order)
+        inputs = work.kept.inputs(work.call, work.place)
         with torch.no_grad():
             return base.extend(work.session, work.call.hidden, work.keep, inputs)
     if isinstance(work, Beginning):

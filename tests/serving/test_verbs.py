@@ -70,6 +70,12 @@ def test_the_cut_changes_no_answer(folder, prompts, cut):
     assert answers(folder, prompts, "--cluster", "0", "--cut", cut) == here
 
 
+def test_drafts_change_no_answer(folder, prompts):
+    alone = ["--cluster", "0", "--batch-size", "1"]
+    here = answers(folder, prompts, *alone)
+    assert answers(folder, prompts, *alone, "--drafts", "4") == here
+
+
 def test_what_is_drawn_is_drawn_again_from_the_same_seed(folder, prompts):
     drawn = [
         answers(folder, prompts, "--cluster", "0", "--temperature", "1.5", *seed)
@@ -89,6 +95,7 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
         (["--cluster", "0", "--temperature", "-1", *out], "temperature=-1.0"),
         (["--cluster", "0", "--max-new-tokens", "0", *out], "max-new-tokens=0"),
         (["--cluster", "0", "--batch-size", "0", *out], "batch-size=0"),
+        (["--cluster", "0", "--drafts", "4", *out], "with batch-size=8: must be 1"),
         (["--cluster", "1", *out], "line 2 has start, id"),
         (["--prompts", str(prompts), "--out", "no/where"], "no folder no"),
     ):

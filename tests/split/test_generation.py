@@ -76,8 +76,9 @@ def prompts(rows=2, length=6):
 
 def written(model, ids, mask, **settings):
     torch.manual_seed(2)
-    lengths = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
-    return model.generate(ids, attention_mask=mask, **{**lengths, **settings})
+    preset = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
+    preset["use_cache"] = True  # MPT's own configuration says no
+    return model.generate(ids, attention_mask=mask, **{**preset, **settings})
 
 
 def sent(trunk):
@@ -306,12 +307,54 @@ def test_a_cache_of_another_kind_or_a_training_pass_is_refused():
         split(input_ids=ids, labels=ids, past_key_values=split.new_cache())
 
 
-def test_no_position_is_taken_back():
-    split, _ = framed(made("llama"), U)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mpt"])
+@pytest.mark.parametrize("plan", [U, VANILLA], ids=str)
+def test_drafts_save_crossings_and_change_no_token(family, plan):
+    model = made(family)
+    split, engine = framed(model, plan)
+    requests = sent(split.trunk)
+    ids = torch.tensor([[7, 8, 9, 10, 7, 8, 9, 11, 7, 8]])
+    mask = torch.ones_like(ids)
+    drafts = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 2}
+    expected = written(model, ids, mask, max_new_tokens=24)
+    got = written(split, ids, mask, max_new_tokens=24, **drafts)
+    assert torch.equal(got, expected)
+    lengths = [r["hidden"][0][1] for r in requests if "hidden" in r]
+    assert max(lengths[1:]) > 1
+    assert engine.stats().caches == 0
+
+
+@pytest.mark.parametrize("plan", [U, VANILLA], ids=str)
+def test_a_model_that_drafts_the_same_saves_most_crossings(plan):
+    model, (ids, mask) = made("gemma3"), prompts(1)
+    split, engine = framed(model, plan)
+    drafter = made("gemma3")
+    drafter.generation_config.num_assistant_tokens_schedule = "constant"
+    drafter.generation_config.num_assistant_tokens = 4
+    drafter.generation_config.assistant_confidence_threshold = 0.0
+    expected = written(model, ids, mask, max_new_tokens=20)
+    got = written(split, ids, mask, max_new_tokens=20, assistant_model=drafter)
+    assert torch.equal(got, expected)
+    assert engine.stats().base_passes == 4  # 20 tokens, of which 4 in 5 are drafts
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+def test_positions_are_taken_back_on_both_sides(limit):
+    model = made("gemma3")
+    split, _ = framed(model, U, Limits(cache_bytes=limit))
+    ids, drafts = torch.tensor([[5, 6, 7, 8, 9, 10, 11]]), torch.tensor([[3, 4, 5]])
     cache = split.new_cache()
-    assert not cache.is_croppable
-    with pytest.raises(TypeError, match="assistant"):
-        cache.crop(-1)
+    with torch.no_grad():
+        split(input_ids=ids, past_key_values=cache)  # as yet, none is to be expected
+        cache.activate_past_recording()
+        split(input_ids=drafts, past_key_values=cache)
+        cache.crop(-2)
+        split(input_ids=drafts, past_key_values=cache)
+        cache.crop(-3)
+        got = split(input_ids=drafts[:, 1:], past_key_values=cache).logits
+        whole = torch.cat([ids, drafts[:, :1], drafts[:, 1:]], dim=1)
+        expected = model(input_ids=whole).logits[:, -2:]
+    torch.testing.assert_close(got, expected)
 
 
 def test_rows_are_chosen_and_repeated_on_both_sides():

@@ -159,12 +159,29 @@ def test_what_cannot_go_on_is_refused_and_leaves_nothing(model, call, order, mes
     assert engine.stats().caches == 0
 
 
+def test_no_more_is_taken_back_than_is_there(model):
+    engine = engine_of(model)
+    token = engine.open(SessionSpec(PLAN))
+    whole = TrunkCall(torch.ones(1, 4, 32))
+    engine.extend(token, whole, Continuation(0, 0, past=0))
+    with pytest.raises(TrunkError, match="5 positions of the 4"):
+        go_on(engine, token, past=5)
+
+
+def test_texts_that_were_begun_without_drafts_are_begun_again_with_them(model):
+    engine = engine_of(model)
+    token = engine.open(SessionSpec(PLAN))
+    begin(engine, token)
+    with pytest.raises(CacheLost, match="without drafts"):
+        go_on(engine, token, past=3)
+
+
 def test_a_place_that_is_none_is_refused(model):
     engine = engine_of(model)
     token = engine.open(SessionSpec(PLAN))
-    place = torch.zeros(3, dtype=torch.int32)
+    place = torch.zeros(4, dtype=torch.int32)
     frame = encode_tensors(CODECS["raw"], {"place": (place, Role.ACTIVATION)})
-    with pytest.raises(WireError, match="two numbers"):
+    with pytest.raises(WireError, match="2 numbers or 3"):
         FrameService(engine).answer(Request(Verb.FORGET, token, "raw", frame))
 
 
