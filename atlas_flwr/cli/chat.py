@@ -7,6 +7,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from atlas_flwr.cli.adapters import add_adapters, add_decoding, ready
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     from atlas_flwr.serving import Conversation
 
     found = ready(given)
+    if sys.stdin.isatty() and find_spec("readline"):  # there is none on Windows
+        import_module("readline")  # input() then edits lines, and knows those before
     with found.served() as served:
         talk = Conversation(served.model, found.prompts, found.decoding)
         print(f"{found.title}\n{talk.style} · /help\n", flush=True)

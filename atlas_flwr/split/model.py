@@ -257,6 +257,9 @@ class SplitModel(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Feed ``generate`` what is new to the cache; without one, the whole text."""
         if past_key_values is not None:
+            if self._turns_long(past_key_values, input_ids):
+                past_key_values.restart()
+                kwargs["next_sequence_length"] = None
             cached: Any = GenerationMixin.prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
             made: dict[str, Any] = cached(
                 self,
@@ -275,13 +278,23 @@ class SplitModel(PreTrainedModel, GenerationMixin):
                 inputs["position_ids"] = positions.masked_fill(attention_mask == 0, 0)
         return inputs
 
+    def _turns_long(self, cache: SplitCache, ids: Tensor) -> bool:
+        """Tell whether all positions are now to be turned as those of a long text.
+
+        Phi-3's are, once a text has outgrown what it was first trained on; its keys
+        have to be made again, as the unsplit model makes them.
+        """
+        longest = getattr(self.config, "original_max_position_embeddings", None)
+        past = cache.get_seq_length()
+        return longest is not None and 0 < past <= longest < ids.shape[1]
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the unsplit model does, one crossing a token.
 
         After the prompt only new positions cross: head, trunk and tail keep the keys
         and values of what came before. With ``use_cache=False``, and where the model or
         the trunk keeps no cache (a warning says so), the whole text crosses for every
-        token.
+        token. Caches grow with the text, whatever ``cache_implementation`` says.
 
         Raises
         ------
@@ -304,7 +317,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             return generate(self, *args, **{**kwargs, "use_cache": False})
         cache = self.new_cache()
         try:
-            return generate(self, *args, **{**kwargs, "past_key_values": cache})
+            own = {"past_key_values": cache, "cache_implementation": None}
+            return generate(self, *args, **{**kwargs, **own})
         finally:
             cache.close()
 

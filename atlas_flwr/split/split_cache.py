@@ -109,6 +109,12 @@ class SplitCache(Cache):
         self._turn = turn + 1
         return answer.to(hidden.device)
 
+    def restart(self) -> None:
+        """Forget all positions: those that follow are the first."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self._hidden = self._mask = self._positions = self._order = None
+        self._turn = 0
+
     def close(self) -> None:
         """Let the trunk forget its side; used again, it is sent everything again."""
         if self._turn:

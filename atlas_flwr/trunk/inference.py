@@ -44,6 +44,8 @@ class KeptTexts:
         Whether positions may be taken back.
     used : float
         Seconds on the clock.
+    nbytes : int
+        Bytes that it held after its last call.
     """
 
     cache: SliceCache
@@ -53,10 +55,10 @@ class KeptTexts:
     last: Tensor | None = field(default=None, repr=False)
     drafts: bool = False
     used: float = 0.0
+    nbytes: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds."""
+    def measured(self) -> int:
+        """Count the bytes that it holds."""
         own = [t for t in (self.mask, self.last) if t is not None]
         return self.cache.nbytes + sum(t.nbytes for t in own)
 
@@ -213,7 +215,7 @@ class TextCaches:
     def keep(self, owner: Hashable, texts: int, kept: KeptTexts) -> None:
         """Put texts back after a call, and forget others where there is no room."""
         kept.turn += 1
-        kept.used = self.clock()
+        kept.used, kept.nbytes = self.clock(), kept.measured()
         with self._lock:
             self._held[owner, texts] = kept
             self._make_room()

@@ -155,8 +155,6 @@ def test_a_finished_run_answers(tmp_path, capsys):
         "max-length": 32,
         "train-examples": 8,
         "test-examples": 2,
-        "fingerprint-batches": 2,
-        "fingerprint-parts": 2,
     }
     with local_grid(app, 2, run_config=config) as grid:
         begun = Run.begin(config)

@@ -19,6 +19,7 @@ from atlas_flwr.trunk import (
 from atlas_flwr.types import TrunkClient
 from atlas_flwr.wire.frames import unpack
 from tests.families import build
+from tests.stand_in_gpu import DEVICE, stand_in_gpu
 
 U, VANILLA = SplitPlan(1, 1), SplitPlan(2, None)
 MODES = {
@@ -51,9 +52,36 @@ def mamba():
     return hf.MambaForCausalLM(config).eval()
 
 
+def phi3():
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = hf.Phi3Config(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=9,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 9,
+            **factors,
+        },
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return hf.Phi3ForCausalLM(config).eval()
+
+
+OTHERS = {"gemma2": gemma2, "mamba": mamba, "phi3": phi3}
+
+
 def made(family):
     torch.manual_seed(0)
-    return {"gemma2": gemma2, "mamba": mamba}.get(family, lambda: build(family))()
+    return OTHERS.get(family, lambda: build(family))()
 
 
 def framed(model, plan, limits=None, **options):
@@ -114,6 +142,25 @@ def test_text_of_a_ragged_batch_is_the_unsplit_models_to_the_token(family, plan,
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_text_that_becomes_long_on_the_way_is_turned_as_one(mode):
+    model, (ids, mask) = made("phi3"), prompts()
+    split, _ = framed(model, U)
+    requests = sent(split.trunk)
+    expected = written(model, ids, mask, max_new_tokens=10, **MODES[mode])
+    got = written(split, ids, mask, max_new_tokens=10, **MODES[mode])
+    assert torch.equal(got, expected)
+    lengths = [r["hidden"][0][1] for r in requests if "hidden" in r]
+    assert lengths == [6, 1, 1, 1, 10, 1, 1, 1, 1, 1]
+
+
+def test_a_setting_for_caches_of_another_kind_is_not_read():
+    model, (ids, mask) = made("llama"), prompts()
+    split, _ = framed(model, U)
+    split.generation_config.cache_implementation = "static"
+    assert torch.equal(written(split, ids, mask), written(model, ids, mask))
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("plan", [U, VANILLA], ids=str)
 def test_a_trunk_without_frames_writes_the_same_text(plan, mode):
     model, (ids, mask) = made("gemma3"), prompts()
@@ -124,6 +171,22 @@ def test_a_trunk_without_frames_writes_the_same_text(plan, mode):
         split = SplitModel(parts.head, parts.tail, trunk).eval()
         expected = written(model, ids, mask, **MODES[mode])
         assert torch.equal(written(split, ids, mask, **MODES[mode]), expected)
+
+
+@pytest.mark.parametrize("plan", [U, VANILLA], ids=str)
+@pytest.mark.parametrize("client", ["cpu", DEVICE], ids=str)
+def test_client_and_trunk_may_be_on_unlike_devices(plan, client):
+    model, (ids, mask) = made("gemma3"), prompts()
+    expected = written(model, ids, mask, **MODES["beams"])
+    with stand_in_gpu():
+        parts = partition(model, plan)
+        engine = TrunkEngine(parts.trunk.to("cpu" if client == DEVICE else DEVICE))
+        for part in filter(None, (parts.head, parts.tail)):
+            part.to(client)
+        direct = EngineTrunk(engine, engine.open(SessionSpec(plan)))
+        split = SplitModel(parts.head, parts.tail, direct).eval()
+        got = written(split, ids.to(client), mask.to(client), **MODES["beams"]).cpu()
+        assert torch.equal(got, expected)
 
 
 def test_after_the_prompt_one_position_a_text_crosses():
