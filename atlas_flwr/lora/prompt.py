@@ -76,10 +76,29 @@ def _prepend(
     prompt: Tensor, model: Any, args: tuple[Any, ...], given: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     inputs = dict(given)
+    cache = inputs.get("past_key_values")
+    if cache is not None and cache.get_seq_length():
+        return args, _behind(len(prompt), inputs)
     ids = inputs.pop("input_ids", None)
     if ids is not None:
         inputs["inputs_embeds"] = model.get_input_embeddings()(ids)
     return args, prepended(prompt, inputs)
+
+
+def _behind(count: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Go on with texts whose prompt is in the cache: count it in, in front of them."""
+    out = dict(inputs)
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if positions is not None:
+        out["position_ids"] = positions + count
+    if mask is not None:
+        ones = mask.new_ones(len(mask), count)
+        padding = (mask.cumsum(1) == 0).sum(1, keepdim=True)
+        here = torch.arange(mask.shape[1] + count, device=mask.device)
+        text = torch.cat([ones, mask], dim=1)
+        real = torch.where(here < padding + count, 1, text)
+        out["attention_mask"] = torch.where(here < padding, 0, real)
+    return out
 
 
 def prepended(prompt: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,3 +125,30 @@ def test_a_prompt_of_another_width_is_refused(shape):
         attach_prompt(build("llama"), {PROMPT_KEY: np.ones(shape, np.float32)}),
     ):
         pass
+
+
+@pytest.mark.parametrize("pad", ["", "left"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom"])
+def test_text_is_written_behind_the_prompt_with_a_cache_as_without(family, pad):
+    model, given = build(family), batch(family, pad)
+    ids, mask = given["input_ids"], given["attention_mask"]
+
+    def written(cached):
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            use_cache=cached,
+            max_new_tokens=6,
+            min_new_tokens=6,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return out.sequences, torch.stack(out.logits)
+
+    plain = written(True)
+    with attach_prompt(model, drawn(model)):
+        (text, logits), (expected, wanted) = written(True), written(False)
+    assert torch.equal(text, expected)
+    torch.testing.assert_close(logits, wanted)
+    assert (logits - plain[1]).abs().max() > 5e-4  # the prompt is read

@@ -223,6 +223,29 @@ def test_several_chats_at_once_each_have_their_own_adapters(model):
     assert len({tuple(text[0].tolist()) for text in got}) > 1
 
 
+def test_a_chat_goes_on_beside_a_session_that_trains(model):
+    engine, parts = engine_of(model), partition(model, PLAN)
+    state, whole = adapted(model, 0)
+    chatting, training = (engine.open(SessionSpec(PLAN, state)) for _ in range(2))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    trunk = EngineTrunk(engine, chatting)
+    split, text = SplitModel(parts.head, parts.tail, trunk).eval(), ids
+    cache = split.new_cache()
+    for step in range(6):
+        text = split.generate(
+            text,
+            attention_mask=torch.ones_like(text),
+            past_key_values=cache,
+            max_new_tokens=1,
+            pad_token_id=0,
+        )
+        engine.forward(training, TrunkCall(torch.randn(2, 4, 32), step=step))
+        engine.backward(training, step, torch.randn(2, 4, 32))
+    expected = whole.generate(ids, max_new_tokens=6, pad_token_id=0)
+    assert torch.equal(text, expected)
+    assert cache.rebuilt == 0
+
+
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
 def test_a_codec_rounds_what_crosses_as_in_training(model, codec):
     from atlas_flwr.trunk import connect, serve_local
