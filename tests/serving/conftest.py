@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,10 +79,28 @@ def made_run(root: Path, **changes) -> RunFolder:
     return folder
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory) -> RunFolder:
+    """A run that all tests share, and none changes."""
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        cache_in(root, patch)
+        return made_run(root)
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> RunFolder:
-    ModelFiles.of(load_config({"model": "tiny"}))  # made once, in the cache folder
-    monkeypatch.setattr(
-        "atlas_flwr.client_apps.store.cache_folder", lambda: tmp_path / "cache"
-    )
-    return made_run(tmp_path)
+def folder(kept, monkeypatch) -> RunFolder:
+    cache_in(kept.path.parents[1], monkeypatch)
+    return kept
+
+
+@pytest.fixture
+def own_folder(folder, tmp_path) -> RunFolder:
+    """A copy that may be changed."""
+    return RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+
+
+def cache_in(root, patch):
+    """Let clients keep their layers there; models stay where they are."""
+    where = root / "cache"
+    patch.setattr("atlas_flwr.client_apps.store.cache_folder", lambda: where)

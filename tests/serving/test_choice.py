@@ -73,22 +73,22 @@ def test_what_is_not_there_is_told_with_what_is(folder, choice, message):
         pick(folder, **choice)
 
 
-def test_one_folder_of_adapters_need_not_be_named(folder):
-    root = folder.path / "adapters"
+def test_one_folder_of_adapters_need_not_be_named(own_folder):
+    root = own_folder.path / "adapters"
     (root / "0").rename(root / "all")
     for file in (root / "1").iterdir():
         file.unlink()
     (root / "1").rmdir()
-    assert same(pick(folder).state, random_state(0))
-    assert pick(folder, cluster="all").title == "all clients"
+    assert same(pick(own_folder).state, random_state(0))
+    assert pick(own_folder, cluster="all").title == "all clients"
 
 
-def test_a_run_that_has_not_ended_has_no_adapters_yet(folder):
-    root = folder.path / "adapters"
-    root.rename(folder.path / "elsewhere")
+def test_a_run_that_has_not_ended_has_no_adapters_yet(own_folder):
+    root = own_folder.path / "adapters"
+    root.rename(own_folder.path / "elsewhere")
     with pytest.raises(DataError, match=r"when it has ended.*--base"):
-        pick(folder, cluster="0")
-    elsewhere = pick(folder, adapters=folder.path / "elsewhere" / "0")
+        pick(own_folder, cluster="0")
+    elsewhere = pick(own_folder, adapters=own_folder.path / "elsewhere" / "0")
     assert same(elsewhere.state, random_state(0))
 
 
@@ -110,10 +110,10 @@ def test_adapters_of_another_model_are_refused_by_layer(folder, tmp_path):
         pick(folder, adapters=Path(tmp_path))
 
 
-def test_learned_positions_that_write_nothing_are_refused(folder):
-    (folder.path / "adapters" / "0" / "summary.safetensors").touch()
+def test_learned_positions_that_write_nothing_are_refused(own_folder):
+    (own_folder.path / "adapters" / "0" / "summary.safetensors").touch()
     with pytest.raises(DataError, match="summary-positions"):
-        pick(folder, cluster="0")
+        pick(own_folder, cluster="0")
 
 
 def test_a_task_with_classes_has_no_form():

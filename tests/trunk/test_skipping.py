@@ -8,7 +8,7 @@ import torch
 
 from atlas_flwr.errors import SessionError, TrunkError
 from atlas_flwr.lora import Scaling, attach, extract, load
-from atlas_flwr.split import SplitPlan, partition
+from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.trunk import (
     EngineTrunk,
@@ -285,3 +285,14 @@ def test_no_gradient_at_all_comes_to_the_head():
             client.model.zero_grad()
             (share * client.model(**batch("llama")).loss).backward()
             assert all((p.grad is not None) == has for p in parameters)
+
+
+def test_text_is_written_through_it_as_without_it():
+    torch.manual_seed(0)
+    model = build("llama")
+    parts = partition(model, SplitPlan(1, 1))
+    trunk = SkippingTrunk(LocalTrunk(parts.trunk), 0.5)
+    split = SplitModel(parts.head, parts.tail, trunk).eval()
+    ids, settings = torch.tensor([[5, 6, 7]]), {"max_new_tokens": 4, "pad_token_id": 0}
+    assert trunk.keeps_caches
+    assert torch.equal(split.generate(ids, **settings), model.generate(ids, **settings))
