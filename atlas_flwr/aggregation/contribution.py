@@ -60,17 +60,18 @@ def layer_names(parts: Sequence[Contribution]) -> list[str]:
 def dense_means(parts: Sequence[Contribution]) -> dict[str, NDArray[Any]]:
     """Average the dense arrays, each over the clients that have it, in float64.
 
-    As from Flower's FedAvg, floating arrays keep their dtype and others, such as
-    BatchNorm's counters, become float64.
+    As from Flower's FedAvg, floating and complex arrays keep their dtype and others,
+    such as BatchNorm's counters, become float64.
     """
     means = {}
     for key in _names(part.state.dense for part in parts):
         have = [part for part in parts if key in part.state.dense]
         first = have[0].state.dense[key]
-        total = np.zeros(first.shape, dtype=np.float64)
+        is_complex = first.dtype.kind == "c"
+        total = np.zeros(first.shape, np.complex128 if is_complex else np.float64)
         for part, p in zip(have, shares(have), strict=True):
             total += p * part.state.dense[key]
-        means[key] = total.astype(first.dtype if first.dtype.kind == "f" else float)
+        means[key] = total.astype(first.dtype if first.dtype.kind in "fc" else float)
     return means
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Rule, Start
 from atlas_flwr.aggregation.contribution import dense_means, shares
 from atlas_flwr.aggregation.mixing import Room, averaged, mixed
 from atlas_flwr.aggregation.products import summed_in_parts, weighted_rest
+from atlas_flwr.aggregation.row_norms import row_norms, with_row_norms
 from atlas_flwr.errors import AdapterError
+from atlas_flwr.log import log
 from atlas_flwr.lora import (
     AdapterState,
     LoraFactors,
@@ -66,8 +69,10 @@ class ClusterAdapters:
     _initial: AdapterState | None = None
     _overall: AdapterState | None = None
     _layout: Layout | None = None
-    _returned: ArrayRecord | None = None
+    _returned: ArrayRecord | None = None  # a copy, as its receiver may change it
     _handed: AdapterState | None = None  # the last arrays, if they were changed
+    _row_norms: dict[str, float] | None = None  # of A, by layer, if they ever were
+    _weights: dict[str, dict[str, float]] = field(default_factory=dict)
     _trained: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def begin(self, arrays: ArrayRecord) -> None:
@@ -80,10 +85,17 @@ class ClusterAdapters:
         """
         if self._layout is None:
             self._layout = Layout.of(arrays, self.scaling)
+            for kind in self._layout.nearly:
+                log(WARNING, "%s is averaged number by number: near, not exact", kind)
         if self._initial is None:
             self._initial = self._layout.read(arrays, "initial arrays")
-        elif arrays is not self._returned and self._returned is not None:
-            self._take(arrays)
+        elif self._returned is not None:
+            self._take(arrays, self._returned)
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether clients have ever trained, before a resumption included."""
+        return self._overall is not None
 
     @property
     def has_returned(self) -> bool:
@@ -93,18 +105,20 @@ class ClusterAdapters:
     def begin_anew(self) -> None:
         """Forget all that was learned: the next arrays are initial ones."""
         self.groups, self._overall, self._handed = {}, None, None
+        self._row_norms, self._weights = None, {}
         self._initial = self._layout = self._returned = None
 
     def returned(self) -> ArrayRecord:
         """Return all clients' adapters together, as the strategy's result."""
-        self._returned = self.layout.write(self.overall)
-        return self._returned
+        made = self.layout.write(self.overall)
+        self._returned = ArrayRecord(dict(made))
+        return made
 
-    def _take(self, arrays: ArrayRecord) -> None:
+    def _take(self, arrays: ArrayRecord, before: ArrayRecord) -> None:
         """Let clients start from arrays that somebody changed on their way."""
-        before, self._returned = self._returned, arrays
-        if before is not None and _same(before, arrays):
+        if _same(before, arrays):
             return
+        self._returned = ArrayRecord(dict(arrays))
         if self.rule.folds or len(self.groups) > 1:
             why = (
                 "what does not fit into their rank is folded into the frozen weights"
@@ -122,6 +136,7 @@ class ClusterAdapters:
         whole = {name: canonical(found) for name, found in handed.factors.items()}
         state = AdapterState(whole, handed.dense)
         self._handed, self._overall = handed, state
+        self._row_norms = self._row_norms or {}
         self.groups = dict.fromkeys(self.groups, state)
 
     @property
@@ -145,6 +160,9 @@ class ClusterAdapters:
             return self.initial
         if self._handed is not None:
             return self._handed
+        if len(self.groups) == 1 and not self.rule.folds:
+            (only,) = self.groups.values()
+            return self._started(only, None, 0, "")  # what its clients are sent
         factors = {
             name: leading(found, rank, scale=self.layout.scale(rank))
             for name, found in self._overall.factors.items()
@@ -197,6 +215,8 @@ class ClusterAdapters:
         if self._handed is not None and ranks is None:
             return self._handed  # to the bit: updates are clipped against these
         state = self.rule.start(held, at)
+        if self._row_norms is not None and self.rule.rescales:
+            state = with_row_norms(state, self._row_norms)
         # What no member has sent, as clients keep it to themselves, is as at first.
         dense = {**self.initial.dense, **state.dense}
         return replace(state, dense=dense, origin=origin)
@@ -211,8 +231,10 @@ class ClusterAdapters:
 
         What a group that has trained before makes of both is for the hooks to say.
         """
-        totals = []
         self._handed = None
+        if self._row_norms is not None:
+            everyone = [part for parts in members.values() for part in parts]
+            self._row_norms = row_norms(everyone)
         self._trained = {g: _rank_sums(parts) for g, parts in members.items()}
         for group, parts in members.items():
             former = self.groups.get(group)
@@ -222,9 +244,15 @@ class ClusterAdapters:
                 average = partial(averaged, max_rank=most, room=room)
                 state = self.hooks.combined(former, state, average)
             self.groups[group] = state
-            weight = sum(part.weight for part in parts)
-            totals.append(Contribution(group, weight, self._shortened(state)))
-        self._overall = together(totals)
+            known = self._weights.setdefault(group, {})
+            known |= {part.client: part.weight for part in parts}
+        self._overall = together(
+            [
+                Contribution(group, sum(self._weights[group].values()), shortened)
+                for group, state in self.groups.items()
+                for shortened in (self._shortened(state),)
+            ]
+        )
 
     def _shortened(self, state: AdapterState) -> AdapterState:
         """Cut at the initial rank: what goes into the arrays of all groups together.
@@ -262,7 +290,11 @@ class ClusterAdapters:
     def regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Give each new group what its members had learned in their former ones."""
         members: dict[str, list[Contribution]] = {}
+        weights = {c: w for known in self._weights.values() for c, w in known.items()}
+        self._weights = {}
         for client, label in after.items():
+            if client in weights:
+                self._weights.setdefault(str(label), {})[client] = weights[client]
             former = self.groups.get(str(before.get(client)))
             if former is not None:
                 part = Contribution(client, 1.0, former)
@@ -279,7 +311,8 @@ class ClusterAdapters:
         for group, found in self.groups.items():
             arrays |= flatten(found, f"group/{group}")
         trained = self._overall is not None
-        return arrays, {"groups": list(self.groups), "trained": trained}
+        values = {"groups": list(self.groups), "trained": trained}
+        return arrays, {**values, "weights": self._weights}
 
     def restore(
         self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
@@ -288,6 +321,7 @@ class ClusterAdapters:
         self._initial = unflatten(arrays, "initial")
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
+        self._weights = {g: dict(known) for g, known in values["weights"].items()}
 
     def _ranks(self, given: Ranks) -> dict[str, int]:
         factors = self.initial.factors
@@ -306,7 +340,8 @@ class ClusterAdapters:
 
 def _same(one: ArrayRecord, other: ArrayRecord) -> bool:
     return one.keys() == other.keys() and all(
-        np.array_equal(one[key].numpy(), other[key].numpy(), equal_nan=True)
+        one[key] is other[key]
+        or np.array_equal(one[key].numpy(), other[key].numpy(), equal_nan=True)
         for key in one
     )
 

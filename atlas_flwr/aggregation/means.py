@@ -32,6 +32,8 @@ class Mean(Rule):
     of a round has is lost; whoever has room for it later begins it anew.
     """
 
+    rescales = False
+
     def start(self, held: AdapterState, at: Start) -> AdapterState:
         """Send the first directions, as they are, and the initial ones beyond them."""
         factors = dict(at.nested(held).factors)

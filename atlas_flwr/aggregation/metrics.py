@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import WARNING
 
@@ -23,8 +24,8 @@ def averaged_metrics(
 
     Flower's own average counts a client that left a metric out as if it had sent 0, and
     lets one NaN make the mean NaN. Here numbers that are not finite are left out, and
-    so is a list whose length is not that of the first one. Use it as a strategy's
-    ``train_metrics_aggr_fn``.
+    so is what is of another form than most clients' (a list, or one of another length).
+    Use it as a strategy's ``train_metrics_aggr_fn``.
 
     Parameters
     ----------
@@ -39,17 +40,19 @@ def averaged_metrics(
         Empty where no client has any weight.
     """
     sums: dict[str, tuple[list[float], float, bool]] = {}
-    for record in (next(iter(c.metric_records.values())) for c in contents):
+    records = [next(iter(content.metric_records.values())) for content in contents]
+    forms = _forms(records)
+    for record in records:
         weight = float(_number(record[weighted_by_key]))
         for key, value in record.items():
             if key == weighted_by_key or not weight or _is_odd(value):
+                continue
+            if _form(value) != forms[key]:
                 continue
             numbers = value if isinstance(value, list) else [value]
             total, weights, is_list = sums.get(
                 key, ([0.0] * len(numbers), 0.0, isinstance(value, list))
             )
-            if len(numbers) != len(total):
-                continue
             total = [t + weight * n for t, n in zip(total, numbers, strict=True)]
             sums[key] = total, weights + weight, is_list
     means: dict[str, Value] = {}
@@ -69,18 +72,43 @@ def name_odd_metrics(replies: Iterable[Message], sender: Callable[[int], str]) -
     sender : Callable[[int], str]
         Names the client on a node.
     """
-    odd: dict[str, list[str]] = {}
-    for reply in (reply for reply in replies if not reply.has_error()):
-        for key in _odd_keys(reply.content.metric_records):
-            odd.setdefault(key, []).append(sender(reply.metadata.src_node_id))
-    for key, clients in odd.items():
-        who = ", ".join(clients)
-        log(WARNING, "metric %r of client %s is not finite: left out", key, who)
+    odd: dict[tuple[str, str], list[str]] = {}
+    sound = [reply for reply in replies if not reply.has_error()]
+    forms = _forms(
+        [r for reply in sound for r in reply.content.metric_records.values()]
+    )
+    for reply in sound:
+        for key, value in _items(reply.content.metric_records):
+            if _is_odd(value):
+                why = "is not finite"
+            elif _form(value) != forms[key]:
+                why = "has another form than others' (a number, or numbers in a list)"
+            else:
+                continue
+            who = sender(reply.metadata.src_node_id)
+            odd.setdefault((key, why), []).append(who)
+    for (key, why), clients in odd.items():
+        log(
+            WARNING, "metric %r of client %s %s: left out", key, ", ".join(clients), why
+        )
 
 
-def _odd_keys(records: Mapping[str, MetricRecord]) -> list[str]:
-    items = (item for record in records.values() for item in record.items())
-    return [key for key, value in items if _is_odd(value)]
+def _items(records: Mapping[str, MetricRecord]) -> list[tuple[str, Value]]:
+    return [item for record in records.values() for item in record.items()]
+
+
+def _form(value: Value) -> int:
+    """Return a list's length; -1 for a single number."""
+    return len(value) if isinstance(value, list) else -1
+
+
+def _forms(records: Sequence[MetricRecord]) -> dict[str, int]:
+    """Return the form that most clients send each metric in; the first of equals."""
+    counts: dict[str, Counter[int]] = {}
+    for record in records:
+        for key, value in record.items():
+            counts.setdefault(key, Counter())[_form(value)] += 1
+    return {key: found.most_common(1)[0][0] for key, found in counts.items()}
 
 
 def _is_odd(value: Value) -> bool:

@@ -83,9 +83,13 @@ class Rule(ABC):
     folds : bool
         Whether clients are sent products to fold into their frozen weights, beside the
         adapters that they train.
+    rescales : bool
+        Whether what it hands out equals what was learned as a product alone, so that A
+        and B may be scaled against each other.
     """
 
     folds: ClassVar[bool] = False
+    rescales: ClassVar[bool] = True
 
     def __init__(self, max_rank: int | None = None, flat: bool = False) -> None:
         self.max_rank = max_rank

@@ -43,6 +43,10 @@ class Exchange:
         ``lora-alpha``.
     rank_decay : float
         Below 1, clients may prune their ranks (see :mod:`atlas_flwr.lora.pruning`).
+    asked : bool
+        Whether anybody was ever asked to train.
+    failure : str
+        Why the first reply that failed did so.
     """
 
     roster: Roster
@@ -53,6 +57,8 @@ class Exchange:
     weighted_by_key: str
     alphas: dict[str, float] = field(default_factory=dict)
     rank_decay: float = 1.0
+    asked: bool = False
+    failure: str = "nobody replied"
     _sent: dict[int, AdapterState] = field(default_factory=dict)
     _split: set[int] = field(default_factory=set)
 
@@ -110,6 +116,7 @@ class Exchange:
             self._split.add(node)
         if kind == MessageType.TRAIN:
             self._sent[node] = shared
+            self.asked = True
         record = RecordDict(
             {
                 self.arrayrecord_key: self.adapters.layout.write(
@@ -119,6 +126,26 @@ class Exchange:
             }
         )
         return Message(record, node, kind)
+
+    def note(self, replies: Sequence[Message]) -> None:
+        """Keep why the first of all failed."""
+        failed = [reply.error.reason for reply in replies if reply.has_error()]
+        if failed and self.failure == Exchange.failure:
+            self.failure = f"the first failure: {failed[0]}"
+
+    def check_learned(self) -> None:
+        """Refuse to end a run in which clients were asked, and nobody trained.
+
+        Raises
+        ------
+        RoundError
+            If it was so: with the first reason.
+        """
+        if self.asked and not self.adapters.has_learned:
+            raise RoundError(
+                "no client's training came back in any round, so nothing was learned: "
+                f"{self.failure}"
+            )
 
     def accept(self, replies: Sequence[Message]) -> list[tuple[Message, Contribution]]:
         """Read a training round's replies; refuse by name those that do not fit.

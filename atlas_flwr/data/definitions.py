@@ -178,6 +178,7 @@ def _typed(given: Mapping[str, Any]) -> tuple[Definition, list[str]]:
                 value = [value]
             try:
                 values = OmegaConf.merge(values, {entry.name: value})
+                OmegaConf.resolve(values)  # what looks like ${another key} is none
             except (OmegaConfBaseException, TypeError) as error:
                 problems.append(f"`{entry.name}`: {str(error).partition(chr(10))[0]}")
     return values, problems
@@ -202,6 +203,13 @@ def _value_problems(given: Definition) -> Iterator[str]:
         yield "`format: hub` and `dataset` go together"
     if given.on_bad_rows not in ON_BAD_ROWS:
         yield f"on_bad_rows {given.on_bad_rows!r}; allowed: {', '.join(ON_BAD_ROWS)}"
+    for key in ("max_chars", "max_lines", "skip_rows"):
+        if getattr(given, key) < 0:
+            yield f"`{key}` is {getattr(given, key)}; it counts, so 0 or more"
+    if given.kind != GENERATION and not given.text:
+        yield "`text` names no field"
+    if given.kind != GENERATION and given.label in given.text:
+        yield f"`text` and `label` both name {given.label!r}: the answer is in the text"
     if given.delimiter and (given.format != "csv" or len(given.delimiter) != 1):
         yield f"delimiter {given.delimiter!r}; one character, for `format: csv`"
     if given.kind == GENERATION:

@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from atlas_flwr.data.fields import plain_text, unwritable
 from atlas_flwr.data.packages import fetch, read_member
 from atlas_flwr.data.rows import Fault, Row
 from atlas_flwr.data.templates import filled_in, template_fields
 from atlas_flwr.errors import DataError
 
-__all__ = ["READERS", "Reading", "plain_text"]
+__all__ = ["READERS", "Reading"]
 
 
 PRESET_ENCODING = "utf-8-sig"
@@ -179,22 +180,13 @@ def _picked(reading: Reading, where: str, record: Mapping[str, Any]) -> Row | Fa
         if isinstance(record[key], dict | list):
             kind = "an object" if isinstance(record[key], dict) else "a list"
             return Fault(where, f"with {kind} in {key!r}, where text is wanted")
+        if why := unwritable(record[key]):
+            return Fault(where, f"with {why} in {key!r}")
     if reading.response:
         prompt = filled_in(reading.prompt, record, plain_text)
         return Row(prompt, filled_in(reading.response, record, plain_text), where)
     text = " ".join(plain_text(record[key]) for key in reading.text)
     return Row(text, plain_text(record[reading.label]), where)
-
-
-def plain_text(value: Any) -> str:
-    """Write a field as JSON would; a whole number without a point, null as nothing."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
 
 
 class _Tabs(csv.excel_tab):
@@ -205,6 +197,8 @@ class _Tabs(csv.excel_tab):
 
 def _csv(reading: Reading) -> Iterator[Row | Fault]:
     text = reading.string()
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # as old spreadsheets end lines
     header = text.partition("\n")[0]
     delimiter = reading.delimiter or _delimiter(reading, header)
     yield from _table(reading, text, csv.excel, delimiter=delimiter, strict=True)
@@ -219,7 +213,10 @@ def _delimiter(reading: Reading, header: str) -> str:
     wanted = set(reading.wanted)
 
     def named(delimiter: str) -> int:
-        names = next(csv.reader([header], delimiter=delimiter), [])
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            return 0  # the table is read again, and says what is wrong
         return len(wanted.intersection(names))
 
     return max(DELIMITERS, key=named)
@@ -252,11 +249,17 @@ def _check_header(reading: Reading, names: Sequence[str]) -> None:
     for key in reading.wanted:
         if names.count(key) == 1:
             continue
-        what = "twice" if key in names else "not"
+        fault = f"two columns {key!r}" if key in names else f"no column {key!r}"
+        shown = ", ".join(map(repr, names))
+        strange = any(mark in shown for mark in ("\\x00", "\\ufeff"))
+        mend = (
+            "These are not its characters: set the task's `encoding`, utf-16-le or "
+            "utf-8-sig for one"
+            if strange
+            else "Rename a column, or set the task's `text`, `label` or `delimiter`"
+        )
         raise DataError(
-            f"{reading.where}: its header has {key!r} {what}; it has "
-            f"{', '.join(map(repr, names))}. Rename a column, or set the task's "
-            "`text`, `label` or `delimiter`"
+            f"{reading.where}: its header has {fault}; it has {shown}. {mend}"
         )
 
 
@@ -267,15 +270,26 @@ def _jsonl(reading: Reading) -> Iterator[Row | Fault]:
     for number, line in reading.lines():
         where = f"line {number}"
         try:
-            record = json.loads(line)
+            record = _loaded(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{reading.where}, {where}: {error}") from None
-        yield _recorded(reading, where, record)
+            yield Fault(where, f"that are not JSON ({error.msg})")
+        else:
+            yield _recorded(reading, where, record)
+
+
+def _loaded(text: str) -> Any:
+    """Read JSON; of an object with a key twice, its pairs, as no record is."""
+
+    def made(pairs: list[tuple[str, Any]]) -> Any:
+        record = dict(pairs)
+        return record if len(record) == len(pairs) else pairs
+
+    return json.loads(text, object_pairs_hook=made)
 
 
 def _json(reading: Reading) -> Iterator[Row | Fault]:
     try:
-        found = json.loads(reading.string())
+        found = _loaded(reading.string())
     except json.JSONDecodeError as error:
         raise DataError(f"{reading.where}: {error}") from None
     if not isinstance(found, list):
@@ -289,7 +303,7 @@ def _json(reading: Reading) -> Iterator[Row | Fault]:
 
 def _recorded(reading: Reading, where: str, record: Any) -> Row | Fault:
     if not isinstance(record, dict):
-        return Fault(where, "that are no JSON object")
+        return Fault(where, "that are no JSON object, or have a key twice")
     return _picked(reading, where, record)
 
 
@@ -300,7 +314,8 @@ def _parquet(reading: Reading) -> Iterator[Row | Fault]:
     try:
         table = pq.read_table(io.BytesIO(reading.content()))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{reading.where} is not Parquet: {error}") from None
+        said = str(error).partition("\n")[0]
+        raise DataError(f"{reading.where} cannot be read as Parquet: {said}") from None
     yield from reading.picked(_numbered(table.to_pylist()))
 
 
@@ -313,7 +328,7 @@ def _lines(reading: Reading) -> Iterator[Row | Fault]:
     pattern = re.compile(reading.pattern)
     for number, line in reading.lines():
         match = pattern.match(line)
-        if match is None:
+        if match is None or None in (match["text"], match["label"]):
             yield Fault(f"line {number}", "that do not match the task's pattern")
         else:
             yield Row(match["text"], match["label"], f"line {number}")
@@ -332,6 +347,11 @@ def _folder(reading: Reading) -> Iterator[Row | Fault]:
 
 def _files(reading: Reading) -> Iterator[tuple[str, bytes]]:
     if reading.path:
+        if not Path(reading.path).is_dir():
+            raise DataError(
+                f"there is no folder {reading.path} (a task's `path` is seen from the "
+                "folder of its YAML file)"
+            )
         for path in sorted(Path(reading.path).rglob("*")):
             if path.is_file() and not path.name.startswith(LEFT_BY_SYSTEMS):
                 yield str(path.relative_to(reading.path)), path.read_bytes()

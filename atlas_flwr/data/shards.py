@@ -81,22 +81,22 @@ def make_shard(
     rank, turn = divmod(client, len(tasks))
     task = tasks[turn]
     sharers = len(range(turn, num_clients, len(tasks)))
-    pool = _shuffled(task, seed)
+    pool = _by_text(_shuffled(task, seed))
     held = max(int(len(pool) * _TEST_SHARE), 1)
     test, train = pool[:held], pool[held:]
     most = min(len(test), len(train))
     if most < sharers:
         raise DataError(
             f"task {task.name} has {len(train)} training and {len(test)} test "
-            f"examples for {sharers} clients; at most {most} can share it: lower "
+            f"texts for {sharers} clients; at most {most} can share it: lower "
             f"num-supernodes to {most * len(tasks)}, or add tasks"
         )
     drawn = derive_seed(seed, "skew", task.name)
-    mine, own_test = train[rank::sharers], test[rank::sharers]
+    mine, own_test = _flat(train[rank::sharers]), _flat(test[rank::sharers])
     if alpha is not None:
-        mine = _skewed(train, rank, sharers, alpha, drawn)
+        mine = _skewed(_flat(train), rank, sharers, alpha, drawn)
         if skew_tests:
-            own_test = _skewed(test, rank, sharers, alpha, drawn)
+            own_test = _skewed(_flat(test), rank, sharers, alpha, drawn)
     return Shard(
         task,
         tuple(mine[: train_examples or None]),
@@ -125,6 +125,18 @@ def _shuffled(task: Task, seed: int) -> list[Example]:
             kept.append(example)
     rng.shuffle(kept)  # the rarer class came to lie in the end
     return kept
+
+
+def _by_text(examples: Sequence[Example]) -> list[list[Example]]:
+    """Keep the answers to one prompt together, in the order of the first of each."""
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.text, []).append(example)
+    return list(found.values())
+
+
+def _flat(groups: Sequence[Sequence[Example]]) -> list[Example]:
+    return [example for group in groups for example in group]
 
 
 def _skewed(

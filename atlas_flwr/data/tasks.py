@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 
 from atlas_flwr.data.definitions import CLASSIFICATION, read_definition
@@ -116,7 +117,14 @@ def load_task(name_or_path: str) -> Task:
             f"task {name_or_path!r}: neither a file nor one of "
             f"{', '.join(task_names())}; a task is a YAML file, see docs/tasks.md"
         )
-    return _parse(path.stem, path.read_text(encoding="utf-8"), path.parent)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"task file {path} is not in UTF-8: {error}; save it as that (its data may "
+            "have another `encoding`)"
+        ) from None
+    return _parse(path.stem, text, path.parent)
 
 
 def load_examples(task: Task) -> tuple[Example, ...]:
@@ -257,6 +265,8 @@ def _class(task: Task, row: Row) -> int | Fault | None:
             value = float(row.label)
         except ValueError:
             return Fault(row.where, f"whose label is no number, as {row.label!r}")
+        if not isfinite(value):
+            return Fault(row.where, f"whose label is not finite, as {row.label!r}")
         if abs(value) <= task.above:
             return None
         return len(task.labels) - 1 if value > 0 else 0

@@ -29,6 +29,11 @@ _INEXACT = {
     "lokr_w": "is a factor of LoKr, whose product is Kronecker's; use LoRA",
 }
 
+# Parameters of JetMoe's and Granite's mixtures, which their names do not call experts.
+_STACKED, _MIXTURES = ("input_linear", "output_linear"), ("mlp", "moe")
+# Averaged number by number, which is near what was learned together, and not equal.
+_NEAR = {"vera_lambda": "VeRA", "oft_": "OFT", "boft_": "BOFT"}
+
 
 def lora_key(layer: str, factor: str) -> str:
     """Name a factor's array as PEFT does: ``<layer>.lora_A.weight``."""
@@ -98,6 +103,12 @@ class Layout:
         layers = {name: _layer(name, keys, arrays) for name, keys in pairs.items()}
         order = {key: place for place, key in enumerate(arrays)}
         return cls(layers, dense, scaling or Scaling(), order)
+
+    @property
+    def nearly(self) -> list[str]:
+        """Kinds of adapters whose mean is near what was learned, and not equal."""
+        found = {kind for word, kind in _NEAR.items() for k in self.dense if word in k}
+        return sorted(found)
 
     def read(
         self, arrays: ArrayRecord, sender: str, scaling: Scaling | None = None
@@ -209,8 +220,9 @@ def _own_name(match: re.Match[str]) -> str:
 
 
 def _refuse_experts(key: str, layer: str) -> None:
-    last = layer.rpartition(".")[2]
-    if last == "base_layer" or "expert" in last:
+    owner, _, last = layer.rpartition(".")
+    of_mixture = last in _STACKED and owner.endswith(_MIXTURES)
+    if last == "base_layer" or "expert" in last or of_mixture:
         raise AdapterError(
             f"array {key!r} adapts a mixture's experts as one parameter (PEFT's "
             "target_parameters): its rows hold a factor for each expert, and their "

@@ -90,8 +90,8 @@ def check_trained(
 def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32] | None:
     """Sketch what a round has changed: the factors, or where there are none all else.
 
-    Beside factors other arrays do not count: a classifier's tell the label set.
-    Counters do not count either.
+    Beside factors other arrays do not count: a classifier's tell the label set. Whole
+    numbers, which counters are, count only where nothing else has changed.
 
     Returns
     -------
@@ -102,9 +102,12 @@ def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]
     for name, factors in end.factors.items():
         changes[f"{name}.A"] = factors.A - start.factors[name].A
         changes[f"{name}.B"] = factors.B - start.factors[name].B
-    if not changes:
-        trained = {k: v for k, v in end.dense.items() if v.dtype.kind == "f"}
-        changes = {key: _change(start.dense[key], v) for key, v in trained.items()}
+    for kinds in ("f", "biu"):
+        if any(bool((change != 0).any()) for change in changes.values()):
+            break
+        if not end.factors:
+            trained = {k: v for k, v in end.dense.items() if v.dtype.kind in kinds}
+            changes = {key: _change(start.dense[key], v) for key, v in trained.items()}
     if not any((change != 0).any() for change in changes.values()):
         return None
     sketch: NDArray[np.float32] = fingerprint(changes)

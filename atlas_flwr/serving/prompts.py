@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_flwr.data.batches import start_ids
-from atlas_flwr.data.readers import plain_text
+from atlas_flwr.data.fields import plain_text
 from atlas_flwr.data.templates import filled_in, template_fields
 from atlas_flwr.errors import DataError
 

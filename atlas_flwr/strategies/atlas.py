@@ -24,7 +24,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
 
 from atlas_flwr._arguments import check_choice
@@ -246,6 +246,12 @@ class Atlas(FedAvg):
         self.planner.restore(arrays, values)
         self.exchange.alphas.update(values["alphas"])
 
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds; raise ``RoundError`` if nobody's training came back."""
+        result = super().start(*args, **kwargs)
+        self.exchange.check_learned()
+        return result
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -287,6 +293,7 @@ class Atlas(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Concatenate the adapters of each cluster's clients."""
         ordered = self.roster.sorted_replies(replies)
+        self.exchange.note(ordered)
         valid, _ = self._check_and_log_replies(ordered, is_train=True, validate=False)
         name_odd_metrics(valid, self.roster.client)
         accepted = self.exchange.accept(valid)
@@ -325,8 +332,7 @@ class Atlas(FedAvg):
 
     def _cluster(self, server_round: int) -> None:
         before = self.discovery.labels()
-        found = self.planner.cluster(server_round)
-        if found is not None and before:
+        if self.planner.cluster(server_round) is not None and before:
             self.adapters.regroup(before, self.discovery.labels())
         self._tell_clusters(server_round)
 

@@ -74,8 +74,8 @@ _PATTERNS = {
 
 
 def _read(name: str, path: Path, **more: Any) -> list[Row]:
-    pattern = _PATTERNS.get(name, "")
-    return list(Reading(format=name, path=str(path), pattern=pattern, **more).rows())
+    given = {"pattern": _PATTERNS.get(name, ""), **more}
+    return list(Reading(format=name, path=str(path), **given).rows())
 
 
 @pytest.mark.parametrize("name", sorted(_WRITERS))
@@ -120,12 +120,14 @@ def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("csv", b"text,topic\nx,y\n", "'label' not; it has 'text', 'topic'"),
-        ("csv", b"text,text,label\nx,y,z\n", "'text' twice"),
+        ("csv", b"text,topic\nx,y\n", "no column 'label'; it has 'text', 'topic'"),
+        ("csv", b"text,text,label\nx,y,z\n", "two columns 'text'"),
+        ("csv", "text,label\na,b\n".encode("utf-16-le"), "`encoding`, utf-16-le"),
         ("csv", b'text,label\na,b\n"never,closed\nc,d\n', "begins in line 3"),
-        ("jsonl", b'{"text": "x", "label": 1}\n{"text"', "line 2"),
         ("json", b'{"text": 1}', "it must be an array"),
-        ("parquet", b"PAR?", "is not Parquet"),
+        ("json", b'[{"text": 1}', "line 1"),
+        ("parquet", b"PAR?", "cannot be read as Parquet"),
+        ("folder", b"a file", "there is no folder"),
         ("tsv", b"text\tlabel\nl\xednea\ta", "latin-1"),
     ],
 )
@@ -140,6 +142,7 @@ def test_a_damaged_file_is_told_with_its_place(
     assert str(path) in str(error.value)
 
 
+NO_OBJECT = "that are no JSON object, or have a key twice"
 MORE = "with more fields than the header: is a delimiter unquoted?"
 UNMATCHED = "that do not match the task's pattern"
 
@@ -155,7 +158,27 @@ UNMATCHED = "that do not match the task's pattern"
                 "line 3", "with more fields than the header: is a delimiter unquoted?"
             ),
         ),
-        ("jsonl", b"[1]", Fault("entry 1", "that are no JSON object")),
+        ("jsonl", b"[1]", Fault("entry 1", NO_OBJECT)),
+        (
+            "jsonl",
+            b'{"text": "a", "text": "b", "label": 1}',
+            Fault("line 1", NO_OBJECT),
+        ),
+        (
+            "jsonl",
+            b'{"text": "a", "label": 1}\n{"text"',
+            Fault("line 2", "that are not JSON (Expecting ':' delimiter)"),
+        ),
+        (
+            "jsonl",
+            b'{"text": NaN, "label": 1}',
+            Fault("line 1", "with a number that is not finite in 'text'"),
+        ),
+        (
+            "jsonl",
+            b'{"text": "a\\ud800b", "label": 1}',
+            Fault("line 1", "with half a character (a lone surrogate) in 'text'"),
+        ),
         (
             "jsonl",
             b'{"text": {"body": "x"}, "label": 1}',
@@ -248,3 +271,26 @@ def test_without_the_library_for_hubs_its_installation_is_told(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):
         list(Reading(format="hub", dataset="some/set").rows())
+
+
+def test_a_table_whose_lines_end_as_on_old_machines_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"text,label\rone,a\rtwo,b\r")
+    assert _read("csv", tmp_path / "rows.csv") == [Row("one", "a"), Row("two", "b")]
+
+
+def test_bytes_in_parquet_are_no_text(tmp_path: Path) -> None:
+    table = pa.table({"text": [b"a"], "label": [1]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    (found,) = _read("parquet", tmp_path / "rows.parquet")
+    assert found == Fault(
+        "row 1", "with bytes (decode that column before saving) in 'text'"
+    )
+
+
+def test_a_line_without_one_of_the_patterns_groups_does_not_match(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows").write_text("1 text\n0\n")
+    pattern = "(?P<label>[01])(?: (?P<text>.*))?"
+    found = _read("lines", tmp_path / "rows", pattern=pattern)
+    assert found == [Row("text", "1"), Fault("line 2", UNMATCHED)]

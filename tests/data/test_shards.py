@@ -3,6 +3,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from atlas_flwr.data import (
     Shard,
     Task,
     load_examples,
+    load_task,
     majority_accuracy,
     make_shard,
 )
@@ -144,3 +146,15 @@ def test_the_majority_is_that_of_the_training_text() -> None:
     train = [Example("a", 1), Example("b", 1), Example("c", 0)]
     test = [Example("d", 0), Example("e", 1), Example("f", 0), Example("g", 0)]
     assert majority_accuracy(train, test) == 0.25
+
+
+def test_the_answers_to_one_prompt_stay_in_one_share(tmp_path: Path) -> None:
+    rows = [f"ask {i % 12}\tanswer {i}" for i in range(60)]
+    (tmp_path / "rows.tsv").write_text("ask\tsay\n" + "\n".join(rows))
+    (tmp_path / "talk.yaml").write_text(
+        "kind: generation\nformat: tsv\npath: rows.tsv\n"
+        "prompt: '{ask}'\nresponse: '{say}'\n"
+    )
+    shards = _all(load_task(str(tmp_path / "talk.yaml")), 3)
+    shares = [{e.text for e in part} for s in shards for part in (s.train, s.test)]
+    assert sum(map(len, shares)) == len(set().union(*shares)) == 12

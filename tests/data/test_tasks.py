@@ -115,3 +115,20 @@ def test_a_whole_number_is_its_label_however_it_is_written(
 def test_a_task_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(DataError, match=r"'sapm'.*questions.*spam"):
         load_task("sapm")
+
+
+@pytest.mark.parametrize("score", ["nan", "inf"])
+def test_a_score_that_is_not_finite_is_of_no_class(
+    make_task: MakeTask, score: str
+) -> None:
+    rows = [("one", "0.9"), ("two", "-0.9"), ("three", score)]
+    task = make_task(rows, "above: 0.5", "{low: bad, high: good}")
+    with pytest.raises(DataError, match="1 whose label is not finite"):
+        load_examples(task)
+
+
+def test_a_task_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("format: csv\ndescription: h\u00e9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"mine\.yaml is not in UTF-8"):
+        load_task(str(path))

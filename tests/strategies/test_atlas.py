@@ -5,6 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from atlas_flwr.errors import RoundError
 from atlas_flwr.strategies import Atlas
 from atlas_flwr.testing import local_grid
 from tests.matrix_clients import KEYS, client_app, initial, trained
@@ -135,8 +136,40 @@ def test_a_client_that_appears_late_joins_the_nearest_cluster():
 
 
 def test_a_round_without_replies_changes_nothing():
-    result, _ = start(Atlas(), intercept=lambda message: "drop")
-    assert not result.train_metrics_clientapp
+    def first_is_lost(message):
+        config = message.content["config"]
+        return "drop" if config["server-round"] == 1 else "deliver"
+
+    one, _ = start(Atlas(), rounds=1)
+    two, _ = start(Atlas(), rounds=2, intercept=first_is_lost)
+    assert list(two.train_metrics_clientapp) == [2]
+    for key, array in one.arrays.items():
+        np.testing.assert_array_equal(array.numpy(), two.arrays[key].numpy())
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"), [("drop", "nobody replied"), ("out of paper", "out of paper")]
+)
+def test_a_run_in_which_nobody_trained_is_no_success(lost, said):
+    with pytest.raises(RoundError, match=f"nothing was learned.*{said}"):
+        start(Atlas(), rounds=2, intercept=lambda message: lost)
+
+
+def test_the_result_is_of_all_clusters_whoever_trained_last():
+    def second_task_is_away(message):
+        client = (message.metadata.dst_node_id - 1_000) // 7
+        late = message.content["config"]["server-round"] == 2
+        return "drop" if late and client % 2 else "deliver"
+
+    strategy = Atlas(num_clusters=2)
+    result, _ = start(strategy, rounds=2, intercept=second_task_is_away)
+    key = KEYS[2]  # a plain array, of which a mean is exact
+    weights = dict.fromkeys(strategy.clusters.values(), 0.0)
+    for client, cluster in strategy.clusters.items():
+        weights[cluster] += 10 + (int(client) - 1_000) // 7
+    held = {c: a[key].numpy() for c, a in strategy.cluster_arrays().items()}
+    wanted = sum(w * held[str(c)] for c, w in weights.items()) / sum(weights.values())
+    np.testing.assert_allclose(result.arrays[key].numpy(), wanted, rtol=1e-5)
 
 
 def reply_with(change):

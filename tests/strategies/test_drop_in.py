@@ -144,6 +144,13 @@ def test_lists_are_averaged_where_they_are_as_long_as_the_first():
     assert found["x"] == [1.0, 3.0]
 
 
+def test_a_metric_has_the_form_that_most_clients_send_it_in(caplog):
+    told = {0: {"loss": [9.0, 9.0]}, 1: {"loss": 1.0}, 2: {"loss": 2.0}}
+    result, _ = started(Atlas(**ALONE), answering(moved, told), PAIR)
+    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx((2 + 6) / 5)
+    assert "'loss' of client 1000 has another form than others'" in caplog.text
+
+
 def test_evaluations_without_examples_have_no_mean():
     told = {i: {"num-examples": 0, "accuracy": 1.0} for i in range(3)}
     strategy = Atlas(clustering="none")
@@ -207,6 +214,50 @@ def test_with_clusters_such_changes_are_refused_at_once():
             rounds=2,
             nodes=4,
         )
+
+
+class InPlace(Atlas):
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        for key, array in list(arrays.items()):
+            arrays[key] = Array(array.numpy() * 100)
+        return arrays, metrics
+
+
+def test_so_are_arrays_that_are_changed_in_place():
+    strategy = InPlace(**ALONE)
+    _, grid = started(strategy, answering(moved), PAIR, rounds=2)
+    once, _ = started(Atlas(**ALONE), answering(moved), PAIR)
+    for key, value in second_round(grid).items():
+        np.testing.assert_array_equal(value, 100 * once.arrays[key].numpy())
+    apart = answering(lambda sent, i: {k: v + (-1) ** i for k, v in sent.items()})
+    with pytest.raises(AdapterError, match="clusters have adapters of their own"):
+        started(InPlace(num_clusters=2), apart, PAIR, rounds=2, nodes=4)
+
+
+@pytest.mark.parametrize("aggregation", ["truncate", "mean"])
+def test_noise_on_the_factors_adds_up_over_rounds_as_with_fedavg(aggregation):
+    rng = np.random.default_rng(0)
+    values = {
+        "q.lora_A.weight": (rng.normal(size=(2, 32)) / 10).astype(np.float32),
+        "q.lora_B.weight": np.zeros((32, 2), np.float32),
+    }
+    grown = []
+    for inner in (
+        Atlas(**ALONE, aggregation=aggregation),
+        FedAvg(fraction_evaluate=0.0),
+    ):
+        np.random.seed(0)
+        noisy = DifferentialPrivacyServerSideFixedClipping(
+            inner, noise_multiplier=1.0, clipping_norm=0.5, num_sampled_clients=3
+        )
+        _, grid = started(noisy, answering(moved), values, rounds=10)
+        last = second_round(grid)
+        grown.append(np.linalg.norm(last["q.lora_B.weight"] @ last["q.lora_A.weight"]))
+    ours, theirs = grown
+    assert theirs / 2 < ours < theirs * 2
+    if aggregation == "mean":
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 FIXED = {"noise_multiplier": 1e3, "clipping_norm": 0.5, "num_sampled_clients": 3}
@@ -310,6 +361,7 @@ def test_a_refused_reply_leaves_no_alpha_behind():
     [
         ("layers.0.mlp.experts.lora_A.weight", "experts as one parameter"),
         ("layers.0.mlp.experts.base_layer.lora_A.weight", "experts as one parameter"),
+        ("layers.0.mlp.input_linear.lora_A.weight", "experts as one parameter"),
         ("q.hada_w1_a", "LoHa"),
         ("q.lokr_w1", "LoKr"),
         ("q.lora_magnitude_vector.weight", "DoRA"),
@@ -388,3 +440,27 @@ def test_with_few_clients_a_round_the_clusters_are_made_anew_as_more_are_known()
 
 def initial_values():
     return {key: array.numpy() for key, array in initial().items()}
+
+
+def test_whole_numbers_alone_are_learned_and_sketched():
+    values = {"n": np.array([1, 5])}
+    strategy = Atlas(num_clusters=1, fraction_evaluate=0.0)
+    ours, _ = started(strategy, answering(moved), values, rounds=3)
+    theirs, _ = started(FedAvg(fraction_evaluate=0.0), answering(moved), values, 3)
+    np.testing.assert_allclose(ours.arrays["n"].numpy(), theirs.arrays["n"].numpy())
+
+
+def test_complex_arrays_are_averaged_as_they_are():
+    values = {**PAIR, "c": np.array([1 + 2j, 3 - 1j], np.complex64)}
+    ours, theirs = (
+        started(strategy, answering(moved), values)[0].arrays["c"].numpy()
+        for strategy in (Atlas(**ALONE), FedAvg(fraction_evaluate=0.0))
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert ours.dtype == theirs.dtype
+
+
+def test_that_veras_mean_is_only_near_is_said(caplog):
+    values = {"q.vera_lambda_b": np.ones(4, np.float32)}
+    started(Atlas(**ALONE), answering(moved), values)
+    assert "VeRA is averaged number by number: near, not exact" in caplog.text
