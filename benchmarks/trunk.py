@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,14 @@ from atlas_flwr.lora import (
     linear_names,
 )
 from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.trunk.certificates import run_identity
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.framed import FrameService
+from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
 from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, LoopbackTrunk
 from atlas_flwr.trunk.session import SessionSpec
 from atlas_flwr.trunk.table import Limits
+from atlas_flwr.trunk.transports import connect
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from atlas_flwr.wire.codecs import codec_named
 
@@ -227,13 +231,15 @@ def stepping(model: Any, ids: Tensor, rest: Any = ()) -> Callable[[], None]:
     return step
 
 
-def contenders(name: str, device: str, ids: Tensor) -> dict[str, Callable[[], None]]:
+def contenders(
+    name: str, device: str, ids: Tensor, services: ExitStack
+) -> dict[str, Callable[[], None]]:
     """Return a step of the unsplit model, and of the split one over each trunk."""
     made = {}
     plain = built(name, device, 32000)
     blocks = PLAN.trunk_range(plain.config.num_hidden_layers)
     state = adapters(plain, blocks)
-    for kind in ("LocalTrunk", "engine", "frames"):
+    for kind in ("LocalTrunk", "engine", "frames", "gRPC with TLS"):
         parts = partition(plain, PLAN)
         rest: Any = ()
         trunk: Any
@@ -248,6 +254,11 @@ def contenders(name: str, device: str, ids: Tensor) -> dict[str, Callable[[], No
             if kind == "frames":
                 codec, service = codec_named("raw"), FrameService(engine)
                 trunk = LoopbackTrunk(token=token, codec=codec, service=service)
+            elif kind == "gRPC with TLS":
+                identity = run_identity("127.0.0.1")
+                options = ServeOptions(identity=identity)
+                address = services.enter_context(serve_grpc(engine, options))
+                trunk = connect(address, token=token, ca=identity.ca)
         made[kind] = stepping(split_model(plain, trunk, parts), ids, rest)
     attach(plain, dict.fromkeys(linear_names(plain), RANK), SCALING)
     return {"unsplit": stepping(plain, ids), **made}
@@ -256,14 +267,9 @@ def contenders(name: str, device: str, ids: Tensor) -> dict[str, Callable[[], No
 def steps(name: str, tokens: int, device: str, turns: int) -> list[str]:
     """Measure the rows of one shape of the table of steps."""
     ids = torch.randint(5, 30000, (BATCH, tokens), device=device)
-    work = contenders(name, device, ids)
-    for step in work.values():
-        for _ in range(2):
-            step()
-    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in work}
-    for _ in range(turns):
-        for kind, step in work.items():
-            found[kind].append(timed(step, device))
+    with ExitStack() as services:
+        work = contenders(name, device, ids, services)
+        found = taken_in_turn(work, device, turns)
     wall, cpu = median(found["unsplit"])
     rows = []
     for kind, pairs in found.items():
@@ -273,6 +279,20 @@ def steps(name: str, tokens: int, device: str, turns: int) -> list[str]:
             f"| {own / cpu:.2f} |"
         )
     return rows
+
+
+def taken_in_turn(
+    work: dict[str, Callable[[], None]], device: str, turns: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Time each kind's step, one after the other."""
+    for step in work.values():
+        for _ in range(2):
+            step()
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in work}
+    for _ in range(turns):
+        for kind, step in work.items():
+            found[kind].append(timed(step, device))
+    return found
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ REFUSED = [
         "centralized, flexlora, flora, hetlora, hsplitlora, mira, oracle, splitlora; "
         "did you mean fedavg?",
     ),
-    ({"trunk": "grpc"}, "trunk='grpc': must be one of ray, local"),
+    ({"trunk": "smoke"}, "trunk='smoke': must be one of auto, ray, grpc, local"),
     ({"num-rounds": 0}, "num-rounds=0: must be at least 1"),
     ({"fraction-train": 0.0}, "fraction-train=0.0: must be above 0 and at most 1"),
     ({"fraction-evaluate": 1.5}, "fraction-evaluate=1.5: must be above 0 and at"),
@@ -133,6 +133,10 @@ REFUSED = [
     ({"split": "none", "cut": "2/1"}, "split='none' cuts nothing"),
     ({"strategy": "fedavg", "max-head": 2}, "max-head=2: strategy='fedavg' does not"),
     ({"strategy": "mira", "max-clusters": 9}, "max-clusters=9: strategy='mira' does"),
+    ({"trunk": "ray", "trunk-listen": "0.0.0.0:1"}, "trunk='ray' listens nowhere"),
+    ({"trunk-listen": "0.0.0.0:7001"}, "clients cannot dial 0.0.0.0"),
+    ({"trunk-listen": "localhost"}, "trunk-listen='localhost': has no port"),
+    ({"trunk-advertise": "a b"}, "'a b' is not HOST or HOST:PORT"),
     ({"test-skew": True}, "test-skew=true: with label-skew=0.0 training and test"),
     ({"fingerprint-batches": 2}, "fingerprint-batches=2 for fingerprint-parts=4"),
     (
@@ -220,7 +224,7 @@ def test_what_is_wrong_is_said(run_config, sentence):
 
 
 def test_all_problems_are_reported_at_once():
-    wrong = {"nope": 1, "seed": "x", "num-rounds": 0, "cut": "2/-", "trunk": "grpc"}
+    wrong = {"nope": 1, "seed": "x", "num-rounds": 0, "cut": "2/-", "trunk": "smoke"}
     problems = complaints(wrong)
     assert len(problems) == len(wrong)
     assert "5 problems in the run config" in str(ConfigError(problems))

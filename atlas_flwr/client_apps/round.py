@@ -214,9 +214,11 @@ class ClientRound:
                 yield adapted
             return
         parts = self.files.parts(self.plan)
+        ca = self.entries.get(keys.TRUNK_CA)
         trunk = connect(
             str(self.entries[keys.TRUNK_ADDRESS]),
             token=str(self.entries[keys.TRUNK_TOKEN]),
+            ca=None if ca is None else str(ca),
             codec=self.config.codec,
             spares_padding=True,
         )

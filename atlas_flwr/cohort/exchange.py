@@ -108,10 +108,10 @@ class Exchange:
                 shared = state = personal.rest_of(state)
             client = self.roster.client(node)
             entries[keys.PLAN] = str(given.plan)
-            entries[keys.TRUNK_ADDRESS] = self.sessions.address
-            entries[keys.TRUNK_TOKEN] = self.sessions.open(
+            token = self.sessions.open(
                 client, given.plan, state, self.adapters.held(state.origin)
             )
+            entries.update(self.sessions.way(token))
             state = self.sessions.on_client(given.plan, state)
             self._split.add(node)
         if kind == MessageType.TRAIN:

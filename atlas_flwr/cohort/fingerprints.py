@@ -96,8 +96,8 @@ def _message(
     if sessions is not None:
         probe, client = bool(entries[keys.IMPORTANCE]), roster.client(node)
         own[keys.PLAN] = str(PLAN)
-        own[keys.TRUNK_ADDRESS] = sessions.address
-        own[keys.TRUNK_TOKEN] = sessions.open(client, PLAN, AdapterState(), probe=probe)
+        token = sessions.open(client, PLAN, AdapterState(), probe=probe)
+        own.update(sessions.way(token))
     return Message(RecordDict({"config": own}), node, keys.FINGERPRINT)
 
 

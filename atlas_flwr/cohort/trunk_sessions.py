@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
+from atlas_flwr.protocol import keys
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 from atlas_flwr.remedies.personal_layers import PersonalLayers
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
@@ -28,8 +29,9 @@ class TrunkSessions:
     ----------
     host : TrunkHost
         The trunk, as its owner sees it.
-    address : str
-        What a client passes to :func:`atlas_flwr.trunk.connect`.
+    address, ca : str
+        What a client passes to :func:`atlas_flwr.trunk.connect`; no ``ca`` where there
+        is no TLS.
     optimizer : OptimizerSpec
         How the trunk's adapters are trained.
     layer_block : Callable[[str], int | None]
@@ -55,6 +57,7 @@ class TrunkSessions:
     shared: bool = False
     merge: int = 1
     hooks: ServerHooks = UNCHANGED
+    ca: str = ""
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 
@@ -85,6 +88,11 @@ class TrunkSessions:
         spec = SessionSpec(plan, live, self.optimizer, shared, folds, probe, merge)
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
+
+    def way(self, token: str) -> dict[str, str]:
+        """Return what a message says of the way to a session."""
+        way = {keys.TRUNK_ADDRESS: self.address, keys.TRUNK_TOKEN: token}
+        return {**way, keys.TRUNK_CA: self.ca} if self.ca else way
 
     def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
         """Return what of ``state`` is trained on the trunk under ``plan``.

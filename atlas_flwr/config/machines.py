@@ -15,10 +15,22 @@ __all__ = ["MachineConfig"]
 class MachineConfig:
     """Where clients and trunk compute, and where a run is kept."""
 
-    trunk: Literal["ray", "local"] = option(
-        "ray",
-        "Where the trunk runs in a simulation: ray, as an actor that all clients "
-        "share, or local, inside each client, for tests and debugging.",
+    trunk: Literal["auto", "ray", "grpc", "local"] = option(
+        "auto",
+        "How clients reach the trunk. ray: an actor of a simulation's Ray cluster. "
+        "grpc: a service of the ServerApp, over TLS, for SuperNodes on other machines. "
+        "local: inside the ServerApp's process, for tests. auto takes ray in a "
+        "simulation, and grpc on Flower's deployment engine.",
+    )
+    trunk_listen: str = option(
+        "127.0.0.1:0",
+        "Where trunk='grpc' listens, HOST:PORT; port 0 takes a free one. For "
+        "SuperNodes on other machines 0.0.0.0 and a port that your firewall lets in.",
+    )
+    trunk_advertise: str = option(
+        "",
+        "The HOST or HOST:PORT that clients dial to reach trunk='grpc'; empty is that "
+        "of trunk-listen. It is the name in the trunk's certificate.",
     )
     trunk_threads: int = option(
         2,

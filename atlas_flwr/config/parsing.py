@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["format_bytes", "parse_bytes", "parse_cut", "split_list"]
+__all__ = ["format_bytes", "parse_address", "parse_bytes", "parse_cut", "split_list"]
 
 UNITS = {
     "B": 1,
@@ -19,6 +19,7 @@ UNITS = {
     "TIB": 2**40,
 }
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII)
 CUT = re.compile(r"(\d+)/(\d+|-)")
 
 
@@ -77,3 +78,18 @@ def parse_cut(text: str) -> tuple[int, int | None]:
             "e.g. 2/1, or HEAD/- where the trunk ends the model (split='vanilla')"
         )
     return head, tail
+
+
+def parse_address(text: str) -> tuple[str, int | None]:
+    """Read ``"host"``, ``"host:7001"`` or ``"[::1]:7001"``; the port may be missing.
+
+    Raises
+    ------
+    ValueError
+        When it is none of these.
+    """
+    match = ADDRESS.fullmatch(text.strip())
+    port = int(match[2]) if match and match[2] else None
+    if match is None or (port or 0) > 65535:
+        raise ValueError(f"{text!r} is not HOST or HOST:PORT, e.g. 10.0.0.5:7001")
+    return match[1].strip("[]"), port

@@ -19,6 +19,7 @@ from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
+from atlas_flwr.config.trunk_rules import trunk_is_found
 from atlas_flwr.options import ADAPTER_STRATEGIES, Option, Problem
 from atlas_flwr.remedies import remedy_problems
 
@@ -340,6 +341,7 @@ RULES: tuple[Rule, ...] = (
     all_linear_is_alone,
     devices_are_sizes,
     cut_fits_split,
+    trunk_is_found,
     clusters_agree,
     decay_has_a_mixing,
     mira_has_a_pull,

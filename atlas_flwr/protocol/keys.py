@@ -16,6 +16,7 @@ __all__ = [
     "SERVER_ROUND",
     "SKETCH",
     "TRUNK_ADDRESS",
+    "TRUNK_CA",
     "TRUNK_TOKEN",
 ]
 
@@ -31,6 +32,7 @@ RUN_CONFIG = "run-config"  # the resolved configuration, YAML
 RUN_ID = "run-id"
 SERVER_ROUND = "server-round"  # Flower's strategies send it
 TRUNK_ADDRESS = "trunk-address"
+TRUNK_CA = "trunk-ca"  # certificate of the trunk's authority, PEM, if it speaks TLS
 TRUNK_TOKEN = "trunk-token"
 
 # Records and entries of replies.

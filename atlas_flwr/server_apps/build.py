@@ -35,7 +35,7 @@ from atlas_flwr.strategies import (
 )
 from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.weights import ModelFiles, Outline
-from atlas_flwr.trunk import TrunkHost
+from atlas_flwr.trunk import Endpoint
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = [
@@ -66,8 +66,8 @@ class RunContext:
         The clients.
     on_event : Callable[[Event], None]
         Receives what the strategy tells.
-    trunk : tuple[TrunkHost, str], optional
-        The trunk and its address, for split clients.
+    trunk : Endpoint, optional
+        The trunk, for split clients.
     """
 
     config: RunConfig
@@ -75,7 +75,7 @@ class RunContext:
     outline: Outline
     roster: Roster
     on_event: Callable[[Event], None]
-    trunk: tuple[TrunkHost, str] | None = None
+    trunk: Endpoint | None = None
 
     @property
     def hooks(self) -> ServerHooks:
@@ -119,10 +119,10 @@ def _kin(setting: RunContext) -> dict[str, Any]:
 def _sessions(setting: RunContext) -> TrunkSessions | None:
     if setting.trunk is None:
         return None
-    host, address = setting.trunk
     return TrunkSessions(
-        host=host,
-        address=address,
+        host=setting.trunk.host,
+        address=setting.trunk.address,
+        ca=setting.trunk.ca,
         optimizer=trunk_optimizer_of(setting.config),
         layer_block=setting.outline.block_of,
         num_layers=setting.outline.num_layers,

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, UserConfigValue
@@ -49,7 +50,7 @@ from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import check_reach, trunk_of
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import TrunkHost
+from atlas_flwr.trunk import Endpoint
 
 __all__ = ["Run"]
 
@@ -109,6 +110,7 @@ class Run:
         outline = files.outline()
         roster = Roster(request=self._messages(), timeout=config.round_timeout)
         recorder, progress = Recorder(self.folder, roster), Progress(config)
+        start = partial(trunk_of, grid=grid)
         grid = ProgressGrid(grid, progress.saw, progress.waiting)
         if config.quorum < 1:
             keeps = config.strategy in ("fedavg", "fedprox")
@@ -118,7 +120,7 @@ class Run:
         rounds = _Rounds(recording, recorder, progress, self.checkpoint)
         for restarts_left in range(config.trunk_restarts, -1, -1):
             try:
-                with _trunk(setting) as split, PeakMeter() as meter:
+                with _trunk(setting, start) as split, PeakMeter() as meter:
                     inner = STRATEGIES[config.strategy](split)
                     with _lost_trunk_is_said(split):
                         arrays = self._train(rounds, inner, split, meter)
@@ -140,7 +142,7 @@ class Run:
         grid: Grid = rounds.grid
         if config.secure_aggregation:
             grid = SecureGrid(grid, inner)
-        progress.stats = setting.trunk[0].stats if setting.trunk else None
+        progress.stats = setting.trunk.host.stats if setting.trunk else None
         done = saved.round if saved else 0
         arrays = saved.arrays if saved else initial_arrays(setting)
         if saved and isinstance(inner, Stateful):
@@ -247,7 +249,7 @@ def _lost_trunk_is_said(setting: RunContext) -> Iterator[None]:
         yield
     except RoundError:
         if setting.trunk is not None:
-            setting.trunk[0].ping()
+            setting.trunk.host.ping()
         raise
 
 
@@ -257,23 +259,26 @@ def _taken(number: int, arrays: ArrayRecord, inner: Strategy) -> Checkpoint:
 
 
 @contextmanager
-def _trunk(setting: RunContext) -> Iterator[RunContext]:
+def _trunk(
+    setting: RunContext,
+    start: Callable[[RunContext], AbstractContextManager[Endpoint]],
+) -> Iterator[RunContext]:
     """Start the trunk that the strategy needs, if it does, and stop it afterwards."""
     config = setting.config
     if not needs_trunk(config):
         yield setting
         return
     log(INFO, "starting the trunk with %s", config.model)
-    with trunk_of(setting) as trunk:
+    with start(setting) as trunk:
         yield replace(setting, trunk=trunk)
 
 
-def _server_peak(trunk: tuple[TrunkHost, str] | None, meter: PeakMeter) -> int:
+def _server_peak(trunk: Endpoint | None, meter: PeakMeter) -> int:
     """Peak of the trunk, or where there is none of the ServerApp's own process.
 
     A trunk on a GPU has its peak there.
     """
     if trunk is None:
         return meter.so_far()
-    stats = trunk[0].stats()
+    stats = trunk.host.stats()
     return stats.device_peak_bytes or stats.peak_bytes

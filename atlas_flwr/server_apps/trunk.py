@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunk that a ServerApp starts: a Ray actor, or an engine in its own process."""
+"""The trunk that a ServerApp starts: a Ray actor, or an engine in its process."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from logging import INFO
 
 from flwr.serverapp import Grid
-from flwr.superlink.grid import HttpGrid
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
 from atlas_flwr.config import RunConfig
+from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.log import log
 from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
-from atlas_flwr.trunk import Limits, TrunkEngine, TrunkHost, serve_local
+from atlas_flwr.trunk import Endpoint, Limits, TrunkEngine, serve_local
 from atlas_flwr.types import Side
 
-__all__ = ["TRUNKS", "check_reach", "trunk_of"]
+__all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of"]
 
-Start = Callable[[RunContext, str], AbstractContextManager[tuple[TrunkHost, str]]]
+Start = Callable[[RunContext, str], AbstractContextManager[Endpoint]]
 SHARED_GPU = 0.01  # clients take the rest of it
 
 
 def check_reach(config: RunConfig, grid: Grid) -> None:
     """Refuse a trunk that this run's clients cannot reach, before it is waited for.
-
-    Flower has no name for the kind of a run that holds for ``run_simulation`` too, but
-    its grids differ: HTTP in a deployment, memory in a simulation.
 
     Raises
     ------
@@ -39,45 +39,77 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
         "ray": "an actor of the Ray cluster that Flower's simulation starts",
         "local": "an engine inside the ServerApp's process",
     }
+    kind = trunk_kind(config, grid)
+    if kind not in reach:
+        return
     raise ConfigError(
         [
-            f"trunk={config.trunk!r} is {reach[config.trunk]}, and the clients of this "
-            "run are SuperNodes (Flower's deployment engine), which cannot reach it. "
-            "Run it as a simulation (atlas-flwr run, or flwr run on a SuperLink that "
-            "was started with --simulation), or with no trunk: split='none' or "
-            "strategy='fedavg'"
+            f"trunk={kind!r} is {reach[kind]}, and the clients of this run are "
+            "SuperNodes (Flower's deployment engine), which cannot reach it. Set "
+            "trunk='grpc' or 'auto'; or run it as a simulation (atlas-flwr run, or "
+            "flwr run on a SuperLink that was started with --simulation)"
         ],
         ["trunk"],
     )
 
 
-@contextmanager
-def trunk_of(setting: RunContext) -> Iterator[tuple[TrunkHost, str]]:
-    """Start the configured trunk, and stop it when the run ends, however it ends.
+def trunk_kind(config: RunConfig, grid: Grid) -> str:
+    """Return the key of :data:`TRUNKS` that a run takes.
 
-    Yields
-    ------
-    tuple[TrunkHost, str]
-        Its host, and the address that clients connect to.
+    Flower has no name for the kind of a run that holds for ``run_simulation`` too, but
+    its grids differ: HTTP in a deployment, memory in a simulation.
     """
-    name = f"trunk-{secrets.token_hex(4)}"
-    with TRUNKS[setting.config.trunk](setting, name) as found:
+    if config.trunk != "auto":
+        return config.trunk
+    if isinstance(grid, HttpGrid):
+        return "grpc"
+    return "ray" if isinstance(grid, InMemoryGrid) else "local"
+
+
+@contextmanager
+def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
+    """Start a trunk, and stop it when the run ends, however it ends."""
+    name, kind = f"trunk-{secrets.token_hex(4)}", trunk_kind(setting.config, grid)
+    if kind == "grpc" and isinstance(grid, InMemoryGrid):
+        from atlas_flwr.trunk.ray import wait_for_ray
+
+        wait_for_ray()  # which forks, and cannot while gRPC's threads run
+    with TRUNKS[kind](setting, name) as found:
         yield found
 
 
-@contextmanager
-def _local(setting: RunContext, name: str) -> Iterator[tuple[TrunkHost, str]]:
+def _engine(setting: RunContext) -> TrunkEngine:
     plan = covering_plan(setting.config, setting.outline)
     trunk = setting.files.parts(plan, sides=(Side.TRUNK,)).trunk
-    engine = TrunkEngine(
+    return TrunkEngine(
         trunk, limits=_limits(setting), recompute=setting.config.trunk_recompute
     )
-    with serve_local(name, engine) as address:
-        yield engine, address
 
 
 @contextmanager
-def _ray(setting: RunContext, name: str) -> Iterator[tuple[TrunkHost, str]]:
+def _local(setting: RunContext, name: str) -> Iterator[Endpoint]:
+    engine = _engine(setting)
+    with serve_local(name, engine) as address:
+        yield Endpoint(engine, address)
+
+
+@contextmanager
+def _grpc(setting: RunContext, name: str) -> Iterator[Endpoint]:
+    from atlas_flwr.trunk.certificates import run_identity
+    from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
+
+    config = setting.config
+    dialled = config.trunk_advertise or config.trunk_listen
+    identity = run_identity(parse_address(dialled)[0])
+    options = ServeOptions(config.trunk_listen, config.trunk_advertise, identity)
+    engine = _engine(setting)
+    with serve_grpc(engine, options) as address:
+        log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)
+        yield Endpoint(engine, address, identity.ca.decode())
+
+
+@contextmanager
+def _ray(setting: RunContext, name: str) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
 
     config, files = setting.config, setting.files
@@ -99,13 +131,13 @@ def _ray(setting: RunContext, name: str) -> Iterator[tuple[TrunkHost, str]]:
         num_gpus=SHARED_GPU if on_gpu and config.device != "cpu" else None,
     )
     try:
-        yield host, host.address
+        yield Endpoint(host, host.address)
     finally:
         host.stop()
 
 
 # A new transport is an entry here and a word of the key ``trunk``.
-TRUNKS: Mapping[str, Start] = {"local": _local, "ray": _ray}
+TRUNKS: Mapping[str, Start] = {"grpc": _grpc, "local": _local, "ray": _ray}
 
 
 def _limits(setting: RunContext) -> Limits:

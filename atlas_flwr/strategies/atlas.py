@@ -225,8 +225,8 @@ class Atlas(FedAvg):
         found = self.discovery
         flower_log(INFO, "\t├──> ATLAS settings:")
         flower_log(INFO, "\t│\t├── Fingerprints from: %s", self.fingerprints)
-        clusters = found.num_clusters or "as many as are seen"
-        flower_log(INFO, "\t│\t├── Clustering: %s, %s", found.method, clusters)
+        count = found.num_clusters or "as many as are seen"
+        flower_log(INFO, "\t│\t├── Clustering: %s, %s", found.method, count)
         flower_log(INFO, "\t│\t├── Split: %s", "yes" if self.sessions else "no")
         flower_log(INFO, "\t│\t└── Aggregation: %s", self.aggregation)
         super().summary()
@@ -263,9 +263,8 @@ class Atlas(FedAvg):
         self.adapters.begin(arrays)
         if self.fraction_train == 0.0:
             return []
-        size = (self.fraction_train, self.min_train_nodes)
+        size, shapes = (self.fraction_train, self.min_train_nodes), self.adapters.shapes
         nodes = self._sample(grid, server_round, "train", *size)
-        shapes = self.adapters.shapes
         nodes = self.planner.take(server_round, nodes, config, grid, shapes)
         self.exchange.end_sessions()
         self._cluster(server_round)

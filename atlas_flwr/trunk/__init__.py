@@ -8,7 +8,8 @@ from atlas_flwr._lazy import attach
 if TYPE_CHECKING:
     from atlas_flwr.trunk.engine import TrunkEngine
     from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
-    from atlas_flwr.trunk.host import TrunkHost, TrunkStats
+    from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
+    from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
     from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, serve_local
     from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
     from atlas_flwr.trunk.session import SessionSpec
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from atlas_flwr.trunk.transports import connect
 
 __all__ = [
+    "Endpoint",
     "EngineTrunk",
     "FrameService",
     "FramedTrunk",
     "Limits",
     "LocalTrunk",
     "Request",
+    "ServeOptions",
     "SessionSpec",
     "SkippingTrunk",
     "TrunkEngine",
@@ -30,6 +33,7 @@ __all__ = [
     "TrunkSource",
     "TrunkStats",
     "connect",
+    "serve_grpc",
     "serve_local",
     "start_ray_trunk",
 ]
@@ -37,12 +41,14 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "Endpoint": "host",
         "EngineTrunk": "local",
         "FrameService": "framed",
         "FramedTrunk": "framed",
         "Limits": "table",
         "LocalTrunk": "local",
         "Request": "framed",
+        "ServeOptions": "grpc",
         "SessionSpec": "session",
         "SkippingTrunk": "skipping",
         "TrunkEngine": "engine",
@@ -50,6 +56,7 @@ __getattr__, __dir__ = attach(
         "TrunkSource": "ray",
         "TrunkStats": "host",
         "connect": "transports",
+        "serve_grpc": "grpc",
         "serve_local": "local",
         "start_ray_trunk": "ray",
     },

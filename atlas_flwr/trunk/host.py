@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.session import SessionSpec
 
-__all__ = ["TrunkHost", "TrunkStats"]
+__all__ = ["Endpoint", "TrunkHost", "TrunkStats"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,21 @@ class TrunkHost(Protocol):
     def ping(self) -> None:
         """Raise :class:`~atlas_flwr.errors.TrunkLost` if the trunk is gone."""
         ...
+
+
+class Endpoint(NamedTuple):
+    """A trunk that serves.
+
+    Attributes
+    ----------
+    host : TrunkHost
+        For its owner.
+    address : str
+        What clients pass to :func:`atlas_flwr.trunk.connect`.
+    ca : str
+        The certificate that they pass beside it, PEM; empty where there is no TLS.
+    """
+
+    host: TrunkHost
+    address: str
+    ca: str = ""

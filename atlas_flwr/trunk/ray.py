@@ -44,6 +44,7 @@ __all__ = [
     "connect_ray",
     "own_ray",
     "start_ray_trunk",
+    "wait_for_ray",
 ]
 
 NAMESPACE = "atlas-flwr"
@@ -211,7 +212,7 @@ def start_ray_trunk(
         If the model cannot be cut so.
     """
     deadline = time.monotonic() + timeout
-    _wait_for_ray(timeout)
+    wait_for_ray(timeout)
     on_gpu = source.device.startswith("cuda")
     limits = replace(source.limits, passes_at_once=1 if on_gpu else threads)
     source = replace(source, limits=limits)
@@ -346,7 +347,14 @@ def connect_ray(name: str, token: str, codec: Codec) -> RayTrunk:
     return RayTrunk(token=token, codec=codec, actor=actor)
 
 
-def _wait_for_ray(timeout: float) -> None:
+def wait_for_ray(timeout: float = 300.0) -> None:
+    """Wait until Ray runs in this process.
+
+    Raises
+    ------
+    TrunkError
+        If it does not start in so many seconds.
+    """
     deadline = time.monotonic() + timeout
     while not ray.is_initialized():
         if time.monotonic() > deadline:

@@ -12,28 +12,48 @@ from atlas_flwr.wire.codecs import Codec, codec_named
 
 __all__ = ["TRANSPORTS", "connect"]
 
-Opener = Callable[[str, str, Codec], FramedTrunk]
+Authority = str | bytes | None
+Opener = Callable[[str, str, Codec, Authority], FramedTrunk]
 
 
-def _ray(name: str, token: str, codec: Codec) -> FramedTrunk:
+def _ray(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
     from atlas_flwr.trunk.ray import connect_ray
 
+    _refuse_certificate("ray", name, ca)
     return connect_ray(name, token, codec)
 
 
-def _local(name: str, token: str, codec: Codec) -> FramedTrunk:
+def _local(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
     from atlas_flwr.trunk.local import connect_local
 
+    _refuse_certificate("local", name, ca)
     return connect_local(name, token, codec)
 
 
-TRANSPORTS: Mapping[str, Opener] = {"local": _local, "ray": _ray}
+def _grpc(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
+    from atlas_flwr.trunk.grpc import connect_grpc
+
+    return connect_grpc(name, token, codec, ca, secure=False)
+
+
+def _grpcs(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
+    from atlas_flwr.trunk.grpc import connect_grpc
+
+    return connect_grpc(name, token, codec, ca, secure=True)
+
+
+TRANSPORTS: Mapping[str, Opener] = {
+    "grpc": _grpc,
+    "grpcs": _grpcs,
+    "local": _local,
+    "ray": _ray,
+}
 
 
 def connect(
     address: str,
     token: str | None = None,
-    ca: str | None = None,
+    ca: str | bytes | None = None,
     codec: str = "raw",
     *,
     spares_padding: bool = False,
@@ -43,12 +63,14 @@ def connect(
     Parameters
     ----------
     address : str
-        ``ray://<name>`` for an actor of this Ray cluster; ``local://<name>`` for an
-        engine in this process.
+        ``grpcs://<host>:<port>`` for a trunk on another machine, ``grpc://`` for one
+        on this machine without TLS; ``ray://<name>`` for an actor of this Ray cluster;
+        ``local://<name>`` for an engine in this process.
     token : str, optional
         The session's token, which the server sends with a round; required.
-    ca : str, optional
-        Certificate of the server's authority, for a transport with TLS.
+    ca : str or bytes, optional
+        Certificate of the server's authority in PEM, or the path of a file with it, for
+        ``grpcs://``; ``None`` takes the system's authorities.
     codec : str
         A key of :data:`atlas_flwr.wire.CODECS`.
     spares_padding : bool
@@ -72,11 +94,14 @@ def connect(
         raise TrunkError(f"trunk address {address!r}; allowed schemes: {allowed}")
     if not token:
         raise TrunkError(f"{address} needs the token of a session, and none was given")
-    if ca is not None:
-        raise TrunkError(
-            f"{address} takes no certificate (ca=): {scheme}:// does not leave this "
-            "machine's cluster and has no TLS; leave it out"
-        )
-    trunk = TRANSPORTS[scheme](name, token, codec_named(codec))
+    trunk = TRANSPORTS[scheme](name, token, codec_named(codec), ca)
     trunk.spares_padding = spares_padding
     return trunk
+
+
+def _refuse_certificate(scheme: str, name: str, ca: Authority) -> None:
+    if ca is not None:
+        raise TrunkError(
+            f"{scheme}://{name} takes no certificate (ca=): {scheme}:// does not leave "
+            "this machine's cluster and has no TLS; leave it out"
+        )

@@ -10,9 +10,10 @@ from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.server_apps.run import Run
-from atlas_flwr.server_apps.trunk import check_reach
+from atlas_flwr.server_apps.trunk import check_reach, trunk_kind
+from tests.golden.record import digest
 from tests.read_keys import read_by
-from tests.server_apps.test_run import BASE
+from tests.server_apps.test_run import BASE, run
 
 
 def deployment():
@@ -27,7 +28,7 @@ def test_a_deployment_with_a_simulations_trunk_ends_at_once_and_says_the_way_out
     config = {**BASE, "trunk": trunk, "runs-dir": str(tmp_path)}
     begun = Run.begin(config)
     started = time.monotonic()
-    with pytest.raises(ConfigError, match=rf"trunk='{trunk}'.*atlas-flwr run.*fedavg"):
+    with pytest.raises(ConfigError, match=rf"trunk='{trunk}'.*trunk='grpc'"):
         begun.execute(deployment())
     assert time.monotonic() - started < 1
 
@@ -39,3 +40,23 @@ def test_what_needs_no_trunk_or_runs_in_a_simulation_is_let_through():
     for change in ({"split": "none"}, {"strategy": "fedavg"}):
         base = read_by(change.get("strategy", "atlas"), BASE)
         check_reach(load_config({**base, **change}), deployment())
+
+
+@pytest.mark.parametrize("trunk", ["auto", "grpc"])
+def test_a_deployment_takes_grpc_and_a_simulation_ray(trunk):
+    config = load_config({**BASE, "trunk": trunk})
+    check_reach(config, deployment())
+    assert trunk_kind(config, deployment()) == "grpc"
+    simulation = InMemoryGrid.__new__(InMemoryGrid)
+    assert trunk_kind(config, simulation) == ("ray" if trunk == "auto" else "grpc")
+
+
+@pytest.mark.parametrize(
+    "split", ["u-shaped", pytest.param("vanilla", marks=pytest.mark.slow)]
+)
+def test_a_run_over_grpc_learns_the_bits_of_one_in_one_process(tmp_path, split):
+    found = [
+        digest(run(tmp_path / trunk, trunk=trunk, split=split, num_rounds=1).path)
+        for trunk in ("local", "grpc")
+    ]
+    assert found[0] == found[1]

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""examples/deployment: processes over TLS, certificates to adapters, and no orphan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+RUN = Path(__file__).parents[2] / "examples" / "deployment" / "run.sh"
+SMALL = (
+    "model='tiny' max-length=24 num-rounds=1 local-steps=2 batch-size=8 "
+    "train-examples=32 test-examples=8"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_three_supernodes_train_with_a_trunk_behind_tls(tmp_path: Path) -> None:
+    tools = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "LOGS": str(tmp_path / "logs"),
+    }
+    overrides = [SMALL, f"runs-dir='{tmp_path / 'runs'}'"]
+    before = set(psutil.pids())
+    ended = subprocess.run(
+        [RUN, *overrides], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "grpcs://127.0.0.1:" in ended.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["clusters"]) == 3
+    assert summary["bytes_up"] > 100_000
+    assert list((folder / "adapters").glob("*/adapter_model.safetensors"))
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
+    lines = [" ".join(p.info["cmdline"] or []) for p in left]
+    assert not [line for line in lines if "flower-super" in line]
