@@ -192,6 +192,7 @@ class ClientRound:
             )
         return {
             "num-examples": found.examples,
+            "tokens": found.tokens,
             "accuracy": found.accuracy,
             "confusion": list(found.confusion),
             "loss": found.loss,

@@ -162,7 +162,8 @@ class ClientEvaluated:
     """A client evaluated on its held-out examples; round 0 is the untrained model.
 
     ``confusion`` counts them by their class and the one predicted, row after row. Where
-    the client ``writes``, its task is answered by text, and accuracy is of tokens.
+    the client ``writes``, its task is answered by text, and accuracy and loss are of
+    ``tokens``.
     """
 
     round: int
@@ -174,6 +175,12 @@ class ClientEvaluated:
     num_examples: int
     confusion: tuple[int, ...] = ()
     writes: bool = False
+    tokens: int = 0
+
+    @property
+    def weight(self) -> int:
+        """What its accuracy and loss are means over."""
+        return self.tokens or self.num_examples
 
 
 @dataclass(frozen=True)

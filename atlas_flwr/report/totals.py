@@ -144,8 +144,8 @@ def _effective(events: Iterable[Event]) -> list[Event]:
 def _round_summary(log: _Log, number: int) -> RoundSummary:
     evaluated = [e for (r, _), e in log.evaluated.items() if r == number]
     trained = [e for (r, _), e in log.trained.items() if r == number]
-    accuracy = _per_task((e.task, e.accuracy, e.num_examples) for e in evaluated)
-    loss = _per_task((e.task, e.loss, e.num_examples) for e in evaluated)
+    accuracy = _per_task((e.task, e.accuracy, e.weight) for e in evaluated)
+    loss = _per_task((e.task, e.loss, e.weight) for e in evaluated)
     by_client = _by_client({e.client: e.accuracy for e in evaluated})
     worst = min(by_client, key=lambda client: by_client[client], default=None)
     ended = log.ended.get(number, RoundEnded(number, 0.0, 0, 0))

@@ -153,25 +153,24 @@ class Recorder:
         client, task, cluster = self._who(reply)
         metrics = _metrics(reply)
         self._count_crossing(metrics)
-        examples = int(metrics["num-examples"])
+        found = ClientEvaluated(
+            round=self.round,
+            client=client,
+            task=task,
+            cluster=cluster,
+            accuracy=metrics["accuracy"],
+            loss=metrics["loss"],
+            num_examples=int(metrics["num-examples"]),
+            confusion=_confusion(reply),
+            writes=not _confusion(reply),
+            tokens=int(metrics["tokens"]),
+        )
         right, total = self._majority.get(task, (0.0, 0.0))
         self._majority[task] = (
-            right + metrics["majority"] * examples,
-            total + examples,
+            right + metrics["majority"] * found.weight,
+            total + found.weight,
         )
-        self.folder.record(
-            ClientEvaluated(
-                round=self.round,
-                client=client,
-                task=task,
-                cluster=cluster,
-                accuracy=metrics["accuracy"],
-                loss=metrics["loss"],
-                num_examples=examples,
-                confusion=_confusion(reply),
-                writes=not _confusion(reply),
-            )
-        )
+        self.folder.record(found)
 
     def _count_crossing(self, metrics: Metrics) -> None:
         self._bytes_up += int(metrics["cut-bytes-up"])

@@ -37,12 +37,15 @@ class Evaluated:
     confusion : tuple[int, ...]
         Examples by their class and the one predicted, row after row, C x C; empty
         where there are no classes.
+    tokens : int
+        Those that were scored, of text that is to be written; else 0.
     """
 
     accuracy: float
     loss: float
     examples: int
     confusion: tuple[int, ...] = ()
+    tokens: int = 0
 
 
 def evaluate(
@@ -99,4 +102,4 @@ def _written(model: nn.Module, batches: Iterable[Batch]) -> Evaluated:
         examples += len(batch)
     if not tokens:
         raise DataError("there is no test example to evaluate on")
-    return Evaluated(right / tokens, loss / tokens, examples)
+    return Evaluated(right / tokens, loss / tokens, examples, tokens=tokens)

@@ -166,3 +166,16 @@ def test_a_summary_of_another_kind_is_refused(summary, change, words):
     kept = {key: value for key, value in data.items() if value is not None}
     with pytest.raises(DataError, match=words):
         Summary.from_json(kept)
+
+
+def test_a_written_tasks_means_are_over_its_tokens_whoever_has_them(config):
+    timeline = [
+        (0.0, RunStarted(0, 2)),
+        (1.0, ClientEvaluated(1, "0", "talk", 0, 0.5, 1.0, 8, (), True, 10)),
+        (2.0, ClientEvaluated(1, "1", "talk", 0, 0.0, 3.0, 8, (), True, 90)),
+        (3.0, RoundEnded(1, 1.0, 0, 0)),
+    ]
+    (told,) = summarize(config, timeline).per_round
+    assert told.loss["talk"] == pytest.approx((10 * 1.0 + 90 * 3.0) / 100)
+    assert told.accuracy["talk"] == pytest.approx(0.05)
+    assert told.perplexity["talk"] == pytest.approx(math.exp(2.8))
