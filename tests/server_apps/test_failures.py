@@ -108,10 +108,10 @@ def mortal_runs(monkeypatch, kills):
     trunk_of = runs.trunk_of
 
     @contextmanager
-    def started(setting):
-        with trunk_of(setting) as (host, address):
-            found.append(Mortal(host))
-            yield found[-1], address
+    def started(setting, grid):
+        with trunk_of(setting, grid) as endpoint:
+            found.append(Mortal(endpoint.host))
+            yield endpoint._replace(host=found[-1])
 
     def intercept(message):
         if message.metadata.message_type == MessageType.TRAIN:

@@ -10,5 +10,5 @@ from atlas_flwr.server_apps.trunk import TRUNKS
 
 def test_every_word_of_the_key_starts_a_trunk_of_its_own():
     words = get_args(get_type_hints(RunConfig)["trunk"])
-    assert sorted(words) == sorted(TRUNKS)
+    assert sorted(words) == sorted(["auto", *TRUNKS])
     assert len(set(TRUNKS.values())) == len(TRUNKS)
