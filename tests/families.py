@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ UNKNOWN_TO_PEFT = {"distilbert", "mpt", "qwen3-moe"}  # for IA3
 def build(family: str) -> Any:
     """Make a tiny model of random weights, without dropout."""
     made, config = FAMILIES[family]
-    return made(config).eval()
+    return made(copy.deepcopy(config)).eval()  # tests may change their own
 
 
 def batch(family: str, pad: str = "") -> dict[str, torch.Tensor]:
