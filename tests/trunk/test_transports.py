@@ -83,8 +83,14 @@ def until_it_fails(ask):
         ask()
 
 
-def goes_on_from_a_cache(model, host):
-    """Write a text over it, and lose the cache on the way."""
+# It failed once in a whole run of the tests, and never by itself; not understood yet.
+@pytest.mark.slow
+def test_text_goes_on_over_ray_where_its_cache_was_lost(cluster, tmp_path):
+    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+
+    model = build("llama")
+    model.save_pretrained(tmp_path)
+    host = start_ray_trunk("texts", TrunkSource(str(tmp_path), PLAN), threads=2)
     far = connect(host.address, token=host.open(SessionSpec(PLAN)))
     parts = partition(model, PLAN)
     split = SplitModel(parts.head, parts.tail, far).eval()
@@ -96,6 +102,7 @@ def goes_on_from_a_cache(model, host):
     got = split.generate(got, past_key_values=cache, **settings)
     assert cache.rebuilt == 1
     assert torch.equal(got, model.generate(ids, **{**settings, "max_new_tokens": 6}))
+    host.stop()
 
 
 def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tmp_path):
@@ -118,7 +125,6 @@ def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tm
     stats = host.stats()
     assert (stats.steps, stats.bytes_in) == (1, sent)
     assert isinstance(host, TrunkHost)
-    goes_on_from_a_cache(model, host)
     with pytest.raises(TrunkError, match="'t'"):
         start_ray_trunk("t", TrunkSource(str(tmp_path), PLAN))
 
