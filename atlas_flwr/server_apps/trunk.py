@@ -16,8 +16,7 @@ from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.log import log
 from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
-from atlas_flwr.trunk import Endpoint, Limits, TrunkEngine, serve_local
-from atlas_flwr.types import Side
+from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
 
 __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of"]
 
@@ -78,17 +77,20 @@ def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
         yield found
 
 
-def _engine(setting: RunContext) -> TrunkEngine:
-    plan = covering_plan(setting.config, setting.outline)
-    trunk = setting.files.parts(plan, sides=(Side.TRUNK,)).trunk
-    return TrunkEngine(
-        trunk, limits=_limits(setting), recompute=setting.config.trunk_recompute
+def _source(setting: RunContext) -> TrunkSource:
+    config, files = setting.config, setting.files
+    on_gpu = files.device.startswith("cuda")
+    limits = Limits(
+        sessions_per_pass=config.trunk_batch or (64 if on_gpu else 1),
+        passes_at_once=1 if on_gpu else config.trunk_threads,
     )
+    plan = covering_plan(config, setting.outline)
+    return files.trunk(plan, recompute=config.trunk_recompute, limits=limits)
 
 
 @contextmanager
 def _local(setting: RunContext, name: str) -> Iterator[Endpoint]:
-    engine = _engine(setting)
+    engine = _source(setting).engine()
     with serve_local(name, engine) as address:
         yield Endpoint(engine, address)
 
@@ -102,7 +104,7 @@ def _grpc(setting: RunContext, name: str) -> Iterator[Endpoint]:
     dialled = config.trunk_advertise or config.trunk_listen
     identity = run_identity(parse_address(dialled)[0])
     options = ServeOptions(config.trunk_listen, config.trunk_advertise, identity)
-    engine = _engine(setting)
+    engine = _source(setting).engine()
     with serve_grpc(engine, options) as address:
         log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)
         yield Endpoint(engine, address, identity.ca.decode())
@@ -110,23 +112,13 @@ def _grpc(setting: RunContext, name: str) -> Iterator[Endpoint]:
 
 @contextmanager
 def _ray(setting: RunContext, name: str) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
 
-    config, files = setting.config, setting.files
-    source = TrunkSource(
-        path=files.source.path,
-        plan=covering_plan(config, setting.outline),
-        classes=files.classes,
-        dtype=config.dtype,
-        device=files.device,
-        seed=files.seed,
-        recompute=config.trunk_recompute,
-        limits=_limits(setting),
-    )
-    on_gpu = files.device == "cuda"
+    config = setting.config
+    on_gpu = setting.files.device == "cuda"
     host = start_ray_trunk(
         name,
-        source,
+        _source(setting),
         threads=config.trunk_threads,
         num_gpus=SHARED_GPU if on_gpu and config.device != "cpu" else None,
     )
@@ -138,9 +130,3 @@ def _ray(setting: RunContext, name: str) -> Iterator[Endpoint]:
 
 # A new transport is an entry here and a word of the key ``trunk``.
 TRUNKS: Mapping[str, Start] = {"grpc": _grpc, "local": _local, "ray": _ray}
-
-
-def _limits(setting: RunContext) -> Limits:
-    """Say how many clients share a pass: see ``trunk-batch``."""
-    on_gpu = setting.files.device.startswith("cuda")
-    return Limits(sessions_per_pass=setting.config.trunk_batch or (64 if on_gpu else 1))

@@ -73,12 +73,17 @@ def served(
         In evaluation mode.
     """
     plan.check(outline.num_layers)
-    with TRUNKS[trunk](files, plan) as (host, address):
+    with TRUNKS[trunk](files.trunk(plan)) as endpoint:
+        host = endpoint.host
         sessions = TrunkSessions(
-            host, address, OptimizerSpec(), outline.block_of, outline.num_layers
+            host,
+            endpoint.address,
+            OptimizerSpec(),
+            outline.block_of,
+            outline.num_layers,
         )
         token = sessions.open(SESSION, plan, picked.state)
-        link = connect(address, token, codec=config.codec, spares_padding=True)
+        link = connect(endpoint.address, token, codec=config.codec, spares_padding=True)
         assert isinstance(link, FramedTrunk)
         parts = files.parts(plan)
         mine = sessions.on_client(plan, picked.state)

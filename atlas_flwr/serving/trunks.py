@@ -7,38 +7,28 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-from atlas_flwr.split import SplitPlan
-from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import TrunkEngine, TrunkHost, serve_local
-from atlas_flwr.types import Side
+from atlas_flwr.trunk import Endpoint, TrunkSource, serve_local
 
 __all__ = ["TRUNKS"]
 
-Start = Callable[[ModelFiles, SplitPlan], AbstractContextManager[tuple[TrunkHost, str]]]
+Start = Callable[[TrunkSource], AbstractContextManager[Endpoint]]
 
 
 @contextmanager
-def _local(files: ModelFiles, plan: SplitPlan) -> Iterator[tuple[TrunkHost, str]]:
-    engine = TrunkEngine(files.parts(plan, sides=(Side.TRUNK,)).trunk)
+def _local(source: TrunkSource) -> Iterator[Endpoint]:
+    engine = source.engine()
     with serve_local(_name(), engine) as address:
-        yield engine, address
+        yield Endpoint(engine, address)
 
 
 @contextmanager
-def _ray(files: ModelFiles, plan: SplitPlan) -> Iterator[tuple[TrunkHost, str]]:
-    from atlas_flwr.trunk.ray import TrunkSource, own_ray, start_ray_trunk
+def _ray(source: TrunkSource) -> Iterator[Endpoint]:
+    from atlas_flwr.trunk.ray import own_ray, start_ray_trunk
 
-    source = TrunkSource(
-        path=files.source.path,
-        plan=plan,
-        dtype=str(files.dtype).removeprefix("torch."),
-        device=files.device,
-        seed=files.seed,
-    )
     with own_ray():
         host = start_ray_trunk(_name(), source, threads=1)
         try:
-            yield host, host.address
+            yield Endpoint(host, host.address)
         finally:
             host.stop()
 
@@ -47,5 +37,5 @@ def _name() -> str:
     return f"serving-{secrets.token_hex(4)}"
 
 
-# A new transport is an entry here. Each yields a host and the address of its clients.
+# A new transport is an entry here.
 TRUNKS: Mapping[str, Start] = {"local": _local, "ray": _ray}

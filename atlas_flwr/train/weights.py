@@ -29,6 +29,7 @@ from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.tensors import CheckpointTensors
 from atlas_flwr.train.device import chosen_device
 from atlas_flwr.train.footprint import trace_footprint
+from atlas_flwr.trunk import TrunkSource
 from atlas_flwr.types import Side
 
 __all__ = ["ModelFiles", "ModelKeys"]
@@ -148,6 +149,18 @@ class ModelFiles:
             device=self.device,
             config_overrides=self.overrides,
             seed=self.seed,
+        )
+
+    def trunk(self, plan: SplitPlan, **more: Any) -> TrunkSource:
+        """Say what the trunk of a plan is loaded from, and served with."""
+        return TrunkSource(
+            path=self.source.path,
+            plan=plan,
+            classes=self.classes,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=self.device,
+            seed=self.seed,
+            **more,
         )
 
     def whole(self) -> Any:

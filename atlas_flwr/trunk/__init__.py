@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
     from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
     from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, serve_local
-    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
     from atlas_flwr.trunk.session import SessionSpec
     from atlas_flwr.trunk.skipping import SkippingTrunk
+    from atlas_flwr.trunk.source import TrunkSource
     from atlas_flwr.trunk.table import Limits
     from atlas_flwr.trunk.transports import connect
 
@@ -53,7 +54,7 @@ __getattr__, __dir__ = attach(
         "SkippingTrunk": "skipping",
         "TrunkEngine": "engine",
         "TrunkHost": "host",
-        "TrunkSource": "ray",
+        "TrunkSource": "source",
         "TrunkStats": "host",
         "connect": "transports",
         "serve_grpc": "grpc",

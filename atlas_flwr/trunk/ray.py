@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -27,20 +27,16 @@ from ray.exceptions import (
 
 from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
-from atlas_flwr.split import SplitPlan, load_parts
-from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
 from atlas_flwr.trunk.host import TrunkStats
 from atlas_flwr.trunk.session import SessionSpec
-from atlas_flwr.trunk.table import Limits
-from atlas_flwr.types import Side
+from atlas_flwr.trunk.source import TrunkSource
 from atlas_flwr.wire.codecs import Codec
 
 __all__ = [
     "NAMESPACE",
     "RayTrunk",
     "RayTrunkHost",
-    "TrunkSource",
     "connect_ray",
     "own_ray",
     "start_ray_trunk",
@@ -50,64 +46,6 @@ __all__ = [
 NAMESPACE = "atlas-flwr"
 WAITING = 64  # calls that are in the actor at once, most of them waiting
 _CONTROL = "control"
-
-
-@dataclass(frozen=True)
-class TrunkSource:
-    """What the actor loads.
-
-    Attributes
-    ----------
-    path : str
-        A local folder or hub name.
-    plan : SplitPlan
-        Covers the trunks of all clients: the shortest head and tail.
-    classes : int
-        Outputs of a classifier; 0 for a causal language model.
-    dtype : str
-        E.g. ``"float32"``.
-    device : str
-        E.g. ``"cpu"``.
-    seed : int
-        Initialises what the checkpoint lacks.
-    recompute : bool
-        See :class:`~atlas_flwr.trunk.TrunkEngine`.
-    limits : Limits
-        See there.
-    """
-
-    path: str
-    plan: SplitPlan
-    classes: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    seed: int = 0
-    recompute: bool = False
-    limits: Limits = field(default_factory=Limits)
-
-    def engine(self) -> TrunkEngine:
-        """Load the trunk, and nothing else of the model."""
-        from transformers import (
-            AutoModelForCausalLM,
-            AutoModelForSequenceClassification,
-        )
-
-        overrides = {"num_labels": self.classes} if self.classes else {}
-        parts = load_parts(
-            self.path,
-            self.plan,
-            sides=(Side.TRUNK,),
-            auto_class=(
-                AutoModelForSequenceClassification
-                if self.classes
-                else AutoModelForCausalLM
-            ),
-            dtype=getattr(torch, self.dtype),
-            device=self.device,
-            config_overrides=overrides,
-            seed=self.seed,
-        )
-        return TrunkEngine(parts.trunk, limits=self.limits, recompute=self.recompute)
 
 
 class TrunkActor:

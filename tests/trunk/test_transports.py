@@ -18,6 +18,7 @@ from atlas_flwr.trunk import (
     SessionSpec,
     TrunkEngine,
     TrunkHost,
+    TrunkSource,
     connect,
     serve_local,
 )
@@ -59,7 +60,7 @@ def cluster():
 
 
 def test_without_ray_its_trunk_is_told_apart_from_a_lost_one():
-    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
 
     with pytest.raises(TrunkLost, match="same Ray cluster"):
         connect("ray://anywhere", token="t")
@@ -68,7 +69,7 @@ def test_without_ray_its_trunk_is_told_apart_from_a_lost_one():
 
 
 def test_a_ray_trunk_that_cannot_load_says_why_and_leaves_its_name(cluster, tmp_path):
-    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
 
     build("llama").save_pretrained(tmp_path)
     impossible = TrunkSource(str(tmp_path), SplitPlan(4, 1))
@@ -86,7 +87,7 @@ def until_it_fails(ask):
 # It failed once in a whole run of the tests, and never by itself; not understood yet.
 @pytest.mark.slow
 def test_text_goes_on_over_ray_where_its_cache_was_lost(cluster, tmp_path):
-    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
 
     model = build("llama")
     model.save_pretrained(tmp_path)
@@ -106,7 +107,7 @@ def test_text_goes_on_over_ray_where_its_cache_was_lost(cluster, tmp_path):
 
 
 def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tmp_path):
-    from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
 
     model = build("llama")
     model.save_pretrained(tmp_path)
