@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from atlas_flwr.data.tokens import (
+    common_start,
+    left_padded,
+    pad_id,
+    start_ids,
+    token_ids,
+)
 from atlas_flwr.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +36,6 @@ __all__ = [
     "by_length",
     "in_order",
     "sample_batches",
-    "start_ids",
 ]
 
 IGNORED = -100
@@ -138,7 +144,7 @@ class CausalCollator(Collator):
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
         self._tokenizer = tokenizer
         before, after = task.template.split("{text}")
-        self._before = start_ids(tokenizer) + self._ids(before)
+        self._before = start_ids(tokenizer) + token_ids(tokenizer, before)
         self._after = self._following("a", after)
         self._words = [self._following(after, f" {word}") for word in task.labels]
         self._room = max_length - len(self._before) - len(self._after)
@@ -152,23 +158,19 @@ class CausalCollator(Collator):
             raise DataError(*problems)
         self.label_ids = [tokens[0] for tokens in self._words]
         self.longest_word = max(map(len, self._words))
-        pad = tokenizer.pad_token_id
-        self._pad = tokenizer.eos_token_id if pad is None else pad
+        self._pad = pad_id(tokenizer)
 
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
         """Collate examples."""
         words = [[] if prompt else self._words[e.label] for e in examples]
         prompts = self._prompts([e.text for e in examples])
         rows = [begun + word for begun, word in zip(prompts, words, strict=True)]
-        longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), self._pad)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
-        for i, (row, word) in enumerate(zip(rows, words, strict=True)):
-            ids[i, longest - len(row) :] = torch.tensor(row)
-            mask[i, longest - len(row) :] = 1
-            if word:
-                labels[i, -len(word) :] = torch.tensor(word)
+        ids, mask = left_padded(rows, self._pad)
+        learned = [
+            [IGNORED] * (len(row) - len(word)) + word
+            for row, word in zip(rows, words, strict=True)
+        ]
+        labels, _ = left_padded(learned, IGNORED)
         return Batch(
             input_ids=ids,
             attention_mask=mask,
@@ -184,10 +186,6 @@ class CausalCollator(Collator):
             self._before + ids[: self._room] + self._after for ids in made["input_ids"]
         ]
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
     def _following(self, before: str, text: str) -> list[int]:
         """Return a text's tokens where it follows another.
 
@@ -195,10 +193,11 @@ class CausalCollator(Collator):
         before whatever they are given alone, with which all words would begin alike.
         """
         if not text or not _adds_blank(self._tokenizer):
-            return self._ids(text)
+            return token_ids(self._tokenizer, text)
         before = before or "a"
-        alone, both = self._ids(before), self._ids(before + text)
-        return both[_common(alone, both) :]
+        alone = token_ids(self._tokenizer, before)
+        both = token_ids(self._tokenizer, before + text)
+        return both[common_start(alone, both) :]
 
 
 class NextTokenCollator(Collator):
@@ -292,21 +291,8 @@ def by_length(examples: Sequence[Example]) -> list[Example]:
 
 def _adds_blank(tokenizer: Any) -> bool:
     """Tell whether a tokenizer begins a text with a blank that is not in it."""
-    ids = tokenizer("a", add_special_tokens=False)["input_ids"]
-    tokens = tokenizer.convert_ids_to_tokens(ids)
+    tokens = tokenizer.convert_ids_to_tokens(token_ids(tokenizer, "a"))
     return bool(tokens) and str(tokens[0]).startswith("\u2581")
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens with which both begin."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(one))
-
-
-def start_ids(tokenizer: Any) -> list[int]:
-    """Return the token that this tokenizer begins every text with, if any."""
-    ids: list[int] = tokenizer("a")["input_ids"]
-    return ids[:1] if ids[0] == tokenizer.bos_token_id else []
 
 
 def _alike(task: Task, words: Sequence[Sequence[int]]) -> Iterator[str]:

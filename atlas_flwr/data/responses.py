@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of prompts and responses, with the loss on the responses alone.
-
-Shapes: B examples, T tokens.
-"""
+"""Batches of text that is to be written: the loss is on that alone."""
 
 from __future__ import annotations
 
@@ -10,28 +7,36 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from atlas_flwr.data.batches import IGNORED, Batch, Collator, start_ids
+from atlas_flwr.data.batches import Batch, Collator
+from atlas_flwr.data.chats import (
+    ASSISTANT,
+    USER,
+    Turn,
+    pieces,
+    with_system,
+)
 from atlas_flwr.data.tasks import Example, Task
+from atlas_flwr.data.token_rows import TokenRow, batch_of
+from atlas_flwr.data.tokens import common_start, pad_id, start_ids, token_ids
 from atlas_flwr.errors import DataError
 
 __all__ = ["GenerationCollator", "commonest_token_accuracy"]
 
 
 class GenerationCollator(Collator):
-    """Prompt and response for a decoder, padded on the left.
+    """Prompt and response, or a conversation, for a decoder, padded on the left.
 
-    The loss is on the response alone, and on the token that ends it. Too long a row
-    loses the beginning of its prompt; only a response that is too long by itself is
-    cut, at its end.
+    The loss is on the response alone, and on the token that ends it; in a conversation
+    on each of the assistant's turns, or the last, as the task says. Too long a row
+    loses its beginning; only a last response that is too long by itself is cut, at its
+    end.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizer
         The model's.
     task : Task
-        Says whether the tokenizer's chat template is to be put around both.
+        Says whether the tokenizer's chat template is to be put around all.
     max_length : int
         Longest row, in tokens.
 
@@ -39,7 +44,7 @@ class GenerationCollator(Collator):
     ------
     DataError
         If the task wants a chat template, and the tokenizer has none, or one that does
-        not let a response be told from its prompt.
+        not let a response be told from what stands before it.
     """
 
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
@@ -53,80 +58,47 @@ class GenerationCollator(Collator):
         self._max_length = max_length
         self._begin = [] if task.chat else start_ids(tokenizer)
         self.label_ids = ()
-        pad = tokenizer.pad_token_id
-        self._pad = tokenizer.eos_token_id if pad is None else pad
+        self._pad = pad_id(tokenizer)
         if task.chat:  # tell now what would be told in the middle of a run
             self._chat(Example("a question", answer="an answer"))
 
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
         """Collate examples; an evaluation scores responses, so it has them, too."""
-        pairs = [self.row(example) for example in examples]
-        longest = max(len(before) + len(answer) for before, answer in pairs)
-        ids = torch.full((len(pairs), longest), self._pad)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
-        for i, (before, answer) in enumerate(pairs):
-            row = [*before, *answer]
-            ids[i, longest - len(row) :] = torch.tensor(row)
-            mask[i, longest - len(row) :] = 1
-            labels[i, longest - len(answer) :] = torch.tensor(answer)
-        return Batch(
-            input_ids=ids,
-            attention_mask=mask,
-            labels=labels,
-            targets=torch.zeros(len(pairs), dtype=torch.long),
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=max(len(answer) for _, answer in pairs) + 1,
-        )
+        return batch_of([self.row(example) for example in examples], self._pad)
 
-    def row(self, example: Example) -> tuple[list[int], list[int]]:
-        """Return the tokens of a prompt, at least one, and those of its response."""
-        parted = self._chat if self._task.chat else self._plain
-        before, answer = parted(example)
-        answer = answer[: self._max_length - 1]
-        room = self._max_length - len(answer)
-        return before[-room:], answer
+    def row(self, example: Example) -> TokenRow:
+        """Return an example's tokens."""
+        whole = self._chat(example) if self._task.chat else self._plain(example)
+        return whole.within(self._max_length)
 
-    def _plain(self, example: Example) -> tuple[list[int], list[int]]:
-        whole = self._ids(example.text + example.answer)
-        before = self._begin + self._ids(example.text)
+    def _plain(self, example: Example) -> TokenRow:
+        before = self._begin + token_ids(self._tokenizer, example.text)
+        whole = token_ids(self._tokenizer, example.text + example.answer)
         joined = self._begin + whole
         # Tokens that reach over the seam belong to the response.
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(before, joined, strict=False)) if a != b),
-            len(before),
-        )
-        answer = joined[shared:]
-        if not before[:shared]:
-            before, shared = joined[:1], 1
-            answer = joined[1:]
+        shared = common_start(before, joined) or 1
         end = self._tokenizer.eos_token_id
-        return before[:shared], [*answer, *([] if end is None else [end])]
+        answer = [*joined[shared:], *([] if end is None else [end])]
+        return TokenRow.answering(joined[:shared], answer)
 
-    def _chat(self, example: Example) -> tuple[list[int], list[int]]:
-        system = self._task.system
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": example.text})
-        answer = {"role": "assistant", "content": example.answer}
-        before = self._rendered(turns, add_generation_prompt=True)
-        whole = self._rendered([*turns, answer])
-        if not whole.startswith(before):
+    def _chat(self, example: Example) -> TokenRow:
+        turns = (Turn(USER, example.text), Turn(ASSISTANT, example.answer))
+        said = with_system(turns, self._task.system)
+        wanted = {len(said) - 1}
+        ids: list[int] = []
+        learned: list[bool] = []
+        for piece in pieces(self._tokenizer, said):
+            count = piece.said if piece.turn in wanted else 0
+            wanted.discard(-1 if piece.turn is None else piece.turn)
+            ids += piece.ids
+            learned += [True] * count + [False] * (len(piece.ids) - count)
+        if wanted:
             raise DataError(
                 f"task {self._task.name}: the chat template writes a question "
                 "otherwise when its answer follows, so that it is unclear where that "
                 "begins; leave `chat` out, and write the roles into `prompt`"
             )
-        return self._ids(before), self._ids(whole[len(before) :])
-
-    def _rendered(self, turns: list[dict[str, str]], **options: Any) -> str:
-        made: str = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, **options
-        )
-        return made
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return TokenRow(ids, learned)
 
 
 def commonest_token_accuracy(
@@ -136,7 +108,7 @@ def commonest_token_accuracy(
 
     What token accuracy is to be compared with, as accuracy is with the commonest class.
     """
-    counts = Counter(token for example in train for token in collate.row(example)[1])
+    counts = Counter(token for example in train for token in collate.row(example).said)
     commonest = counts.most_common(1)[0][0]
-    tokens = [token for example in test for token in collate.row(example)[1]]
+    tokens = [token for example in test for token in collate.row(example).said]
     return tokens.count(commonest) / len(tokens)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from atlas_flwr.data.tokens import left_padded
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.split import SplitModel
 
@@ -114,7 +114,7 @@ def answered(
     torch.manual_seed(decoding.seed)
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
-        ids, mask = _padded(rows, settings["pad_token_id"] or 0)
+        ids, mask = left_padded(rows, settings["pad_token_id"] or 0)
         out = model.generate(ids, attention_mask=mask, **settings).cpu()
         for new in out[:, ids.shape[1] :]:
             yield _answer(new.tolist(), tokenizer, settings["eos_token_id"] or ())
@@ -124,17 +124,6 @@ def _answer(new: Sequence[int], tokenizer: Any, ends: Sequence[int]) -> Answer:
     end = next((n for n, token in enumerate(new) if token in ends), None)
     written = new if end is None else new[: end + 1]
     return Answer(tokenizer.decode(written, skip_special_tokens=True), len(written))
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Return tokens and mask, shape (B, T)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return ids, mask
 
 
 def end_ids(tokenizer: Any, model: SplitModel) -> list[int]:

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from atlas_flwr.data.chats import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Turn,
+    chat_template_text,
+)
+from atlas_flwr.data.tokens import token_ids
 from atlas_flwr.serving.answers import Decoding
 from atlas_flwr.serving.prompts import PromptForm, Prompts
 from atlas_flwr.split import SplitModel
@@ -63,8 +71,8 @@ class Conversation:
 
     Attributes
     ----------
-    turns : list[dict[str, str]]
-        Role and content of each, as chat templates take them.
+    turns : list[Turn]
+        What was said.
     written : int
         Tokens of the last answer.
     """
@@ -72,7 +80,7 @@ class Conversation:
     model: SplitModel
     prompts: Prompts
     decoding: Decoding
-    turns: list[dict[str, str]] = field(default_factory=list, init=False)
+    turns: list[Turn] = field(default_factory=list, init=False)
     written: int = field(default=0, init=False)
     _text: str = field(default="", init=False)
     _ids: list[int] = field(default_factory=list, init=False)
@@ -104,7 +112,7 @@ class Conversation:
     def reset(self) -> None:
         """Forget all turns."""
         form = next((f for f in self.prompts.forms if f.system), None)
-        self.turns = [{"role": "system", "content": form.system}] if form else []
+        self.turns = [Turn(SYSTEM, form.system)] if form else []
         self._text, self._ids = "", []
         self._drop_cache()
 
@@ -143,29 +151,27 @@ class Conversation:
             first, *rest = form.fields
             text = form.text({first: question, **dict.fromkeys(rest, "")})
             return self.prompts.plain(text)
-        self.turns.append({"role": "user", "content": question})
+        self.turns.append(Turn(USER, question))
         if not self._chats:
             text = self._text + question
         else:
-            text = tokenizer.apply_chat_template(
-                self.turns, tokenize=False, add_generation_prompt=True
-            )
+            text = chat_template_text(tokenizer, self.turns)
         if self._ids and text.startswith(self._text):
             more = text[len(self._text) :]
-            ids = self._ids + tokenizer(more, add_special_tokens=False)["input_ids"]
+            ids = self._ids + token_ids(tokenizer, more)
         elif self._chats:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self.prompts.chat(self.turns)
         else:
             ids = self.prompts.plain(text)
         self._text = text
-        return list(ids)
+        return ids
 
     def _said(self, ids: list[int], new: list[int]) -> str:
         """Take note of an answer."""
         tokenizer = self.prompts.tokenizer
         answer: str = tokenizer.decode(new, skip_special_tokens=True)
         if self.form is None:
-            self.turns.append({"role": "assistant", "content": answer})
+            self.turns.append(Turn(ASSISTANT, answer))
             self._text += tokenizer.decode(new, skip_special_tokens=False)
         self._ids, self.written = [*ids, *new], len(new)
         return answer

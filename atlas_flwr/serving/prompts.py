@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas_flwr.data.batches import start_ids
+from atlas_flwr.data.chats import USER, Turn, chat_prompt, with_system
 from atlas_flwr.data.fields import plain_text
 from atlas_flwr.data.templates import filled_in, template_fields
+from atlas_flwr.data.tokens import common_start, start_ids, token_ids
 from atlas_flwr.errors import DataError
 
 __all__ = ["PromptForm", "Prompts", "read_prompts"]
@@ -81,7 +82,9 @@ class Prompts:
         form = self.form_of(row)
         assert form is not None
         text = form.text(row)
-        return self.chat(text, form.system) if form.chat else self.plain(text)
+        if form.chat:
+            return self.chat([Turn(USER, text)], form.system)
+        return self.plain(text)
 
     def form_of(self, row: Mapping[str, Any]) -> PromptForm | None:
         """Return the first form whose fields a row has."""
@@ -93,24 +96,14 @@ class Prompts:
 
         A blank at the end belongs to the answer's first word, as in training.
         """
-        before = start_ids(self.tokenizer) + self._ids(text)
-        joined = start_ids(self.tokenizer) + self._ids(text + "a")
-        pairs = enumerate(zip(before, joined, strict=False))
-        shared = next((i for i, (a, b) in pairs if a != b), len(before))
-        return before[:shared] or before[:1]
+        start = start_ids(self.tokenizer)
+        before = start + token_ids(self.tokenizer, text)
+        joined = start + token_ids(self.tokenizer, text + "a")
+        return before[: common_start(before, joined)] or before[:1]
 
-    def chat(self, text: str, system: str = "") -> list[int]:
-        """Return the tokens of a question in the tokenizer's chat template."""
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": text})
-        rendered = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        return self._ids(rendered)
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def chat(self, turns: Sequence[Turn], system: str = "") -> list[int]:
+        """Return the tokens of turns in the tokenizer's chat template."""
+        return chat_prompt(self.tokenizer, with_system(turns, system))
 
 
 def read_prompts(path: Path, prompts: Prompts) -> list[dict[str, Any]]:

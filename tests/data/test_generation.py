@@ -130,11 +130,11 @@ def test_a_batch_has_prompt_and_response_and_a_loss_on_the_latter(
 
 def test_a_long_prompt_loses_its_beginning_and_no_response(tokenizer, tmp_path):
     collate = GenerationCollator(tokenizer, task_of(tmp_path, ROWS), 12)
-    before, answer = collate.row(Example("word " * 50 + "end:", answer=" yes"))
-    short = GenerationCollator(tokenizer, task_of(tmp_path, ROWS), 500)
-    whole, wanted = short.row(Example("word " * 50 + "end:", answer=" yes"))
-    assert answer == wanted
-    assert before == whole[-(12 - len(answer)) :]
+    short = collate.row(Example("word " * 50 + "end:", answer=" yes"))
+    roomy = GenerationCollator(tokenizer, task_of(tmp_path, ROWS), 500)
+    whole = roomy.row(Example("word " * 50 + "end:", answer=" yes"))
+    assert short.said == whole.said
+    assert short.ids == whole.ids[-12:]
 
 
 def test_a_chat_is_in_the_models_own_words(tokenizer, tmp_path):
@@ -146,11 +146,12 @@ def test_a_chat_is_in_the_models_own_words(tokenizer, tmp_path):
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    before, answer = GenerationCollator(chatting, task, 200).row(
-        Example("Why?", answer="So.")
+    row = GenerationCollator(chatting, task, 200).row(Example("Why?", answer="So."))
+    assert (
+        chatting.decode(row.ids[: row.first])
+        == "<system>Be brief.</><user>Why?</><assistant>"
     )
-    assert chatting.decode(before) == "<system>Be brief.</><user>Why?</><assistant>"
-    assert chatting.decode(answer) == "So.</>"
+    assert chatting.decode(row.said) == "So.</>"
     chatting.chat_template = "{{ messages | length }}"
     with pytest.raises(DataError, match="otherwise when its answer follows"):
         GenerationCollator(chatting, task, 200)
@@ -175,8 +176,8 @@ def test_the_commonest_token_is_what_accuracy_is_compared_with(tokenizer, tmp_pa
     collate = GenerationCollator(tokenizer, task_of(tmp_path, ROWS), 64)
     train = [Example("q", answer="a a a a"), Example("q", answer="b a")]
     test = [Example("q", answer="a b"), Example("q", answer="a")]
-    tokens = [token for example in test for token in collate.row(example)[1]]
-    learned = [token for example in train for token in collate.row(example)[1]]
+    tokens = [token for example in test for token in collate.row(example).said]
+    learned = [token for example in train for token in collate.row(example).said]
     best = max(set(learned), key=learned.count)
     wanted = sum(token == best for token in tokens) / len(tokens)
     assert commonest_token_accuracy(collate, train, test) == wanted

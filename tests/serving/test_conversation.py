@@ -7,6 +7,7 @@ import torch
 
 from atlas_flwr.config import load_config
 from atlas_flwr.data import tokenizer_of
+from atlas_flwr.data.chats import Turn
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.serving import (
     Chosen,
@@ -95,7 +96,7 @@ def test_its_turns_are_the_unsplit_models_and_cross_once(found, files, prompts):
     assert "".join(heard) == "".join(said)
     assert sum(lengths) == len(talk._ids) - 1  # the last token is not read
     assert talk.written == 6
-    assert [turn["role"] for turn in talk.turns] == ["user", "assistant"] * 3
+    assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 3
 
 
 def test_what_was_said_is_forgotten_with_its_cache(found, prompts):
@@ -120,7 +121,7 @@ def test_an_interruption_keeps_what_was_said_and_begins_a_new_cache(found, promp
     trunk.extend = interrupted
     with pytest.raises(KeyboardInterrupt):
         talk.ask("hello", silent)
-    assert talk.turns[-1]["role"] == "assistant"
+    assert talk.turns[-1].role == "assistant"
     assert talk.written == 3
     trunk.extend = extend
     read = len(talk._ids)
@@ -141,7 +142,7 @@ def test_a_system_text_of_a_chat_task_comes_first(found, prompts):
     form = PromptForm("help", "{q}", chat=True, system="Be brief.")
     talk = Conversation(found.model, Prompts(prompts.tokenizer, [form]), DECODING)
     talk.ask("hello", silent)
-    assert talk.turns[0] == {"role": "system", "content": "Be brief."}
+    assert talk.turns[0] == Turn("system", "Be brief.")
     talk.reset()
     assert len(talk.turns) == 1
 

@@ -38,8 +38,8 @@ def test_a_row_is_put_as_in_training(tmp_path, tokenizer, more):
     known = task(tmp_path, more)
     form = PromptForm("counting", known.reading.prompt, known.chat, known.system)
     example = Example("Count after one: ", answer="two")
-    before, _ = GenerationCollator(tokenizer, known, 999).row(example)
-    assert Prompts(tokenizer, [form]).ids({"start": "one"}) == before
+    row = GenerationCollator(tokenizer, known, 999).row(example)
+    assert Prompts(tokenizer, [form]).ids({"start": "one"}) == row.ids[: row.first]
 
 
 def test_a_prompt_is_put_as_it_is(tokenizer):

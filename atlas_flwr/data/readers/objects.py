@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON: an array of objects, or an object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.data.readers.records import picked_row
+from atlas_flwr.data.rows import Fault, Row
+from atlas_flwr.errors import DataError
+
+if TYPE_CHECKING:
+    from atlas_flwr.data.readers.reading import Reading
+
+__all__ = ["read_json", "read_jsonl"]
+
+
+def read_jsonl(reading: Reading) -> Iterator[Row | Fault]:
+    """Read an object a line."""
+    if reading.string().lstrip().startswith("["):
+        yield from read_json(reading)
+        return
+    for number, line in reading.lines():
+        where = f"line {number}"
+        try:
+            record = _loaded(line)
+        except json.JSONDecodeError as error:
+            yield Fault(where, f"that are not JSON ({error.msg})")
+        else:
+            yield _recorded(reading, where, record)
+
+
+def _loaded(text: str) -> Any:
+    """Read JSON; of an object with a key twice, its pairs, as no record is."""
+
+    def made(pairs: list[tuple[str, Any]]) -> Any:
+        record = dict(pairs)
+        return record if len(record) == len(pairs) else pairs
+
+    return json.loads(text, object_pairs_hook=made)
+
+
+def read_json(reading: Reading) -> Iterator[Row | Fault]:
+    """Read an array of objects."""
+    try:
+        found = _loaded(reading.string())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{reading.where}: {error}") from None
+    if not isinstance(found, list):
+        raise DataError(
+            f"{reading.where}: a JSON {type(found).__name__}; it must be an array of "
+            "objects, or one object a line"
+        )
+    for number, record in enumerate(found, start=1):
+        yield _recorded(reading, f"entry {number}", record)
+
+
+def _recorded(reading: Reading, where: str, record: Any) -> Row | Fault:
+    if not isinstance(record, dict):
+        return Fault(where, "that are no JSON object, or have a key twice")
+    return picked_row(reading, where, record)

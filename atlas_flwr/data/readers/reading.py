@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a task's rows come from, and how they are read."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas_flwr.data.packages import read_member
+from atlas_flwr.data.readers.datasets import read_hub, read_parquet
+from atlas_flwr.data.readers.objects import read_json, read_jsonl
+from atlas_flwr.data.readers.records import picked_row
+from atlas_flwr.data.readers.tables import read_csv, read_tsv
+from atlas_flwr.data.readers.texts import read_folder, read_lines
+from atlas_flwr.data.rows import Fault, Row
+from atlas_flwr.data.templates import template_fields
+from atlas_flwr.errors import DataError
+
+__all__ = ["PRESET_ENCODING", "READERS", "Reading"]
+
+PRESET_ENCODING = "utf-8-sig"
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where a task's rows come from, and how they are read.
+
+    Attributes
+    ----------
+    format : str
+        A key of :data:`READERS`.
+    package, member : str
+        A file of a pinned package (see :mod:`atlas_flwr.data.packages`); for
+        ``folder`` the member is a prefix.
+    path : str
+        A local file, or folder.
+    dataset, split : str
+        A dataset on a hub, read with the ``datasets`` library.
+    encoding : str
+        Of the file; the preset is UTF-8, or UTF-16 where the file begins with its mark.
+    delimiter : str
+        Between the fields of ``csv``; empty for the one by which the header has the
+        wanted fields, of comma, semicolon, tab and bar.
+    pattern : str
+        ``lines``: matches a line, with groups ``label`` and ``text``. ``folder``:
+        matches a file's name, with a group ``label``.
+    text : tuple[str, ...]
+        Fields that are joined to the text.
+    label : str
+        The label's field.
+    prompt, response : str
+        Templates that take the places of both, where text is answered by text. Fields
+        of a prompt may be empty.
+    max_lines : int
+        Lines of each file to read, above 0, for ``folder``.
+    skip_rows : int
+        Rows after the header that are no examples, for ``csv`` and ``tsv``.
+    """
+
+    format: str
+    package: str = ""
+    member: str = ""
+    path: str = ""
+    dataset: str = ""
+    split: str = "train"
+    encoding: str = PRESET_ENCODING
+    delimiter: str = ""
+    pattern: str = ""
+    text: tuple[str, ...] = ("text",)
+    label: str = "label"
+    prompt: str = ""
+    response: str = ""
+    max_lines: int = 0
+    skip_rows: int = 0
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        return self.path or self.dataset or f"{self.package}:{self.member}"
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The fields that a record must have."""
+        if not self.response:
+            return (*self.text, self.label)
+        fields = *template_fields(self.prompt), *template_fields(self.response)
+        return tuple(dict.fromkeys(fields))
+
+    @property
+    def may_be_empty(self) -> frozenset[str]:
+        """Fields of a prompt that a record may leave empty."""
+        if not self.response:
+            return frozenset()
+        needed = template_fields(self.response)
+        return frozenset(template_fields(self.prompt)).difference(needed)
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Read all rows, and name those that cannot be used."""
+        return READERS[self.format](self)
+
+    def content(self) -> bytes:
+        """Read the file.
+
+        Raises
+        ------
+        DataError
+            If it is not there.
+        """
+        if self.package:
+            return read_member(self.package, self.member)
+        if not Path(self.path).is_file():
+            raise DataError(
+                f"there is no file {self.path} (a task's `path` is seen from the "
+                "folder of its YAML file)"
+            )
+        return Path(self.path).read_bytes()
+
+    def string(self) -> str:
+        """Read the file as text, with line feeds as the only ends of lines.
+
+        Raises
+        ------
+        DataError
+            If it is not there, or is not in the task's encoding.
+        """
+        return self.decoded(self.content()).replace("\r\n", "\n")
+
+    def decoded(self, content: bytes, name: str = "") -> str:
+        """Decode text of the source, of the file ``name`` in it."""
+        encoding = self.encoding
+        if encoding == PRESET_ENCODING and content.startswith(UTF16_MARKS):
+            encoding = "utf-16"
+        try:
+            return content.decode(encoding)
+        except (UnicodeDecodeError, LookupError) as error:
+            where = f"{self.where}, file {name}" if name else self.where
+            likely = "utf-16" if b"\0" in content[:200] else "cp1252 or latin-1"
+            raise DataError(
+                f"{where} is not in the encoding {encoding!r}: {error}; set the task's "
+                f"`encoding`, {likely} for one"
+            ) from None
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Read the file's lines that are not blank, with their numbers from 1.
+
+        ``str.splitlines`` would also break at characters that stand inside a text,
+        such as U+2028 in JSON or byte 0x85 in Latin-1.
+        """
+        for number, line in enumerate(self.string().split("\n"), start=1):
+            if line.strip():
+                yield number, line
+
+    def picked(
+        self, records: Iterable[tuple[str, Mapping[str, Any]]]
+    ) -> Iterator[Row | Fault]:
+        """Pick the text's and the label's fields out of records with their places."""
+        for where, record in records:
+            yield picked_row(self, where, record)
+
+
+# A new format is an entry here.
+READERS: Mapping[str, Callable[[Reading], Iterator[Row | Fault]]] = {
+    "csv": read_csv,
+    "folder": read_folder,
+    "hub": read_hub,
+    "json": read_json,
+    "jsonl": read_jsonl,
+    "lines": read_lines,
+    "parquet": read_parquet,
+    "tsv": read_tsv,
+}

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of text, with a header: comma- or tab-separated."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.data.readers.records import picked_row
+from atlas_flwr.data.rows import Fault, Row
+from atlas_flwr.errors import DataError
+
+if TYPE_CHECKING:
+    from atlas_flwr.data.readers.reading import Reading
+
+__all__ = ["read_csv", "read_tsv"]
+
+DELIMITERS = ",;\t|"
+
+
+class _Tabs(csv.excel_tab):
+    """Tab-separated text is seldom quoted, but often has quotes in it."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def read_csv(reading: Reading) -> Iterator[Row | Fault]:
+    """Read a table whose delimiter is given, or told by its header."""
+    text = reading.string()
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # as old spreadsheets end lines
+    header = text.partition("\n")[0]
+    delimiter = reading.delimiter or _delimiter(reading, header)
+    yield from _table(reading, text, csv.excel, delimiter=delimiter, strict=True)
+
+
+def read_tsv(reading: Reading) -> Iterator[Row | Fault]:
+    """Read a table with tabs, in which quotes are text."""
+    yield from _table(reading, reading.string(), _Tabs)
+
+
+def _delimiter(reading: Reading, header: str) -> str:
+    """Return the delimiter by which a header has most of the wanted fields."""
+    wanted = set(reading.wanted)
+
+    def named(delimiter: str) -> int:
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            return 0  # the table is read again, and says what is wrong
+        return len(wanted.intersection(names))
+
+    return max(DELIMITERS, key=named)
+
+
+def _table(
+    reading: Reading, text: str, dialect: type[csv.Dialect], **options: Any
+) -> Iterator[Row | Fault]:
+    table = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, **options)
+    before, began = csv.field_size_limit(len(text) + 1), 1
+    try:
+        _check_header(reading, table.fieldnames or ())
+        for record in islice(table, reading.skip_rows, None):
+            where, began = f"line {began + 1}", table.line_num
+            if None in record:
+                why = "with more fields than the header: is a delimiter unquoted?"
+                yield Fault(where, why)
+            else:
+                yield picked_row(reading, where, record)
+    except csv.Error as error:
+        raise DataError(
+            f"{reading.where}: the row that begins in line {began + 1} cannot be read "
+            f"({error}): is a quote never closed?"
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_header(reading: Reading, names: Sequence[str]) -> None:
+    for key in reading.wanted:
+        if names.count(key) == 1:
+            continue
+        fault = f"two columns {key!r}" if key in names else f"no column {key!r}"
+        shown = ", ".join(map(repr, names))
+        strange = any(mark in shown for mark in ("\\x00", "\\ufeff"))
+        mend = (
+            "These are not its characters: set the task's `encoding`, utf-16-le or "
+            "utf-8-sig for one"
+            if strange
+            else "Rename a column, or set the task's `text`, `label` or `delimiter`"
+        )
+        raise DataError(
+            f"{reading.where}: its header has {fault}; it has {shown}. {mend}"
+        )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens of texts, and rows of them as one batch.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["common_start", "left_padded", "pad_id", "start_ids", "token_ids"]
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return a text's tokens, without any that a tokenizer would put around it."""
+    made = tokenizer(text, add_special_tokens=False, verbose=False)
+    ids: list[int] = made["input_ids"]
+    return ids
+
+
+def start_ids(tokenizer: Any) -> list[int]:
+    """Return the token that this tokenizer begins every text with, if any."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[:1] if ids[0] == tokenizer.bos_token_id else []
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return what rows are filled with: the end token where there is no other."""
+    pad = tokenizer.pad_token_id
+    found: int = tokenizer.eos_token_id if pad is None else pad
+    return found
+
+
+def common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the tokens with which both begin."""
+    pairs = zip(one, other, strict=False)
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], filler: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Put rows side by side, their ends in the last column.
+
+    Parameters
+    ----------
+    rows : Sequence[Sequence[int]]
+        At least one.
+    filler : int
+        Goes before the shorter ones.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        The rows and a mask that is 1 where they are, both (B, T), int64.
+    """
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), filler)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        if row:
+            ids[i, -len(row) :] = torch.tensor(row)
+            mask[i, -len(row) :] = 1
+    return ids, mask
