@@ -14,6 +14,7 @@ from atlas_flwr.config import RunConfig
 from atlas_flwr.data import (
     Batch,
     Collator,
+    Example,
     ModelSource,
     NextTokenCollator,
     Task,
@@ -59,12 +60,13 @@ class ClientBatches:
     def to_sketch(self) -> Iterator[Batch]:
         """Return the batches of the fingerprint, no example in two of them."""
         config, shard = self.config, self.me.shard(self.config)
-        steps = config.fingerprint_batches
+        steps, collate = config.fingerprint_batches, self.collator(shard.task)
+        examples = self._some(collate.prepared(shard.train), config.train_examples)
         return sample_batches(
-            shard.train,
-            self.collator(shard.task),
+            examples,
+            collate,
             # No example twice: the parts must differ as independent draws do.
-            batch_size=max(1, min(config.batch_size, len(shard.train) // steps)),
+            batch_size=max(1, min(config.batch_size, len(examples) // steps)),
             steps=steps,
             seed=derive_seed(config.seed, "fingerprint", self.me.index, self.round),
         )
@@ -86,15 +88,35 @@ class ClientBatches:
         owners = range(pooled) if pooled else [self.me.index]
         held = [self.me.shard(self.config, owner) for owner in owners]
         shards = [hooks.shard(s, model, self.collator(s.task)) for s in held]
+        collators = [self.collator(shard.task) for shard in shards]
+        most = self.config.train_examples
+        examples = [
+            self._some(collate.prepared(shard.train), most)
+            for collate, shard in zip(collators, shards, strict=True)
+        ]
         streams = [
             sample_batches(
-                shard.train,
-                self.collator(shard.task),
+                own,
+                collate,
                 batch_size=self.config.batch_size,
                 steps=self.config.local_steps,
                 seed=derive_seed(self.config.seed, "train", self.round, owner),
             )
-            for owner, shard in zip(owners, shards, strict=True)
+            for owner, own, collate in zip(owners, examples, collators, strict=True)
         ]
         batches = list(chain.from_iterable(zip(*streams, strict=True)))
-        return batches, sum(len(shard.train) for shard in shards)
+        return batches, sum(map(len, examples))
+
+    def to_score(
+        self, collate: Collator
+    ) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Return the examples that answers are scored on, and those learned from."""
+        config, shard = self.config, self.me.shard(self.config)
+        test = self._some(collate.prepared(shard.test), config.test_examples)
+        return test, self._some(collate.prepared(shard.train), config.train_examples)
+
+    @staticmethod
+    def _some(examples: Sequence[Example], most: int) -> Sequence[Example]:
+        """Take no more than ``most``, if it is above 0, evenly from all of them."""
+        every = -(-len(examples) // most) if most else 1
+        return examples[::every]

@@ -20,7 +20,7 @@ from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
-from atlas_flwr.data import Collator, Shard, in_order, majority_accuracy
+from atlas_flwr.data import Collator, Example, in_order, majority_accuracy
 from atlas_flwr.data.responses import GenerationCollator, commonest_token_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
@@ -184,10 +184,11 @@ class ClientRound:
         collate = self.batches.collator(shard.task)
         hooks = self._hooks(before=self.round + 1)
         state = hooks.incoming(layout.read(self.arrays, "server"))
+        test, known = self.batches.to_score(collate)
         with self._model(state) as adapted:
             found = evaluate(
                 adapted.model,
-                in_order(shard.test, collate, config.eval_batch_size),
+                in_order(test, collate, config.eval_batch_size),
                 collate.label_ids,
             )
         return {
@@ -196,15 +197,9 @@ class ClientRound:
             "accuracy": found.accuracy,
             "confusion": list(found.confusion),
             "loss": found.loss,
-            "majority": self._majority(shard, collate),
+            "majority": _majority(known, test, collate),
             **_crossed(adapted),
         }
-
-    def _majority(self, shard: Shard, collate: Collator) -> float:
-        """Score what answers without reading: the commonest class, or token."""
-        if isinstance(collate, GenerationCollator):
-            return commonest_token_accuracy(collate, shard.train, shard.test)
-        return majority_accuracy(shard.train, shard.test)
 
     @contextmanager
     def _model(
@@ -277,6 +272,15 @@ class ClientRound:
         }
         known = self.files.dense()
         return AdapterState(factors, {key: known[key] for key in dense})
+
+
+def _majority(
+    train: Sequence[Example], test: Sequence[Example], collate: Collator
+) -> float:
+    """Score what answers without reading: the commonest class, or token."""
+    if isinstance(collate, GenerationCollator):
+        return commonest_token_accuracy(collate, train, test)
+    return majority_accuracy(train, test)
 
 
 def _crossed(adapted: ClientModel) -> Metrics:

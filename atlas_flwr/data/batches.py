@@ -25,7 +25,8 @@ from atlas_flwr.data.tokens import (
 from atlas_flwr.errors import DataError
 
 if TYPE_CHECKING:
-    from atlas_flwr.data.tasks import Example, Task
+    from atlas_flwr.data.examples import Example
+    from atlas_flwr.data.tasks import Task
 
 __all__ = [
     "Batch",
@@ -118,6 +119,10 @@ class Collator(ABC):
         prompt : bool
             For evaluation.
         """
+
+    def prepared(self, examples: Sequence[Example]) -> list[Example]:
+        """Return examples as they are collated: pieces of them, where they are cut."""
+        return list(examples)
 
 
 class CausalCollator(Collator):
@@ -286,7 +291,7 @@ def in_order(
 
 def by_length(examples: Sequence[Example]) -> list[Example]:
     """Return examples in the order in which :func:`in_order` takes them."""
-    return sorted(examples, key=lambda example: len(example.text) + len(example.answer))
+    return sorted(examples, key=lambda example: example.length)
 
 
 def _adds_blank(tokenizer: Any) -> bool:

@@ -6,41 +6,23 @@ Both must read the same tokens, so there is one place that makes them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atlas_flwr.data.tokens import token_ids
+from atlas_flwr.data.turns import ASSISTANT, Turn
 
 __all__ = [
-    "ASSISTANT",
-    "SYSTEM",
-    "USER",
     "Piece",
-    "Turn",
+    "assistant_mask",
     "chat_prompt",
     "chat_template_text",
     "pieces",
-    "with_system",
 ]
 
-ASSISTANT, SYSTEM, USER = "assistant", "system", "user"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one side says.
-
-    Attributes
-    ----------
-    role : str
-        ``"system"``, ``"user"`` or ``"assistant"``.
-    content : str
-        Its words.
-    """
-
-    role: str
-    content: str
+MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
 @dataclass(frozen=True)
@@ -61,13 +43,6 @@ class Piece:
     ids: list[int]
     turn: int | None = None
     said: int = 0
-
-
-def with_system(turns: Sequence[Turn], system: str) -> tuple[Turn, ...]:
-    """Put a system text before turns, unless they begin with their own."""
-    if not system or (turns and turns[0].role == SYSTEM):
-        return tuple(turns)
-    return Turn(SYSTEM, system), *turns
 
 
 def chat_template_text(tokenizer: Any, turns: Sequence[Turn]) -> str:
@@ -106,6 +81,22 @@ def pieces(tokenizer: Any, turns: Sequence[Turn]) -> Iterator[Piece]:
         done = len(after)
     if len(whole) > done:
         yield Piece(token_ids(tokenizer, whole[done:]))
+
+
+def assistant_mask(
+    tokenizer: Any, turns: Sequence[Turn]
+) -> tuple[list[int], list[bool]] | None:
+    """Return tokens, and which the template itself marks as the assistant's.
+
+    ``None`` where it marks none, with ``{% generation %}``.
+    """
+    if not MARK.search(tokenizer.chat_template):
+        return None
+    told = [{"role": turn.role, "content": turn.content} for turn in turns]
+    made = tokenizer.apply_chat_template(
+        told, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(made["input_ids"]), [bool(m) for m in made["assistant_masks"]]
 
 
 def chat_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:

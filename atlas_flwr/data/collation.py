@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from atlas_flwr.data.batches import CausalCollator, ClassifierCollator, Collator
+from atlas_flwr.data.completions import CompletionCollator
 from atlas_flwr.data.models import ModelSource
 from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.data.tasks import Task
@@ -43,5 +44,7 @@ def collator_of(
                 "smollm2"
             )
         return ClassifierCollator(tokenizer, task, max_length)
+    if task.completes:
+        return CompletionCollator(tokenizer, task, max_length)
     make = GenerationCollator if task.writes else CausalCollator
     return make(tokenizer, task, max_length)

@@ -13,7 +13,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atlas_flwr.data.generation import GENERATION, generation_problems
+from atlas_flwr.data.generation import (
+    COMPLETION,
+    GENERATION,
+    OF_TEXT,
+    completion_problems,
+    generation_problems,
+)
 from atlas_flwr.data.readers import PRESET_ENCODING, READERS
 from atlas_flwr.errors import DataError
 
@@ -21,7 +27,11 @@ __all__ = ["Definition", "read_definition"]
 
 ON_BAD_ROWS = ("error", "drop")
 CLASSIFICATION = "classification"
-_REQUIRED = {CLASSIFICATION: ("format", "labels"), GENERATION: ("format",)}
+_REQUIRED = {
+    CLASSIFICATION: ("format", "labels"),
+    GENERATION: ("format",),
+    COMPLETION: ("format",),
+}
 _SOURCES = ("package", "path", "dataset")
 _PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
 
@@ -37,10 +47,14 @@ class Definition:
     description, licence : str
         For people.
     kind : str
-        ``"classification"`` or ``"generation"``.
+        ``"classification"``, ``"generation"`` or ``"completion"``.
     prompt, response : str
         Of a generation: templates in which ``{name}`` is a field of a row.
-    chat, system : bool, str
+    messages : str
+        Of a generation: the field of a conversation, instead of both.
+    client : str
+        The field by which rows belong to clients.
+    chat, system, learn
         See :class:`atlas_flwr.data.Task`.
     format, package, member, path, dataset, split, encoding, delimiter, pattern, text, \
 label, max_lines, skip_rows
@@ -57,8 +71,11 @@ label, max_lines, skip_rows
     kind: str = CLASSIFICATION
     prompt: str = ""
     response: str = ""
+    messages: str = ""
+    learn: str = "all"
     chat: bool = False
     system: str = ""
+    client: str = ""
     format: str = ""
     package: str = ""
     member: str = ""
@@ -206,24 +223,33 @@ def _value_problems(given: Definition) -> Iterator[str]:
     for key in ("max_chars", "max_lines", "skip_rows"):
         if getattr(given, key) < 0:
             yield f"`{key}` is {getattr(given, key)}; it counts, so 0 or more"
-    if given.kind != GENERATION and not given.text:
-        yield "`text` names no field"
-    if given.kind != GENERATION and given.label in given.text:
-        yield f"`text` and `label` both name {given.label!r}: the answer is in the text"
     if given.delimiter and (given.format != "csv" or len(given.delimiter) != 1):
         yield f"delimiter {given.delimiter!r}; one character, for `format: csv`"
-    if given.kind == GENERATION:
-        yield from generation_problems(given, Definition())
-        return
-    for key in ("prompt", "response", "chat", "system"):
-        if getattr(given, key):
+    problems = _PROBLEMS.get(given.kind, _class_problems)
+    yield from problems(given, Definition())
+    yield from _pattern_problems(given)
+
+
+def _class_problems(given: Definition, preset: Definition) -> Iterator[str]:
+    if not given.text:
+        yield "`text` names no field"
+    if given.label in given.text:
+        yield f"`text` and `label` both name {given.label!r}: the answer is in the text"
+    for key in OF_TEXT:
+        if getattr(given, key) != getattr(preset, key):
             yield f"`{key}` is for `kind: generation`; leave it out"
     yield from _word_problems(given)
     if given.template.count("{text}") != 1:
         yield f"the template has {given.template.count('{text}')} {{text}}; exactly 1"
     if given.template.rstrip() != given.template:
         yield "the template ends in white space; the label's word brings its own"
-    yield from _pattern_problems(given)
+
+
+_PROBLEMS = {
+    CLASSIFICATION: _class_problems,
+    GENERATION: generation_problems,
+    COMPLETION: completion_problems,
+}
 
 
 def _word_problems(given: Definition) -> Iterator[str]:
@@ -244,6 +270,17 @@ def _pattern_problems(given: Definition) -> Iterator[str]:
     except re.error as error:
         yield f"`pattern` is not a regular expression: {error}"
         return
-    for group in _PATTERN_GROUPS.get(given.format, ()):
+    for group in _needed_groups(given):
         if group not in groups:
             yield f"format {given.format} needs a pattern with (?P<{group}>...)"
+
+
+def _needed_groups(given: Definition) -> list[str]:
+    """Return the groups that a pattern must have."""
+    if given.format not in _PATTERN_GROUPS:
+        return []
+    own = [given.client] if given.client else []
+    if given.kind == CLASSIFICATION:
+        return [*_PATTERN_GROUPS[given.format], *own]
+    says_what = given.pattern and given.format == "lines"
+    return [*(["text"] if says_what else []), *own]

@@ -9,7 +9,8 @@ from typing import Any
 
 from atlas_flwr.data.collation import collator_of
 from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
-from atlas_flwr.data.tasks import Task, load_task, read_examples
+from atlas_flwr.data.owners import one_sided
+from atlas_flwr.data.tasks import Task, load_examples, load_task, read_examples
 from atlas_flwr.errors import DataError
 from atlas_flwr.log import log
 
@@ -66,6 +67,10 @@ def _loaded(tasks: Sequence[str], problems: list[str]) -> list[Task]:
             problems += error.problems
             continue
         loaded.append(task)
+        if task.reading.client:
+            found = load_examples(task)
+            if why := one_sided(found, task.reading.client, task.name):
+                log(WARNING, "%s", why)
         if left_out and task.reading.path:
             what = "task %s: left out of %s: %s"
             log(WARNING, what, task.name, task.reading.where, "; ".join(left_out))

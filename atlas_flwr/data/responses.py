@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlas_flwr.data.batches import Batch, Collator
-from atlas_flwr.data.chats import (
-    ASSISTANT,
-    USER,
-    Turn,
-    pieces,
-    with_system,
-)
-from atlas_flwr.data.tasks import Example, Task
+from atlas_flwr.data.chats import assistant_mask, pieces
+from atlas_flwr.data.examples import Example
+from atlas_flwr.data.tasks import Task
 from atlas_flwr.data.token_rows import TokenRow, batch_of
 from atlas_flwr.data.tokens import common_start, pad_id, start_ids, token_ids
+from atlas_flwr.data.turns import ASSISTANT, USER, Turn, with_system
 from atlas_flwr.errors import DataError
 
 __all__ = ["GenerationCollator", "commonest_token_accuracy"]
@@ -60,7 +56,7 @@ class GenerationCollator(Collator):
         self.label_ids = ()
         self._pad = pad_id(tokenizer)
         if task.chat:  # tell now what would be told in the middle of a run
-            self._chat(Example("a question", answer="an answer"))
+            self._chat(self._sample())
 
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
         """Collate examples; an evaluation scores responses, so it has them, too."""
@@ -70,6 +66,12 @@ class GenerationCollator(Collator):
         """Return an example's tokens."""
         whole = self._chat(example) if self._task.chat else self._plain(example)
         return whole.within(self._max_length)
+
+    def _sample(self) -> Example:
+        """Return an example as the task has them."""
+        turns = (Turn(USER, "a question"), Turn(ASSISTANT, "one"), Turn(USER, "more"))
+        several = turns if self._task.reading.messages else ()
+        return Example("a question", answer="an answer", turns=several)
 
     def _plain(self, example: Example) -> TokenRow:
         before = self._begin + token_ids(self._tokenizer, example.text)
@@ -82,23 +84,39 @@ class GenerationCollator(Collator):
         return TokenRow.answering(joined[:shared], answer)
 
     def _chat(self, example: Example) -> TokenRow:
-        turns = (Turn(USER, example.text), Turn(ASSISTANT, example.answer))
-        said = with_system(turns, self._task.system)
-        wanted = {len(said) - 1}
-        ids: list[int] = []
-        learned: list[bool] = []
-        for piece in pieces(self._tokenizer, said):
+        turns = example.turns or (Turn(USER, example.text),)
+        answer = Turn(ASSISTANT, example.answer)
+        said = (*with_system(turns, self._task.system), answer)
+        last = len(said) - 1
+        spoken = {n for n, turn in enumerate(said) if turn.role == ASSISTANT}
+        wanted = spoken if self._task.learn == "all" else {last}
+        found = list(pieces(self._tokenizer, said))
+        lacking = wanted.difference(piece.turn or 0 for piece in found)
+        if lacking:
+            return self._marked(said, last in lacking)
+        row = TokenRow([], [])
+        for piece in found:
             count = piece.said if piece.turn in wanted else 0
-            wanted.discard(-1 if piece.turn is None else piece.turn)
-            ids += piece.ids
-            learned += [True] * count + [False] * (len(piece.ids) - count)
-        if wanted:
-            raise DataError(
-                f"task {self._task.name}: the chat template writes a question "
-                "otherwise when its answer follows, so that it is unclear where that "
-                "begins; leave `chat` out, and write the roles into `prompt`"
-            )
-        return TokenRow(ids, learned)
+            row.ids.extend(piece.ids)
+            row.learned.extend([True] * count + [False] * (len(piece.ids) - count))
+        return row
+
+    def _marked(self, turns: Sequence[Turn], last: bool) -> TokenRow:
+        """Take the assistant's tokens as the template marks them, if it does."""
+        found = assistant_mask(self._tokenizer, turns)
+        if found is not None and any(found[1]):
+            row = TokenRow(*found)
+            return row if self._task.learn == "all" else row.of_last()
+        if last:
+            what = "writes a question otherwise when its answer follows"
+            mend = "leave `chat` out, and write the roles into `prompt`"
+        else:
+            what = "writes an answer otherwise when another question follows"
+            mend = "set `learn: last`"
+        raise DataError(
+            f"task {self._task.name}: the chat template {what}, so that it is unclear "
+            "where that begins, nor does it mark it with {% generation %}; " + mend
+        )
 
 
 def commonest_token_accuracy(

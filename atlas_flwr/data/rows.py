@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from atlas_flwr.data.turns import Turn
+
 __all__ = ["Fault", "Row", "told"]
 
 SHOWN = 5
@@ -21,11 +23,17 @@ class Row:
         Its fields.
     where : str
         Its place in the source: ``"row 17"``, a file's name.
+    turns : tuple[Turn, ...]
+        Of a conversation: all before its last answer, which is the label.
+    owner : str
+        Whose it is, where the source says so.
     """
 
     text: str
     label: str
     where: str = field(default="", compare=False)
+    turns: tuple[Turn, ...] = ()
+    owner: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.data.tasks import Example, Task, load_examples
+from atlas_flwr.data.examples import Example
+from atlas_flwr.data.owners import dealt_by_owner
+from atlas_flwr.data.tasks import Task, load_examples
 from atlas_flwr.errors import DataError
 from atlas_flwr.seeds import derive_seed
 
@@ -58,7 +60,8 @@ def make_shard(
     client, num_clients : int
         Which of how many.
     tasks : Sequence[Task]
-        At least one.
+        At least one. Where one names the field by which rows belong to clients, all of
+        one value's lie on one client, which tests on its own.
     train_examples, test_examples : int
         At most so many each; 0 for the whole share.
     seed : int
@@ -81,9 +84,15 @@ def make_shard(
     rank, turn = divmod(client, len(tasks))
     task = tasks[turn]
     sharers = len(range(turn, num_clients, len(tasks)))
-    pool = _by_text(_shuffled(task, seed))
-    held = max(int(len(pool) * _TEST_SHARE), 1)
-    test, train = pool[:held], pool[held:]
+    most_train, most_test = train_examples or None, test_examples or None
+    if task.reading.client:
+        owned = _owned(task, rank, sharers, seed)
+        groups = _by_text(owned)
+        # Where all have one prompt, its answers are parted.
+        train, test = _parted(groups if len(groups) > 1 else [[e] for e in owned])
+        mine, own_test = _flat(train), _flat(test)
+        return Shard(task, tuple(mine[:most_train]), tuple(own_test[:most_test]))
+    train, test = _parted(_by_text(_shuffled(task, seed)))
     most = min(len(test), len(train))
     if most < sharers:
         raise DataError(
@@ -97,11 +106,22 @@ def make_shard(
         mine = _skewed(_flat(train), rank, sharers, alpha, drawn)
         if skew_tests:
             own_test = _skewed(_flat(test), rank, sharers, alpha, drawn)
-    return Shard(
-        task,
-        tuple(mine[: train_examples or None]),
-        tuple(own_test[: test_examples or None]),
-    )
+    return Shard(task, tuple(mine[:most_train]), tuple(own_test[:most_test]))
+
+
+def _owned(task: Task, rank: int, sharers: int, seed: int) -> list[Example]:
+    """Return the examples of the owners that come to lie on a client."""
+    drawn = derive_seed(seed, "owners", task.name)
+    field = task.reading.client
+    return dealt_by_owner(_shuffled(task, seed), sharers, field, task.name, drawn)[rank]
+
+
+def _parted(
+    groups: list[list[Example]],
+) -> tuple[list[list[Example]], list[list[Example]]]:
+    """Hold some out for tests; what is in one group stays together."""
+    held = max(int(len(groups) * _TEST_SHARE), 1)
+    return groups[held:], groups[:held]
 
 
 def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> float:

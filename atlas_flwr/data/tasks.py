@@ -11,7 +11,8 @@ from math import isfinite
 from pathlib import Path
 
 from atlas_flwr.data.definitions import CLASSIFICATION, read_definition
-from atlas_flwr.data.generation import GENERATION
+from atlas_flwr.data.examples import Examined, Example
+from atlas_flwr.data.generation import COMPLETION, written_examples
 from atlas_flwr.data.readers import Reading
 from atlas_flwr.data.rows import Fault, Row, told
 from atlas_flwr.errors import DataError
@@ -20,15 +21,6 @@ __all__ = ["Example", "Task", "load_examples", "load_task", "task_names"]
 
 
 _CONTRADICTED = "whose text stands there with another label, too"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A text and the number of its class, or a prompt and its answer."""
-
-    text: str
-    label: int = 0
-    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,12 +52,15 @@ class Task:
     on_bad_rows : str
         ``"error"``, or ``"drop"`` to leave out rows that cannot be used.
     kind : str
-        ``"classification"``, or ``"generation"``, which has no labels: the reading's
-        templates make a prompt and its response.
+        ``"classification"``; ``"generation"``, which has no labels: the reading's
+        templates make a prompt and its response, or it reads conversations; or
+        ``"completion"``, of texts that are learned whole.
     chat : bool
-        Put the model's own chat template around both.
+        Put the model's own chat template around what is said.
     system : str
         What comes before a chat.
+    learn : str
+        Which of the assistant's turns in a conversation: ``"all"`` or ``"last"``.
     """
 
     name: str
@@ -82,11 +77,24 @@ class Task:
     kind: str = CLASSIFICATION
     chat: bool = False
     system: str = ""
+    learn: str = "all"
 
     @property
     def writes(self) -> bool:
         """Whether it is answered by text."""
-        return self.kind == GENERATION
+        return self.kind != CLASSIFICATION
+
+    @property
+    def completes(self) -> bool:
+        """Whether texts are learned whole."""
+        return self.kind == COMPLETION
+
+    @property
+    def prompt(self) -> str:
+        """Template of what comes before text that is written; of a chat its field's."""
+        if self.completes:
+            return " ".join(f"{{{name}}}" for name in self.reading.text)
+        return self.reading.prompt
 
 
 def task_names() -> list[str]:
@@ -139,22 +147,6 @@ def load_examples(task: Task) -> tuple[Example, ...]:
     return read_examples(task).examples
 
 
-@dataclass(frozen=True)
-class Examined:
-    """What a task's source has.
-
-    Attributes
-    ----------
-    examples : tuple[Example, ...]
-        No two with one text, in a fixed order.
-    left_out : tuple[str, ...]
-        What was not taken: how many rows, why, and which.
-    """
-
-    examples: tuple[Example, ...]
-    left_out: tuple[str, ...]
-
-
 @lru_cache(maxsize=16)
 def read_examples(task: Task) -> Examined:
     """Read a task's examples, and count what is left out.
@@ -172,8 +164,11 @@ def read_examples(task: Task) -> Examined:
     for row in task.reading.rows():
         faults += _taken(task, row, found, repeated)
     _refuse_faults(task, faults)
-    sound = sorted((text, s.label) for text, s in found.items() if not s.contradicted)
-    examples = tuple(Example(text, label) for text, label in sound)
+    examples = tuple(
+        Example(text, seen.label, owner=seen.owner)
+        for text, seen in sorted(found.items(), key=lambda item: item[0])
+        if not seen.contradicted
+    )
     present = {example.label for example in examples}
     if len(present) < len(task.labels):
         absent = [
@@ -192,6 +187,7 @@ class _Seen:
 
     label: int
     where: str
+    owner: str
     contradicted: bool = False
 
 
@@ -208,7 +204,7 @@ def _taken(
     if not text:
         return [Fault(row.where, "with an empty text")]
     if text not in found:
-        found[text] = _Seen(label, row.where)
+        found[text] = _Seen(label, row.where, row.owner)
         return []
     seen = found[text]
     if not seen.contradicted and seen.label == label:
@@ -229,27 +225,16 @@ def _refuse_faults(task: Task, faults: Sequence[Fault]) -> None:
 
 
 def _read_answers(task: Task) -> Examined:
-    """Read prompts and responses, in which white space may have a meaning."""
-    found: dict[Example, None] = {}
+    """Read what is answered by text."""
     faults: list[Fault] = []
     repeated: list[Fault] = []
-    for row in task.reading.rows():
-        if isinstance(row, Fault):
-            faults.append(row)
-        elif not row.text.strip() or not row.label.strip():
-            what = "response" if row.text.strip() else "prompt"
-            faults.append(Fault(row.where, f"with an empty {what}"))
-        elif (example := Example(row.text, answer=row.label)) in found:
-            why = "whose prompt and response stand there before"
-            repeated.append(Fault(row.where, why))
-        else:
-            found[example] = None
+    rows = task.reading.rows()
+    examples = written_examples(rows, faults, repeated, answered=not task.completes)
     _refuse_faults(task, faults)
-    if not found:
+    if not examples:
         raise DataError(
             f"task {task.name}: no example in {task.reading.where} can be used"
         )
-    examples = tuple(sorted(found, key=lambda example: (example.text, example.answer)))
     return Examined(examples, (*told(faults), *told(repeated)))
 
 
@@ -306,11 +291,13 @@ def _parse(name: str, text: str, folder: Path) -> Task:
             delimiter=given.delimiter,
             pattern=given.pattern,
             text=tuple(given.text),
-            label=given.label,
+            label="" if given.kind == COMPLETION else given.label,
             max_lines=given.max_lines,
             skip_rows=given.skip_rows,
             prompt=given.prompt,
             response=given.response,
+            messages=given.messages,
+            client=given.client,
         ),
         above=given.above,
         max_chars=given.max_chars,
@@ -320,4 +307,5 @@ def _parse(name: str, text: str, folder: Path) -> Task:
         kind=given.kind,
         chat=given.chat,
         system=given.system,
+        learn=given.learn,
     )

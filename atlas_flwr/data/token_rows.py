@@ -53,17 +53,28 @@ class TokenRow:
         pairs = zip(self.ids, self.learned, strict=True)
         return [token if known else IGNORED for token, known in pairs]
 
+    def of_last(self) -> TokenRow:
+        """Return a row of which the last learned run alone is learned."""
+        begin, end = self._last_run()
+        kept = [begin <= n < end for n in range(len(self.ids))]
+        return TokenRow(self.ids, kept)
+
+    def _last_run(self) -> tuple[int, int]:
+        """Where the last learned tokens begin and end; of none, both at the end."""
+        ends = [n for n, known in enumerate(self.learned, start=1) if known]
+        end = ends[-1] if ends else len(self.ids)
+        begin = end
+        while begin and self.learned[begin - 1]:
+            begin -= 1
+        return begin, end
+
     def within(self, length: int) -> TokenRow:
         """Cut the row from its beginning, and what is behind the last learned token.
 
         Of the last answer nothing is lost, unless it is too long by itself: then it is
         cut at its end.
         """
-        ends = [n for n, known in enumerate(self.learned, start=1) if known]
-        end = ends[-1] if ends else len(self.ids)
-        begin = end
-        while begin and self.learned[begin - 1]:
-            begin -= 1
+        begin, end = self._last_run()
         if end - begin > length - 1:
             start = max(begin - 1, 0)
             end = start + length

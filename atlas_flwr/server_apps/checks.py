@@ -150,7 +150,14 @@ def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
 
 
 def _kind_problems(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
-    """Say what needs classes, where a task has none."""
+    """Say what needs classes, where a task has none, or deals them itself."""
+    owned = [n for n in names if load_task(n).reading.client]
+    if owned and config.label_skew:
+        yield (
+            f"label-skew={config.label_skew}: {owned[0]} names the field by which its "
+            "rows belong to clients (`client`), and they cannot be dealt by another "
+            "rule; leave label-skew out"
+        )
     written = [n for n in names if load_task(n).writes]
     if not written:
         return

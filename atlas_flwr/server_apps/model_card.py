@@ -151,7 +151,12 @@ class ModelCard:
 
     def _of_generation(self, task: Task) -> list[str]:
         around = "in the tokenizer's chat template" if task.chat else "as it is"
-        lines = [f"Prompt, {around}: `{json.dumps(task.reading.prompt)}`", ""]
+        if task.completes:
+            lines = ["It goes on with plain text.", ""]
+        elif task.reading.messages:
+            lines = [f"Conversations, {around}.", ""]
+        else:
+            lines = [f"Prompt, {around}: `{json.dumps(task.reading.prompt)}`", ""]
         if task.system:
             lines += [f"System: `{json.dumps(task.system, ensure_ascii=False)}`", ""]
         return [*lines, "It answers with text, up to the end token.", ""]
@@ -161,6 +166,7 @@ def _told(task: Task) -> dict[str, object]:
     known = asdict(task)
     if task.writes:
         own = {key: known[key] for key in ("name", "kind", "chat", "system")}
-        templates = {"prompt": task.reading.prompt, "response": task.reading.response}
-        return {**own, **templates}
+        if task.reading.messages:
+            return {**own, "messages": task.reading.messages, "learn": task.learn}
+        return {**own, "prompt": task.prompt, "response": task.reading.response}
     return {key: known[key] for key in ("name", "labels", "raw_labels", "template")}

@@ -103,7 +103,8 @@ def chosen(
         )
     config, run = folder.config(), summarize_folder(folder)
     if choice.base:
-        forms = [f for f in map(_form_of, config.task_list) if f is not None]
+        known = map(load_task, config.task_list)
+        forms = [f for f in map(PromptForm.of, known) if f is not None]
         return Chosen("the base model", AdapterState(), _plan(config, run, ()), forms)
     if choice.adapters is not None:
         path, title, members = choice.adapters, str(choice.adapters), list[str]()
@@ -211,13 +212,6 @@ def _forms(path: Path) -> list[PromptForm]:
     told = json.loads((path / TASKS_FILE).read_text(encoding="utf-8"))
     found = [PromptForm.told(task) for task in told["tasks"]]
     return [form for form in found if form is not None]
-
-
-def _form_of(name: str) -> PromptForm | None:
-    task = load_task(name)
-    if not task.writes:
-        return None
-    return PromptForm(task.name, task.reading.prompt, task.chat, task.system)
 
 
 def _listed(names: Sequence[str]) -> str:

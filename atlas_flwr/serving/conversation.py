@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from atlas_flwr.data.chats import (
-    ASSISTANT,
-    SYSTEM,
-    USER,
-    Turn,
-    chat_template_text,
-)
+from atlas_flwr.data.chats import chat_template_text
 from atlas_flwr.data.tokens import token_ids
+from atlas_flwr.data.turns import ASSISTANT, SYSTEM, USER, Turn
 from atlas_flwr.serving.answers import Decoding
 from atlas_flwr.serving.prompts import PromptForm, Prompts
 from atlas_flwr.split import SplitModel

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas_flwr.data.chats import USER, Turn, chat_prompt, with_system
+from atlas_flwr.data import Task
+from atlas_flwr.data.chats import chat_prompt
 from atlas_flwr.data.fields import plain_text
 from atlas_flwr.data.templates import filled_in, template_fields
 from atlas_flwr.data.tokens import common_start, start_ids, token_ids
+from atlas_flwr.data.turns import USER, Turn, read_turns, with_system
 from atlas_flwr.errors import DataError
 
 __all__ = ["PromptForm", "Prompts", "read_prompts"]
@@ -35,25 +37,37 @@ class PromptForm:
         Put the tokenizer's chat template around it.
     system : str
         What comes before a chat.
+    messages : str
+        A conversation's field, instead of a template.
     """
 
     name: str
     template: str
     chat: bool = False
     system: str = ""
+    messages: str = ""
+
+    @classmethod
+    def of(cls, task: Task) -> PromptForm | None:
+        """Return a task's; ``None`` if it has classes."""
+        if not task.writes:
+            return None
+        messages = task.reading.messages
+        return cls(task.name, task.prompt, task.chat, task.system, messages)
 
     @classmethod
     def told(cls, task: Mapping[str, Any]) -> PromptForm | None:
         """Read a task of an adapter's ``tasks.json``; ``None`` if it has classes."""
-        if not task.get("prompt"):
+        prompt, messages = str(task.get("prompt", "")), str(task.get("messages", ""))
+        if not prompt and not messages:
             return None
         chat, system = bool(task.get("chat")), str(task.get("system", ""))
-        return cls(str(task["name"]), str(task["prompt"]), chat, system)
+        return cls(str(task["name"]), prompt, chat, system, messages)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """What a row has to have."""
-        return template_fields(self.template)
+        return (self.messages,) if self.messages else template_fields(self.template)
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Fill a row in."""
@@ -81,6 +95,8 @@ class Prompts:
             return self.plain(str(row[PROMPT]))
         form = self.form_of(row)
         assert form is not None
+        if form.messages:
+            return self.chat(read_turns(row[form.messages]), form.system)
         text = form.text(row)
         if form.chat:
             return self.chat([Turn(USER, text)], form.system)
@@ -140,9 +156,23 @@ def _faults(number: int, row: object, prompts: Prompts) -> Iterator[str]:
         yield f"line {number} is no JSON object"
     elif PROMPT in row and not isinstance(row[PROMPT], str):
         yield f"line {number} has a prompt that is no text"
+    elif why := _conversation_fault(row, prompts):
+        yield f"line {number} has a conversation that {why}"
     elif PROMPT not in row and prompts.form_of(row) is None:
         fields = [f"{', '.join(f.fields)} (task {f.name})" for f in prompts.forms]
         wanted = " or the fields ".join(["'prompt'", *fields])
         yield f"line {number} has {', '.join(row) or 'no fields'}; wanted: {wanted}"
     elif not prompts.ids(row):
         yield f"line {number} has an empty prompt"
+
+
+def _conversation_fault(row: Mapping[str, Any], prompts: Prompts) -> str:
+    """Say what is wrong with a row's conversation, if it has one."""
+    form = None if PROMPT in row else prompts.form_of(row)
+    if form is None or not form.messages:
+        return ""
+    try:
+        turns = read_turns(row[form.messages])
+    except ValueError as error:
+        return str(error)
+    return "" if turns[-1].role == USER else "ends in an answer: end it in a question"

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_flwr.data.chats import (
-    Turn,
-    chat_prompt,
-    chat_template_text,
-    pieces,
-    with_system,
-)
+from atlas_flwr.data.chats import chat_prompt, chat_template_text, pieces
+from atlas_flwr.data.turns import Turn, with_system
 from tests.data.templates import CHATML, FORGETFUL, PLAIN
 
 words = st.text("ab \n<é", min_size=1, max_size=8)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import exp
+from pathlib import Path
 
 import pytest
 
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.config import load_config
+from atlas_flwr.data import resolve_model, tokenizer_of
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from atlas_flwr.train.weights import ModelFiles
+from tests.data.templates import CHATML
 from tests.read_keys import read_by
 
 FILE = """
@@ -79,6 +83,83 @@ def test_writing_and_classifying_are_learned_in_one_run(tmp_path, task, keys):
     told = {t["name"]: t for card in cards for t in card["tasks"]}
     assert told["counting"]["response"] == "{start} and one more"
     assert (folder.path / "report.html").is_file()
+
+
+def talking(folder):
+    """Save the small model with a chat template; return the folder."""
+    source = resolve_model("tiny", progress=False)
+    path = Path(shutil.copytree(source.path, folder / "talking"))
+    tokenizer = tokenizer_of(source)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """Conversations of two speakers."""
+    rows = [
+        {
+            "who": f"speaker {n % 2}",
+            "messages": [
+                {"role": "user", "content": f"Is it {n}?"},
+                {"role": "assistant", "content": "It is."},
+                {"role": "user", "content": f"And {n + 1}?"},
+                {"role": "assistant", "content": "It is not."},
+            ],
+        }
+        for n in range(60)
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = "kind: generation\nformat: jsonl\npath: talks.jsonl\nmessages: messages\n"
+    more = "chat: true\nsystem: Be brief.\nclient: who\n"
+    (tmp_path / "talks.yaml").write_text(text + more)
+    return str(tmp_path / "talks.yaml")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder of texts, longer than a row."""
+    (tmp_path / "texts").mkdir()
+    for n in range(24):
+        text = f"Chapter {n}.\n" + "The rose is red, and the grass is green. " * 3
+        (tmp_path / "texts" / f"{n}.txt").write_text(text)
+    text = "kind: completion\nformat: folder\npath: texts\n"
+    (tmp_path / "texts.yaml").write_text(text)
+    return str(tmp_path / "texts.yaml")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "atlas"},
+        {"strategy": "hetlora", "split": "vanilla"},
+        {"strategy": "flora", "split": "none"},
+    ],
+    ids=lambda keys: "-".join(keys.values()),
+)
+def test_conversations_and_texts_are_learned_in_one_run(tmp_path, talks, texts, keys):
+    model = talking(tmp_path)
+    both = {"tasks": f"{talks},{texts}", "model": model, "max-length": 48}
+    few = {"num-rounds": 1, "test-examples": 3, "local-steps": 5}
+    folder = finished(tmp_path, **both, **few, **keys)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    first, last = summary["per_round"]
+    for task in ("talks", "texts"):
+        assert last["loss"][task] < first["loss"][task] - 0.05
+        assert last["perplexity"][task] == pytest.approx(exp(last["loss"][task]))
+    cards = [json.loads(p.read_text()) for p in folder.path.rglob("tasks.json")]
+    told = {t["name"]: t for card in cards for t in card["tasks"]}
+    assert told["talks"]["messages"] == "messages"
+    assert told["texts"]["prompt"] == "{text}"
+
+
+def test_speakers_are_too_few_for_so_many_clients(tmp_path, talks):
+    keys = {**BASE, "tasks": talks, "model": talking(tmp_path)}
+    with pytest.raises(ConfigError, match="`client: who` has 2 values in 60 examples"):
+        checked_config(keys, clients=3)
+    with pytest.raises(ConfigError, match="leave label-skew out"):
+        checked_config({**keys, "label-skew": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from atlas_flwr.config import load_config
 from atlas_flwr.data import tokenizer_of
-from atlas_flwr.data.chats import Turn
+from atlas_flwr.data.turns import Turn
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.serving import (
     Chosen,

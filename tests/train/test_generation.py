@@ -10,11 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from atlas_flwr.data import load_examples, load_task, resolve_model, tokenizer_of
+from atlas_flwr.data.completions import CompletionCollator
 from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.step import Step, task_loss
 from atlas_flwr.trunk import LocalTrunk
+from tests.data.templates import CHATML
 
 FILE = """
 kind: generation
@@ -45,6 +47,70 @@ def batch(tmp_path):
     return GenerationCollator(tokenizer, task, 64)(list(load_examples(task)))
 
 
+TALK = [
+    {"role": "user", "content": "What is red?"},
+    {"role": "assistant", "content": "A rose."},
+    {"role": "user", "content": "And green?"},
+    {"role": "assistant", "content": "Grass, of course."},
+]
+TEXTS = ["Once there was a rose, and it was red.", "Grass is green."]
+
+
+def split_of(model, plan):
+    if plan is None:
+        return model
+    parts = partition(model, plan)
+    return SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk))
+
+
+@pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, None), None], ids=str)
+def test_each_answer_of_a_conversation_counts_as_in_hugging_faces_loss(
+    model, tmp_path, plan
+):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": TALK}))
+    text = "kind: generation\nformat: jsonl\npath: rows.jsonl\n"
+    (tmp_path / "talk.yaml").write_text(text + "messages: messages\nchat: true\n")
+    task = load_task(str(tmp_path / "talk.yaml"))
+    tokenizer = tokenizer_of(resolve_model("tiny", progress=False))
+    tokenizer.chat_template = CHATML
+    batch = GenerationCollator(tokenizer, task, 999)(list(load_examples(task)))
+    text = tokenizer.apply_chat_template(TALK, tokenize=False).rstrip("\n")
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    labels = torch.full_like(ids, -100)
+    for turn in TALK[1::2]:  # by character: a token is a byte here, or two
+        begin = len(tokenizer(text[: text.index(turn["content"])])["input_ids"])
+        end = len(tokenizer(text[: text.index(turn["content"])] + turn["content"])[0])
+        labels[0, begin : end + 1] = ids[0, begin : end + 1]
+    wanted = model(input_ids=ids, labels=labels).loss
+    found = task_loss(Step(split_of(model, plan), batch, 0)).task
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, None), None], ids=str)
+@pytest.mark.parametrize("limit", [200, 16])
+def test_a_text_is_scored_at_each_of_its_tokens(model, tmp_path, plan, limit):
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    text = "kind: completion\nformat: jsonl\npath: rows.jsonl\n"
+    (tmp_path / "texts.yaml").write_text(text)
+    task = load_task(str(tmp_path / "texts.yaml"))
+    tokenizer = tokenizer_of(resolve_model("tiny", progress=False))
+    collate = CompletionCollator(tokenizer, task, limit)
+    pieces = collate.prepared(load_examples(task))
+    found = evaluate(split_of(model, plan), [collate(pieces, prompt=True)], ())
+    nats, tokens = 0.0, 0
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]])
+        for start in range(0, ids.shape[1] - 1, limit - 1):
+            piece = ids[:, start : start + limit]
+            with torch.no_grad():
+                loss = model(input_ids=piece, labels=piece).loss
+            nats += float(loss) * (piece.shape[1] - 1)
+            tokens += piece.shape[1] - 1
+    assert found.tokens == tokens
+    assert found.loss == pytest.approx(nats / tokens, rel=1e-5)
+
+
 @pytest.mark.parametrize("plan", [SplitPlan(1, 1), SplitPlan(2, None), None], ids=str)
 def test_loss_and_gradients_are_hugging_faces_on_the_same_labels(model, batch, plan):
     given = {
@@ -56,10 +122,7 @@ def test_loss_and_gradients_are_hugging_faces_on_the_same_labels(model, batch, p
     wanted.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
-    split = model
-    if plan is not None:
-        parts = partition(model, plan)
-        split = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk))
+    split = split_of(model, plan)
     loss = task_loss(Step(split, batch, 0)).task
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)

@@ -51,10 +51,15 @@ class Reading:
     text : tuple[str, ...]
         Fields that are joined to the text.
     label : str
-        The label's field.
+        The label's field; empty where texts have none.
     prompt, response : str
         Templates that take the places of both, where text is answered by text. Fields
         of a prompt may be empty.
+    messages : str
+        Field of a conversation, which takes their place.
+    client : str
+        Field that says whose a row is; for ``lines`` and ``folder``, a group of the
+        pattern.
     max_lines : int
         Lines of each file to read, above 0, for ``folder``.
     skip_rows : int
@@ -74,6 +79,8 @@ class Reading:
     label: str = "label"
     prompt: str = ""
     response: str = ""
+    messages: str = ""
+    client: str = ""
     max_lines: int = 0
     skip_rows: int = 0
 
@@ -85,9 +92,12 @@ class Reading:
     @property
     def wanted(self) -> tuple[str, ...]:
         """The fields that a record must have."""
+        own = (self.client,) if self.client else ()
+        if self.messages:
+            return self.messages, *own
         if not self.response:
-            return (*self.text, self.label)
-        fields = *template_fields(self.prompt), *template_fields(self.response)
+            return (*self.text, *((self.label,) if self.label else ()), *own)
+        fields = *template_fields(self.prompt), *template_fields(self.response), *own
         return tuple(dict.fromkeys(fields))
 
     @property
@@ -95,7 +105,7 @@ class Reading:
         """Fields of a prompt that a record may leave empty."""
         if not self.response:
             return frozenset()
-        needed = template_fields(self.response)
+        needed = {*template_fields(self.response), self.client}
         return frozenset(template_fields(self.prompt)).difference(needed)
 
     def rows(self) -> Iterator[Row | Fault]:

@@ -23,13 +23,14 @@ LEFT_BY_SYSTEMS = ("._", ".DS_Store", "Thumbs.db", "__MACOSX")
 
 def read_lines(reading: Reading) -> Iterator[Row | Fault]:
     """Read an example of each line that a pattern matches."""
-    pattern = re.compile(reading.pattern)
+    pattern = re.compile(reading.pattern or "(?P<text>.*)")
+    groups = [g for g in ("text", reading.label, reading.client) if g]
     for number, line in reading.lines():
         match = pattern.match(line)
-        if match is None or None in (match["text"], match["label"]):
+        if match is None or None in match.group(*groups, 0):
             yield Fault(f"line {number}", "that do not match the task's pattern")
         else:
-            yield Row(match["text"], match["label"], f"line {number}")
+            yield _row(reading, match, match["text"], f"line {number}")
 
 
 def read_folder(reading: Reading) -> Iterator[Row | Fault]:
@@ -38,10 +39,20 @@ def read_folder(reading: Reading) -> Iterator[Row | Fault]:
     for name, content in _files(reading):
         match = pattern.search(name)
         if match:
-            lines = reading.decoded(content, name).splitlines()
+            text = reading.decoded(content, name)
+            lines = text.splitlines(keepends=not reading.label)
             kept = lines[: reading.max_lines] if reading.max_lines else lines
-            text = " ".join(line for line in kept if line.strip())
-            yield Row(text, match["label"], name)
+            if reading.label:
+                text = " ".join(line for line in kept if line.strip())
+            else:
+                text = "".join(kept).replace("\r\n", "\n")
+            yield _row(reading, match, text, name)
+
+
+def _row(reading: Reading, match: re.Match[str], text: str, where: str) -> Row:
+    label = match["label"] if reading.label else ""
+    owner = match[reading.client] if reading.client else ""
+    return Row(text, label, where, owner=owner)
 
 
 def _files(reading: Reading) -> Iterator[tuple[str, bytes]]:
