@@ -61,6 +61,9 @@ class TrunkEngine:
     recompute : bool
         Keep only each pass's input, and run forward again in backward: the same
         numbers, about a third more time, far less memory.
+    own_threads : bool
+        Run passes in few threads of its own: for a transport whose calls come in many
+        (see :class:`~atlas_flwr.trunk.gathering.Gathering`).
     clock : Callable[[], float]
         Seconds, for finding idle sessions.
     """
@@ -71,6 +74,7 @@ class TrunkEngine:
         *,
         limits: Limits | None = None,
         recompute: bool = False,
+        own_threads: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base = SharedBase(trunk)
@@ -78,7 +82,9 @@ class TrunkEngine:
         self.recompute = recompute
         self.clock = clock
         self._table = SessionTable(self.limits, clock)
-        self._passes = Gathering(JoiningBatcher(self.base), self.limits)
+        self._passes = Gathering(
+            JoiningBatcher(self.base), self.limits, own_threads=own_threads
+        )
         self._texts = TextCaches(self.limits, clock)
         self._counts = threading.Lock()
         self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
@@ -197,7 +203,7 @@ class TrunkEngine:
 
     def stats(self) -> TrunkStats:
         """Return an account."""
-        load, device = self._table.load, self.base.like.device
+        load, device = self._table.load, self.base.reference_tensor.device
         counts = self._passes.counts
         on_gpu = device.type == "cuda"
         return TrunkStats(
@@ -274,7 +280,7 @@ class TrunkEngine:
         with self._table.using(token) as session:
             _check_u_shaped(session, "backward")
             # A copy, with which a repeated call is compared.
-            grad = grad.detach().to(self.base.like, copy=True)
+            grad = grad.detach().to(self.base.reference_tensor, copy=True)
             found = session.log.take(step, grad)
             if found.grad is None:
                 _check_grad(found, step, grad)
@@ -308,7 +314,7 @@ class TrunkEngine:
             _check_vanilla(session)
             call = self.base.received(call)
             if labels is not None:
-                labels = labels.to(self.base.like.device)
+                labels = labels.to(self.base.reference_tensor.device)
             work = Ending(session, call, labels, logits_to_keep)
             if call.step is None or labels is None:
                 reply: LossReply = self._passes.do(work)

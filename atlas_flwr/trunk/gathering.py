@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of many threads that wait together, gathered for one pass.
 
-There is no thread of the engine's own: the call that has waited longest leads, takes
-along what can be joined with it, and does the work of all. So the order is first come,
-first served, and nobody is overtaken for longer than a pass.
+The call that has waited longest leads, takes along what can be joined with it, and does
+the work of all. So the order is first come, first served, and nobody is overtaken for
+longer than a pass.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,10 @@ class Gathering:
         Does it.
     limits : Limits
         How much at once.
+    own_threads : bool
+        Run passes in threads of its own, as many as run at once, instead of in those
+        of the calls that lead. glibc gives threads heaps of their own, up to eight for
+        each core, and each keeps what the largest pass in it has freed.
 
     Attributes
     ----------
@@ -87,9 +92,16 @@ class Gathering:
         What has been done.
     """
 
-    def __init__(self, batcher: Batcher, limits: Limits) -> None:
+    def __init__(
+        self, batcher: Batcher, limits: Limits, *, own_threads: bool = False
+    ) -> None:
         self.batcher = batcher
         self.limits = limits
+        self._threads = (
+            ThreadPoolExecutor(limits.passes_at_once, "trunk-pass")
+            if own_threads
+            else None
+        )
         self.counts = PassCounts()
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
@@ -160,13 +172,24 @@ class Gathering:
             self._appoint()
         started = time.perf_counter()
         try:
-            answers: Sequence[Any] = self.batcher.run([t.work for t in batch])
+            answers = self._run([t.work for t in batch])
         except BaseException as error:
             answers = [_failure(error, len(batch)) for _ in batch]
             if not isinstance(error, Exception):
                 raise
         finally:
             self._finish(batch, answers, time.perf_counter() - started)
+
+    def _run(self, works: Sequence[Work]) -> Sequence[Any]:
+        if self._threads is None:
+            return self.batcher.run(works)
+        count = torch.get_num_threads()  # OpenMP keeps the number for each thread
+
+        def run() -> Sequence[Any]:
+            torch.set_num_threads(count)
+            return self.batcher.run(works)
+
+        return self._threads.submit(run).result()
 
     def _finish(
         self, batch: Sequence[_Ticket], answers: Sequence[Any], seconds: float

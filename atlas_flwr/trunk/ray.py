@@ -54,7 +54,7 @@ class TrunkActor:
     def load(self, source: TrunkSource) -> None:
         """Load the blocks; here and not before, so that errors reach the owner."""
         torch.set_num_threads(1)
-        self.service = FrameService(source.engine())
+        self.service = FrameService(source.engine(own_threads=True))
 
     @ray.method(concurrency_group=_CONTROL)
     def open(self, spec: SessionSpec) -> str:

@@ -48,8 +48,14 @@ class TrunkSource:
     recompute: bool = False
     limits: Limits = field(default_factory=Limits)
 
-    def engine(self) -> TrunkEngine:
-        """Load the trunk, and nothing else of the model."""
+    def engine(self, *, own_threads: bool = False) -> TrunkEngine:
+        """Load the trunk, and nothing else of the model.
+
+        Parameters
+        ----------
+        own_threads : bool
+            See :class:`~atlas_flwr.trunk.TrunkEngine`.
+        """
         from transformers import (
             AutoModelForCausalLM,
             AutoModelForSequenceClassification,
@@ -70,4 +76,9 @@ class TrunkSource:
             config_overrides=overrides,
             seed=self.seed,
         )
-        return TrunkEngine(parts.trunk, limits=self.limits, recompute=self.recompute)
+        return TrunkEngine(
+            parts.trunk,
+            limits=self.limits,
+            recompute=self.recompute,
+            own_threads=own_threads,
+        )

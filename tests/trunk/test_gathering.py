@@ -102,6 +102,28 @@ def test_calls_that_wait_together_run_as_one_pass_each_with_its_own_answer():
     assert (made.counts.passes, made.counts.joined_calls) == (1, 3)
 
 
+def test_however_many_call_passes_run_in_as_few_threads_as_run_at_once():
+    class Here(Recording):
+        def run(self, works):
+            where.append(threading.get_ident())
+            return super().run(works)
+
+    for own, most in ((True, 2), (False, 9)):
+        where = []
+        limits = Limits(sessions_per_pass=1, passes_at_once=2)
+        made = Gathering(Here(), limits, own_threads=own)
+        answers = asked(made, map(work, "abcdefghi"))
+        assert answers == {name: name.upper() for name in "abcdefghi"}
+        assert len(set(where)) <= most
+        assert own == (len(set(where)) < len(where))
+
+
+def test_what_fails_in_a_thread_of_its_own_is_told_to_who_called():
+    made = Gathering(Recording(fails=TrunkBusy("full")), Limits(), own_threads=True)
+    with pytest.raises(TrunkBusy, match="full"):
+        made.do(work("a"))
+
+
 def test_the_longest_waiting_goes_first_and_takes_its_like_along():
     batcher = Recording({"a": 1, "b": 2, "c": 1, "d": 2, "e": None, "f": 1})
     made = gathering(batcher, sessions_per_pass=2)
