@@ -70,7 +70,7 @@ def seconds(model: str, side: str) -> float:
             return (time.process_time() - begun) / TIMED
     engine = TrunkEngine(files.parts(PLAN, sides=(Side.TRUNK,)).trunk)
     trunk = EngineTrunk(engine, engine.open(SessionSpec(PLAN, state)))
-    hidden = torch.randn(ROWS, TOKENS, engine.base.like.shape[-1])
+    hidden = torch.randn(ROWS, TOKENS, engine.base.reference_tensor.shape[-1])
     for step in range(WARM + TIMED):
         if step == WARM:
             begun = time.process_time()

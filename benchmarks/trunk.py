@@ -153,7 +153,7 @@ class Clients:
 
     def _drawn(self, shape: tuple[int, ...], seed: int) -> Tensor:
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        return drawn.to(self.engine.base.like)
+        return drawn.to(self.engine.base.reference_tensor)
 
     def one(self, k: int) -> None:
         """Take one session's step."""

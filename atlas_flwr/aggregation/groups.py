@@ -246,7 +246,7 @@ class ClusterAdapters:
             self.groups[group] = state
             known = self._weights.setdefault(group, {})
             known |= {part.client: part.weight for part in parts}
-        self._overall = together(
+        self._overall = weighted_sum(
             [
                 Contribution(group, sum(self._weights[group].values()), shortened)
                 for group, state in self.groups.items()
@@ -300,7 +300,7 @@ class ClusterAdapters:
                 part = Contribution(client, 1.0, former)
                 members.setdefault(str(label), []).append(part)
         self.groups = {
-            group: together(parts, self.rule) for group, parts in members.items()
+            group: weighted_sum(parts, self.rule) for group, parts in members.items()
         }
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
@@ -355,7 +355,9 @@ def _rank_sums(parts: Sequence[Contribution]) -> dict[str, int]:
     return sums
 
 
-def together(parts: Sequence[Contribution], rule: Rule | None = None) -> AdapterState:
+def weighted_sum(
+    parts: Sequence[Contribution], rule: Rule | None = None
+) -> AdapterState:
     """Sum what groups hold, by weight: each layer over the groups that have it.
 
     With a flat rule no more is handed out of a sum than of the largest of its terms.

@@ -106,11 +106,14 @@ class SharedBase:
         On a GPU, bfloat16 of the base: as products of float32 they took as long as the
         base itself.
         """
-        is_half = self.like.is_cuda and self.like.dtype == torch.bfloat16
+        is_half = (
+            self.reference_tensor.is_cuda
+            and self.reference_tensor.dtype == torch.bfloat16
+        )
         return torch.bfloat16 if is_half else None
 
     @property
-    def like(self) -> Tensor:
+    def reference_tensor(self) -> Tensor:
         """Any of its tensors, for their device and dtype."""
         tensor = next(self.trunk.parameters())
         assert isinstance(tensor, Tensor)
@@ -134,9 +137,9 @@ class SharedBase:
             for name, shape in self.shapes.items()
             if self.info.block_of(name) in blocks
         }
-        factors = placed(state.factors, shapes, self.like, trained=True)
-        folded = placed(state.folded, shapes, self.like, trained=False)
-        vectors = own_vectors(state.dense, shapes, self.like)
+        factors = placed(state.factors, shapes, self.reference_tensor, trained=True)
+        folded = placed(state.folded, shapes, self.reference_tensor, trained=False)
+        vectors = own_vectors(state.dense, shapes, self.reference_tensor)
         others = {k: v for k, v in state.dense.items() if k not in vectors}
         view, dense = own_dense(view, others)
         # A trunk that ends the model can serve U-shaped plans too, by its base alone.
@@ -152,7 +155,7 @@ class SharedBase:
             If one has another shape than its layer, NaN or infinity.
         """
         mine = {name: f for name, f in products.items() if name in self.shapes}
-        return placed(mine, self.shapes, self.like, trained=False)
+        return placed(mine, self.shapes, self.reference_tensor, trained=False)
 
     def received(self, call: TrunkCall, past: int = 0) -> TrunkCall:
         """Bring a call here; its hidden states become a leaf of a new graph.
@@ -186,10 +189,12 @@ class SharedBase:
                     f"{name} of shape {tuple(tensor.shape)} beside hidden states of "
                     f"shape {tuple(hidden.shape)}"
                 )
-        device = self.like.device
+        device = self.reference_tensor.device
         return replace(
             call,
-            hidden=hidden.to(self.like).detach().requires_grad_(call.step is not None),
+            hidden=hidden.to(self.reference_tensor)
+            .detach()
+            .requires_grad_(call.step is not None),
             attention_mask=None if mask is None else mask.to(device),
             position_ids=None if positions is None else positions.to(device),
         )
@@ -216,7 +221,7 @@ class SharedBase:
     ) -> tuple[Tensor | None, Tensor]:
         """End the model; return the loss, if there are labels, and the logits."""
         if labels is not None:
-            labels = labels.to(self.like.device)
+            labels = labels.to(self.reference_tensor.device)
         with self._in_force(session):
             out = end_model(
                 session.view,
@@ -237,7 +242,7 @@ class SharedBase:
         return keeps_cache(
             partial(run_blocks, view),
             partial(SliceCache, view.config, start),
-            self.like,
+            self.reference_tensor,
             self.width,
             takes_positions(view),
         )
@@ -291,7 +296,7 @@ class SharedBase:
         kept = KeptBytes({*self._storages, *map(_storage, chain(own, folded))})
         with torch.autograd.graph.saved_tensors_hooks(kept.count, _unchanged):
             yield kept
-        if self.like.is_cuda and len(self._counted) < COUNTED:
+        if self.reference_tensor.is_cuda and len(self._counted) < COUNTED:
             self._counted[key] = kept.total
 
     def _in_force(self, session: Session) -> AbstractContextManager[None]:

@@ -56,7 +56,7 @@ def rows_join(base: SharedBase) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, LONG, base.width, generator=generator)
-    hidden = drawn.to(base.like)
+    hidden = drawn.to(base.reference_tensor)
     alone = [hidden[:1], hidden[1:, :SHORT]]
     answers = [run_watched(base, blocks, rows)[0] for rows in alone]
     mask = torch.ones(2, LONG, dtype=torch.long, device=hidden.device)

@@ -168,7 +168,7 @@ def texts_apart(base: SharedBase) -> Apart | None:
     real = torch.tensor([[True, True, True], [False, True, True]])
     packing = Packing.of(real)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(5, base.width, generator=generator).to(base.like)
+    rows = torch.randn(5, base.width, generator=generator).to(base.reference_tensor)
     ways = [Apart.POSITIONS] if takes_positions(base.trunk.base_model) else []
     if not _is_local(base):
         ways += [Apart.MASK, Apart.CAUSAL_MASK]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Start
-from atlas_flwr.aggregation.groups import ClusterAdapters, together
+from atlas_flwr.aggregation.groups import ClusterAdapters, weighted_sum
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
 from atlas_flwr.protocol.layout import write_state
 from atlas_flwr.remedies.base import UNCHANGED
@@ -164,7 +164,7 @@ def test_new_groups_begin_with_the_mean_of_the_whole_sums():
             whole(adapters.groups[group]), wanted, atol=1e-5, rtol=1e-5
         )
     assert adapters.groups["0"].factors[NAME].rank <= 5
-    assert not together([Contribution("a", 1.0, INITIAL)]).rest
+    assert not weighted_sum([Contribution("a", 1.0, INITIAL)]).rest
 
 
 def test_a_checkpoint_keeps_what_is_held_back():
