@@ -15,7 +15,7 @@ from atlas_flwr.errors import AtlasError, ConfigError
 __all__ = ["Preflight", "cleared", "placed"]
 
 MINIMA = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
-FOLDERS = ("runs-dir", "resume")
+PATHS = ("runs-dir", "resume", "trunk-access")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def placed(overrides: Mapping[str, Value]) -> dict[str, Value]:
         As the user gave them.
     """
     found = dict(overrides)
-    for key in FOLDERS:
+    for key in PATHS:
         if isinstance(path := found.get(key), str) and path:
             found[key] = _absolute(path)
     if isinstance(model := found.get("model"), str) and _is_folder(model):

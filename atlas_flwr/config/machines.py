@@ -32,6 +32,16 @@ class MachineConfig:
         "The HOST or HOST:PORT that clients dial to reach trunk='grpc'; empty is that "
         "of trunk-listen. It is the name in the trunk's certificate.",
     )
+    trunk_access: str = option(
+        "",
+        "The file access.json that `atlas-flwr trunk` wrote: the trunk runs on a "
+        "machine of its own, and this run opens its sessions there.",
+    )
+    trunk_address: str = option(
+        "",
+        "Where clients and ServerApp dial the trunk of trunk-access, "
+        "grpcs://HOST:PORT; empty is what that file says.",
+    )
     trunk_threads: int = option(
         2,
         "CPU threads of the trunk. Leave cores for the clients: their number times "

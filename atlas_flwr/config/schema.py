@@ -57,7 +57,12 @@ class RunConfig(
 
     @property
     def server_device(self) -> str:
-        """``trunk_device``, or ``device`` where it is the same."""
+        """``trunk_device``, or ``device`` where it is the same.
+
+        Where the trunk is on a machine of its own, the server computes no pass.
+        """
+        if self.trunk_access:
+            return "cpu"
         return self.device if self.trunk_device == "same" else self.trunk_device
 
     @property

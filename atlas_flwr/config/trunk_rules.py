@@ -14,6 +14,7 @@ __all__ = ["trunk_is_found"]
 
 def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
     """Want a place to listen at that clients can dial, where the trunk listens."""
+    yield from _elsewhere(config)
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)
@@ -39,3 +40,34 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
             f"clients cannot dial {dialled}, which is every address of this machine; "
             "set trunk-advertise to the name or address by which they reach it",
         )
+
+
+def _elsewhere(config: RunConfig) -> Iterator[Problem]:
+    """Want one place where the trunk is: here, or on a machine of its own."""
+    access, address = config.trunk_access, config.trunk_address
+    if address and not access:
+        yield Problem(
+            ("trunk-address", "trunk-access"),
+            f"trunk-address={address!r} without trunk-access: give the file "
+            "access.json that `atlas-flwr trunk` wrote, which proves the owner",
+        )
+    if address and not address.startswith(("grpcs://", "grpc://")):
+        yield Problem(
+            ("trunk-address",),
+            f"trunk-address={address!r}: write grpcs://HOST:PORT",
+        )
+    if access and config.trunk in ("ray", "local"):
+        yield Problem(
+            ("trunk-access", "trunk"),
+            f"trunk-access={access!r}: trunk={config.trunk!r} is started by the run "
+            "itself; set trunk='grpc' or 'auto'",
+        )
+    for name in ("trunk_listen", "trunk_advertise"):
+        text = getattr(config, name)
+        if access and text != getattr(RunConfig, name):
+            key = name.replace("_", "-")
+            yield Problem(
+                (key, "trunk-access"),
+                f"{key}={text!r}: the trunk of trunk-access listens already; leave "
+                f"{key} out",
+            )

@@ -21,6 +21,7 @@ from atlas_flwr.server_apps.build import covering_plan, needs_trunk
 from atlas_flwr.server_apps.continuation import continued
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk.access import Access
 from atlas_flwr.wire import CODECS
 
 __all__ = ["checked_config", "find_problems"]
@@ -86,6 +87,8 @@ def find_problems(
     Where it is known how many clients there are, each task must have text for its own.
     """
     yield from _folder_problems(config)
+    if config.trunk_access:
+        yield from filter(None, [_complaint(lambda: Access.read(config.trunk_access))])
     good: dict[str, str] = {}
     problems = list(_data_problems(config, good))
     if clients and not problems:

@@ -14,7 +14,13 @@ from atlas_flwr.server_apps.checkpoint import Checkpoint, load_checkpoint
 __all__ = ["check_clients", "continued", "saved_state"]
 
 # What a resumed run may be given anew: nothing that changes its numbers.
-TAKEN_ANEW = ("num_rounds", "trunk_threads", "trunk_restarts")
+TAKEN_ANEW = (
+    "num_rounds",
+    "trunk_access",
+    "trunk_address",
+    "trunk_restarts",
+    "trunk_threads",
+)
 FREE_KEYS = (*TAKEN_ANEW, "resume", "runs_dir", "run_name")
 
 

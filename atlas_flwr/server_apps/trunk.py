@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunk that a ServerApp starts: a Ray actor, or an engine in its process."""
+"""The trunk of a run: a Ray actor, an engine in this process, or one elsewhere."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.log import log
 from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
 
-__all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of"]
+__all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
 
 Start = Callable[[RunContext, str], AbstractContextManager[Endpoint]]
 SHARED_GPU = 0.01  # clients take the rest of it
@@ -60,14 +62,14 @@ def trunk_kind(config: RunConfig, grid: Grid) -> str:
     """
     if config.trunk != "auto":
         return config.trunk
-    if isinstance(grid, HttpGrid):
+    if config.trunk_access or isinstance(grid, HttpGrid):
         return "grpc"
     return "ray" if isinstance(grid, InMemoryGrid) else "local"
 
 
 @contextmanager
 def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
-    """Start a trunk, and stop it when the run ends, however it ends."""
+    """Start a trunk, or find it; leave none behind, however the run ends."""
     name, kind = f"trunk-{secrets.token_hex(4)}", trunk_kind(setting.config, grid)
     if kind == "grpc" and isinstance(grid, InMemoryGrid):
         from atlas_flwr.trunk.ray import wait_for_ray
@@ -77,15 +79,19 @@ def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
         yield found
 
 
-def _source(setting: RunContext) -> TrunkSource:
-    config, files = setting.config, setting.files
+def trunk_source(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> TrunkSource:
+    """Say what a run's trunk is loaded from, and what it bears."""
     on_gpu = files.device.startswith("cuda")
     limits = Limits(
         sessions_per_pass=config.trunk_batch or (64 if on_gpu else 1),
         passes_at_once=1 if on_gpu else config.trunk_threads,
     )
-    plan = covering_plan(config, setting.outline)
     return files.trunk(plan, recompute=config.trunk_recompute, limits=limits)
+
+
+def _source(setting: RunContext) -> TrunkSource:
+    plan = covering_plan(setting.config, setting.outline)
+    return trunk_source(setting.config, setting.files, plan)
 
 
 @contextmanager
@@ -101,13 +107,34 @@ def _grpc(setting: RunContext, name: str) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
 
     config = setting.config
+    if config.trunk_access:
+        with _elsewhere(setting) as found:
+            yield found
+        return
     dialled = config.trunk_advertise or config.trunk_listen
     identity = run_identity(parse_address(dialled)[0])
     options = ServeOptions(config.trunk_listen, config.trunk_advertise, identity)
-    engine = _source(setting).engine()
+    engine = _source(setting).engine(own_threads=True)
     with serve_grpc(engine, options) as address:
         log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)
         yield Endpoint(engine, address, identity.ca.decode())
+
+
+@contextmanager
+def _elsewhere(setting: RunContext) -> Iterator[Endpoint]:
+    """Own a trunk that `atlas-flwr trunk` serves on another machine."""
+    from atlas_flwr.train.same_model import check_same, described
+    from atlas_flwr.trunk.access import Access
+    from atlas_flwr.trunk.grpc_channel import own_grpc
+
+    config = setting.config
+    access = Access.read(config.trunk_access)
+    address = config.trunk_address or access.address
+    with own_grpc(address, access.secret, access.ca or None) as host:
+        plan = covering_plan(config, setting.outline)
+        check_same(host.served, described(setting.files, plan))
+        log(INFO, "the trunk of this run is at %s", address)
+        yield Endpoint(host, address, access.ca)
 
 
 @contextmanager

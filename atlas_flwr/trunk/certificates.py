@@ -8,18 +8,21 @@ Clients get its certificate in a round's message, over Flower's authenticated ch
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["Identity", "run_identity"]
+__all__ = ["Identity", "kept_identity", "run_identity"]
 
 LIFE = timedelta(days=90)
 SLACK = timedelta(hours=1)  # clocks that are behind
+RENEWED = timedelta(days=30)  # before its end
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -74,6 +77,39 @@ def run_identity(host: str) -> Identity:
         pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return Identity(certificate.public_bytes(pem), key, root.public_bytes(pem))
+
+
+def kept_identity(folder: Path, host: str) -> Identity:
+    """Take the identity that a folder keeps for a host; make one where it keeps none.
+
+    So a trunk that is started anew is the one that its clients know. An identity that
+    is another host's, or ends within 30 days, is replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``server.pem``, ``server.key`` and ``ca.pem``.
+    host : str
+        As in :func:`run_identity`.
+    """
+    files = [folder / name for name in ("server.pem", "server.key", "ca.pem")]
+    if all(file.is_file() for file in files):
+        found = Identity(*(file.read_bytes() for file in files))
+        if _is_good(found.certificate, host):
+            return found
+    made = run_identity(host)
+    for file, data in zip(files, (made.certificate, made.key, made.ca), strict=True):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as open_file:
+            open_file.write(data)
+    return made
+
+
+def _is_good(certificate: bytes, host: str) -> bool:
+    found = x509.load_pem_x509_certificate(certificate)
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    lasts = found.not_valid_after_utc - datetime.now(UTC) > RENEWED
+    return lasts and _alternative(host) in names
 
 
 def _name(common: str) -> x509.Name:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from atlas_flwr.errors import (
@@ -29,11 +29,21 @@ from atlas_flwr.errors import (
 )
 from atlas_flwr.trunk.framed import FrameService, Request, Verb
 
-__all__ = ["VERSION", "answered", "opened_answer", "opened_request", "sealed_request"]
+__all__ = [
+    "VERSION",
+    "answered",
+    "opened_answer",
+    "opened_by_trunk",
+    "opened_request",
+    "sealed",
+    "sealed_answer",
+    "sealed_request",
+]
 
 VERSION = 1
 MAGIC = b"ATLS"
-LONGEST_HEAD = 4096  # bytes
+LONGEST_HEAD = 16384  # bytes
+LONGEST_ERROR = 2048  # characters, of at most 6 bytes in JSON
 _FIXED = struct.Struct("<4sHHII")
 
 # What a trunk may answer instead of a frame; by name, so that nothing else is raised.
@@ -61,7 +71,7 @@ def sealed_request(request: Request) -> bytes:
         "step": request.step,
         "keep": request.logits_to_keep,
     }
-    return _sealed(head, request.frame)
+    return sealed(head, request.frame)
 
 
 def opened_request(envelope: bytes) -> Request:
@@ -72,7 +82,7 @@ def opened_request(envelope: bytes) -> Request:
     WireError
         If it is none, is damaged, or of another version.
     """
-    head, frame = _opened(envelope, "a client", "this trunk")
+    head, frame = opened_by_trunk(envelope)
     verb, step = head.get("verb"), head.get("step")
     if not isinstance(verb, str) or verb not in [*Verb]:
         raise WireError(f"a request for {verb!r}; a trunk knows {', '.join(Verb)}")
@@ -84,13 +94,30 @@ def opened_request(envelope: bytes) -> Request:
     return Request(Verb(verb), token, codec, frame, step, int(keep or 0))
 
 
+def opened_by_trunk(envelope: bytes) -> tuple[dict[str, Any], bytes]:
+    """Take head and frame out of what came to a trunk.
+
+    Raises
+    ------
+    WireError
+        If it is no envelope, is damaged, or of another version.
+    """
+    return _opened(envelope, "a client", "this trunk")
+
+
 def answered(service: FrameService, envelope: bytes) -> bytes:
-    """Answer an envelope by one: with a frame, or with the error that was met."""
+    """Answer a client's envelope."""
+    return sealed_answer(lambda: service.answer(opened_request(envelope)))
+
+
+def sealed_answer(answer: Callable[[], bytes]) -> bytes:
+    """Put an answer into an envelope: a frame, or the error that was met."""
     try:
-        return _sealed({}, service.answer(opened_request(envelope)))
+        return sealed({}, answer())
     except AtlasError as error:
-        name = next(k.__name__ for k in type(error).__mro__ if k.__name__ in _ERRORS)
-        return _sealed({"error": name, "said": str(error)[: LONGEST_HEAD // 2]}, b"")
+        kinds = (k.__name__ for k in type(error).__mro__ if k.__name__ in _ERRORS)
+        name = next(kinds, TrunkError.__name__)
+        return sealed({"error": name, "said": str(error)[:LONGEST_ERROR]}, b"")
 
 
 def opened_answer(envelope: bytes) -> bytes:
@@ -111,7 +138,8 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _sealed(head: Mapping[str, Any], frame: bytes) -> bytes:
+def sealed(head: Mapping[str, Any], frame: bytes) -> bytes:
+    """Put a head and a frame into an envelope."""
     told = json.dumps(head).encode()
     body = struct.pack("<I", len(told)) + told
     checksum = zlib.crc32(frame, zlib.crc32(body))

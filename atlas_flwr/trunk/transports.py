@@ -31,13 +31,13 @@ def _local(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
 
 
 def _grpc(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
-    from atlas_flwr.trunk.grpc import connect_grpc
+    from atlas_flwr.trunk.grpc_channel import connect_grpc
 
     return connect_grpc(name, token, codec, ca, secure=False)
 
 
 def _grpcs(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
-    from atlas_flwr.trunk.grpc import connect_grpc
+    from atlas_flwr.trunk.grpc_channel import connect_grpc
 
     return connect_grpc(name, token, codec, ca, secure=True)
 

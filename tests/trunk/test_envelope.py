@@ -92,7 +92,7 @@ def test_a_head_that_asks_for_something_else_is_refused(head, monkeypatch):
     from atlas_flwr.trunk import envelope
 
     whole = {"verb": "forward", "token": "t", "codec": "raw", "step": 0, "keep": 0}
-    sealed = envelope._sealed({**whole, **head}, b"")
+    sealed = envelope.sealed({**whole, **head}, b"")
     with pytest.raises(WireError):
         opened_request(sealed)
 

@@ -21,7 +21,7 @@ from atlas_flwr.trunk import (
     connect,
     serve_grpc,
 )
-from atlas_flwr.trunk import grpc as transport
+from atlas_flwr.trunk import grpc_channel as transport
 from atlas_flwr.trunk.certificates import run_identity
 from atlas_flwr.trunk.envelope import opened_answer
 from atlas_flwr.trunk.local import EngineTrunk
@@ -215,7 +215,7 @@ def raw_channel(address):
 def test_noise_is_answered_by_an_error_and_leaves_the_service_well(
     raw_channel, noise, marked
 ):
-    call = raw_channel.unary_unary(transport.CALL)
+    call = raw_channel.unary_unary(f"/{transport.CLIENTS}/Call")
     with pytest.raises(WireError):
         opened_answer(call(b"ATLS" + noise if marked else noise, timeout=10))
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``atlas-flwr trunk``: the trunk alone, on a machine of its own."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.cli.overrides import app_defaults, parse_overrides
+from atlas_flwr.cli.preflight import placed
+from atlas_flwr.cli.run import add_run_config
+from atlas_flwr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.trunk.certificates import Identity
+
+__all__ = ["main"]
+
+ACCESS = "access.json"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-flwr trunk",
+        description="Serve the trunk of a run on this machine, over TLS, until it is "
+        "ended. The folder that it keeps holds access.json, which the ServerApp's "
+        "machine needs: runs with trunk-access='access.json' and the same run config "
+        "open their sessions here.",
+    )
+    parser.add_argument("app", nargs="?", default=".", type=Path, help="app's folder")
+    add_run_config(parser)
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="where to listen"
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="HOST[:PORT]",
+        default="",
+        help="what ServerApp and clients dial; empty is that of --listen. It is the "
+        "name in the certificate",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("trunk"),
+        help="keeps certificate, key and access.json; made if missing (trunk)",
+    )
+    parser.add_argument(
+        "--cert", type=Path, help="your own certificate, PEM; default: one is made"
+    )
+    parser.add_argument("--key", type=Path, help="its private key, PEM")
+    parser.add_argument(
+        "--ca",
+        type=Path,
+        help="the authority that clients check --cert by; default: their system's",
+    )
+    given = parser.parse_args(arguments)
+    if (given.cert is None) != (given.key is None) or (given.ca and not given.cert):
+        raise ConfigError(["--cert and --key belong together, and --ca to them"])
+    overrides = {
+        **placed(parse_overrides(given.run_config)),
+        "trunk": "grpc",
+        "trunk-listen": given.listen,
+        "trunk-advertise": given.advertise,
+    }
+    config = _config(given.app, overrides)
+    serve(config, given.folder, _own_identity(given.cert, given.key, given.ca))
+    return 0
+
+
+def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
+    from atlas_flwr.config import load_config
+    from atlas_flwr.wire import CODECS
+
+    defaults, _ = app_defaults(app)
+    return load_config({**defaults, **overrides}, {"codec": CODECS})
+
+
+def _own_identity(
+    cert: Path | None, key: Path | None, ca: Path | None
+) -> Identity | None:
+    from atlas_flwr.trunk.certificates import Identity
+
+    if cert is None or key is None:
+        return None
+    try:
+        authority = ca.read_bytes() if ca else b""
+        return Identity(cert.read_bytes(), key.read_bytes(), authority)
+    except OSError as error:
+        raise ConfigError([f"{error.filename}: {error.strerror}"]) from None
+
+
+def serve(config: RunConfig, folder: Path, identity: Identity | None) -> None:
+    """Serve until SIGTERM or SIGINT; calls that are open then may end."""
+    from atlas_flwr.config.parsing import parse_address
+    from atlas_flwr.server_apps.build import covering_plan
+    from atlas_flwr.server_apps.trunk import trunk_source
+    from atlas_flwr.train.same_model import described
+    from atlas_flwr.train.weights import ModelFiles
+    from atlas_flwr.trunk.access import Access
+    from atlas_flwr.trunk.certificates import kept_identity
+    from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
+    from atlas_flwr.trunk.ownership import OwnerService
+
+    files = ModelFiles.of(config, config.server_device)
+    plan = covering_plan(config, files.outline())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    dialled = parse_address(config.trunk_advertise or config.trunk_listen)[0]
+    shown = identity or kept_identity(folder, dialled)
+    secret = _kept_secret(folder / ACCESS)
+    print(f"loading the trunk of {config.model}", flush=True)
+    engine = trunk_source(config, files, plan).engine(own_threads=True)
+    served = described(files, plan, start=secrets.token_hex(8))
+    owner = OwnerService(engine, secret, served)
+    options = ServeOptions(config.trunk_listen, config.trunk_advertise, shown)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with serve_grpc(engine, options, owner) as address:
+        Access(address, shown.ca.decode(), secret).write(folder / ACCESS)
+        print(
+            f"the trunk of {config.model} serves at {address}\n"
+            f"owner's file: {(folder / ACCESS).resolve()} (secret: copy it to the "
+            "ServerApp's machine, and run there with trunk-access)",
+            flush=True,
+        )
+        ended.wait()
+        print("ending: open calls may finish", flush=True)
+
+
+def _kept_secret(path: Path) -> str:
+    """Take the secret that a folder keeps, so that a trunk may be started anew."""
+    from atlas_flwr.trunk.access import Access
+
+    return Access.read(path).secret if path.exists() else secrets.token_urlsafe(32)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a trunk on another machine holds the model of this run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.split.tensors import CheckpointTensors
+from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk.ownership import Served
+
+__all__ = ["check_same", "described"]
+
+VECTORS = 8  # that are hashed: norms and biases, from all over the model
+
+
+def described(files: ModelFiles, plan: SplitPlan, start: str = "") -> Served:
+    """Say what the trunk of a plan is, of the files that are here.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    plan : SplitPlan
+        Whose trunk.
+    start : str
+        Tells one start of a trunk from another.
+    """
+    outline = files.outline()
+    return Served(
+        start=start,
+        model=files.source.path,
+        cut=str(plan),
+        blocks=outline.num_layers,
+        width=int(outline.model.config.get_text_config().hidden_size),
+        classes=files.classes,
+        dtype=str(files.dtype).removeprefix("torch."),
+        digest=_digest(CheckpointTensors(files.source.path, outline.model)),
+    )
+
+
+def check_same(theirs: Served, ours: Served) -> None:
+    """Refuse a trunk whose model is not the run's.
+
+    Raises
+    ------
+    ConfigError
+        With all that differs.
+    """
+    skipped = ("start", "model")  # each machine keeps its files where it likes
+    there, here = asdict(theirs), asdict(ours)
+    unlike = [key for key in here if key not in skipped and here[key] != there[key]]
+    if unlike:
+        told = ", ".join(f"{key} {there[key]!r} (run: {here[key]!r})" for key in unlike)
+        raise ConfigError(
+            [
+                f"the trunk serves {theirs.model!r} with {told}: start `atlas-flwr "
+                "trunk` with the run config of this run"
+            ],
+            ["trunk-access"],
+        )
+
+
+def _digest(tensors: CheckpointTensors) -> str:
+    """Hash some of the stored vectors: the same for the same files, and read fast."""
+    vectors = sorted(n for n in tensors.names if n.endswith((".weight", ".bias")))
+    found = [n for n in vectors if tensors.read(n).dim() == 1]
+    chosen = found[:: max(1, len(found) // VECTORS)]
+    told = hashlib.sha256()
+    for name in chosen:
+        told.update(name.encode())
+        told.update(tensors.read(name).float().contiguous().numpy().tobytes())
+    return told.hexdigest()[:16]

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run whose trunk is served on another machine has the numbers of any other."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import MessageType
+
+from atlas_flwr.cli.trunk import serve
+from atlas_flwr.config import load_config
+from atlas_flwr.errors import ConfigError, TrunkLost
+from atlas_flwr.server_apps.run import Run
+from tests.golden.record import digest
+from tests.server_apps.test_failures import adapters
+from tests.server_apps.test_run import BASE, accuracies, run
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def served_elsewhere(tmp_path, monkeypatch):
+    """Serve a trunk as `atlas-flwr trunk` does; yield its folder and how to end it."""
+    ended = {}
+
+    @contextmanager
+    def serving(**changes):
+        config = load_config({**BASE, "trunk": "grpc", **changes})
+        thread = threading.Thread(
+            target=serve, args=(config, tmp_path / "trunk", None), daemon=True
+        )
+        thread.start()
+        access = tmp_path / "trunk" / "access.json"
+        while not access.exists():
+            assert thread.is_alive()
+            time.sleep(0.05)
+        yield str(access)
+        ended["now"]()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    # Handlers of signals are for main threads; here the test is who sends them.
+    monkeypatch.setattr(
+        signal, "signal", lambda _, handler: ended.update(now=lambda: handler(0, None))
+    )
+    return serving
+
+
+def test_a_run_whose_trunk_is_elsewhere_learns_the_bits_of_one_in_one_process(
+    tmp_path, served_elsewhere
+):
+    with served_elsewhere() as access:
+        far = run(tmp_path / "far", trunk="grpc", trunk_access=access, num_rounds=1)
+    near = run(tmp_path / "near", trunk="local", num_rounds=1)
+    assert digest(far.path) == digest(near.path)
+
+
+def test_a_trunk_of_another_model_is_refused_before_anybody_trains(
+    tmp_path, served_elsewhere
+):
+    with (
+        served_elsewhere(dtype="bfloat16", aggregation="truncate") as access,
+        pytest.raises(ConfigError, match=r"dtype 'bfloat16' \(run: 'float32'\)"),
+    ):
+        run(tmp_path / "far", trunk="grpc", trunk_access=access)
+
+
+def test_a_way_to_a_trunk_that_leads_nowhere_is_told_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="copy it to this machine"):
+        Run.begin(
+            {**BASE, "trunk": "grpc", "trunk-access": str(tmp_path / "none.json")}
+        )
+
+
+class Process:
+    """`atlas-flwr trunk` in a process that can be killed; ended with the test."""
+
+    def __init__(self, folder, port):
+        self.folder, self.port = folder, port
+        self.starts = 0
+        self.start()
+
+    def start(self):
+        keys = " ".join(f"{k}={v!r}" for k, v in BASE.items() if k in SAME)
+        self.starts += 1
+        self.running = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "atlas_flwr.cli", "trunk", str(REPOSITORY)),
+                *("-c", keys, "--listen", f"127.0.0.1:{self.port}"),
+                *("--folder", str(self.folder)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for line in self.running.stdout:
+            if "serves at" in line:
+                return
+        raise AssertionError("the trunk did not start")
+
+    def kill(self):
+        self.running.send_signal(signal.SIGKILL)
+        self.running.wait()
+
+
+SAME = ("model", "tasks", "split", "seed")
+
+
+@pytest.fixture
+def process(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    found = Process(tmp_path / "trunk", port)
+    yield found
+    found.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [2, 7])
+def test_a_trunk_that_is_killed_and_started_anew_leaves_the_numbers_as_they_are(
+    tmp_path, process, killed_at
+):
+    seen = []
+
+    def intercept(message):
+        if message.metadata.message_type == MessageType.TRAIN:
+            seen.append(message)
+            if len(seen) == killed_at:
+                process.kill()
+                process.start()
+        return "deliver"
+
+    access = str(tmp_path / "trunk" / "access.json")
+    broken = run(tmp_path / "far", intercept, trunk="grpc", trunk_access=access)
+    intact = run(tmp_path / "near", trunk="local")
+    assert process.starts == 2
+    assert accuracies(broken) == accuracies(intact)
+    expected, got = adapters(intact), adapters(broken)
+    assert expected.keys() == got.keys()
+    assert all(np.array_equal(got[key], value) for key, value in expected.items())
+
+
+@pytest.mark.slow
+def test_a_trunk_that_stays_away_ends_the_run_with_one_error(tmp_path, process):
+    def intercept(message):
+        if message.metadata.message_type == MessageType.TRAIN:
+            process.kill()
+        return "deliver"
+
+    access = str(tmp_path / "trunk" / "access.json")
+    with pytest.raises(TrunkLost, match=r"has not answered|nothing answers"):
+        run(
+            tmp_path / "far",
+            intercept,
+            trunk="grpc",
+            trunk_access=access,
+            trunk_restarts=0,
+        )
