@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "trunk": "serve a run's trunk on this machine, for runs elsewhere",
     "generate": "answer a file of prompts with a run's adapters",
     "chat": "talk to a run's adapters in the terminal",
+    "attack": "read a run's texts from what crossed the cut, as its server could",
     "report": "rebuild a run's summary and page from its events",
     "compare": "run strategies over seeds, or take finished runs, and compare them",
 }

@@ -255,6 +255,7 @@ class ClientRound:
                 self.entries,
                 round=self.round,
                 client=self.me.index,
+                plan=self.plan,
                 before=before,
                 scaling=self.scaling,
                 store=self._store,

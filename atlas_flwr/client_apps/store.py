@@ -9,7 +9,6 @@ see what came of it the first time.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.data.cache import cache_folder
-from atlas_flwr.errors import DataError
+from atlas_flwr.data.cache import clients_folder
 
 __all__ = ["ClientStore"]
 
@@ -48,9 +46,7 @@ class ClientStore:
         DataError
             If the run's id could lead out of it.
         """
-        if not re.fullmatch(r"[0-9a-f]{16}", run_id):
-            raise DataError(f"run-id {run_id!r}; it must be 16 hexadecimal digits")
-        return cls(cache_folder() / "clients" / run_id / str(client))
+        return cls(clients_folder(run_id) / str(client))
 
     def save(
         self, name: str, server_round: int, arrays: Mapping[str, NDArray[Any]]

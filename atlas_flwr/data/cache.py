@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from atlas_flwr.errors import DataError
 
-__all__ = ["cache_folder", "filling"]
+__all__ = ["cache_folder", "clients_folder", "filling"]
 
 
 def cache_folder() -> Path:
@@ -23,6 +24,19 @@ def cache_folder() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "atlas-flwr"
+
+
+def clients_folder(run_id: str) -> Path:
+    """Return the folder of what clients on this machine remember of a run.
+
+    Raises
+    ------
+    DataError
+        If the run's id could lead out of it.
+    """
+    if not re.fullmatch(r"[0-9a-f]{16}", run_id):
+        raise DataError(f"run-id {run_id!r}; it must be 16 hexadecimal digits")
+    return cache_folder() / "clients" / run_id
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from atlas_flwr.options import Problem
@@ -96,6 +97,8 @@ class RoundContext:
         Server round, from 1.
     client : int
         Index of the client.
+    plan : SplitPlan, optional
+        The client's cut; ``None`` for the whole model.
     before : int
         What the client remembers of this round and later ones is not to be seen: the
         round is done again.
@@ -112,6 +115,7 @@ class RoundContext:
     entries: Mapping[str, Any]
     round: int
     client: int
+    plan: SplitPlan | None
     before: int
     scaling: Scaling
     store: Callable[[], Store]
@@ -191,6 +195,13 @@ class Remedy:
     def every_step_crosses(self, config: RunConfig) -> bool:
         """Whether each of a client's steps is one of the trunk's, to count progress."""
         return True
+
+    def warnings(self, config: RunConfig) -> Iterator[str]:
+        """Yield what a user must not overlook, as a run begins and in its report."""
+        return iter(())
+
+    def finish(self, config: RunConfig, run_id: str, folder: Path) -> None:
+        """Leave something in the folder of a run that has ended."""
 
     def needs_classes(self, config: RunConfig) -> bool:
         """Whether it is on, and wants tasks that have classes."""

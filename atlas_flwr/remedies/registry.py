@@ -3,12 +3,14 @@
 
 Their order is that of their hooks (see :mod:`atlas_flwr.remedies.chain`): what a client
 sends passes the first remedy last, and a step's loss is the first one's to change last.
+The recorder is first: nothing stands between it and the wire.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_flwr.options import Problem
@@ -28,6 +30,7 @@ from atlas_flwr.remedies.moving_average import AverageKeys, MovingAverage
 from atlas_flwr.remedies.personal_sides import PersonalKeys, PersonalSides
 from atlas_flwr.remedies.proximal import Proximal, ProximalKeys
 from atlas_flwr.remedies.rank_penalty import RankPenalty, RankPenaltyKeys
+from atlas_flwr.remedies.wire_recording import RecordingKeys, WireRecording
 
 if TYPE_CHECKING:
     from atlas_flwr.config.schema import RunConfig
@@ -37,9 +40,11 @@ __all__ = [
     "RemedyKeys",
     "client_hooks",
     "every_step_crosses",
+    "finish_remedies",
     "kept_elsewhere",
     "needing_classes",
     "remedy_problems",
+    "remedy_warnings",
     "remembered_steps",
     "server_hooks",
 ]
@@ -55,11 +60,13 @@ class RemedyKeys(
     RankPenaltyKeys,
     AuxiliaryKeys,
     AlignmentKeys,
+    RecordingKeys,
 ):
     """Against drawbacks of split and federated training; all are off by default."""
 
 
 REMEDIES: tuple[Remedy, ...] = (
+    WireRecording(),
     PersonalSides(),
     MovingAverage(),
     DataPruning(),
@@ -96,6 +103,17 @@ def kept_elsewhere(config: RunConfig) -> list[str]:
     """Say what belongs to a run's answers and is not among its adapters."""
     told = (remedy.kept_elsewhere(config) for remedy in REMEDIES)
     return [sentence for sentence in told if sentence]
+
+
+def remedy_warnings(config: RunConfig) -> list[str]:
+    """Say what a user must not overlook of the remedies that are on."""
+    return [told for remedy in REMEDIES for told in remedy.warnings(config)]
+
+
+def finish_remedies(config: RunConfig, run_id: str, folder: Path) -> None:
+    """Let each remedy leave something in the folder of a run that has ended."""
+    for remedy in REMEDIES:
+        remedy.finish(config, run_id, folder)
 
 
 def client_hooks(now: RoundContext) -> ClientHooks:

@@ -11,9 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from atlas_flwr.config import RunConfig, format_bytes, to_yaml
+from atlas_flwr.remedies import remedy_warnings
 from atlas_flwr.report import comparison_rows
 from atlas_flwr.report.charts import comparison_charts, run_charts
 from atlas_flwr.report.comparison import Comparison
+from atlas_flwr.report.privacy import PRIVACY_COLUMNS, privacy_rows
 from atlas_flwr.report.store import RunFolder, replace_text
 from atlas_flwr.report.summary import Summary
 from atlas_flwr.report.table import accuracy_columns, accuracy_rows, number, percent
@@ -94,12 +96,15 @@ class Membership:
 def write_report(folder: RunFolder) -> Path:
     """Rebuild a run's ``summary.json`` and ``report.html``; return the page's path."""
     summary = summarize_folder(folder)
-    replace_text(folder.report_path, run_page(summary, folder.config()))
+    page = run_page(summary, folder.config(), privacy_rows(folder))
+    replace_text(folder.report_path, page)
     return folder.report_path
 
 
-def run_page(summary: Summary, config: RunConfig) -> str:
-    """Make the page of a run."""
+def run_page(
+    summary: Summary, config: RunConfig, attacks: Sequence[Sequence[str]] = ()
+) -> str:
+    """Make the page of a run; ``attacks`` are rows of what was read of its wire."""
     state = "" if summary.finished else ", not finished"
     return _render(
         "run.html",
@@ -115,6 +120,9 @@ def run_page(summary: Summary, config: RunConfig) -> str:
         charts=[Markup(chart) for chart in run_charts(summary)],
         membership=Membership.of(summary),
         clients=list(_clients(summary)),
+        attacks=attacks,
+        attack_columns=PRIVACY_COLUMNS,
+        warnings=remedy_warnings(config),
         config_yaml=to_yaml(config),
     )
 

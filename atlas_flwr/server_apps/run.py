@@ -23,6 +23,7 @@ from atlas_flwr.grids.resumable import Resumable, Stateful
 from atlas_flwr.grids.secure import SecureGrid
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
+from atlas_flwr.remedies import finish_remedies, remedy_warnings
 from atlas_flwr.report import (
     RunEnded,
     RunFolder,
@@ -106,6 +107,8 @@ class Run:
         check_reach(config, grid)
         log(INFO, "run folder:    %s", self.folder.path.resolve())
         log(INFO, "configuration: %s", self.folder.config_path.resolve())
+        for told in remedy_warnings(config):
+            log(WARNING, "%s", told)
         files = ModelFiles.of(config, config.server_device)
         outline = files.outline()
         roster = Roster(request=self._messages(), timeout=config.round_timeout)
@@ -214,6 +217,7 @@ class Run:
         check_learned(inner, setting, arrays)
         paths = export_adapters(self.folder, inner, setting, arrays)
         self.folder.record(RunEnded(self.config.num_rounds))
+        finish_remedies(self.config, self.folder.run_id(), self.folder.path)
         summary = summarize_folder(self.folder)
         write_report(self.folder)
         for path in paths:

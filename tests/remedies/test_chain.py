@@ -29,6 +29,7 @@ def now(**keys):
         entries={},
         round=1,
         client=0,
+        plan=None,
         before=1,
         scaling=Scaling(16.0),
         store=lambda: pytest.fail("nothing is to be remembered"),

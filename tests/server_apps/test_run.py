@@ -529,7 +529,9 @@ def own_cache(tmp_path_factory, monkeypatch):
     from atlas_flwr.client_apps import store
 
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(store, "cache_folder", lambda: folder)
+    monkeypatch.setattr(
+        store, "clients_folder", lambda run_id: folder / "clients" / run_id
+    )
     return folder
 
 

@@ -102,5 +102,7 @@ def own_folder(folder, tmp_path) -> RunFolder:
 
 def cache_in(root, patch):
     """Let clients keep their layers there; models stay where they are."""
-    where = root / "cache"
-    patch.setattr("atlas_flwr.client_apps.store.cache_folder", lambda: where)
+    where = root / "cache" / "clients"
+    patch.setattr(
+        "atlas_flwr.client_apps.store.clients_folder", lambda run_id: where / run_id
+    )

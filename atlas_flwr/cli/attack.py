@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``atlas-flwr attack``: what a server could have read of a run's texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from atlas_flwr.cli.report import latest
+from atlas_flwr.config import split_list
+from atlas_flwr.errors import ConfigError, DataError
+from atlas_flwr.privacy import ATTACKS
+from atlas_flwr.report import RunFolder, write_report
+from atlas_flwr.report.privacy import privacy_table
+from atlas_flwr.report.store import replace_text
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-flwr attack",
+        description="Attack what crossed the cut in a run with record-wire=true, as a "
+        "server that knows the public weights, the adapters and the defence could; "
+        "write RUN/privacy.json, and a section of the report.",
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="folder (default: latest)")
+    parser.add_argument("--runs-dir", default="runs", help="where the latest is sought")
+    parser.add_argument(
+        "--attacks",
+        default=",".join(ATTACKS),
+        help=f"a comma list (default: all, {','.join(ATTACKS)})",
+    )
+    parser.add_argument(
+        "--texts", metavar="N", type=int, default=32, help="to attack (default: 32)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    given = parser.parse_args(arguments)
+    names = _named(given.attacks, given.texts)
+    folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
+
+    from atlas_flwr.cli.recorded import cases, recordings
+
+    found, scores = recordings(folder), []
+    for case in cases(folder, found, given.texts, given.seed):
+        for name in names:
+            attack = ATTACKS[name]
+            if why := attack.unfit(case.knowledge, case.seen):
+                print(f"{name} at cut {case.cut}: left out, {why}", flush=True)
+                continue
+            began = time.monotonic()
+            scores.append(case.judged(attack, given.seed))
+            seconds = time.monotonic() - began
+            print(f"{name} at cut {case.cut}: {seconds:.0f} s", flush=True)
+    if not scores:
+        raise DataError("no attack could be tried on what was recorded; see above")
+    text = json.dumps([one.to_json() for one in scores], indent=2) + "\n"
+    path = folder.path / "privacy.json"
+    replace_text(path, text)
+    page = write_report(folder)
+    print(privacy_table(folder))
+    print(f"{path}\n{page}")
+    return 0
+
+
+def _named(listed: str, texts: int) -> tuple[str, ...]:
+    """Read which attacks are wanted."""
+    names = split_list(listed)
+    problems = [
+        f"attacks={listed!r}: {name!r} is no attack; there are {', '.join(ATTACKS)}"
+        for name in names or ("",)
+        if name not in ATTACKS
+    ]
+    if texts < 1:
+        problems.append(f"texts={texts}: at least 1 text to attack")
+    if problems:
+        raise ConfigError(problems)
+    return names

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's recorded wire, as its attacker holds it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.errors import DataError
+from atlas_flwr.report import RunFolder
+
+if TYPE_CHECKING:
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.data import Batch
+    from atlas_flwr.privacy import Attack, Observation, Recording, Score, Truth
+    from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
+    from atlas_flwr.train.weights import ModelFiles
+
+__all__ = ["Case", "cases", "recordings"]
+
+# Texts of these, but for those of the run, are the attacker's own.
+PUBLIC = ("tweets", "amazon", "editorials", "movies", "questions", "spam", "news")
+TASKS_KNOWN = 3
+TEXTS_KNOWN = 700
+
+
+@dataclass(frozen=True)
+class Case:
+    """Texts of one depth of head, and what their attacker knows.
+
+    Attributes
+    ----------
+    cut : str
+        The clients' cuts.
+    knowledge : Knowledge
+        The attacker's.
+    seen, truths : Sequence
+        What crossed, and what it was.
+    private : Sequence[slice]
+        Of each text the tokens that its task's template does not say.
+    """
+
+    cut: str
+    knowledge: Knowledge
+    seen: Sequence[Observation]
+    truths: Sequence[Truth]
+    private: Sequence[slice]
+
+    def judged(self, attack: Attack, seed: int) -> Score:
+        """Attack, and hold what was read against the truth."""
+        from atlas_flwr.privacy.attacks.base import LABEL
+        from atlas_flwr.privacy.scores import commonest_share, score
+
+        guesses = attack.read(self.knowledge, self.seen)
+        about = {
+            "attack": attack.name,
+            "adversary": str(attack.adversary),
+            "defence": str(self.knowledge.defence),
+            "cut": self.cut,
+            "target": attack.target,
+        }
+        if attack.target == LABEL:
+            from atlas_flwr.privacy.attacks.naming import best_names
+
+            labels = [[t.label] for t in self.truths]
+            read = [[int(g)] for g in guesses]
+            if not attack.adversary.weights:
+                owners = [o.client for o in self.seen]
+                read = best_names(owners, read, labels)
+            common = commonest_share([n for (n,) in labels], labels)
+            return score(read, labels, baseline=common, seed=seed, **about)
+        truths = [
+            t.ids[kept].tolist()
+            for t, kept in zip(self.truths, self.private, strict=True)
+        ]
+        read = [g[kept].tolist() for g, kept in zip(guesses, self.private, strict=True)]
+        known = [int(n) for text in self.knowledge.known for n in text.ids]
+        common = commonest_share(known, truths)
+        return score(read, truths, baseline=common, seed=seed, **about)
+
+
+def recordings(folder: RunFolder) -> list[Recording]:
+    """Read what a run has recorded, its clients on this machine included.
+
+    Raises
+    ------
+    DataError
+        If it has recorded nothing.
+    """
+    import numpy as np
+
+    from atlas_flwr.privacy.observation import unpacked
+    from atlas_flwr.remedies.wire_recording import gather_wire
+
+    paths = gather_wire(folder.run_id(), folder.path)
+    if not paths:
+        raise DataError(
+            f"{folder.path} has no recorded wire. Run it anew with record-wire=true, "
+            "and a strategy and split with a cut; where its clients were on other "
+            f"machines, bring their wire-*.npz to {folder.path / 'wire'}"
+        )
+    found = []
+    for path in paths:
+        with np.load(path) as arrays:
+            found.append(unpacked({key: arrays[key] for key in arrays.files}))
+    return found
+
+
+def cases(
+    folder: RunFolder, found: Sequence[Recording], texts: int, seed: int
+) -> Iterator[Case]:
+    """Yield the texts to attack by depth of head, with what their attacker knows.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The run's.
+    found : Sequence[Recording]
+        What it recorded.
+    texts : int
+        To attack, of all depths together.
+    seed : int
+        Draws them.
+    """
+    from atlas_flwr.privacy.knowledge import PublicModel
+    from atlas_flwr.train.weights import ModelFiles
+
+    config = folder.config()
+    files = ModelFiles.of(config, "cpu")
+    drawn = _drawn(found, texts, seed)
+    spans = _private(found)
+    for head in sorted({r.plan.head for r in found}):
+        mine = [(r, i) for r, i in drawn if r.plan.head == head]
+        if not mine:
+            continue
+        own = [r for r in found if any(r is chosen for chosen, _ in mine)]
+        model = PublicModel(files.parts, own)
+        plans = sorted({str(r.plan) for r in own})
+        yield Case(
+            ", ".join(plans),
+            _knowledge(config, files, model, own, seed),
+            [r.observations[i] for r, i in mine],
+            [r.truths[i] for r, i in mine],
+            [spans[r.client, r.round][i] for r, i in mine],
+        )
+
+
+def _drawn(
+    found: Sequence[Recording], texts: int, seed: int
+) -> list[tuple[Recording, int]]:
+    """Draw texts, evenly from all clients and rounds, none twice of a client."""
+    rng = random.Random(seed)
+    stacks = []
+    told: dict[str, set[tuple[int, ...]]] = {}
+    for recording in found:
+        order = list(range(len(recording.truths)))
+        rng.shuffle(order)
+        fresh = []
+        for i in order:
+            text = tuple(recording.truths[i].ids.tolist())
+            if text not in told.setdefault(recording.client, set()):
+                told[recording.client].add(text)
+                fresh.append((recording, i))
+        stacks.append(fresh)
+    rng.shuffle(stacks)
+    picked: list[tuple[Recording, int]] = []
+    while len(picked) < texts and any(stacks):
+        picked += [stack.pop() for stack in stacks if stack]
+    picked = picked[:texts]
+    return sorted(picked, key=lambda p: (int(p[0].client), p[0].round, p[1]))
+
+
+def _private(found: Sequence[Recording]) -> Mapping[tuple[str, int], list[slice]]:
+    """Say of each text which tokens are not the same in all of its client's.
+
+    The label of a task with classes is counted apart; a response belongs to the text.
+    """
+    spans: dict[tuple[str, int], list[slice]] = {}
+    for client in {r.client for r in found}:
+        mine = [r for r in found if r.client == client]
+        prompts = [t.ids[~t.answer].tolist() for r in mine for t in r.truths]
+        before = _common(prompts)
+        after = _common([p[before:][::-1] for p in prompts])
+        for r in mine:
+            spans[client, r.round] = [
+                slice(before, max(int((~t.answer).sum()) - after, before + 1))
+                for t in r.truths
+            ]
+    return spans
+
+
+def _common(rows: Sequence[Sequence[int]]) -> int:
+    """Count the tokens that all rows begin with; none where there is one row."""
+    if len({tuple(row) for row in rows}) < 2:
+        return 0
+    count = 0
+    for tokens in zip(*rows, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _knowledge(
+    config: RunConfig,
+    files: ModelFiles,
+    model: PublicModel,
+    found: Sequence[Recording],
+    seed: int,
+) -> Knowledge:
+    from atlas_flwr.data import load_task, tokenizer_of
+    from atlas_flwr.data.collation import collator_of
+    from atlas_flwr.privacy import parse_defence
+    from atlas_flwr.privacy.knowledge import Knowledge
+    from atlas_flwr.wire import codec_named
+
+    tasks = [load_task(name) for name in config.task_list]
+    tokenizer: Any = tokenizer_of(files.source)
+    answers: dict[str, Sequence[int]] = {}
+    for recording in found:
+        task = tasks[int(recording.client) % len(tasks)]
+        if not task.writes:
+            collate = collator_of(files.source, tokenizer, task, config.max_length)
+            answers[recording.client] = list(collate.label_ids)
+    blank = Knowledge(
+        model,
+        [],
+        parse_defence("none"),
+        codec_named(config.codec),
+        files.source.kind == "causal",
+        answers,
+        seed,
+    )
+    return _with_texts(blank, config, files, found)
+
+
+def _with_texts(
+    blank: Knowledge,
+    config: RunConfig,
+    files: ModelFiles,
+    found: Sequence[Recording],
+) -> Knowledge:
+    """Run texts of other tasks through the clients' heads, in turn."""
+    from dataclasses import replace
+
+    import torch
+
+    from atlas_flwr.data import load_task, make_shard, tokenizer_of
+    from atlas_flwr.data.collation import collator_of
+    from atlas_flwr.privacy.defences.scale import usual_size
+    from atlas_flwr.privacy.knowledge import KnownText
+
+    names = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
+    each = TEXTS_KNOWN // len(names)
+    tokenizer: Any = tokenizer_of(files.source)
+    batches: list[Batch] = []
+    for name in names:
+        task = load_task(name)
+        collate = collator_of(files.source, tokenizer, task, config.max_length)
+        shard = make_shard(0, 1, [task], train_examples=each, seed=blank.seed)
+        batches += [collate([example], prompt=True) for example in shard.train]
+    pairs: list[tuple[Any, Any]] = []
+    heads = [r.observations[0] for r in found]
+    with torch.no_grad():
+        for turn, seen in enumerate(heads):
+            head = blank.model.head(seen)
+            for batch in batches[turn :: len(heads)]:
+                ids = batch.input_ids
+                hidden = head(input_ids=ids, use_cache=False).last_hidden_state[0]
+                pairs.append((ids[0], hidden.float()))
+    usual = usual_size(torch.cat([hidden for _, hidden in pairs]))
+    knows = replace(blank, scale=usual)
+    generator = torch.Generator().manual_seed(blank.seed)
+    texts: list[KnownText] = [
+        KnownText(ids, knows.crossed(hidden, generator)) for ids, hidden in pairs
+    ]
+    return replace(knows, known=texts)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All attacks by name: a new one gets a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from atlas_flwr.privacy.attacks.base import Attack
+from atlas_flwr.privacy.attacks.inverter import Inverter
+from atlas_flwr.privacy.attacks.label_clusters import LabelClusters
+from atlas_flwr.privacy.attacks.label_gradient import LabelGradient
+from atlas_flwr.privacy.attacks.linear import Linear
+from atlas_flwr.privacy.attacks.verified import Verified
+
+__all__ = ["ATTACKS"]
+
+ATTACKS: Mapping[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        Linear(),
+        Verified(),
+        Inverter(),
+        LabelGradient(),
+        LabelClusters(),
+    )
+}

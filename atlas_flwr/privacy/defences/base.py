@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam of defences: what a client does to what it sends, before it leaves.
+
+A defence is one file beside this one and one line in ``registry.py``. Every method's
+default changes nothing. An attacker knows which one is on, and asks the same methods.
+
+Shapes: D width; what comes before it is a batch's (B, T), or a text's (T,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["NONE", "Defence", "Joined", "Kind"]
+
+
+@dataclass(frozen=True)
+class Defence:
+    """One defence; this one does nothing.
+
+    Attributes
+    ----------
+    name : str
+        Key in :data:`~atlas_flwr.privacy.DEFENCES`.
+    strength : float
+        What stands behind its name.
+    """
+
+    name: ClassVar[str] = "none"
+    strength: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.strength:g}" if self.strength else self.name
+
+    @property
+    def draws(self) -> bool:
+        """Whether activations are changed at random."""
+        return False
+
+    def activations(
+        self, hidden: Tensor, generator: torch.Generator | None, scale: float = 0.0
+    ) -> Tensor:
+        """Change hidden states (..., D) that are to be sent.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            Real positions alone.
+        generator : torch.Generator, optional
+            ``None`` leaves out what is drawn: an attacker's expectation.
+        scale : float
+            Root mean square of a usual position; 0 is the median of ``hidden``.
+        """
+        return hidden
+
+    def gradients(self, grad: Tensor, generator: torch.Generator) -> Tensor:
+        """Change gradients (..., D) that are to be sent."""
+        return grad
+
+    def unlikeliness(
+        self, received: Tensor, candidates: Tensor, scale: float
+    ) -> Tensor:
+        """Return minus the log-likelihood of what was received, up to a constant.
+
+        Parameters
+        ----------
+        received : Tensor
+            Shape (D,).
+        candidates : Tensor
+            Shape (N, D): what would be sent on average.
+        scale : float
+            As for :meth:`activations`.
+
+        Returns
+        -------
+        Tensor
+            Shape (N,); the least is the likeliest. Where nothing is drawn, a relative
+            distance.
+        """
+        off: Tensor = (candidates - received).norm(dim=-1) / received.norm()
+        return off
+
+
+NONE = Defence()
+
+
+@dataclass(frozen=True)
+class Joined(Defence):
+    """Several defences, one after the other.
+
+    Attributes
+    ----------
+    parts : tuple[Defence, ...]
+        In the order in which they act.
+    """
+
+    parts: tuple[Defence, ...] = ()
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.parts))
+
+    @property
+    def draws(self) -> bool:
+        """Whether one of them does."""
+        return any(part.draws for part in self.parts)
+
+    def activations(
+        self, hidden: Tensor, generator: torch.Generator | None, scale: float = 0.0
+    ) -> Tensor:
+        """Let each change them."""
+        for part in self.parts:
+            hidden = part.activations(hidden, generator, scale)
+        return hidden
+
+    def gradients(self, grad: Tensor, generator: torch.Generator) -> Tensor:
+        """Let each change them."""
+        for part in self.parts:
+            grad = part.gradients(grad, generator)
+        return grad
+
+    def unlikeliness(
+        self, received: Tensor, candidates: Tensor, scale: float
+    ) -> Tensor:
+        """Ask the last one that draws."""
+        drawing = [part for part in self.parts if part.draws]
+        judge = drawing[-1] if drawing else NONE
+        return judge.unlikeliness(received, candidates, scale)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A defence that can be asked for.
+
+    Attributes
+    ----------
+    make : Callable[[float], Defence]
+        By its strength.
+    about : str
+        What it does, and what its strength is.
+    above, maximum : float
+        Strengths that are allowed: above the one, at most the other.
+    """
+
+    make: Callable[[float], Defence]
+    about: str
+    above: float = 0.0
+    maximum: float = float("inf")

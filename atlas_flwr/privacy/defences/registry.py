@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All defences by name: a new one gets a line here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from atlas_flwr.privacy.defences.base import NONE, Defence, Joined, Kind
+from atlas_flwr.privacy.defences.gaussian import Gaussian
+from atlas_flwr.privacy.defences.laplace import Laplace
+from atlas_flwr.privacy.defences.topk import TopK
+
+__all__ = ["DEFENCES", "parse_defence"]
+
+DEFENCES: Mapping[str, Kind] = {
+    "none": Kind(lambda strength: NONE, "nothing", maximum=0.0),
+    "gaussian": Kind(
+        Gaussian, "noise of so many times a usual position's size, both ways"
+    ),
+    "laplace": Kind(Laplace, "the same with Laplace noise of that deviation"),
+    "topk": Kind(TopK, "only this share of a position's numbers, both ways", maximum=1),
+}
+
+
+def parse_defence(text: str) -> Defence:
+    """Read e.g. ``"gaussian:0.3"`` or ``"topk:0.1+gaussian:0.3"``.
+
+    Raises
+    ------
+    ValueError
+        With what is wrong, what is allowed and an example.
+    """
+    parts = [_one(part.strip()) for part in text.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    names = [part.name for part in parts]
+    if "none" in names or len(set(names)) < len(names):
+        raise ValueError("what is joined by + must be different defences, and not none")
+    return Joined(parts=tuple(parts))
+
+
+def _one(text: str) -> Defence:
+    name, _, strength = text.partition(":")
+    if name not in DEFENCES:
+        raise ValueError(
+            f"{name!r} is no defence: must be one of {', '.join(DEFENCES)}, with a "
+            "strength behind a colon, e.g. gaussian:0.3"
+        )
+    if name == NONE.name and not strength:
+        return NONE
+    kind = DEFENCES[name]
+    try:
+        value = float(strength)
+    except ValueError:
+        value = math.nan
+    if not (kind.above < value <= kind.maximum and math.isfinite(value)):
+        most = f" and at most {kind.maximum:g}" if kind.maximum < math.inf else ""
+        raise ValueError(
+            f"{text!r}: the strength of {name} ({kind.about}) must be a number above "
+            f"{kind.above:g}{most}, e.g. {name}:0.3"
+        )
+    return kind.make(value)

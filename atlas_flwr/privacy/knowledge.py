@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an attacker holds: the public model, a client's adapters, other texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atlas_flwr.lora import (
+    AdapterState,
+    LoraFactors,
+    Scaling,
+    attach,
+    detach,
+    fold,
+    load,
+)
+from atlas_flwr.privacy.defences.base import Defence
+from atlas_flwr.privacy.observation import Observation, Recording
+from atlas_flwr.split import Parts, SplitPlan, part_info
+from atlas_flwr.types import Role
+from atlas_flwr.wire import Codec
+
+__all__ = ["Knowledge", "KnownText", "PublicModel"]
+
+
+@dataclass(frozen=True)
+class KnownText:
+    """A text that the attacker has, and what would cross for it.
+
+    Attributes
+    ----------
+    ids : Tensor
+        Shape (T,).
+    hidden : Tensor
+        Shape (T, D), with the defence and the codec that clients have.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+
+
+@dataclass
+class PublicModel:
+    """The client's side as the server knows it: base weights, adapters as it sent them.
+
+    Parameters
+    ----------
+    parts : Callable[[SplitPlan], Parts]
+        Loads head and tail.
+    recordings : Sequence[Recording]
+        For whose adapters there were.
+    """
+
+    parts: Callable[[SplitPlan], Parts]
+    recordings: Sequence[Recording]
+    _who: tuple[str, int] | None = None
+    _now: Parts | None = None
+    _plan: SplitPlan | None = None
+    _folded: bool = False
+
+    def head(self, seen: Observation) -> Any:
+        """Return the head of an observation; valid until the next is asked for."""
+        return self._of(seen).head
+
+    def tail(self, seen: Observation) -> Any:
+        """Return the tail of an observation; valid until the next is asked for."""
+        return self._of(seen).tail
+
+    def _of(self, seen: Observation) -> Parts:
+        who = seen.client, seen.round
+        if self._now is None or who != self._who:
+            self._now = self._switched(who)
+            self._who = who
+        return self._now
+
+    def _switched(self, who: tuple[str, int]) -> Parts:
+        (found,) = [r for r in self.recordings if (r.client, r.round) == who]
+        parts = self._now
+        if parts is None or self._folded or found.plan != self._plan:
+            parts = self.parts(found.plan)
+            self._plan = found.plan
+        self._folded = bool(found.adapters.folded)
+        for side in (parts.head, parts.tail):
+            if side is not None:
+                _adapt(side, found.adapters)
+        return parts
+
+
+def _adapt(side: Any, state: AdapterState) -> None:
+    detach(side)
+    fold(side, _here(side, state.folded))
+    mine = _here(side, state.factors)
+    attach(side, {name: f.rank for name, f in mine.items()}, Scaling())
+    load(side, mine)
+    named = dict(side.named_parameters())
+    local = part_info(side).local_name
+    with torch.no_grad():
+        for key, value in state.dense.items():
+            parameter = named.get(local(key) or "")
+            if parameter is not None:
+                parameter.copy_(torch.from_numpy(value))
+    side.requires_grad_(False).eval()
+
+
+def _here(side: Any, layers: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+    local = part_info(side).local_name
+    named = {local(name): found for name, found in layers.items()}
+    return {name: found for name, found in named.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an attacker knows besides what crossed.
+
+    Attributes
+    ----------
+    model : PublicModel
+        Base weights and adapters.
+    known : Sequence[KnownText]
+        Other texts.
+    defence : Defence
+        The clients'.
+    codec : Codec
+        The connection's.
+    causal : bool
+        Whether a token's hidden state depends on no later one.
+    answers : Mapping[str, Sequence[int]]
+        By client: for each class of its task the token that a causal model answers, or
+        the class itself.
+    seed : int
+        Of what the attacker draws.
+    scale : float
+        Size of a usual position, by the known texts; 0 where each text's own will do.
+    """
+
+    model: PublicModel
+    known: Sequence[KnownText]
+    defence: Defence
+    codec: Codec
+    causal: bool
+    answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    seed: int = 0
+    scale: float = 0.0
+
+    def table(self, seen: Observation) -> Tensor:
+        """Return the public table of token embeddings, shape (V, E)."""
+        table: Tensor = self.model.head(seen).get_input_embeddings().weight
+        return table.detach().float()
+
+    def crossed(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return hidden states (T, D) as the trunk would see them.
+
+        Without a generator, without what is drawn: what they are on average.
+        """
+        sent = self.defence.activations(hidden, generator, self.scale).contiguous()
+        frame = self.codec.encode(sent.numpy(), Role.ACTIVATION)
+        return torch.from_numpy(self.codec.decode(frame).copy())

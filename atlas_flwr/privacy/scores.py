@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much an attack has read, beside what a guess without information would."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Score", "commonest_share", "rouge_l", "score"]
+
+SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one attack has read of the texts of one cut.
+
+    Attributes
+    ----------
+    attack, adversary, defence, cut : str
+        Which attack, by whom, against what.
+    target : str
+        ``"text"``, of which all is counted that the task's template does not say; or
+        ``"label"``.
+    texts, tokens : int
+        How many were attacked. A label is one token.
+    token_accuracy : float
+        Share of the tokens that were read right, each in its place.
+    exact_texts : int
+        Texts of which every token was.
+    baseline : float
+        The share that one would get by always guessing what is commonest.
+    interval : tuple[float, float]
+        95 % of ``token_accuracy``, by resampling texts, since tokens of one text do not
+        err independently.
+    rouge_l : float, optional
+        Mean F1 of the longest common subsequence; ``None`` for labels.
+    """
+
+    attack: str
+    adversary: str
+    defence: str
+    cut: str
+    target: str
+    texts: int
+    tokens: int
+    token_accuracy: float
+    exact_texts: int
+    baseline: float
+    interval: tuple[float, float]
+    rouge_l: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**asdict(self), "interval": list(self.interval)}
+
+
+def score(
+    guesses: Sequence[Sequence[int]],
+    truths: Sequence[Sequence[int]],
+    *,
+    baseline: float,
+    seed: int,
+    **about: Any,
+) -> Score:
+    """Hold guesses against the truth.
+
+    Parameters
+    ----------
+    guesses, truths : Sequence[Sequence[int]]
+        Tokens of each text, equally many in both.
+    baseline : float
+        See :class:`Score`.
+    seed : int
+        Of the resampling.
+    **about : Any
+        ``attack``, ``adversary``, ``defence``, ``cut`` and ``target``.
+    """
+    pairs = list(zip(guesses, truths, strict=True))
+    right = np.array([_right(g, t) for g, t in pairs])
+    sizes = np.array([len(t) for t in truths])
+    texts = about["target"] == "text"
+    rouge = [rouge_l(g, t) for g, t in pairs] if texts else []
+    return Score(
+        texts=len(pairs),
+        tokens=int(sizes.sum()),
+        token_accuracy=float(right.sum() / sizes.sum()),
+        exact_texts=int((right == sizes).sum()),
+        baseline=baseline,
+        interval=_interval(right, sizes, seed),
+        rouge_l=float(np.mean(rouge)) if rouge else None,
+        **about,
+    )
+
+
+def commonest_share(known: Sequence[int], truths: Sequence[Sequence[int]]) -> float:
+    """Return the share of the truths' tokens that is the commonest of known ones."""
+    commonest = Counter(known).most_common(1)[0][0]
+    flat = [token for text in truths for token in text]
+    return flat.count(commonest) / len(flat)
+
+
+def rouge_l(guess: Sequence[int], truth: Sequence[int]) -> float:
+    """Return the F1 of the longest common subsequence of two texts' tokens, 0 to 1.
+
+    ROUGE-L (Lin, 2004) with equal weight on precision and recall.
+    """
+    if not guess or not truth:
+        return float(len(guess) == len(truth))
+    row = [0] * (len(truth) + 1)
+    for token in guess:
+        before = row
+        row = [0]
+        for place, wanted in enumerate(truth):
+            longer = before[place] + 1 if token == wanted else 0
+            row.append(max(longer, before[place + 1], row[place]))
+    return 2 * row[-1] / (len(guess) + len(truth))
+
+
+def _right(guess: Sequence[int], truth: Sequence[int]) -> int:
+    return sum(int(g) == int(t) for g, t in zip(guess, truth, strict=True))
+
+
+def _interval(right: Any, sizes: Any, seed: int) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(right), size=(SAMPLES, len(right)))
+    shares = right[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)

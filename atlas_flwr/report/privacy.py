@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What attacks have read of a run, set in a table: rows of ``privacy.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from atlas_flwr.report.store import RunFolder
+from atlas_flwr.report.table import as_text, percent
+
+__all__ = ["PRIVACY_COLUMNS", "privacy_rows", "privacy_table"]
+
+PRIVACY_COLUMNS = (
+    "attack",
+    "of",
+    "cut",
+    "defence",
+    "read, %",
+    "95 %",
+    "guessing, %",
+    "whole",
+    "texts",
+)
+
+
+def privacy_rows(folder: RunFolder) -> list[tuple[str, ...]]:
+    """Return the cells of each attack; none where a run was not attacked."""
+    path = folder.path / "privacy.json"
+    if not path.is_file():
+        return []
+    return [_cells(found) for found in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def privacy_table(folder: RunFolder) -> str:
+    """Set all attacks in text."""
+    title = "what a server that knows the public model reads"
+    return as_text(title, PRIVACY_COLUMNS, privacy_rows(folder), total=False)
+
+
+def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = found["interval"]
+    return (
+        found["attack"],
+        "tokens" if found["target"] == "text" else "labels",
+        found["cut"],
+        found["defence"],
+        percent(found["token_accuracy"]),
+        f"{percent(low)}–{percent(high)}",
+        percent(found["baseline"]),
+        str(found["exact_texts"]),
+        str(found["texts"]),
+    )
