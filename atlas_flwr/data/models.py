@@ -7,6 +7,7 @@ import socket
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,7 @@ def resolve_model(name: str, progress: bool = True) -> ModelSource:
                 "save_pretrained(), and its tokenizer too"
             )
         return ModelSource(name, str(folder), _kind(str(folder)), _hub_name(folder))
+    _check_name(name)
     _check_within_reach(name)
     return ModelSource(name, name, _kind(name), name)
 
@@ -109,6 +111,22 @@ def _hub_name(folder: Path) -> str:
     return str(folder)
 
 
+def _check_name(name: str) -> None:
+    """Refuse what no hub can have."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        close = get_close_matches(name.strip(), SHORT_NAMES, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(
+            f"model {name!r} is no folder here (seen from {Path.cwd()}), and a hub has "
+            f"no such names{meant or '.'} Allowed: {', '.join(SHORT_NAMES)}, a local folder, "
+            "or a name on a hub, e.g. HuggingFaceTB/SmolLM2-135M"
+        ) from None
+
+
 def _check_within_reach(name: str) -> None:
     """Refuse at once what a hub would be asked for, again and again, with no way to it.
 
@@ -116,7 +134,7 @@ def _check_within_reach(name: str) -> None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    there = name.count("/") < 2 and try_to_load_from_cache(name, "config.json")
+    there = try_to_load_from_cache(name, "config.json")
     if isinstance(there, str) or constants.HF_HUB_OFFLINE or getproxies():
         return
     hub = urlsplit(constants.ENDPOINT)

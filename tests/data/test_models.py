@@ -177,3 +177,13 @@ def test_a_hub_that_is_out_of_reach_is_told_at_once(
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", asked)
     with pytest.raises(DataError, match=r"out of reach.*smollm2, minilm.*local folder"):
         resolve_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("smollm2 ", "did you mean 'smollm2'"), ("a b", "no such names")]
+)
+def test_a_name_that_no_hub_can_have_is_told_with_the_nearest(
+    name: str, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        resolve_model(name)
