@@ -122,8 +122,8 @@ def _check_name(name: str) -> None:
         meant = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(
             f"model {name!r} is no folder here (seen from {Path.cwd()}), and a hub has "
-            f"no such names{meant or '.'} Allowed: {', '.join(SHORT_NAMES)}, a local folder, "
-            "or a name on a hub, e.g. HuggingFaceTB/SmolLM2-135M"
+            f"no such names{meant or '.'} Allowed: {', '.join(SHORT_NAMES)}, a local "
+            "folder, or a name on a hub, e.g. HuggingFaceTB/SmolLM2-135M"
         ) from None
 
 
