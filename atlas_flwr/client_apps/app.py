@@ -74,7 +74,11 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the model on the client's test examples."""
     from atlas_flwr.client_apps.round import ClientRound
 
-    return _reply(message, ClientRound.of(message, context).evaluate())
+    metrics, answers = ClientRound.of(message, context).evaluate()
+    reply = _reply(message, metrics)
+    if answers is not None:
+        reply.content[keys.WRITTEN] = answers
+    return reply
 
 
 def _reply(

@@ -13,14 +13,23 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
+from torch import nn
 
 from atlas_flwr.budget import return_freed_memory
+from atlas_flwr.client_apps.answers import answers_record, is_scored
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
-from atlas_flwr.data import Collator, Example, in_order, majority_accuracy
+from atlas_flwr.data import (
+    Collator,
+    Example,
+    Task,
+    in_order,
+    majority_accuracy,
+    tokenizer_of,
+)
 from atlas_flwr.data.responses import GenerationCollator, commonest_token_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
@@ -177,8 +186,14 @@ class ClientRound:
             metrics["train-penalty"] = done.penalty
         return arrays, metrics
 
-    def evaluate(self) -> Metrics:
-        """Score the adapters on the client's test examples."""
+    def evaluate(self) -> tuple[Metrics, ConfigRecord | None]:
+        """Score the adapters on the client's test examples.
+
+        Returns
+        -------
+        tuple[Metrics, ConfigRecord or None]
+            The second has what was written, in the rounds in which something is.
+        """
         config, shard = self.config, self.me.shard(self.config)
         layout = Layout.of(self.arrays, self.scaling)
         collate = self.batches.collator(shard.task)
@@ -191,7 +206,8 @@ class ClientRound:
                 in_order(test, collate, config.eval_batch_size),
                 collate.label_ids,
             )
-        return {
+            answers = self._answers(adapted.model, shard.task, collate, test)
+        metrics: Metrics = {
             "num-examples": found.examples,
             "tokens": found.tokens,
             "accuracy": found.accuracy,
@@ -200,6 +216,20 @@ class ClientRound:
             "majority": _majority(known, test, collate),
             **_crossed(adapted),
         }
+        return metrics, answers
+
+    def _answers(
+        self,
+        model: nn.Module,
+        task: Task,
+        collate: Collator,
+        test: Sequence[Example],
+    ) -> ConfigRecord | None:
+        if not is_scored(self.config, task, self.round):
+            return None
+        assert isinstance(collate, GenerationCollator)
+        tokenizer = tokenizer_of(self.files.source)
+        return answers_record(model, tokenizer, task, collate, test, self.config)
 
     @contextmanager
     def _model(

@@ -17,6 +17,7 @@ from atlas_flwr.config.adaptation import MAX_RANK
 from atlas_flwr.config.adapters import adapter_fits_method
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.schema import RunConfig
+from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
 from atlas_flwr.config.trunk_rules import trunk_is_found
@@ -353,6 +354,7 @@ RULES: tuple[Rule, ...] = (
     summaries_find_their_place,
     parts_are_filled,
     tests_are_skewed_alike,
+    shown_are_written,
     batch_is_filled,
     half_is_for_gpus,
     folder_is_a_name,

@@ -18,6 +18,7 @@ from atlas_flwr.config.cut import CutConfig
 from atlas_flwr.config.machines import MachineConfig
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.rounds import RoundConfig
+from atlas_flwr.config.scoring import ScoringConfig
 from atlas_flwr.config.training import TrainingConfig
 from atlas_flwr.options import Option
 from atlas_flwr.remedies import RemedyKeys
@@ -48,6 +49,7 @@ class RunConfig(
     ClusterConfig,
     CutConfig,
     AdaptationConfig,
+    ScoringConfig,
     TrainingConfig,
 ):
     """The resolved configuration of a run; make one with ``load_config``.

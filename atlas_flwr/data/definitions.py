@@ -54,7 +54,7 @@ class Definition:
         Of a generation: the field of a conversation, instead of both.
     client : str
         The field by which rows belong to clients.
-    chat, system, learn
+    chat, system, learn, scores
         See :class:`atlas_flwr.data.Task`.
     format, package, member, path, dataset, split, encoding, delimiter, pattern, text, \
 label, max_lines, skip_rows
@@ -76,6 +76,7 @@ label, max_lines, skip_rows
     chat: bool = False
     system: str = ""
     client: str = ""
+    scores: list[str] = field(default_factory=list)
     format: str = ""
     package: str = ""
     member: str = ""
@@ -191,7 +192,7 @@ def _typed(given: Mapping[str, Any]) -> tuple[Definition, list[str]]:
     for entry in fields(Definition):
         if entry.name in given:
             value = _text_keys(given[entry.name])
-            if entry.name == "text" and isinstance(value, str):
+            if entry.name in ("text", "scores") and isinstance(value, str):
                 value = [value]
             try:
                 values = OmegaConf.merge(values, {entry.name: value})

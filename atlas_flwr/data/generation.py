@@ -17,6 +17,7 @@ __all__ = [
     "COMPLETION",
     "GENERATION",
     "OF_TEXT",
+    "SCORES",
     "completion_problems",
     "generation_problems",
     "written_examples",
@@ -24,7 +25,8 @@ __all__ = [
 
 GENERATION, COMPLETION = "generation", "completion"
 LEARN = ("all", "last")
-OF_TEXT = ("prompt", "response", "messages", "learn", "chat", "system")
+SCORES = ("rouge_l", "chrf", "bleu", "exact_match")
+OF_TEXT = ("prompt", "response", "messages", "learn", "chat", "system", "scores")
 _OF_CLASSES = ("balance", "above", "label", "labels", "template", "max_chars")
 
 
@@ -41,6 +43,11 @@ def generation_problems(given: Definition, preset: Definition) -> Iterator[str]:
             yield f"`format: {given.format}` has no fields for `prompt` and `response`"
     if given.system and not given.chat:
         yield "`system` goes into a chat template; set `chat: true`, or use `prompt`"
+    for name in given.scores:
+        if name not in SCORES:
+            yield f"scores {name!r}; allowed: {', '.join(SCORES)}"
+    if len(set(given.scores)) < len(given.scores):
+        yield "`scores` names one twice"
     yield from _foreign((*_OF_CLASSES, "text"), given, preset)
 
 

@@ -113,10 +113,11 @@ def _hub_name(folder: Path) -> str:
 
 def _check_name(name: str) -> None:
     """Refuse what no hub can have."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        validate_repo_id(name)
+        try_to_load_from_cache(name, "config.json")  # which looks at the name first
     except HFValidationError:
         close = get_close_matches(name.strip(), SHORT_NAMES, n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
@@ -134,7 +135,7 @@ def _check_within_reach(name: str) -> None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    there = try_to_load_from_cache(name, "config.json")
+    there = name.count("/") < 2 and try_to_load_from_cache(name, "config.json")
     if isinstance(there, str) or constants.HF_HUB_OFFLINE or getproxies():
         return
     hub = urlsplit(constants.ENDPOINT)

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlas_flwr.data.batches import Batch, Collator
-from atlas_flwr.data.chats import assistant_mask, pieces
+from atlas_flwr.data.chats import assistant_mask, chat_prompt, pieces
 from atlas_flwr.data.examples import Example
 from atlas_flwr.data.tasks import Task
 from atlas_flwr.data.token_rows import TokenRow, batch_of
-from atlas_flwr.data.tokens import common_start, pad_id, start_ids, token_ids
+from atlas_flwr.data.tokens import (
+    common_start,
+    pad_id,
+    prompt_ids,
+    start_ids,
+    token_ids,
+)
 from atlas_flwr.data.turns import ASSISTANT, USER, Turn, with_system
 from atlas_flwr.errors import DataError
 
@@ -66,6 +72,15 @@ class GenerationCollator(Collator):
         """Return an example's tokens."""
         whole = self._chat(example) if self._task.chat else self._plain(example)
         return whole.within(self._max_length)
+
+    def prompt(self, example: Example) -> list[int]:
+        """Return the tokens that an answer is to follow; as serving has them."""
+        if self._task.chat:
+            turns = example.turns or (Turn(USER, example.text),)
+            ids = chat_prompt(self._tokenizer, with_system(turns, self._task.system))
+        else:
+            ids = prompt_ids(self._tokenizer, example.text)
+        return ids[-self._max_length :]
 
     def _sample(self) -> Example:
         """Return an example as the task has them."""

@@ -61,6 +61,8 @@ class Task:
         What comes before a chat.
     learn : str
         Which of the assistant's turns in a conversation: ``"all"`` or ``"last"``.
+    scores : tuple[str, ...]
+        Of answers, see :mod:`atlas_flwr.train.scores`.
     """
 
     name: str
@@ -78,11 +80,17 @@ class Task:
     chat: bool = False
     system: str = ""
     learn: str = "all"
+    scores: tuple[str, ...] = ()
 
     @property
     def writes(self) -> bool:
         """Whether it is answered by text."""
         return self.kind != CLASSIFICATION
+
+    @property
+    def answers(self) -> bool:
+        """Whether there are prompts, and references for their answers."""
+        return self.writes and not self.completes
 
     @property
     def completes(self) -> bool:
@@ -308,4 +316,5 @@ def _parse(name: str, text: str, folder: Path) -> Task:
         chat=given.chat,
         system=given.system,
         learn=given.learn,
+        scores=tuple(given.scores),
     )

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["common_start", "left_padded", "pad_id", "start_ids", "token_ids"]
+__all__ = [
+    "common_start",
+    "left_padded",
+    "pad_id",
+    "prompt_ids",
+    "start_ids",
+    "token_ids",
+]
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -26,6 +33,17 @@ def start_ids(tokenizer: Any) -> list[int]:
     """Return the token that this tokenizer begins every text with, if any."""
     ids: list[int] = tokenizer("a")["input_ids"]
     return ids[:1] if ids[0] == tokenizer.bos_token_id else []
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return a prompt's tokens, without those that an answer would change.
+
+    A blank at the end belongs to the answer's first word.
+    """
+    start = start_ids(tokenizer)
+    before = start + token_ids(tokenizer, text)
+    joined = start + token_ids(tokenizer, text + "a")
+    return before[: common_start(before, joined)] or before[:1]
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -5,19 +5,26 @@ from __future__ import annotations
 
 __all__ = [
     "ALPHA",
+    "ANSWERS",
     "DESCRIBE",
     "FINGERPRINT",
     "IMPORTANCE",
     "PLAN",
     "POOLED_NODES",
     "PROFILE",
+    "PROMPTS",
+    "REFERENCES",
     "RUN_CONFIG",
     "RUN_ID",
+    "SCORED",
+    "SCORE_NAMES",
+    "SCORE_VALUES",
     "SERVER_ROUND",
     "SKETCH",
     "TRUNK_ADDRESS",
     "TRUNK_CA",
     "TRUNK_TOKEN",
+    "WRITTEN",
 ]
 
 # Kinds of messages besides Flower's own.
@@ -39,3 +46,10 @@ TRUNK_TOKEN = "trunk-token"
 ALPHA = "lora-alpha"  # metric of a client whose alpha is its own
 PROFILE = "profile"
 SKETCH = "sketch"
+WRITTEN = "written"  # record of a client's answers, with the entries below
+ANSWERS = "answers"  # texts, as many as may be shown
+PROMPTS = "prompts"
+REFERENCES = "references"
+SCORED = "scored"  # how many answers the scores are means of
+SCORE_NAMES = "score-names"
+SCORE_VALUES = "score-values"

@@ -24,6 +24,7 @@ __all__ = [
     "RoundEnded",
     "RunEnded",
     "RunStarted",
+    "Sampled",
     "SumsSent",
     "TrunkRestarted",
     "from_record",
@@ -163,7 +164,7 @@ class ClientEvaluated:
 
     ``confusion`` counts them by their class and the one predicted, row after row. Where
     the client ``writes``, its task is answered by text, and accuracy and loss are of
-    ``tokens``.
+    ``tokens``; ``scores`` are means of ``scored`` answers that it wrote.
     """
 
     round: int
@@ -176,11 +177,38 @@ class ClientEvaluated:
     confusion: tuple[int, ...] = ()
     writes: bool = False
     tokens: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    scored: int = 0
 
     @property
     def weight(self) -> int:
         """What its accuracy and loss are means over."""
         return self.tokens or self.num_examples
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A client has sent an answer that it wrote, to be shown.
+
+    Attributes
+    ----------
+    round : int
+        Server round; 0 is the untrained model.
+    client, task : str
+        Whose, and of what.
+    number : int
+        Which of the client's test prompts, from 0.
+    prompt, reference, answer : str
+        What was asked, what should have been answered, and what was.
+    """
+
+    round: int
+    client: str
+    task: str
+    number: int
+    prompt: str
+    reference: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -259,6 +287,7 @@ Event = (
     | Clustered
     | ClientTrained
     | ClientEvaluated
+    | Sampled
     | RoundEnded
     | SumsSent
     | TrunkRestarted
@@ -270,6 +299,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "clustered": Clustered,
     "client-trained": ClientTrained,
     "client-evaluated": ClientEvaluated,
+    "sampled": Sampled,
     "round-ended": RoundEnded,
     "sums-sent": SumsSent,
     "trunk-restarted": TrunkRestarted,

@@ -18,7 +18,14 @@ from atlas_flwr.report.comparison import Comparison
 from atlas_flwr.report.privacy import PRIVACY_COLUMNS, privacy_rows
 from atlas_flwr.report.store import RunFolder, replace_text
 from atlas_flwr.report.summary import Summary
-from atlas_flwr.report.table import accuracy_columns, accuracy_rows, number, percent
+from atlas_flwr.report.table import (
+    SCORE_COLUMNS,
+    accuracy_columns,
+    accuracy_rows,
+    number,
+    percent,
+    score_rows,
+)
 from atlas_flwr.report.totals import summarize_folder
 
 __all__ = ["Membership", "comparison_page", "run_page", "write_report"]
@@ -123,6 +130,8 @@ def run_page(
         attacks=attacks,
         attack_columns=PRIVACY_COLUMNS,
         warnings=remedy_warnings(config),
+        scores=score_rows(summary),
+        score_columns=SCORE_COLUMNS,
         config_yaml=to_yaml(config),
     )
 
@@ -190,6 +199,7 @@ def _duration(seconds: float) -> str:
 
 def _clients(summary: Summary) -> Iterator[Sequence[str]]:
     final = summary.final.client_accuracy if summary.final else {}
+    scores = summary.final.client_scores if summary.final else {}
     for client, task in summary.true_tasks.items():
         peak = summary.client_peaks.get(client, 0)
         yield (
@@ -201,6 +211,9 @@ def _clients(summary: Summary) -> Iterator[Sequence[str]]:
             str(summary.ranks.get(client) or MISSING),
             format_bytes(peak) if peak else MISSING,
             percent(final.get(client)),
+            ", ".join(f"{name} {percent(v)}" for name, v in scores[client].items())
+            if client in scores
+            else MISSING,
         )
 
 

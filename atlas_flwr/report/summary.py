@@ -10,7 +10,9 @@ from typing import Any
 
 from atlas_flwr.errors import DataError
 
-__all__ = ["RoundSummary", "Summary"]
+__all__ = ["SCORES", "RoundSummary", "Sample", "Summary"]
+
+SCORES = ("rouge_l", "chrf", "bleu", "exact_match")
 
 FORMAT = 1
 Numbers = Mapping[str, float]
@@ -35,6 +37,11 @@ class RoundSummary:
     perplexity : Mapping[str, float]
         By task that is to be answered by text: the exponential of its loss. Its
         accuracy is that of single tokens.
+    rouge_l, chrf, bleu, exact_match : Mapping[str, float]
+        By task that names them: means over answers that were written, before the first
+        round and after the last.
+    client_scores, cluster_scores : Mapping[str, Mapping[str, float]]
+        The same by client, and by the cluster that a client was in at last.
     client_accuracy : Mapping[str, float]
         By client.
     worst_client : str, optional
@@ -83,6 +90,43 @@ class RoundSummary:
     perplexity: Numbers = field(default_factory=dict)
     held_back: float = 0.0
     late: int = 0
+    rouge_l: Numbers = field(default_factory=dict)
+    chrf: Numbers = field(default_factory=dict)
+    bleu: Numbers = field(default_factory=dict)
+    exact_match: Numbers = field(default_factory=dict)
+    client_scores: Mapping[str, Numbers] = field(default_factory=dict)
+    cluster_scores: Mapping[str, Numbers] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, Numbers]:
+        """By name of the score and task: those that there are."""
+        found = {name: getattr(self, name) for name in SCORES}
+        return {name: by_task for name, by_task in found.items() if by_task}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and what was answered before training and after.
+
+    Attributes
+    ----------
+    client, task : str
+        Whose, and of what.
+    cluster : int, optional
+        The client's last.
+    prompt, reference : str
+        What was asked, and what should have been answered.
+    base, tuned : str
+        What was; empty where it is not known.
+    """
+
+    client: str
+    task: str
+    cluster: int | None
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
 
 
 @dataclass(frozen=True)
@@ -126,6 +170,8 @@ class Summary:
         By client: its share in each cluster at the last clustering, where known.
     trunk_restarts : int
         How often a lost trunk was started again.
+    samples : tuple[Sample, ...]
+        Those that clients have sent, with ``share-samples``.
     wall_seconds : float
         From start to last event; pauses before a resumption do not count.
     """
@@ -153,12 +199,18 @@ class Summary:
     wall_seconds: float
     memberships: Mapping[str, Numbers] = field(default_factory=dict)
     trunk_restarts: int = 0
+    samples: tuple[Sample, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that are known, sorted."""
         named = {*self.majority, *self.untrained, *self.true_tasks.values()}
         return tuple(sorted(named))
+
+    @property
+    def first(self) -> RoundSummary | None:
+        """The untrained model's round, if it was evaluated."""
+        return next((r for r in self.per_round if r.round == 0 and r.accuracy), None)
 
     @property
     def evaluated(self) -> tuple[RoundSummary, ...]:
@@ -199,6 +251,7 @@ class Summary:
         if missing := wanted - given.keys():
             raise DataError(f"a summary without {', '.join(sorted(missing))}")
         given["per_round"] = tuple(_round_from(part) for part in data["per_round"])
+        given["samples"] = tuple(Sample(**one) for one in data.get("samples", ()))
         return cls(**given)
 
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_flwr.config import format_bytes
-from atlas_flwr.report.summary import RoundSummary, Summary
+from atlas_flwr.report.summary import SCORES, RoundSummary, Summary
 
 __all__ = [
+    "SCORE_COLUMNS",
     "accuracy_columns",
     "accuracy_rows",
     "as_text",
@@ -22,9 +23,11 @@ __all__ = [
     "number",
     "percent",
     "round_table",
+    "score_rows",
 ]
 
 MISSING = "–"
+SCORE_COLUMNS = ("score", "untrained", "trained")
 
 
 def percent(value: float | None) -> str:
@@ -104,7 +107,12 @@ def final_table(summary: Summary) -> str:
     where = f"after round {summary.final.round}" if summary.final else "not evaluated"
     title = f"{summary.strategy} · {summary.model} · seed {summary.seed} · {where}"
     header = ("accuracy, %", *accuracy_columns(summary))
-    return f"{as_text(title, header, accuracy_rows(summary))}\n{_totals(summary)}"
+    table = f"{as_text(title, header, accuracy_rows(summary))}\n{_totals(summary)}"
+    written = score_rows(summary)
+    if not written:
+        return table
+    columns = ("written text", *SCORE_COLUMNS)
+    return f"{table}\n{as_text('', columns, written, total=False)}"
 
 
 def accuracy_columns(summary: Summary) -> tuple[str, ...]:
@@ -136,6 +144,43 @@ def accuracy_rows(summary: Summary) -> list[list[str]]:
     rows = [[task, *(percent(c.get(task)) for c in columns)] for task in summary.tasks]
     means = [percent(_mean_over(column, summary.tasks)) for column in columns]
     return [*rows, ["mean", *means]]
+
+
+def score_rows(summary: Summary) -> list[list[str]]:
+    """Write what is known of each task that is answered by text, and of each cluster.
+
+    Perplexity is a number, all else per cent.
+    """
+    first, final = summary.first, summary.final
+    before = first.perplexity if first else {}
+    after = final.perplexity if final else {}
+    rows = []
+    for task in sorted({*before, *after}):
+        pair = before.get(task), after.get(task)
+        rows.append([task, "perplexity", *(number(value, 1) for value in pair)])
+        for name in SCORES:
+            old = getattr(first, name).get(task) if first else None
+            new = getattr(final, name).get(task) if final else None
+            if old is not None or new is not None:
+                rows.append([task, f"{name}, %", percent(old), percent(new)])
+    return [*rows, *_cluster_rows(summary)]
+
+
+def _cluster_rows(summary: Summary) -> list[list[str]]:
+    first, final = summary.first, summary.final
+    before = first.cluster_scores if first else {}
+    after = final.cluster_scores if final else {}
+    return [
+        [
+            f"cluster {cluster}",
+            f"{name}, %",
+            percent(before.get(cluster, {}).get(name)),
+            percent(after.get(cluster, {}).get(name)),
+        ]
+        for cluster in sorted({*before, *after})
+        for name in SCORES
+        if name in before.get(cluster, {}) or name in after.get(cluster, {})
+    ]
 
 
 def _round_row(summary: Summary, now: RoundSummary, task: str) -> list[str]:

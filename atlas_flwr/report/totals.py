@@ -24,11 +24,13 @@ from atlas_flwr.report.events import (
     RoundEnded,
     RunEnded,
     RunStarted,
+    Sampled,
     SumsSent,
     TrunkRestarted,
 )
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
+from atlas_flwr.report.written import gathered_samples, written_scores
 
 __all__ = ["summarize", "summarize_folder"]
 
@@ -63,7 +65,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         planned_rounds=config.num_rounds,
         finished=any(isinstance(event, RunEnded) for event in happened),
         num_clients=log.num_clients or len(log.tasks),
-        clusters=dict(log.clustered.clusters) if log.clustered else {},
+        clusters=dict(log.clusters),
         true_tasks=_by_client(log.tasks),
         clustering=_clustering(log.clustered),
         ranks=_by_client({client: event.rank for client, event in last.items()}),
@@ -79,6 +81,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         wall_seconds=_wall_seconds(timeline),
         memberships=log.clustered.memberships if log.clustered else {},
         trunk_restarts=log.restarts,
+        samples=gathered_samples(log.sampled, log.clusters),
     )
 
 
@@ -95,6 +98,7 @@ class _Log:
     clustered: Clustered | None = None
     num_clients: int = 0
     restarts: int = 0
+    sampled: dict[tuple[int, str, int], Sampled] = field(default_factory=dict)
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> _Log:
@@ -111,6 +115,8 @@ class _Log:
             case ClientEvaluated():
                 self.evaluated[event.round, event.client] = event
                 self.tasks[event.client] = event.task
+            case Sampled():
+                self.sampled[event.round, event.client, event.number] = event
             case RoundEnded():
                 self.ended[event.round] = event
             case SumsSent():
@@ -125,6 +131,10 @@ class _Log:
                 self.restarts += 1
             case RunEnded():
                 pass
+
+    @property
+    def clusters(self) -> Mapping[str, int]:
+        return self.clustered.clusters if self.clustered else {}
 
     def rounds(self) -> list[int]:
         happened = {number for number, _ in (*self.trained, *self.evaluated)}
@@ -151,6 +161,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
     ended = log.ended.get(number, RoundEnded(number, 0.0, 0, 0))
     return RoundSummary(
         round=number,
+        **written_scores(evaluated, log.clusters),
         accuracy=accuracy,
         loss=loss,
         mean_accuracy=_mean(accuracy.values()),

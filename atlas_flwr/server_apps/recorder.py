@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from flwr.app import Message
 
@@ -14,6 +14,7 @@ from atlas_flwr.clustering import quality
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.grids.recording import Exchange
+from atlas_flwr.protocol import keys
 from atlas_flwr.report import (
     ClientEvaluated,
     ClientTrained,
@@ -21,7 +22,7 @@ from atlas_flwr.report import (
     RoundEnded,
     RunFolder,
 )
-from atlas_flwr.report.events import Baseline, Event, TrunkRestarted
+from atlas_flwr.report.events import Baseline, Event, Sampled, TrunkRestarted
 
 __all__ = ["Recorder"]
 
@@ -164,6 +165,7 @@ class Recorder:
             confusion=_confusion(reply),
             writes=not _confusion(reply),
             tokens=int(metrics["tokens"]),
+            **_scores(reply),
         )
         right, total = self._majority.get(task, (0.0, 0.0))
         self._majority[task] = (
@@ -171,6 +173,8 @@ class Recorder:
             total + found.weight,
         )
         self.folder.record(found)
+        for sample in _samples(reply, self.round, client, task):
+            self.folder.record(sample)
 
     def _count_crossing(self, metrics: Metrics) -> None:
         self._bytes_up += int(metrics["cut-bytes-up"])
@@ -198,3 +202,21 @@ def _metrics(reply: Message) -> Metrics:
 def _confusion(reply: Message) -> tuple[int, ...]:
     found = next(iter(reply.content.metric_records.values())).get("confusion", [])
     return tuple(int(count) for count in cast("list[int]", found))
+
+
+def _scores(reply: Message) -> dict[str, Any]:
+    """Return an event's scores, if the client wrote answers."""
+    written = cast("Mapping[str, Any]", reply.content.get(keys.WRITTEN, {}))
+    if not written:
+        return {}
+    names, values = (written.get(k, ()) for k in (keys.SCORE_NAMES, keys.SCORE_VALUES))
+    pairs = zip(names, values, strict=True)
+    return {"scores": dict(pairs), "scored": int(written[keys.SCORED])}
+
+
+def _samples(reply: Message, round: int, client: str, task: str) -> Iterator[Sampled]:
+    written = cast("Mapping[str, Any]", reply.content.get(keys.WRITTEN, {}))
+    names = (keys.PROMPTS, keys.REFERENCES, keys.ANSWERS)
+    texts = zip(*(written.get(name, ()) for name in names), strict=True)
+    for number, (prompt, reference, answer) in enumerate(texts):
+        yield Sampled(round, client, task, number, prompt, reference, answer)

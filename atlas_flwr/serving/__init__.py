@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
-    from atlas_flwr.serving.answers import Answer, Decoding, answered
     from atlas_flwr.serving.choice import Choice, Chosen, chosen
     from atlas_flwr.serving.conversation import Conversation
     from atlas_flwr.serving.model import Served, served
     from atlas_flwr.serving.prompts import PromptForm, Prompts, read_prompts
     from atlas_flwr.serving.trunks import TRUNKS
+    from atlas_flwr.train.answers import Answer, Decoding, answered
 
 __all__ = [
     "TRUNKS",
@@ -33,15 +33,15 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "TRUNKS": "trunks",
-        "Answer": "answers",
+        "Answer": "atlas_flwr.train.answers",
         "Choice": "choice",
         "Chosen": "choice",
         "Conversation": "conversation",
-        "Decoding": "answers",
+        "Decoding": "atlas_flwr.train.answers",
         "PromptForm": "prompts",
         "Prompts": "prompts",
         "Served": "model",
-        "answered": "answers",
+        "answered": "atlas_flwr.train.answers",
         "chosen": "choice",
         "read_prompts": "prompts",
         "served": "model",

@@ -14,10 +14,10 @@ from transformers import TextStreamer
 from atlas_flwr.data.chats import chat_template_text
 from atlas_flwr.data.tokens import token_ids
 from atlas_flwr.data.turns import ASSISTANT, SYSTEM, USER, Turn
-from atlas_flwr.serving.answers import Decoding
 from atlas_flwr.serving.prompts import PromptForm, Prompts
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.split_cache import SplitCache
+from atlas_flwr.train.answers import Decoding
 
 __all__ = ["Conversation"]
 

@@ -13,7 +13,7 @@ from atlas_flwr.data import Task
 from atlas_flwr.data.chats import chat_prompt
 from atlas_flwr.data.fields import plain_text
 from atlas_flwr.data.templates import filled_in, template_fields
-from atlas_flwr.data.tokens import common_start, start_ids, token_ids
+from atlas_flwr.data.tokens import prompt_ids
 from atlas_flwr.data.turns import USER, Turn, read_turns, with_system
 from atlas_flwr.errors import DataError
 
@@ -108,14 +108,8 @@ class Prompts:
         return next(fit, None)
 
     def plain(self, text: str) -> list[int]:
-        """Return a text's tokens, without those that an answer would change.
-
-        A blank at the end belongs to the answer's first word, as in training.
-        """
-        start = start_ids(self.tokenizer)
-        before = start + token_ids(self.tokenizer, text)
-        joined = start + token_ids(self.tokenizer, text + "a")
-        return before[: common_start(before, joined)] or before[:1]
+        """Return a text's tokens as it is, for an answer to follow."""
+        return prompt_ids(self.tokenizer, text)
 
     def chat(self, turns: Sequence[Turn], system: str = "") -> list[int]:
         """Return the tokens of turns in the tokenizer's chat template."""

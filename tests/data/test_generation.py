@@ -57,6 +57,8 @@ def tokenizer():
         (("format: jsonl", "format: jsonl\nbalance: true"), "`balance` is for"),
         (("format: jsonl", "format: jsonl\nsystem: Be brief."), "set `chat: true`"),
         (("format: jsonl", "format: folder"), "has no fields"),
+        (("format: jsonl", "format: jsonl\nscores: [meteor]"), "rouge_l, chrf, bleu"),
+        (("format: jsonl", "format: jsonl\nscores: [bleu, bleu]"), "names one twice"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(change, told):

@@ -17,7 +17,7 @@ from atlas_flwr.report import (
     RunStarted,
     SumsSent,
 )
-from atlas_flwr.report.events import TrunkRestarted
+from atlas_flwr.report.events import Sampled, TrunkRestarted
 
 TASKS = {"0": "news", "1": "spam", "2": "news", "3": "spam"}
 EXAMPLES = {"0": 10, "1": 20, "2": 30, "3": 20}
@@ -82,6 +82,7 @@ def made_up_events(rounds=2):
         ended = RoundEnded(number, 10.0 + number, 1000, 600, number - 1, peak)
         sent = SumsSent(number, 0.01 * number)
         events += [*trained(number), sent, *evaluated(number), ended]
+    events.append(Sampled(rounds, "0", "news", 0, "Why?", "So.", "No."))
     return [*events, TrunkRestarted(rounds, "out of memory"), RunEnded(rounds)]
 
 

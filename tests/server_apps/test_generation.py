@@ -40,6 +40,7 @@ BASE = {
     "fingerprint-parts": 2,
     "learning-rate": 0.02,
 }
+SHARED = {"share-samples": 1}
 
 
 @pytest.fixture
@@ -152,6 +153,43 @@ def test_conversations_and_texts_are_learned_in_one_run(tmp_path, talks, texts, 
     told = {t["name"]: t for card in cards for t in card["tasks"]}
     assert told["talks"]["messages"] == "messages"
     assert told["texts"]["prompt"] == "{text}"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"strategy": "atlas"}, {"strategy": "fedavg"}],
+    ids=lambda keys: keys["strategy"],
+)
+def test_answers_are_scored_before_the_first_round_and_after_the_last(
+    tmp_path, task, keys
+):
+    Path(task).write_text(FILE + "scores: [rouge_l, exact_match]\n")
+    few = {"num-rounds": 2, "score-examples": 2, "score-tokens": 8, "local-steps": 2}
+    folder = finished(tmp_path, tasks=f"{task},spam", **few, **keys, **SHARED)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    first, between, last = summary["per_round"]
+    for told in (first, last):
+        assert set(told["rouge_l"]) == set(told["exact_match"]) == {"counting"}
+        assert len(told["client_scores"]) == 2
+    assert between["rouge_l"] == {}
+    assert summary["untrained"].keys() == {"counting", "spam"}
+    asked = {(one["client"], one["prompt"]) for one in summary["samples"]}
+    assert len(asked) == 2
+    assert all(one["prompt"].startswith("Count after") for one in summary["samples"])
+    assert "Samples" in (folder.path / "report.html").read_text()
+
+
+def test_no_text_leaves_a_client_unless_it_is_asked_to(tmp_path, task):
+    Path(task).write_text(FILE + "scores: rouge_l\n")
+    few = {"num-rounds": 1, "score-examples": 1, "score-tokens": 4, "local-steps": 1}
+    folder = finished(tmp_path, tasks=f"{task},spam", **few)
+    assert "Count after number" not in folder.metrics_path.read_text()
+    assert json.loads((folder.path / "summary.json").read_text())["samples"] == []
+
+
+def test_no_more_is_shown_than_is_written(task):
+    with pytest.raises(ConfigError, match="only 2 answers are written"):
+        checked_config({**BASE, "tasks": task, "score-examples": 2, "share-samples": 3})
 
 
 def test_speakers_are_too_few_for_so_many_clients(tmp_path, talks):

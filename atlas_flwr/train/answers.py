@@ -11,7 +11,7 @@ import torch
 
 from atlas_flwr.data.tokens import left_padded
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.split import SplitModel
+from atlas_flwr.train.step import device_of
 
 __all__ = ["Answer", "Decoding", "answered", "end_ids"]
 
@@ -58,7 +58,7 @@ class Decoding:
         if problems:
             raise ConfigError(problems)
 
-    def settings(self, tokenizer: Any, model: SplitModel) -> dict[str, Any]:
+    def settings(self, tokenizer: Any, model: Any) -> dict[str, Any]:
         """Return arguments of ``generate``."""
         ends = end_ids(tokenizer, model)
         pad = tokenizer.pad_token_id
@@ -89,7 +89,7 @@ class Answer:
 
 
 def answered(
-    model: SplitModel,
+    model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
@@ -99,8 +99,8 @@ def answered(
 
     Parameters
     ----------
-    model : SplitModel
-        In evaluation mode.
+    model : PreTrainedModel
+        A split model or a whole one, in evaluation mode.
     tokenizer : PreTrainedTokenizer
         Its own.
     prompts : Sequence[Sequence[int]]
@@ -111,11 +111,14 @@ def answered(
         Prompts at once; what is drawn depends on it, and the likeliest does not.
     """
     settings = decoding.settings(tokenizer, model)
-    torch.manual_seed(decoding.seed)
+    if decoding.temperature:
+        torch.manual_seed(decoding.seed)
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
         ids, mask = left_padded(rows, settings["pad_token_id"] or 0)
-        out = model.generate(ids, attention_mask=mask, **settings).cpu()
+        device = device_of(model)
+        given = {"attention_mask": mask.to(device), **settings}
+        out = model.generate(ids.to(device), **given).cpu()
         for new in out[:, ids.shape[1] :]:
             yield _answer(new.tolist(), tokenizer, settings["eos_token_id"] or ())
 
@@ -126,7 +129,7 @@ def _answer(new: Sequence[int], tokenizer: Any, ends: Sequence[int]) -> Answer:
     return Answer(tokenizer.decode(written, skip_special_tokens=True), len(written))
 
 
-def end_ids(tokenizer: Any, model: SplitModel) -> list[int]:
+def end_ids(tokenizer: Any, model: Any) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's, and the model's."""
     own = getattr(model.generation_config, "eos_token_id", None)
     more = own if isinstance(own, list) else [own]
