@@ -102,6 +102,7 @@ def test_an_attack_reads_the_texts_and_writes_what_it_read(folder, capsys):
     assert again == found[:1]
 
 
+@pytest.mark.slow
 def test_an_encoders_texts_are_read_too(tmp_path, capsys):
     found = attacked(
         recorded(tmp_path, model="tiny-bert"), "--attacks", "linear,verified"
@@ -113,6 +114,7 @@ def test_an_encoders_texts_are_read_too(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_vanilla_split_hides_no_more(tmp_path):
     (found,) = attacked(
         recorded(tmp_path, split="vanilla"), "--attacks", "verified,label-gradient"
