@@ -33,7 +33,8 @@ def adjacency(points: NDArray[np.floating], width: float | None = None) -> Matri
         Shape (n, dim): a fingerprint each.
     width : float, optional
         w, the squared distance at which similarity falls to 1/e. ``None`` takes the
-        median squared distance, so that the graph adapts to how far apart tasks are.
+        median squared distance of those that differ, so that the graph adapts to how far
+        apart tasks are.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def adjacency(points: NDArray[np.floating], width: float | None = None) -> Matri
     squares = ((points[:, None] - points[None]) ** 2).sum(-1)
     apart = squares[np.triu_indices(len(points), 1)]
     if width is None:
-        width = float(np.median(apart)) if apart.any() else 1.0
+        width = float(np.median(apart[apart > 0])) if apart.any() else 1.0
     if not width > 0:
         raise DataError(f"width {width}; it must be above 0")
     found: Matrix = np.exp(-squares / width)

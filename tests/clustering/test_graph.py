@@ -22,6 +22,13 @@ def test_every_row_and_column_is_a_convex_combination(found, strength, width):
     np.testing.assert_allclose(matrix.sum(1), 1)
 
 
+def test_one_task_unlike_many_that_are_the_same_is_mixed_by_what_differs():
+    found = np.array([[1.0, 1], [1, 1], [1, 1], [1, 1], [0, 1]])
+    a = adjacency(found)
+    np.testing.assert_allclose(a[0, 1:4], 1)
+    np.testing.assert_allclose(a[4, :4], np.exp(-1))
+
+
 def test_the_step_is_that_of_miras_equation():
     rng = np.random.default_rng(0)
     a = rng.random((4, 4))
