@@ -33,8 +33,8 @@ def adjacency(points: NDArray[np.floating], width: float | None = None) -> Matri
         Shape (n, dim): a fingerprint each.
     width : float, optional
         w, the squared distance at which similarity falls to 1/e. ``None`` takes the
-        median squared distance of those that differ, so that the graph adapts to how far
-        apart tasks are.
+        median squared distance of those that differ, so that the graph adapts to how
+        far apart tasks are.
 
     Raises
     ------
