@@ -212,8 +212,8 @@ def _knowledge(
 ) -> Knowledge:
     from atlas_flwr.data import load_task, tokenizer_of
     from atlas_flwr.data.collation import collator_of
-    from atlas_flwr.privacy import parse_defence
     from atlas_flwr.privacy.knowledge import Knowledge
+    from atlas_flwr.remedies.wire_defence import defence_of
     from atlas_flwr.wire import codec_named
 
     tasks = [load_task(name) for name in config.task_list]
@@ -227,7 +227,7 @@ def _knowledge(
     blank = Knowledge(
         model,
         [],
-        parse_defence("none"),
+        defence_of(config),
         codec_named(config.codec),
         files.source.kind == "causal",
         answers,

@@ -129,9 +129,9 @@ class ClientRound:
             each layer on this client, if the server asked for that.
         """
         config = self.config
-        probe = ImportanceProbe()
+        probe, hooks = ImportanceProbe(), self._hooks(before=self.round)
         with ExitStack() as stack:
-            adapted = stack.enter_context(self._model(self._fingerprint_state()))
+            adapted = stack.enter_context(self._model(self._fingerprint_state(), hooks))
             if self.entries.get(keys.IMPORTANCE):
                 stack.enter_context(adapted.probing(probe))
             sketch = sketch_gradients(
@@ -157,7 +157,7 @@ class ClientRound:
         started = time.monotonic()
         with (
             PeakMeter(self.files.device) as meter,
-            self._model(state, hooks) as adapted,
+            self._model(state, hooks, trains=True) as adapted,
         ):
             pooled = int(str(self.entries.get(keys.POOLED_NODES, 0)))
             batches, examples = self.batches.to_train(adapted.model, hooks, pooled)
@@ -200,7 +200,7 @@ class ClientRound:
         hooks = self._hooks(before=self.round + 1)
         state = hooks.incoming(layout.read(self.arrays, "server"))
         test, known = self.batches.to_score(collate)
-        with self._model(state) as adapted:
+        with self._model(state, hooks) as adapted:
             found = evaluate(
                 adapted.model,
                 in_order(test, collate, config.eval_batch_size),
@@ -233,7 +233,7 @@ class ClientRound:
 
     @contextmanager
     def _model(
-        self, state: AdapterState, hooks: ClientHooks | None = None
+        self, state: AdapterState, hooks: ClientHooks, *, trains: bool = False
     ) -> Iterator[ClientModel]:
         if self.plan is None:
             with adapted_whole(self.files.whole(), state, self.scaling) as adapted:
@@ -248,9 +248,9 @@ class ClientRound:
             codec=self.config.codec,
             spares_padding=True,
         )
-        if hooks is not None:
+        if trains:
             trunk = hooks.trunk(trunk)
-        sides = (parts.head, parts.tail, trunk)
+        sides = (parts.head, parts.tail, hooks.guard(trunk))
         with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
 

@@ -125,7 +125,8 @@ class RoundContext:
 class ClientHooks:
     """What a remedy does on a client in one round; made anew for each.
 
-    They are called in this order; in an evaluation, :meth:`incoming` alone.
+    They are called in this order; in an evaluation :meth:`incoming` and :meth:`guard`
+    alone, and where gradients are sketched the latter.
     """
 
     def incoming(self, state: AdapterState) -> AdapterState:
@@ -134,6 +135,10 @@ class ClientHooks:
 
     def trunk(self, trunk: TrunkClient) -> TrunkClient:
         """Stand between the client and the trunk that it trains with."""
+        return trunk
+
+    def guard(self, trunk: TrunkClient) -> TrunkClient:
+        """Stand between the client and every trunk that it calls, whatever for."""
         return trunk
 
     def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:

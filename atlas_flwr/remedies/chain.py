@@ -49,6 +49,12 @@ class ClientChain(ClientHooks):
             trunk = link.trunk(trunk)
         return trunk
 
+    def guard(self, trunk: TrunkClient) -> TrunkClient:
+        """Let each stand before the trunk, the first nearest to it."""
+        for link in self.links:
+            trunk = link.guard(trunk)
+        return trunk
+
     def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:
         """Let each choose among the examples that are left."""
         for link in self.links:

@@ -30,6 +30,7 @@ from atlas_flwr.remedies.moving_average import AverageKeys, MovingAverage
 from atlas_flwr.remedies.personal_sides import PersonalKeys, PersonalSides
 from atlas_flwr.remedies.proximal import Proximal, ProximalKeys
 from atlas_flwr.remedies.rank_penalty import RankPenalty, RankPenaltyKeys
+from atlas_flwr.remedies.wire_defence import DefenceKeys, WireDefence
 from atlas_flwr.remedies.wire_recording import RecordingKeys, WireRecording
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class RemedyKeys(
     RankPenaltyKeys,
     AuxiliaryKeys,
     AlignmentKeys,
+    DefenceKeys,
     RecordingKeys,
 ):
     """Against drawbacks of split and federated training; all are off by default."""
@@ -67,6 +69,7 @@ class RemedyKeys(
 
 REMEDIES: tuple[Remedy, ...] = (
     WireRecording(),
+    WireDefence(),
     PersonalSides(),
     MovingAverage(),
     DataPruning(),

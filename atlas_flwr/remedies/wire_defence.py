@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A defence on the client's side of the cut (see :mod:`atlas_flwr.privacy`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atlas_flwr.options import ADAPTER_STRATEGIES, Problem, option
+from atlas_flwr.remedies.base import ClientHooks, Remedy, RoundContext
+
+if TYPE_CHECKING:
+    from atlas_flwr.config.schema import RunConfig
+    from atlas_flwr.privacy import Defence
+    from atlas_flwr.types import TrunkClient
+
+__all__ = ["DefenceKeys", "WireDefence", "defence_of"]
+
+
+@dataclass(frozen=True)
+class DefenceKeys:
+    """Keys of the run config."""
+
+    defence: str = option(
+        "none",
+        "What clients do to hidden states and gradients before they leave, e.g. "
+        "'gaussian:0.3', 'laplace:0.3', 'topk:0.1', or several joined by +. Trust none "
+        "that `atlas-flwr attack` has not been tried on: it knows which one is on.",
+        only=ADAPTER_STRATEGIES,
+    )
+
+
+class WireDefence(Remedy):
+    """Changes what clients send."""
+
+    name = "defence"
+
+    def problems(self, config: RunConfig) -> Iterator[Problem]:
+        """Want a defence that there is, and a cut whose labels do not cross."""
+        from atlas_flwr.privacy import parse_defence
+
+        try:
+            found = parse_defence(config.defence)
+        except ValueError as error:
+            yield Problem(("defence",), f"defence={config.defence!r}: {error}")
+            return
+        if str(found) == "none" or config.split == "u-shaped":
+            return
+        why = {
+            "none": "nothing crosses",
+            "vanilla": "labels cross as they are, and for a language model these are "
+            "the text",
+        }
+        yield Problem(
+            ("defence", "split"),
+            f"defence={config.defence!r}: with split={config.split!r} "
+            f"{why[config.split]}; set split='u-shaped', or defence='none'",
+        )
+
+    def client(self, now: RoundContext) -> ClientHooks:
+        """Defend, if the run says so."""
+        found = defence_of(now.config)
+        return ClientHooks() if str(found) == "none" else _Defending(found)
+
+
+def defence_of(config: RunConfig) -> Defence:
+    """Return the defence of a run, whose config is sound."""
+    from atlas_flwr.privacy import parse_defence
+
+    return parse_defence(config.defence)
+
+
+class _Defending(ClientHooks):
+    def __init__(self, defence: Defence) -> None:
+        self.defence = defence
+
+    def guard(self, trunk: TrunkClient) -> TrunkClient:
+        import torch
+
+        from atlas_flwr.privacy.defended import DefendedTrunk
+
+        # From the system, since the server knows the run's seed.
+        generator = torch.Generator()
+        generator.seed()
+        return DefendedTrunk(trunk, self.defence, generator)
