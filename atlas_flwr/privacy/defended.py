@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atlas_flwr.privacy.defences.base import Defence
-from atlas_flwr.privacy.passing import PassingTrunk
+from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.types import Continuation, LossReply, TrunkCall
 
 __all__ = ["DefendedTrunk"]

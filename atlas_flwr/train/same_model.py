@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from typing import Any
 
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.split import SplitPlan
@@ -38,7 +39,7 @@ def described(files: ModelFiles, plan: SplitPlan, start: str = "") -> Served:
         width=int(outline.model.config.get_text_config().hidden_size),
         classes=files.classes,
         dtype=str(files.dtype).removeprefix("torch."),
-        digest=_digest(CheckpointTensors(files.source.path, outline.model)),
+        digest=_digest(files.source.path, outline.model),
     )
 
 
@@ -64,13 +65,13 @@ def check_same(theirs: Served, ours: Served) -> None:
         )
 
 
-def _digest(tensors: CheckpointTensors) -> str:
+def _digest(path: str, model: Any) -> str:
     """Hash some of the stored vectors: the same for the same files, and read fast."""
-    vectors = sorted(n for n in tensors.names if n.endswith((".weight", ".bias")))
-    found = [n for n in vectors if tensors.read(n).dim() == 1]
-    chosen = found[:: max(1, len(found) // VECTORS)]
+    tensors = CheckpointTensors(path, model)
+    vectors = [name for name, p in model.named_parameters() if p.dim() == 1]
+    stored = sorted(set(vectors).intersection(tensors.names))
     told = hashlib.sha256()
-    for name in chosen:
+    for name in stored[:: max(1, len(stored) // VECTORS)]:
         told.update(name.encode())
         told.update(tensors.read(name).float().contiguous().numpy().tobytes())
     return told.hexdigest()[:16]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from atlas_flwr.errors import SessionError, TrunkError
-from atlas_flwr.types import Continuation, LossReply, TrunkCall, TrunkClient
-from atlas_flwr.wire.accounts import ByteMeter
+from atlas_flwr.trunk.passing import PassingTrunk
+from atlas_flwr.types import TrunkCall
 
 __all__ = ["SkippingTrunk"]
 
@@ -24,7 +24,7 @@ DECAY = 0.9  # of the running mean: about the last ten gradients
 
 
 @dataclass
-class SkippingTrunk(TrunkClient):
+class SkippingTrunk(PassingTrunk):
     """Send a gradient only if it is not small beside those before it.
 
     Small is a root mean square below ``threshold`` times the exponential mean of the
@@ -57,7 +57,6 @@ class SkippingTrunk(TrunkClient):
         If the threshold is not in [0, 1].
     """
 
-    trunk: TrunkClient
     threshold: float
     steps: int | None = None
     skipped: int = field(default=0, init=False)
@@ -71,12 +70,6 @@ class SkippingTrunk(TrunkClient):
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise TrunkError(f"threshold {self.threshold}; it must be from 0 to 1")
-
-    @property
-    def meter(self) -> ByteMeter:
-        """What has crossed; nothing where calls cross without frames."""
-        meter = getattr(self.trunk, "meter", None)
-        return meter if isinstance(meter, ByteMeter) else ByteMeter()
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the trunk's blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
@@ -104,25 +97,6 @@ class SkippingTrunk(TrunkClient):
         if number == self._latest:
             self._free = number
         return None
-
-    def loss(
-        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
-    ) -> LossReply:
-        """End the model: there is no backward message that could be skipped."""
-        return self.trunk.loss(call, labels, logits_to_keep)
-
-    @property
-    def keeps_caches(self) -> bool:
-        """Whether the trunk does."""
-        return self.trunk.keeps_caches
-
-    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
-        """Go on with texts: no gradient follows."""
-        return self.trunk.extend(call, place, keep)
-
-    def forget(self, texts: int) -> None:
-        """Free what the trunk keeps of texts."""
-        self.trunk.forget(texts)
 
     def _number(self, step: int) -> int:
         """Number a step for the trunk: the pass of a skipped one is replaced."""

@@ -13,8 +13,8 @@ from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.privacy import parse_defence
 from atlas_flwr.privacy.defended import DefendedTrunk
-from atlas_flwr.privacy.passing import PassingTrunk
 from atlas_flwr.remedies import client_hooks
+from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.types import TrunkCall
 from tests.read_keys import read_by
 from tests.remedies.test_chain import now
