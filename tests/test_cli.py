@@ -746,7 +746,7 @@ def test_what_only_the_serverapp_knows_is_the_last_word_and_no_traceback(
     said = capsys.readouterr().out
     assert "Traceback" not in said
     assert "unhandled" not in said
-    assert "devices='1KiB': a device of" in said.strip().splitlines()[-1]
+    assert "devices='1KiB': 1.0 KiB is too little" in said.strip().splitlines()[-1]
 
 
 def test_plan_shows_cuts_ranks_and_memory_and_refuses_what_is_too_small(capsys):

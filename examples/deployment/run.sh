@@ -23,11 +23,23 @@ mkdir "$FLWR_HOME"
 
 finish() {
   trap - EXIT
-  local jobs
+  local jobs below
   jobs=$(jobs -p)
   if [ -n "$jobs" ]; then
+    below=$(python -c "
+import sys
+import psutil
+alive = [psutil.Process(int(pid)) for pid in sys.argv[1:] if psutil.pid_exists(int(pid))]
+print(*(child.pid for job in alive for child in job.children(recursive=True)))
+" $jobs)
     kill $jobs 2>/dev/null || true
     wait $jobs 2>/dev/null || true
+    # What these have started ends by itself some seconds later.
+    for _ in $(seq 100); do
+      kill -0 $below 2>/dev/null || break
+      sleep 0.2
+    done
+    kill -KILL $below 2>/dev/null || true
   fi
   rm -rf "$work"
 }
