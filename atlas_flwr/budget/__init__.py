@@ -19,6 +19,14 @@ if TYPE_CHECKING:
         client_memory,
         trunk_memory,
     )
+    from atlas_flwr.budget.pairing import (
+        Guest,
+        Host,
+        Pairing,
+        Prices,
+        pair,
+        ways_of,
+    )
     from atlas_flwr.budget.time import Rates, StepTime, step_time
 
 __all__ = [
@@ -27,8 +35,12 @@ __all__ = [
     "Architecture",
     "Assignment",
     "Footprint",
+    "Guest",
+    "Host",
     "Item",
     "MemoryEstimate",
+    "Pairing",
+    "Prices",
     "Rates",
     "StepTime",
     "TrunkSession",
@@ -38,10 +50,12 @@ __all__ = [
     "blended",
     "client_memory",
     "distance",
+    "pair",
     "per_byte",
     "return_freed_memory",
     "step_time",
     "trunk_memory",
+    "ways_of",
 ]
 
 __getattr__, __dir__ = attach(
@@ -52,8 +66,12 @@ __getattr__, __dir__ = attach(
         "Architecture": "architecture",
         "Assignment": "assignment",
         "Footprint": "footprint",
+        "Guest": "pairing",
+        "Host": "pairing",
         "Item": "knapsack",
         "MemoryEstimate": "memory",
+        "Pairing": "pairing",
+        "Prices": "pairing",
         "Rates": "time",
         "StepTime": "time",
         "TrunkSession": "memory",
@@ -63,9 +81,11 @@ __getattr__, __dir__ = attach(
         "blended": "importance",
         "client_memory": "memory",
         "distance": "importance",
+        "pair": "pairing",
         "per_byte": "importance",
         "return_freed_memory": "allocator",
         "step_time": "time",
         "trunk_memory": "memory",
+        "ways_of": "pairing",
     },
 )
