@@ -5,6 +5,7 @@
 #   TORCH_INDEX  where to look for PyTorch besides PyPI; default: PyTorch's CPU builds, as
 #                those of PyPI bring gigabytes of CUDA to Linux. For a GPU: TORCH_INDEX=
 #   DEMO_CONFIG, QUICK_CONFIG  run configs of `make demo` and `make quick`
+#   WRITING_CONFIG  the same of `make demo-generation`
 #   COMPARE      options of `make compare`
 #   TEST_JOBS    processes of `make test`
 
@@ -13,6 +14,9 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_CONFIG ?= devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4
 QUICK_CONFIG ?= model='minilm' local-steps=14 batch-size=16 train-examples=256 test-examples=32
+WRITING_TASKS ?= french,german,dialog
+WRITING_CONFIG ?= num-rounds=3 local-steps=12 train-examples=288 test-examples=32 \
+	learning-rate=0.002 max-length=64 score-tokens=32 fingerprint-batches=4 evaluate-every=3
 TEST_JOBS ?= 2
 COMPARE ?= --strategies atlas,fedavg,local --seeds 0 -c "$(DEMO_CONFIG)"
 
@@ -25,7 +29,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install install-dev demo quick test test-slow test-gpu lint format compare clean
+.PHONY: help venv install install-dev demo demo-generation quick test test-slow test-gpu lint format compare clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | \
@@ -65,6 +69,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed ## Fine-tune SmolLM2-135M with eight clients, each with a few blocks of it
 	$(BIN)/atlas-flwr fetch
 	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "$(DEMO_CONFIG)"
+
+demo-generation: $(VENV)/.installed ## Teach SmolLM2-135M to write: three clusters that ask for unlike answers
+	$(BIN)/atlas-flwr fetch --tasks $(WRITING_TASKS)
+	$(BIN)/atlas-flwr run --num-supernodes 6 \
+		--run-config "tasks='$(WRITING_TASKS)' $(WRITING_CONFIG)"
+	for client in 0 1 2; do $(BIN)/atlas-flwr generate --client $$client \
+		--held-out 3 --beside-base --max-new-tokens 32 || exit 1; done
 
 quick: $(VENV)/.installed ## The same with MiniLM, in a minute or two
 	$(BIN)/atlas-flwr fetch --model minilm

@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.cli.report import latest
-from atlas_flwr.report import RunFolder
+from atlas_flwr.report import RunFolder, summarize_folder
 
 if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
@@ -44,6 +44,8 @@ class Ready:
         Makes tokens.
     decoding : Decoding
         How tokens are chosen.
+    clients : int
+        Of the run.
     """
 
     folder: RunFolder
@@ -55,6 +57,7 @@ class Ready:
     trunk: str
     prompts: Prompts
     decoding: Decoding
+    clients: int
 
     @property
     def title(self) -> str:
@@ -67,6 +70,13 @@ class Ready:
             f"{self.files.source.name}, {self.picked.title}, of {self.folder.path} · "
             f"{', '.join(parts)} blocks, trunk {self.trunk}"
         )
+
+    def of_base(self) -> Ready:
+        """Return the same with the model as it was before training."""
+        from atlas_flwr.lora import AdapterState
+
+        base = replace(self.picked, title="the base model", state=AdapterState())
+        return replace(self, picked=base)
 
     @contextmanager
     def served(self) -> Iterator[Served]:
@@ -132,4 +142,4 @@ def ready(given: argparse.Namespace) -> Ready:
     tokenizer: Any = tokenizer_of(files.source)
     prompts = Prompts(tokenizer, picked.forms)
     args = (folder, config, files, outline, picked, plan, given.trunk)
-    return Ready(*args, prompts, decoding)
+    return Ready(*args, prompts, decoding, summarize_folder(folder).num_clients)

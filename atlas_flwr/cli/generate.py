@@ -1,31 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``atlas-flwr generate``: answers of a run's adapters to a file of prompts."""
+"""``atlas-flwr generate``: answers of a run's adapters to prompts."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from atlas_flwr.cli.adapters import add_adapters, add_decoding, ready
+from atlas_flwr.cli.adapters import Ready, add_adapters, add_decoding, ready
 from atlas_flwr.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from atlas_flwr.serving import Answer
+    from atlas_flwr.wire import ByteMeter
+
 __all__ = ["main"]
+
+ANSWER, BASE = "answer", "base"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt.
+
+    Attributes
+    ----------
+    row : Mapping[str, Any]
+        What its answer is written with.
+    ids : list[int]
+        Its tokens.
+    """
+
+    row: Mapping[str, Any]
+    ids: list[int]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
+    given = _parser().parse_args(arguments)
+    _check(given)
+    found = ready(given)
+    asked = _asked(given, found)
+    print(found.title)
+    base: list[Answer] = []
+    if given.beside_base:
+        with found.of_base().served() as served:
+            base = list(_answers(served.model, found, asked, given.batch_size))
+    with found.served() as served:
+        begun = time.perf_counter()
+        answers = _answers(served.model, found, asked, given.batch_size)
+        rows = _rows(asked, answers, base)
+        written = _write(given.out, rows) if given.out else _print(rows)
+        seconds = time.perf_counter() - begun
+        print(_cost(len(asked), given.out, written, seconds, served.meter))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atlas-flwr generate",
-        description="Answer the prompts of a file with a run's adapters, through the "
-        "split model. Each line of it is a JSON object, with `prompt`, which is put as "
-        "it is, or with the fields of a task that the adapters were trained on.",
+        description="Answer prompts with a run's adapters, through the split model. "
+        "Each line of a file of prompts is a JSON object, with `prompt`, which is put "
+        "as it is, or with the fields of a task that the adapters were trained on.",
     )
     add_adapters(parser)
-    parser.add_argument("--prompts", metavar="FILE", type=Path, required=True)
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True)
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompts", metavar="FILE", type=Path)
+    prompts.add_argument(
+        "--held-out",
+        metavar="N",
+        type=int,
+        help="the first N test prompts of --client, dealt again from its task",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="default: the terminal"
+    )
+    parser.add_argument(
+        "--beside-base",
+        action="store_true",
+        help="answer with the model before training, too",
+    )
     add_decoding(parser, longest=128)
     parser.add_argument("--batch-size", metavar="N", type=int, default=8)
     parser.add_argument(
@@ -36,41 +94,96 @@ def main(arguments: Sequence[str]) -> int:
         help="tokens guessed from the text itself, for fewer round trips; with "
         "--batch-size 1",
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _check(given: argparse.Namespace) -> None:
+    problems = []
     if given.drafts and given.batch_size != 1:
-        raise ConfigError(
-            [f"drafts={given.drafts} with batch-size={given.batch_size}: must be 1"]
+        problems.append(
+            f"drafts={given.drafts} with batch-size={given.batch_size}: must be 1"
         )
     if given.batch_size < 1:
-        raise ConfigError([f"batch-size={given.batch_size}: at least 1 prompt at once"])
-    if not given.out.parent.is_dir():
+        problems.append(f"batch-size={given.batch_size}: at least 1 prompt at once")
+    if given.held_out is not None and given.held_out < 1:
+        problems.append(f"held-out={given.held_out}: at least 1 prompt")
+    if given.held_out is not None and given.client is None:
+        problems.append("held-out: whose prompts? Name the client with --client")
+    if given.beside_base and given.base:
+        problems.append("beside-base with base: both are the model before training")
+    if problems:
+        raise ConfigError(problems)
+    if given.out is not None and not given.out.parent.is_dir():
         raise DataError(f"no folder {given.out.parent} for {given.out}")
 
-    from atlas_flwr.serving import answered, read_prompts
 
-    found = ready(given)
-    rows = read_prompts(given.prompts, found.prompts)
-    tokens = [found.prompts.ids(row) for row in rows]
-    print(found.title)
-    written = 0
-    with found.served() as served, given.out.open("w", encoding="utf-8") as out:
-        begun = time.perf_counter()
-        answers = answered(
-            served.model,
-            found.prompts.tokenizer,
-            tokens,
-            found.decoding,
-            given.batch_size,
-        )
-        for row, answer in zip(rows, answers, strict=True):
-            line = json.dumps({**row, "answer": answer.text}, ensure_ascii=False)
-            out.write(line + "\n")
-            written += answer.tokens
-        seconds = time.perf_counter() - begun
-    print(
-        f"{len(rows)} answers in {given.out} · {written} tokens, "
-        f"{written / seconds:.1f} a second · bytes a token: "
-        f"{served.meter.total_up / written:,.0f} up, "
-        f"{served.meter.total_down / written:,.0f} down"
+def _asked(given: argparse.Namespace, found: Ready) -> list[Asked]:
+    """Return the prompts, from a file or from a client's tests."""
+    from atlas_flwr.serving import held_out, read_prompts
+
+    if given.held_out is None:
+        rows = read_prompts(given.prompts, found.prompts)
+        return [Asked(row, found.prompts.ids(row)) for row in rows]
+    tests = held_out(
+        found.config,
+        found.files.source,
+        found.prompts.tokenizer,
+        int(given.client),
+        found.clients,
+        given.held_out,
     )
-    return 0
+    return [Asked({"prompt": t.text, "reference": t.reference}, t.ids) for t in tests]
+
+
+def _answers(
+    model: Any, found: Ready, asked: Sequence[Asked], batch_size: int
+) -> Iterator[Answer]:
+    from atlas_flwr.serving import answered
+
+    ids = [prompt.ids for prompt in asked]
+    return answered(model, found.prompts.tokenizer, ids, found.decoding, batch_size)
+
+
+def _rows(
+    asked: Sequence[Asked], answers: Iterator[Answer], base: Sequence[Answer]
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield what is written of each prompt, and the tokens of its answer."""
+    for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        before = {BASE: base[number].text} if base else {}
+        yield {**prompt.row, **before, ANSWER: answer.text}, answer.tokens
+
+
+def _write(path: Path, rows: Iterator[tuple[dict[str, Any], int]]) -> int:
+    """Write a JSON object a line; return the tokens."""
+    total = 0
+    with path.open("w", encoding="utf-8") as out:
+        for row, tokens in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            total += tokens
+    return total
+
+
+def _print(rows: Iterator[tuple[dict[str, Any], int]]) -> int:
+    """Show prompts and answers below one another; return the tokens."""
+    total = 0
+    for row, tokens in rows:
+        wide = max(map(len, row))
+        print()
+        for name, value in row.items():
+            said = str(value).strip() or "(nothing)"
+            print(
+                f"  {name:<{wide}}  " + f"\n{' ' * (wide + 4)}".join(said.split("\n"))
+            )
+        total += tokens
+    print()
+    return total
+
+
+def _cost(
+    prompts: int, out: Path | None, written: int, seconds: float, meter: ByteMeter
+) -> str:
+    return (
+        f"{prompts} answers{f' in {out}' if out else ''} · {written} tokens, "
+        f"{written / seconds:.1f} a second · bytes a token: "
+        f"{meter.total_up / written:,.0f} up, {meter.total_down / written:,.0f} down"
+    )

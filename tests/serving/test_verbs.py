@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from peft import PeftModel
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from atlas_flwr.cli import main
 from atlas_flwr.client_apps.app import app
-from atlas_flwr.data import resolve_model, tokenizer_of
+from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
 from atlas_flwr.lora import load_peft
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
@@ -64,6 +65,32 @@ def test_clusters_clients_and_the_base_answer_otherwise(folder, prompts):
     assert len(set(texts)) == 4
 
 
+def test_answers_stand_beside_the_base_models(folder, prompts):
+    beside = answers(folder, prompts, "--cluster", "0", "--beside-base")
+    tuned = answers(folder, prompts, "--cluster", "0")
+    base = answers(folder, prompts, "--base")
+    assert [r["answer"] for r in beside] == [r["answer"] for r in tuned]
+    assert [r["base"] for r in beside] == [r["answer"] for r in base]
+
+
+def test_a_clients_test_prompts_are_answered_as_it_was_scored(folder, capsys):
+    given = ["--client", "3", "--max-new-tokens", LONG]
+    made = [
+        {"problem": f"problem {n}", "detail": "", "advice": f"advice {n}"}
+        for n in range(12)
+    ]
+    rows = folder.path.parents[1] / "rows.jsonl"
+    rows.write_text("\n".join(map(json.dumps, made)))
+    assert main(["generate", str(folder.path), *given, "--held-out", "2"]) == 0
+    said = capsys.readouterr().out
+    config = folder.config()
+    shard = make_shard(3, 4, [load_task(name) for name in config.task_list])
+    asked = [(example.text, example.answer) for example in shard.test[:2]]
+    shown = re.findall(r"prompt +(.*)\n +reference +(.*)\n +answer ", said)
+    assert shown == [(text.strip(), answer) for text, answer in asked]
+    assert "base" not in said
+
+
 @pytest.mark.parametrize("cut", ["1/2", "3/-"])
 def test_the_cut_changes_no_answer(folder, prompts, cut):
     here = answers(folder, prompts, "--cluster", "0")
@@ -98,6 +125,9 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
         (["--cluster", "0", "--drafts", "4", *out], "with batch-size=8: must be 1"),
         (["--cluster", "1", *out], "line 2 has start, id"),
         (["--prompts", str(prompts), "--out", "no/where"], "no folder no"),
+        (["--held-out", "3"], "Name the client with --client"),
+        (["--client", "3", "--held-out", "0"], "held-out=0"),
+        (["--base", "--beside-base", *out], "both are the model before"),
     ):
         assert main(["generate", str(folder.path), *words]) == 1
         assert message in capsys.readouterr().err
@@ -155,6 +185,7 @@ def test_a_finished_run_answers(tmp_path, capsys):
         "max-length": 32,
         "train-examples": 8,
         "test-examples": 2,
+        "score-examples": 0,
     }
     with local_grid(app, 2, run_config=config) as grid:
         begun = Run.begin(config)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_flwr.data.packages import read_member
+from atlas_flwr.data.readers.catalogues import read_gettext
 from atlas_flwr.data.readers.datasets import read_hub, read_parquet
 from atlas_flwr.data.readers.objects import read_json, read_jsonl
 from atlas_flwr.data.readers.records import picked_row
@@ -35,7 +36,7 @@ class Reading:
         A key of :data:`READERS`.
     package, member : str
         A file of a pinned package (see :mod:`atlas_flwr.data.packages`); for
-        ``folder`` the member is a prefix.
+        ``folder`` and ``gettext`` the member is a prefix.
     path : str
         A local file, or folder.
     dataset, split : str
@@ -176,6 +177,7 @@ class Reading:
 READERS: Mapping[str, Callable[[Reading], Iterator[Row | Fault]]] = {
     "csv": read_csv,
     "folder": read_folder,
+    "gettext": read_gettext,
     "hub": read_hub,
     "json": read_json,
     "jsonl": read_jsonl,

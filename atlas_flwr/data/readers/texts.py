@@ -4,21 +4,16 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_flwr.data.packages import fetch
+from atlas_flwr.data.readers.files import named_files
 from atlas_flwr.data.rows import Fault, Row
-from atlas_flwr.errors import DataError
 
 if TYPE_CHECKING:
     from atlas_flwr.data.readers.reading import Reading
 
 __all__ = ["read_folder", "read_lines"]
-
-LEFT_BY_SYSTEMS = ("._", ".DS_Store", "Thumbs.db", "__MACOSX")
 
 
 def read_lines(reading: Reading) -> Iterator[Row | Fault]:
@@ -36,7 +31,7 @@ def read_lines(reading: Reading) -> Iterator[Row | Fault]:
 def read_folder(reading: Reading) -> Iterator[Row | Fault]:
     """Read an example of each file whose name a pattern matches."""
     pattern = re.compile(reading.pattern)
-    for name, content in _files(reading):
+    for name, content in named_files(reading):
         match = pattern.search(name)
         if match:
             text = reading.decoded(content, name)
@@ -53,20 +48,3 @@ def _row(reading: Reading, match: re.Match[str], text: str, where: str) -> Row:
     label = match["label"] if reading.label else ""
     owner = match[reading.client] if reading.client else ""
     return Row(text, label, where, owner=owner)
-
-
-def _files(reading: Reading) -> Iterator[tuple[str, bytes]]:
-    if reading.path:
-        if not Path(reading.path).is_dir():
-            raise DataError(
-                f"there is no folder {reading.path} (a task's `path` is seen from the "
-                "folder of its YAML file)"
-            )
-        for path in sorted(Path(reading.path).rglob("*")):
-            if path.is_file() and not path.name.startswith(LEFT_BY_SYSTEMS):
-                yield str(path.relative_to(reading.path)), path.read_bytes()
-        return
-    with zipfile.ZipFile(fetch(reading.package)) as wheel:
-        for name in sorted(wheel.namelist()):
-            if name.startswith(reading.member) and not name.endswith("/"):
-                yield name.removeprefix(reading.member), wheel.read(name)
