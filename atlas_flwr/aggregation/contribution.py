@@ -28,11 +28,14 @@ class Contribution:
         Unnormalised, e.g. its number of examples.
     state : AdapterState
         Its trained adapters, the trunk's among them.
+    sent : AdapterState, optional
+        What it was sent to begin the round with, where that is known.
     """
 
     client: str
     weight: float
     state: AdapterState
+    sent: AdapterState | None = None
 
 
 def shares(parts: Sequence[Contribution]) -> list[float]:

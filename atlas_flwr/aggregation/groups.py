@@ -18,6 +18,7 @@ from atlas_flwr.aggregation.contribution import dense_means, shares
 from atlas_flwr.aggregation.mixing import Room, averaged, mixed
 from atlas_flwr.aggregation.products import summed_in_parts, weighted_rest
 from atlas_flwr.aggregation.row_norms import row_norms, with_row_norms
+from atlas_flwr.aggregation.weighing import weighed
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.log import log
 from atlas_flwr.lora import (
@@ -238,7 +239,8 @@ class ClusterAdapters:
         self._trained = {g: _rank_sums(parts) for g, parts in members.items()}
         for group, parts in members.items():
             former = self.groups.get(group)
-            state = self.rule.combine(former, parts)
+            counted = weighed(parts, group, self.hooks)
+            state = self.rule.combine(former, counted)
             if former is not None:
                 most, room = self.rule.max_rank, self._room([group])
                 average = partial(averaged, max_rank=most, room=room)

@@ -90,7 +90,8 @@ class ProductRule(Rule):
             before = held.factors.get(name) if held else None
             folded = None if before is None else self._folded(before, stack, p)
             terms, weights = ([folded, *stack], [1.0, *p]) if folded else (stack, p)
-            room = self.room(sum(f.rank for f in stack), before.rank if before else 0)
+            trained = {part.client: part.state.factors[name].rank for part in have}
+            room = self.room(sum(trained.values()), before.rank if before else 0)
             left = held.rest.get(name) if held else None
             factors[name], left = summed_in_parts(
                 name, terms, weights, left, room, self.max_rank

@@ -198,4 +198,4 @@ class Exchange:
         check_trained(sender, state, self._sent.get(node), self.rank_decay)
         if scaling.alpha is not None and keys.ALPHA in metrics:
             self.alphas[client] = scaling.alpha
-        return Contribution(client, weight, state)
+        return Contribution(client, weight, state, self._sent.get(node))

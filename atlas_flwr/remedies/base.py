@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from atlas_flwr.config.schema import RunConfig
     from atlas_flwr.data import Batch, Collator, Shard
     from atlas_flwr.lora import AdapterState, Scaling
+    from atlas_flwr.lora.update import Update
     from atlas_flwr.remedies.personal_layers import PersonalLayers
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.model import ClientModel
@@ -163,6 +164,16 @@ class ClientHooks:
 
 class ServerHooks:
     """What a remedy does on the server, in every round of a run."""
+
+    def counts(
+        self, group: str, updates: Callable[[], Sequence[Update]]
+    ) -> Sequence[float] | None:
+        """Say how much of each member's update counts; ``None``: their weights' share.
+
+        Their sum may be other than 1. ``updates`` returns what the group's members
+        changed in this round.
+        """
+        return None
 
     def personal(self, plan: SplitPlan, state: AdapterState) -> PersonalLayers | None:
         """Say what a client of this cut keeps to itself; ``None`` for nothing."""

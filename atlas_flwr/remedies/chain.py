@@ -13,6 +13,7 @@ from atlas_flwr.remedies.base import Average, ClientHooks, ServerHooks
 if TYPE_CHECKING:
     from atlas_flwr.data import Batch, Collator, Shard
     from atlas_flwr.lora import AdapterState
+    from atlas_flwr.lora.update import Update
     from atlas_flwr.remedies.personal_layers import PersonalLayers
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.model import ClientModel
@@ -106,6 +107,13 @@ class ServerChain(ServerHooks):
     """
 
     links: Sequence[ServerHooks]
+
+    def counts(
+        self, group: str, updates: Callable[[], Sequence[Update]]
+    ) -> Sequence[float] | None:
+        """Let the first that has something to say of a group's updates say it."""
+        said = (link.counts(group, updates) for link in self.links)
+        return next((counts for counts in said if counts is not None), None)
 
     def personal(self, plan: SplitPlan, state: AdapterState) -> PersonalLayers | None:
         """Join what each says that a client keeps."""

@@ -30,6 +30,7 @@ from atlas_flwr.remedies.moving_average import AverageKeys, MovingAverage
 from atlas_flwr.remedies.personal_sides import PersonalKeys, PersonalSides
 from atlas_flwr.remedies.proximal import Proximal, ProximalKeys
 from atlas_flwr.remedies.rank_penalty import RankPenalty, RankPenaltyKeys
+from atlas_flwr.remedies.robust_sums import RobustKeys, RobustSums
 from atlas_flwr.remedies.wire_defence import DefenceKeys, WireDefence
 from atlas_flwr.remedies.wire_recording import RecordingKeys, WireRecording
 
@@ -55,6 +56,7 @@ __all__ = [
 class RemedyKeys(
     PersonalKeys,
     AverageKeys,
+    RobustKeys,
     PruningKeys,
     SkippingKeys,
     ProximalKeys,
@@ -72,6 +74,7 @@ REMEDIES: tuple[Remedy, ...] = (
     WireDefence(),
     PersonalSides(),
     MovingAverage(),
+    RobustSums(),
     DataPruning(),
     GradientSkipping(),
     Proximal(),
