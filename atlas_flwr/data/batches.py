@@ -59,6 +59,9 @@ class Batch:
         Shape (B,): class numbers.
     logits_to_keep : int
         Last positions of which a causal model's logits are needed; 0 for classifiers.
+    places : Tensor, optional
+        Shape (2, N), int64: rows, and places in the last ``logits_to_keep`` - 1 columns
+        of ``labels``, where these have one; ``None`` to look for them.
     """
 
     input_ids: Tensor
@@ -68,6 +71,7 @@ class Batch:
     position_ids: Tensor | None = None
     token_type_ids: Tensor | None = None
     logits_to_keep: int = 0
+    places: Tensor | None = None
 
     @property
     def causal(self) -> bool:
@@ -78,6 +82,21 @@ class Batch:
     def looks_ahead(self) -> bool:
         """Whether the last label is of the token that follows the row."""
         return self.causal and self.labels.shape[1] == self.input_ids.shape[1] + 1
+
+    @property
+    def label_places(self) -> Tensor:
+        """See ``places``; for a causal batch that does not look ahead."""
+        if self.places is not None:
+            return self.places
+        known = self.labels[:, -self.logits_to_keep + 1 :] != IGNORED
+        return torch.stack(known.nonzero(as_tuple=True))
+
+    @property
+    def label_count(self) -> int:
+        """Labels that the loss is the mean over."""
+        if not self.causal or self.looks_ahead:
+            return len(self)
+        return self.label_places.shape[1]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; itself where it is there already."""

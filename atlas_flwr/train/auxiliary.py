@@ -180,6 +180,11 @@ class _Joined(nn.Module):
     def takes_positions(self) -> bool:
         return takes_positions(self.tail)
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        tail: Any = self.tail
+        found: nn.Module | None = tail.get_output_embeddings()
+        return found
+
     def forward(self, logits_to_keep: int = 0, **inputs: Any) -> Any:
         return end_model(
             self.tail,

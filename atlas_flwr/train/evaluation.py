@@ -12,11 +12,11 @@ from torch import nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.errors import DataError
-from atlas_flwr.train.step import NO_LABEL, answer_logits, label_logits, last_logits
+from atlas_flwr.train.step import answer_logits, label_logits
 
 __all__ = ["Evaluated", "evaluate"]
 
-ROWS = 64  # of logits over a whole vocabulary that are copied at once
+ROWS = 64  # of logits over a whole vocabulary whose loss is computed at once
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,12 @@ def _written(model: nn.Module, batches: Iterable[Batch]) -> Evaluated:
     """Score each labelled token, given those before it."""
     loss, right, tokens, examples = 0.0, 0, 0, 0
     for batch in batches:
-        logits, labels = label_logits(last_logits(model, batch), batch)
-        known = (labels != NO_LABEL).nonzero().squeeze(1)
-        for rows in known.split(ROWS):
-            some, wanted = logits[rows], labels[rows]
+        logits, labels = label_logits(model, batch)
+        parts = zip(logits.split(ROWS), labels.split(ROWS), strict=True)
+        for some, wanted in parts:
             loss += float(F.cross_entropy(some, wanted, reduction="sum"))
             right += int((some.argmax(1) == wanted).sum())
-        tokens += len(known)
+        tokens += len(labels)
         examples += len(batch)
     if not tokens:
         raise DataError("there is no test example to evaluate on")

@@ -240,7 +240,10 @@ def _batch(size: StepSize, causal: bool, virtual: int) -> Batch:
     labels = ids if causal else ids[:, 0]
     positions = mask.cumsum(1) if causal else None
     kept = size.kept if causal else 0
-    return Batch(ids, mask, labels, labels, positions, logits_to_keep=kept)
+    # All of the kept but the last, which has nothing to predict: they cannot be looked
+    # for among fake labels.
+    places = torch.zeros(2, size.batch * (kept - 1), dtype=torch.long) if kept else None
+    return Batch(ids, mask, labels, labels, positions, None, kept, places)
 
 
 def _client(model: SplitModel, batch: Batch, start: StartingPoint | None) -> _Seen:

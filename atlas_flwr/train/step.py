@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step's loss, alike for split models and whole ones, on any device."""
+"""One training step's loss, alike for split models and whole ones, on any device.
+
+Shapes: B rows, K last positions, V words; N labels, of which a batch may have far fewer
+than B x K.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -81,12 +86,12 @@ class Step:
 
     @cached_property
     def log_probabilities(self) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N, V) where labels may be, float32, and the labels (N,).
+        """Log-probabilities (N, V) where labels are, float32, and the labels (N,).
 
         The model runs once, whoever asks; not for a vanilla split model, which ends in
         its trunk.
         """
-        logits, labels = label_logits(last_logits(self.model, self.batch), self.batch)
+        logits, labels = label_logits(self.model, self.batch)
         return F.log_softmax(logits, dim=-1), labels
 
 
@@ -96,9 +101,8 @@ Objective = Callable[[Step], StepLoss]
 def task_loss(step: Step) -> StepLoss:
     """Return the loss of the task alone: the mean over a batch's labels.
 
-    A causal batch is left-padded and has its labels in its last ``logits_to_keep``
-    positions, so that the LM head runs on those alone. A vanilla split model computes
-    the loss in its trunk.
+    A causal model's LM head runs where labels are, and nowhere else. A vanilla split
+    model computes the loss in its trunk, on the last ``logits_to_keep`` positions.
     """
     model = step.model
     if not isinstance(model, SplitModel) or model.tail is not None:
@@ -135,19 +139,52 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     return task_loss(Step(model, batch, 0)).task
 
 
-def label_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits (N, V) where labels may be, in float32, and the labels (N,).
+def label_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run the model; return logits (N, V) where labels are, float32, and labels (N,).
 
-    Both are on the logits' device. A causal batch has ``NO_LABEL`` where a text is
-    shorter than others. Where its labels look ahead, there is one a text.
+    Both are on the logits' device. A vocabulary is wide, so that logits of a long text
+    are a client's largest tensor: the LM head is given the places alone that have a
+    label to predict. It is told by its module, whatever a family does before and after.
     """
-    batch = batch.to(logits.device)
-    if not batch.causal:
+    if not batch.causal or batch.looks_ahead:
+        logits = last_logits(model, batch)
+        batch = batch.to(logits.device)
+        if batch.causal:
+            return logits[:, -1].float(), batch.labels[:, -1]
         return logits.float(), batch.labels
-    if batch.looks_ahead:
-        return logits[:, -1].float(), batch.labels[:, -1]
-    targets = batch.labels[:, -batch.logits_to_keep + 1 :]
-    return logits[:, :-1].flatten(0, 1).float(), targets.flatten()
+    places = batch.label_places
+    with _only(model, places):
+        logits = last_logits(model, batch)
+    rows, columns = places.to(logits.device)
+    if logits.shape[:2] == (len(batch), batch.logits_to_keep):
+        logits = logits[rows, columns]  # a head that is no module of its own
+    labels = batch.labels.to(logits.device)[:, -batch.logits_to_keep + 1 :]
+    return logits.flatten(0, -2).float(), labels[rows, columns]
+
+
+@contextmanager
+def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """Give a model's LM head the rows and columns (2, N) of what it would be given.
+
+    What comes out is then (1, N, V).
+    """
+    ends = model.tail if isinstance(model, SplitModel) else model
+    find = getattr(ends, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if head is None:
+        yield
+        return
+
+    def chosen(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = given
+        rows, columns = places.to(hidden.device)
+        return hidden[rows, columns].unsqueeze(0), *rest
+
+    handle = head.register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:

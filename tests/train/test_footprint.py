@@ -30,6 +30,7 @@ from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
 from atlas_flwr.types import TrunkCall, TrunkClient
 from tests.families import FAMILIES, UNKNOWN_TO_PEFT, build
+from tests.train.batches import ragged_chats
 
 ALL = ("all-linear",)
 KEPT = 8
@@ -179,6 +180,25 @@ def test_an_ia3_clients_step_keeps_alive_what_was_predicted(family):
         )
         assert found.activations + found.logits == pytest.approx(seen, rel=0.04)
         assert found.adapters == 4 * trained + 12 * architecture.dense_params
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "qwen2"])
+def test_a_ragged_chat_keeps_alive_what_the_memory_model_says_of_its_labels(family):
+    rows, length = 4, 40
+    batch = ragged_chats(rows, length)
+    model = client(family, 1, 1)
+    seen = peak_of(model, lambda: batch_loss(model, batch).backward())
+    assert batch.label_count % rows == 0
+    found = client_memory(
+        architecture_of(family),
+        head=1,
+        tail=1,
+        ranks=1,
+        batch=rows,
+        length=length,
+        logits_to_keep=batch.label_count // rows + 1,
+    )
+    assert found.activations + found.logits == pytest.approx(seen, rel=0.1)
 
 
 @every

@@ -1,0 +1,77 @@
+"""Logits where labels are, and nowhere else: ragged chats against the unsplit model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.split.passes import takes_positions
+from atlas_flwr.train.evaluation import evaluate
+from atlas_flwr.train.step import batch_loss
+from atlas_flwr.trunk import LocalTrunk
+from tests.families import FAMILIES, build
+from tests.train.batches import ragged_chats
+
+DECODERS = [name for name in FAMILIES if build(name).get_output_embeddings()]
+
+
+def gradients(model, loss):
+    loss.backward()
+    return {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def whole_loss(model, batch):
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if takes_positions(model):
+        given["position_ids"] = batch.position_ids
+    return model(**given, labels=batch.labels).loss
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_ragged_chats_have_the_unsplit_models_loss_and_gradients(family):
+    batch, model = ragged_chats(), build(family)
+    parts = partition(copy.deepcopy(model), SplitPlan(1, 1))
+    split = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk))
+    same = copy.deepcopy(model)
+    wanted = whole_loss(model, batch)
+    expected = gradients(model, wanted)
+    found = gradients(same, batch_loss(same, batch))
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, atol=1e-6, rtol=1e-4)
+    loss = batch_loss(split, batch)
+    torch.testing.assert_close(loss, wanted)
+    loss.backward()
+    head, tail = split.get_input_embeddings(), split.tail.get_output_embeddings()
+    table, out = model.get_input_embeddings(), model.get_output_embeddings()
+    ours, theirs = [head.weight.grad, tail.weight.grad], [table.weight, out.weight]
+    if table.weight is out.weight:  # whose gradient is of both ends
+        ours, theirs = [head.weight.grad + tail.weight.grad], [out.weight]
+        if head.weight is tail.weight:
+            ours = [tail.weight.grad]
+    for own, whole in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, whole.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_lm_head_sees_no_more_rows_than_there_are_labels():
+    batch, (model, seen) = ragged_chats(), (build("gemma3"), [])
+    model.lm_head.register_forward_hook(
+        lambda m, given, out: seen.append(out.shape[:-1])
+    )
+    batch_loss(model, batch)
+    found = evaluate(model, [batch], ())
+    labels = int((batch.labels != -100).sum())
+    assert seen == [(1, labels)] * 2
+    assert found.tokens == batch.label_count == labels
+    assert labels < batch.labels.numel() / 4
+
+
+def test_a_loss_is_not_left_in_the_model():
+    model, batch = build("llama"), ragged_chats()
+    batch_loss(model, batch)
+    assert model(input_ids=batch.input_ids).logits.shape[:2] == batch.input_ids.shape
