@@ -37,7 +37,15 @@ def only_run(folder):
 
 
 @pytest.mark.parametrize(
-    "strategy", ["atlas", "fedavg", "fedprox", "local", "mira", "centralized"]
+    "strategy",
+    [
+        "atlas",
+        "fedavg",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("fedprox", "local", "mira", "centralized")
+        ),
+    ],
 )
 def test_a_round_in_which_nobody_could_train_ends_the_run(tmp_path, strategy):
     given = {} if strategy == "atlas" else {"strategy": strategy}
@@ -128,7 +136,10 @@ def adapters(folder):
     return load_checkpoint(folder.checkpoint_dir).state
 
 
-@pytest.mark.parametrize("kills", [(1,), (7,), (5, 12)])
+@pytest.mark.parametrize(
+    "kills",
+    [(7,), *(pytest.param(kills, marks=pytest.mark.slow) for kills in ((1,), (5, 12)))],
+)
 def test_a_trunk_that_dies_is_started_again_and_the_numbers_stay(
     tmp_path, monkeypatch, kills
 ):

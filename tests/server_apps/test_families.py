@@ -35,10 +35,10 @@ MEASURED = {"devices": "3MiB,6MiB"}
 @pytest.mark.parametrize(
     ("family", "more"),
     [
-        ("bloom", MEASURED),
+        pytest.param("bloom", MEASURED, marks=pytest.mark.slow),
         ("mpt", REMEDIED),
         ("mixtral", MEASURED),
-        ("qwen3-moe", REMEDIED),
+        pytest.param("qwen3-moe", REMEDIED, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_of_a_folder_learns(family, more, folder, tmp_path):

@@ -64,9 +64,9 @@ def finished(folder, **changes):
     "keys",
     [
         {"strategy": "atlas"},
-        {"strategy": "atlas", "split": "vanilla"},
+        pytest.param({"strategy": "atlas", "split": "vanilla"}, marks=pytest.mark.slow),
         {"strategy": "fedavg"},
-        {"strategy": "splitlora"},
+        pytest.param({"strategy": "splitlora"}, marks=pytest.mark.slow),
     ],
     ids=lambda keys: "-".join(keys.values()),
 )
@@ -134,8 +134,10 @@ def texts(tmp_path):
     "keys",
     [
         {"strategy": "atlas"},
-        {"strategy": "hetlora", "split": "vanilla"},
-        {"strategy": "flora", "split": "none"},
+        pytest.param(
+            {"strategy": "hetlora", "split": "vanilla"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"strategy": "flora", "split": "none"}, marks=pytest.mark.slow),
     ],
     ids=lambda keys: "-".join(keys.values()),
 )
@@ -157,7 +159,10 @@ def test_conversations_and_texts_are_learned_in_one_run(tmp_path, talks, texts, 
 
 @pytest.mark.parametrize(
     "keys",
-    [{"strategy": "atlas"}, {"strategy": "fedavg"}],
+    [
+        {"strategy": "atlas"},
+        pytest.param({"strategy": "fedavg"}, marks=pytest.mark.slow),
+    ],
     ids=lambda keys: keys["strategy"],
 )
 def test_answers_are_scored_before_the_first_round_and_after_the_last(

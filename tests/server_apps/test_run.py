@@ -115,7 +115,10 @@ def arrays(folder: RunFolder):
     return {key: torch.from_numpy(value) for key, value in found.state.items()}
 
 
-@pytest.mark.parametrize("moment", [MessageType.TRAIN, MessageType.EVALUATE])
+@pytest.mark.parametrize(
+    "moment",
+    [MessageType.TRAIN, pytest.param(MessageType.EVALUATE, marks=pytest.mark.slow)],
+)
 def test_a_killed_run_continues_to_the_numbers_of_an_unbroken_one(
     unbroken, tmp_path, moment
 ):
@@ -589,7 +592,16 @@ def test_personal_heads_and_classifiers_are_trained_on_from_round_to_round(
 REMEDIES = {"align": 0.5, "auxiliary_steps": 1, "prune_data": 0.5, "ema": 0.3}
 
 
-@pytest.mark.parametrize("remedy", REMEDIES)
+# tests/golden has the losses of every remedy alone; two of them here, all when asked.
+@pytest.mark.parametrize(
+    "remedy",
+    [
+        pytest.param(
+            name, marks=pytest.mark.slow if name in ("ema", "prune_data") else ()
+        )
+        for name in REMEDIES
+    ],
+)
 def test_each_remedy_changes_the_run_and_learns(unbroken, tmp_path, own_cache, remedy):
     found = summary(run(tmp_path, num_rounds=3, **{remedy: REMEDIES[remedy]}))
     plain = summary(unbroken)
@@ -602,6 +614,7 @@ def test_each_remedy_changes_the_run_and_learns(unbroken, tmp_path, own_cache, r
         assert 0.5 * crossed(plain) < crossed(found) < 0.9 * crossed(plain)
 
 
+@pytest.mark.slow
 def test_a_client_prunes_once_and_a_resumed_run_prunes_alike(tmp_path, own_cache):
     whole = run(tmp_path, num_rounds=3, prune_data=0.5, run_name="whole")
     kept = [path.name for path in own_cache.glob("clients/*/*/kept-examples-*.npz")]

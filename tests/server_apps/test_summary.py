@@ -55,7 +55,7 @@ def test_what_crosses_does_not_grow_with_the_texts(tmp_path):
     for length in (24, 48):
         for positions in (0, POSITIONS):
             given = {**GIVEN, "summary_positions": positions, "max_length": length}
-            folder = run(tmp_path, **given, fingerprint_epsilon=0.0)
+            folder = run(tmp_path, **given, fingerprint_epsilon=0.0, num_rounds=1)
             sizes[positions, length] = summary(folder)["bytes_up"]
     assert sizes[0, 48] > 1.2 * sizes[0, 24]
     assert sizes[POSITIONS, 48] == pytest.approx(sizes[POSITIONS, 24], rel=0.001)
@@ -67,13 +67,18 @@ def test_what_crosses_does_not_grow_with_the_texts(tmp_path):
     [
         {"split": "vanilla", "cut": "2/-"},
         {"model": "tiny-bert"},
-        {"adapter": "ia3"},
-        {"strategy": "mira", "mixing": 0.5},
-        {"strategy": "splitlora", "ranks": "uniform"},
-        {"personal": "tail"},
-        {"align": 0.3},
-        {"skip_gradients": 0.5},
         {"devices": "64MiB,128MiB", "cut": "auto"},
+        *(
+            pytest.param(given, marks=pytest.mark.slow)
+            for given in (
+                {"adapter": "ia3"},
+                {"strategy": "mira", "mixing": 0.5},
+                {"strategy": "splitlora", "ranks": "uniform"},
+                {"personal": "tail"},
+                {"align": 0.3},
+                {"skip_gradients": 0.5},
+            )
+        ),
     ],
     ids=lambda given: "-".join(f"{k}={v}" for k, v in given.items()),
 )

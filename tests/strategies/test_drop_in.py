@@ -425,9 +425,9 @@ def test_with_few_clients_a_round_the_clusters_are_made_anew_as_more_are_known()
 
     told = []
     strategy = Atlas(
-        fraction_train=0.1, num_clusters=4, fraction_evaluate=0.0, on_event=told.append
+        fraction_train=0.2, num_clusters=4, fraction_evaluate=0.0, on_event=told.append
     )
-    started(strategy, answering(of_task), dict(initial_values()), rounds=40, nodes=20)
+    started(strategy, answering(of_task), dict(initial_values()), rounds=20, nodes=20)
     known = strategy.clusters
     assert len(known) > 15
     assert len(set(known.values())) == 4

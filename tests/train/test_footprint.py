@@ -34,8 +34,12 @@ from tests.train.batches import ragged_chats
 
 ALL = ("all-linear",)
 KEPT = 8
+slow, param = pytest.mark.slow, pytest.param
 few = pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bert", "qwen2"])
 every = pytest.mark.parametrize("family", FAMILIES)
+two = pytest.mark.parametrize(
+    "family", ["llama-tied", "bert", *(param(f, marks=slow) for f in ("gpt2", "qwen2"))]
+)
 
 
 class Echo(TrunkClient):
@@ -155,7 +159,15 @@ def test_a_clients_step_keeps_alive_what_was_predicted(family):
         assert found.activations + found.logits == pytest.approx(seen, rel=0.04)
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - UNKNOWN_TO_PEFT))
+@pytest.mark.parametrize(
+    "family",
+    [
+        param(
+            family, marks=() if family in ("gemma3", "opt", "bert", "qwen2") else slow
+        )
+        for family in sorted(set(FAMILIES) - UNKNOWN_TO_PEFT)
+    ],
+)
 def test_an_ia3_clients_step_keeps_alive_what_was_predicted(family):
     architecture = outline_of(family).architecture(ALL, adapter="ia3")
     causal = architecture.vocabulary > 0
@@ -295,7 +307,7 @@ def test_bfloat16_halves_hidden_states_but_not_what_adapters_keep():
     assert 0.5 < half.block.token / full.block.token < 1.5
 
 
-@few
+@two
 def test_a_clients_aligned_steps_keep_alive_what_was_predicted(family):
     architecture = outline_of(family).architecture(ALL, aligned=True)
     causal, steps = architecture.vocabulary > 0, 3
@@ -321,7 +333,7 @@ def test_a_clients_aligned_steps_keep_alive_what_was_predicted(family):
         assert alive == pytest.approx(seen, rel=0.04)
 
 
-@few
+@two
 def test_a_clients_step_in_bfloat16_keeps_alive_what_was_predicted(family):
     architecture = outline_of(family).architecture(ALL, dtype=torch.bfloat16)
     for (head, tail), (rows, length) in (((1, 1), (3, 24)), ((2, 1), (6, 40))):
