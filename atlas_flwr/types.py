@@ -54,7 +54,8 @@ class OptimizerSpec:
     weight_decay : float
         Decoupled weight decay.
     accumulate : int
-        Backward passes whose gradients are summed before a step.
+        Backward passes whose gradients are summed before a step: each is of a share of
+        the step's loss.
     """
 
     lr: float = 1e-3
@@ -82,6 +83,9 @@ class TrunkCall:
     padding_unread : bool
         Whether nobody reads the answer where the mask has 0: it may be anything there,
         and its gradient is zero.
+    share : float
+        Of a loss that the trunk computes: its part of an optimiser step, by which it is
+        scaled.
     """
 
     hidden: Tensor
@@ -89,6 +93,7 @@ class TrunkCall:
     position_ids: Tensor | None = None
     step: int | None = None
     padding_unread: bool = False
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

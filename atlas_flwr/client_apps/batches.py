@@ -99,7 +99,7 @@ class ClientBatches:
                 own,
                 collate,
                 batch_size=self.config.batch_size,
-                steps=self.config.local_steps,
+                steps=self.config.local_steps * self.config.accumulate,
                 seed=derive_seed(self.config.seed, "train", self.round, owner),
             )
             for owner, own, collate in zip(owners, examples, collators, strict=True)

@@ -165,7 +165,11 @@ class ClientRound:
             done = train(
                 adapted.model,
                 batches,
-                OptimizerSpec(config.learning_rate, weight_decay=config.weight_decay),
+                OptimizerSpec(
+                    config.learning_rate,
+                    weight_decay=config.weight_decay,
+                    accumulate=config.accumulate,
+                ),
                 objective=partial(hooks.step, proceed=task_loss),
             )
             trained = adapted.state()

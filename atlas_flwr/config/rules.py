@@ -22,7 +22,7 @@ from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
 from atlas_flwr.config.trunk_rules import trunk_is_found
 from atlas_flwr.options import ADAPTER_STRATEGIES, Option, Problem
-from atlas_flwr.remedies import remedy_problems
+from atlas_flwr.remedies import every_step_crosses, remedy_problems
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
 
@@ -332,6 +332,17 @@ def folder_is_a_name(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def accumulated_steps_cross(config: RunConfig) -> Iterator[Problem]:
+    """Want each batch of an optimiser step to reach the trunk, which counts them."""
+    if config.accumulate > 1 and not every_step_crosses(config):
+        yield Problem(
+            ("accumulate", "skip-gradients", "auxiliary-steps"),
+            f"accumulate={config.accumulate}: with skip-gradients or auxiliary-steps "
+            "some batches do not reach the trunk, whose optimiser step would be of "
+            "others than the client's; set those to 0, or accumulate=1",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     within_limits,
     strategy_reads_it,
@@ -356,6 +367,7 @@ RULES: tuple[Rule, ...] = (
     tests_are_skewed_alike,
     shown_are_written,
     batch_is_filled,
+    accumulated_steps_cross,
     half_is_for_gpus,
     folder_is_a_name,
 )

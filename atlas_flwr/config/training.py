@@ -73,6 +73,13 @@ class TrainingConfig:
         "proportional to it: lower it first on small devices.",
         minimum=1,
     )
+    accumulate: int = option(
+        1,
+        "Batches whose gradients make one optimiser step, which is of the mean over "
+        "all their labels: batch-size times as many examples, in batch-size's memory. "
+        "A round runs local-steps times as many batches.",
+        minimum=1,
+    )
     eval_batch_size: int = option(
         16,
         "Examples in an evaluation step. No gradients are kept, so twice batch-size "

@@ -50,8 +50,8 @@ class Alignment(Remedy):
             )
 
     def remembered_steps(self, config: RunConfig) -> int:
-        """Return the steps of a round: the probabilities of each are kept."""
-        return config.local_steps if config.align else 0
+        """Return the batches of a round: the probabilities of each are kept."""
+        return config.local_steps * config.accumulate if config.align else 0
 
     def client(self, now: RoundContext) -> ClientHooks:
         """Add the term, if it has a weight."""

@@ -218,7 +218,11 @@ def scaling_of(config: RunConfig) -> Scaling:
 
 def optimizer_of(config: RunConfig) -> OptimizerSpec:
     """Return AdamW's settings on clients."""
-    return OptimizerSpec(lr=config.learning_rate, weight_decay=config.weight_decay)
+    return OptimizerSpec(
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        accumulate=config.accumulate,
+    )
 
 
 def trunk_optimizer_of(config: RunConfig) -> OptimizerSpec:

@@ -188,7 +188,7 @@ class Progress:
     def _planned_steps(self, clients: int) -> int | None:
         config = self.config
         countable = every_step_crosses(config) and config.trunk_merge == 1
-        return clients * config.local_steps if countable else None
+        return clients * config.local_steps * config.accumulate if countable else None
 
     def _trunk_steps(self) -> int | None:
         try:

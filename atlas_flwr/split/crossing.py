@@ -87,7 +87,8 @@ def cross_to_loss(
     """Let the trunk end the model; return the loss, if there are labels, and logits.
 
     The trunk's own adapters take their step in the same call; a loss that is then
-    scaled before ``backward`` scales the head's gradient, not theirs.
+    scaled before ``backward`` scales the head's gradient, not theirs: ``call.share``
+    scales both.
     """
     training = torch.is_grad_enabled() and labels is not None
     numbered = replace(

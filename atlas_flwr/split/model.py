@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count
 from typing import Any, cast
@@ -21,7 +22,13 @@ from transformers.utils.generic import ModelOutput
 
 from atlas_flwr.split.crossing import cross, cross_to_loss
 from atlas_flwr.split.part import part_info, whole_config
-from atlas_flwr.split.passes import end_model, is_causal, run_blocks, takes_positions
+from atlas_flwr.split.passes import (
+    end_model,
+    is_causal,
+    label_count,
+    run_blocks,
+    takes_positions,
+)
 from atlas_flwr.split.slice_cache import SliceCache, keeps_cache
 from atlas_flwr.split.split_cache import SplitCache, part_cache
 from atlas_flwr.split.summary import Summary
@@ -120,8 +127,9 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             Made by :meth:`new_cache`; the inputs are of positions that are new to it,
             but for the mask, which is of all.
         **kwargs : Any
-            What ``generate`` and ``Trainer`` pass besides: ``num_items_in_batch`` goes
-            to a causal tail's loss; ``use_cache`` and ``return_dict`` change nothing.
+            What ``generate`` and ``Trainer`` pass besides: ``num_items_in_batch`` is
+            what the loss is divided by, in the place of the number of its own labels;
+            ``use_cache`` and ``return_dict`` change nothing.
 
         Returns
         -------
@@ -150,6 +158,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         call, labels = self._smashed(inputs, labels)
         step = next(self._steps) if torch.is_grad_enabled() else 0
         if self.tail is None:
+            if items is not None and labels is not None:
+                call = replace(call, share=label_count(labels) / float(items))
             loss, logits = cross_to_loss(
                 call, labels, self.trunk, step, int(logits_to_keep)
             )

@@ -12,7 +12,9 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-__all__ = ["end_model", "is_causal", "run_blocks", "takes_positions"]
+__all__ = ["end_model", "is_causal", "label_count", "run_blocks", "takes_positions"]
+
+IGNORED = -100
 
 
 def takes_positions(model: nn.Module) -> bool:
@@ -118,6 +120,20 @@ def _looks_ahead(hidden: Tensor, labels: Tensor | None) -> bool:
     if labels is None or labels.dim() != 2:
         return False
     return labels.shape[1] == hidden.shape[1] + 1
+
+
+def label_count(labels: Tensor) -> int:
+    """Count the labels that a loss is the mean over.
+
+    Parameters
+    ----------
+    labels : Tensor
+        As :func:`end_model` takes them. Of a causal model's, nothing predicts the
+        first.
+    """
+    if labels.dim() != 2 or labels.is_floating_point():
+        return len(labels)
+    return int((labels[:, 1:] != IGNORED).sum())
 
 
 def is_causal(part: Any) -> bool:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -66,7 +67,9 @@ def train(
     model : nn.Module
         A split model or a whole one.
     batches : Iterable[Batch]
-        As many as steps are wanted.
+        As many as steps are wanted, times ``optimizer.accumulate``: the loss of a step
+        is the mean over the labels of all its batches, as Transformers' ``Trainer`` has
+        it. Batches that are left over for no whole step change nothing.
     optimizer : OptimizerSpec
         AdamW's settings; the trunk steps its own adapters with the same.
     objective : Callable[[Step], StepLoss]
@@ -83,15 +86,16 @@ def train(
     losses: list[float] = []
     penalties: list[float] = []
     steps, examples = 0, 0
-    for index, batch in enumerate(batches):
-        loss = objective(Step(model, batch, index))
+    for index, (batch, labels) in enumerate(_counted(batches, optimizer.accumulate)):
+        step = Step(model, batch, index, labels)
+        loss = objective(step)
         total = loss.total()
         if not torch.isfinite(total):
             raise AtlasError(
                 f"the loss is {total.item()} at local step {index + 1}; lower "
                 f"learning-rate (now {optimizer.lr})"
             )
-        total.backward()
+        (total if labels is None else total * step.share).backward()
         if (index + 1) % optimizer.accumulate == 0:
             stepper.step()
             stepper.zero_grad()
@@ -104,3 +108,16 @@ def train(
     mean = sum(losses) / max(len(losses), 1)
     added = sum(penalties) / len(penalties) if penalties else None
     return Trained(mean, added, steps, examples)
+
+
+def _counted(
+    batches: Iterable[Batch], accumulate: int
+) -> Iterator[tuple[Batch, int | None]]:
+    """Yield batches with the labels of all that their optimiser step has."""
+    if accumulate == 1:
+        yield from ((batch, None) for batch in batches)
+        return
+    rest = iter(batches)
+    while step := list(islice(rest, accumulate)):
+        labels = sum(batch.label_count for batch in step)
+        yield from ((batch, labels) for batch in step)

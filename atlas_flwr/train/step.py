@@ -78,11 +78,19 @@ class Step:
         What it learns from.
     index : int
         From 0 in each round.
+    labels : int, optional
+        Those of all batches of its optimiser step; ``None`` where it is the only one.
     """
 
     model: nn.Module
     batch: Batch
     index: int
+    labels: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Part of its optimiser step, by its labels."""
+        return 1.0 if self.labels is None else self.batch.label_count / self.labels
 
     @cached_property
     def log_probabilities(self) -> tuple[Tensor, Tensor]:
@@ -109,9 +117,11 @@ def task_loss(step: Step) -> StepLoss:
         return StepLoss(F.nll_loss(*step.log_probabilities, ignore_index=NO_LABEL))
     batch = step.batch.to(device_of(model))
     kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
+    if step.labels is not None:
+        kept["num_items_in_batch"] = step.labels
     loss = model(**model_inputs(model, batch), labels=batch.labels, **kept).loss
     assert isinstance(loss, Tensor)
-    return StepLoss(loss)
+    return StepLoss(loss if step.labels is None else loss / step.share)
 
 
 def device_of(model: nn.Module) -> torch.device:

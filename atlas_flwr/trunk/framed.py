@@ -131,7 +131,13 @@ class FramedTrunk(TrunkClient):
         """End the model."""
         given = None if labels is None else (labels, Role.ACTIVATION)
         real = self._spared(call)
-        frame = encode_tensors(self.codec, {**_inputs(call, real), "labels": given})
+        share = torch.tensor(call.share, dtype=torch.float64)
+        ending = {
+            "labels": given,
+            # As the loss that is answered, not to be rounded.
+            "share": None if call.share == 1 else (share, Role.ADAPTER),
+        }
+        frame = encode_tensors(self.codec, {**_inputs(call, real), **ending})
         found = self._ask(Verb.LOSS, frame, call.step, logits_to_keep)
         grad = found.get("grad")
         if grad is not None and real is not None:
@@ -338,7 +344,8 @@ def _call(
             raise WireError("rows without the mask that says where they belong")
         hidden = padded(hidden, real)
     unread = real is not None
-    return TrunkCall(hidden, mask, positions, request.step, unread), real
+    share = float(tensors.get("share", 1.0))
+    return TrunkCall(hidden, mask, positions, request.step, unread, share), real
 
 
 def _named(tensors: dict[str, Tensor], name: str) -> Tensor:

@@ -107,6 +107,7 @@ class LocalTrunk(TrunkClient):
             loss = out["loss"] if labels is not None else None
             if training:
                 assert loss is not None
+                loss = loss * call.share
                 loss.backward()
         detached = None if loss is None else loss.detach()
         return LossReply(detached, out["logits"].detach(), hidden.grad)

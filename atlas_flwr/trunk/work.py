@@ -214,6 +214,8 @@ def _end(base: SharedBase, work: Ending) -> LossReply:
                 "trained on it; lower the learning rate "
                 f"(now {session.spec.optimizer.lr}), or check the labels"
             )
+        if call.share != 1:
+            loss = loss * call.share
         back, grads = _gradients(session, call, loss)
     session.learn(grads)
     return LossReply(loss.detach(), logits.detach(), back)
