@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 __all__ = ["Link", "Need", "Way", "chained", "most_guests"]
@@ -40,11 +41,14 @@ def most_guests(memory: int, blocks: int, need: Need) -> int:
     return low
 
 
-def chained(sizes: Mapping[str, int], blocks: range, need: Need) -> dict[Way, int]:
+def chained(
+    sizes: Mapping[str, int], blocks: range, need: Need, wanted: int = 1
+) -> dict[Way, int]:
     """Make chains of hosts none of which holds all blocks.
 
-    The largest come first, as many as reach; a chain's blocks are then dealt in
-    proportion to what its hosts could hold, so that each has room for guests.
+    For 1, 2, 3... guests a chain, the largest hosts come first, as many as reach, and
+    a chain's blocks are dealt in proportion to what its hosts could hold. Short chains
+    are taken if they have room for all; else those with most room.
 
     Parameters
     ----------
@@ -54,14 +58,33 @@ def chained(sizes: Mapping[str, int], blocks: range, need: Need) -> dict[Way, in
         The trunk's.
     need : Callable[[int, int], int]
         Bytes of so many blocks with so many guests.
+    wanted : int
+        Guests to have room for.
 
     Returns
     -------
     dict[Way, int]
         Chains, and how many guests each bears; some hosts may be on none.
     """
+    best: dict[Way, int] = {}
+    for each in range(1, MOST + 1):
+        found = _chains(sizes, blocks, need, each)
+        if not found:
+            break
+        if sum(found.values()) > sum(best.values()):
+            best = found
+        if sum(best.values()) >= wanted:
+            break
+    return best
+
+
+def _chains(
+    sizes: Mapping[str, int], blocks: range, need: Need, each: int
+) -> dict[Way, int]:
+    """Make chains that bear so many guests each, or more."""
     could = {
-        host: _most_blocks(size, len(blocks), need) for host, size in sizes.items()
+        host: _most_blocks(size, len(blocks), partial(_of_guests, need, each))
+        for host, size in sizes.items()
     }
     ordered = sorted((h for h in could if could[h]), key=lambda h: (-could[h], h))
     found: dict[Way, int] = {}
@@ -76,8 +99,12 @@ def chained(sizes: Mapping[str, int], blocks: range, need: Need) -> dict[Way, in
     return found
 
 
-def _most_blocks(memory: int, blocks: int, need: Need) -> int:
-    return max((k for k in range(1, blocks + 1) if need(k, 1) <= memory), default=0)
+def _of_guests(need: Need, guests: int, blocks: int) -> int:
+    return need(blocks, guests)
+
+
+def _most_blocks(memory: int, blocks: int, need: Callable[[int], int]) -> int:
+    return max((k for k in range(1, blocks + 1) if need(k) <= memory), default=0)
 
 
 def _dealt(could: Mapping[str, int], blocks: range) -> Way:

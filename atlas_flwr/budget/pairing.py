@@ -168,7 +168,9 @@ def trusts(guest: Guest, host: Host) -> bool:
     return guest.client == host.client or not guest.trust.isdisjoint(host.trust)
 
 
-def ways_of(hosts: Sequence[Host], blocks: range, need: Need) -> dict[Way, int]:
+def ways_of(
+    hosts: Sequence[Host], blocks: range, need: Need, wanted: int = 1
+) -> dict[Way, int]:
     """Return the ways that hosts make, and how many guests each bears.
 
     Parameters
@@ -179,21 +181,40 @@ def ways_of(hosts: Sequence[Host], blocks: range, need: Need) -> dict[Way, int]:
         The trunk's.
     need : Callable[[int, int], int]
         Bytes of so many blocks with so many guests.
+    wanted : int
+        Guests to have room for; chains are as short as that allows.
     """
     found: dict[Way, int] = {}
     small = []
     for host in hosts:
         if guests := most_guests(host.memory, len(blocks), need):
             found[(Link(host.client, blocks.start, blocks.stop),)] = guests
+            wanted -= 0 if host.price else guests  # a last resort makes no room
         else:
             small.append(host)
-    # A chain's hosts are of one group, and in one cluster as far as that goes.
-    for key in (lambda h: (h.trust, h.cluster), lambda h: (h.trust, None)):
-        for members in _grouped(small, key):
-            sizes = {host.client: host.memory for host in members}
-            found |= chained(sizes, blocks, need)
+    near = _chains_of(small, blocks, need, wanted, in_clusters=True)
+    far = _chains_of(small, blocks, need, wanted, in_clusters=False)
+    room = sum(near.values())
+    return found | (near if room >= min(wanted, sum(far.values())) else far)
+
+
+def _chains_of(
+    hosts: Sequence[Host], blocks: range, need: Need, wanted: int, *, in_clusters: bool
+) -> dict[Way, int]:
+    """Make chains of hosts that are in the same groups, and if asked in a cluster.
+
+    What is left over in the clusters makes chains across them.
+    """
+    found: dict[Way, int] = {}
+    keys: list[Callable[[Host], object]] = [lambda host: sorted(host.trust)]
+    if in_clusters:
+        keys.insert(0, lambda host: (sorted(host.trust), host.cluster))
+    for key in keys:
         taken = {link.host for way in found for link in way}
-        small = [host for host in small if host.client not in taken]
+        for members in _grouped([h for h in hosts if h.client not in taken], key):
+            sizes = {host.client: host.memory for host in members}
+            room = sum(found.values())
+            found |= chained(sizes, blocks, need, wanted - room)
     return found
 
 
@@ -203,6 +224,7 @@ def pair(
     ways: Mapping[Way, int],
     *,
     before: Mapping[str, Way] | None = None,
+    taken: Mapping[Way, int] | None = None,
     prices: Prices | None = None,
 ) -> Pairing:
     """Pair guests with ways.
@@ -217,15 +239,22 @@ def pair(
         How many guests each bears (see :func:`ways_of`).
     before : Mapping[str, Way], optional
         The ways that guests had before.
+    taken : Mapping[Way, int], optional
+        How many other guests are on ways already; they stay.
     prices : Prices, optional
         What is paid for what.
     """
-    given = prices or Prices()
+    given, others = prices or Prices(), taken or {}
     if not guests:
         return Pairing({}, [], 0.0)
     blocks = next((range(w[0].first, w[-1].stop) for w in ways), range(0))
     trade = _Trade({h.client: h for h in hosts}, blocks, given, before or {})
-    places = [(w, n) for w, most in ways.items() for n in range(min(most, len(guests)))]
+    places = [
+        (way, n)
+        for way, most in ways.items()
+        for start in (others.get(way, 0),)
+        for n in range(start, min(most, start + len(guests)))
+    ]
     table = _table(guests, places, trade)
     rows, columns = linear_sum_assignment(table)
     found = dict(zip(rows.tolist(), columns.tolist(), strict=True))
@@ -252,7 +281,7 @@ def _table(
 
 
 def _grouped(hosts: Sequence[Host], key: Callable[[Host], object]) -> list[list[Host]]:
-    groups: dict[object, list[Host]] = {}
+    groups: dict[str, list[Host]] = {}
     for host in hosts:
-        groups.setdefault(key(host), []).append(host)
+        groups.setdefault(repr(key(host)), []).append(host)
     return list(groups.values())

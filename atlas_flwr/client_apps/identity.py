@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flwr.app import Context
 
 from atlas_flwr.config import RunConfig, parse_bytes
+from atlas_flwr.config.parsing import split_list
 from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.protocol.profile import Profile
+from atlas_flwr.protocol.profile import Offer, Profile
 from atlas_flwr.seeds import derive_seed
 
 __all__ = ["Identity", "device_budget"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,14 @@ class Identity:
         ``num-partitions``.
     memory : int, optional
         Bytes that training may take.
+    offer : Offer
+        What it would carry of the trunk for others.
     """
 
     index: int
     count: int
     memory: int | None
+    offer: Offer = field(default_factory=Offer)
 
     @classmethod
     def of(cls, context: Context, config: RunConfig) -> Identity:
@@ -41,7 +49,8 @@ class Identity:
 
         In a simulation Flower sets ``partition-id`` and ``num-partitions``; a SuperNode
         takes them from ``--node-config``, together with an optional ``memory`` such as
-        ``'3GiB'``, which goes before the run config's ``devices``.
+        ``'3GiB'``, which goes before the run config's ``devices``, and ``trunk-memory``
+        and ``trust``, which go before ``peer-memory`` and ``peer-trust``.
 
         Raises
         ------
@@ -65,7 +74,7 @@ class Identity:
             )
         own = node.get("memory")
         memory = parse_bytes(str(own)) if own else device_budget(config, index, count)
-        return cls(index, count, memory)
+        return cls(index, count, memory, _offer(node, config, index, count))
 
     def shard(self, config: RunConfig, index: int | None = None) -> Shard:
         """Return this client's text, or in a simulation another client's."""
@@ -84,7 +93,7 @@ class Identity:
     def profile(self, config: RunConfig) -> Profile:
         """Return what the server is told of this client."""
         task = load_task(config.task_list[self.index % len(config.task_list)])
-        return Profile(str(self.index), self.memory, task.name, self.count)
+        return Profile(str(self.index), self.memory, task.name, self.count, self.offer)
 
 
 def device_budget(config: RunConfig, index: int, count: int) -> int | None:
@@ -94,9 +103,29 @@ def device_budget(config: RunConfig, index: int, count: int) -> int | None:
     that a device does not tell a task.
     """
     sizes = config.device_bytes
-    if not sizes:
-        return None
-    dealt = [sizes[i % len(sizes)] for i in range(count)]
+    return _dealt(config, "devices", sizes, count)[index] if sizes else None
+
+
+def _dealt(config: RunConfig, what: str, items: Sequence[T], count: int) -> list[T]:
+    dealt = [items[i % len(items)] for i in range(count)]
     if config.device_order == "shuffled":
-        random.Random(derive_seed(config.seed, "devices")).shuffle(dealt)
-    return dealt[index]
+        random.Random(derive_seed(config.seed, what)).shuffle(dealt)
+    return dealt
+
+
+def _offer(
+    node: Mapping[str, object], config: RunConfig, index: int, count: int
+) -> Offer:
+    """Return what the node config offers, or else the run config deals this client."""
+    sizes = split_list(config.peer_memory) or ("0",)
+    speeds = split_list(config.peer_speeds) or ("1",) * len(sizes)
+    offers = list(zip(sizes, speeds, strict=True))
+    size, speed = _dealt(config, "peers", offers, count)[index]
+    groups = split_list(config.peer_trust) or ("",)
+    size = str(node.get("trunk-memory", size))
+    trust = str(node.get("trust", groups[index % len(groups)]))
+    try:
+        memory = 0 if size == "0" else parse_bytes(size)
+    except ValueError as error:
+        raise ConfigError([f"trunk-memory={size!r} (node config): {error}"]) from None
+    return Offer(memory, float(speed), frozenset(trust.split("+")))

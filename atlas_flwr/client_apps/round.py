@@ -33,6 +33,7 @@ from atlas_flwr.data import (
 from atlas_flwr.data.responses import GenerationCollator, commonest_token_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.remedies import ClientHooks, RoundContext, client_hooks
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
@@ -44,7 +45,7 @@ from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
 from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import connect
+from atlas_flwr.trunk.chain import connect_all
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
@@ -244,13 +245,8 @@ class ClientRound:
                 yield adapted
             return
         parts = self.files.parts(self.plan)
-        ca = self.entries.get(keys.TRUNK_CA)
-        trunk = connect(
-            str(self.entries[keys.TRUNK_ADDRESS]),
-            token=str(self.entries[keys.TRUNK_TOKEN]),
-            ca=None if ca is None else str(ca),
-            codec=self.config.codec,
-            spares_padding=True,
+        trunk = connect_all(
+            doors_of(self.entries), codec=self.config.codec, spares_padding=True
         )
         if trains:
             trunk = hooks.trunk(trunk)

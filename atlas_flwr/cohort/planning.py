@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from atlas_flwr.budget import per_byte
+from atlas_flwr.budget import Guest, Host, per_byte
 from atlas_flwr.clustering import Clusters, detect_drift
 from atlas_flwr.cohort.assigned import Assignments
 from atlas_flwr.cohort.discovery import Discovery
@@ -114,6 +114,7 @@ class RoundPlanner:
         """
         if not nodes:
             return
+        nodes = self.admitted("fingerprint", server_round, nodes)
         entries = ConfigRecord({**config, keys.SERVER_ROUND: server_round})
         found = ask_fingerprints(
             grid, nodes, entries, self.roster, self.sessions, self.importance
@@ -193,9 +194,31 @@ class RoundPlanner:
 
     def assigned(self, node: int) -> Assigned | None:
         """Return what a node is given, by its memory and its cluster's importances."""
-        client = self.roster.client(node)
-        profile = self.roster.profiles.get(node, Profile(client))
-        return self.assignments.of(profile, self._importance(client))
+        profile = self._profile(node)
+        return self.assignments.of(profile, self._importance(profile.client))
+
+    def admitted(self, what: str, server_round: int, nodes: Sequence[int]) -> list[int]:
+        """Return the nodes that have a place on the trunk, for a kind of message."""
+        if self.sessions is None or not nodes:
+            return list(nodes)
+        guests = {node: self._guest(self._profile(node)) for node in nodes}
+        hosts = [self._host(p) for p in self.roster.profiles.values() if p.offer.memory]
+        found = [*guests.values()]
+        able = self.sessions.admit(what, server_round, found, hosts)
+        return [node for node, guest in guests.items() if guest.client in able]
+
+    def _profile(self, node: int) -> Profile:
+        return self.roster.profiles.get(node, Profile(self.roster.client(node)))
+
+    def _guest(self, profile: Profile) -> Guest:
+        cluster = self.discovery.label(profile.client)
+        return Guest(profile.client, profile.offer.trust, cluster)
+
+    def _host(self, profile: Profile) -> Host:
+        offer, cluster = profile.offer, self.discovery.label(profile.client)
+        return Host(
+            profile.client, offer.memory, offer.trust, cluster, pace=1 / offer.speed
+        )
 
     def sketches(
         self, group: Callable[[str], str | None]

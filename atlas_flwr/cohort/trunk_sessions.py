@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from atlas_flwr.budget import Guest, Host
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
-from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.doors import way_to
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 from atlas_flwr.remedies.personal_layers import PersonalLayers
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.trunk import SessionSpec, TrunkHost
+from atlas_flwr.trunk.host import Door, Introducing
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["TrunkSessions"]
@@ -85,14 +87,37 @@ class TrunkSessions:
         shared = ALL if self.shared and mine.factors else ""
         live, folds = self._folds(mine, source)
         merge = self.merge if shared else 1
-        spec = SessionSpec(plan, live, self.optimizer, shared, folds, probe, merge)
+        spec = SessionSpec(
+            plan, live, self.optimizer, shared, folds, probe, merge, client
+        )
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]
 
-    def way(self, token: str) -> dict[str, str]:
+    def admit(
+        self,
+        what: str,
+        server_round: int,
+        guests: Sequence[Guest],
+        hosts: Collection[Host],
+    ) -> Collection[str]:
+        """Find clients a place on the trunk; return those that have one.
+
+        Parameters
+        ----------
+        what, server_round : str, int
+            For which message of which round.
+        guests, hosts : Sequence[Guest], Collection[Host]
+            The clients, and those who would carry the trunk if peers do.
+        """
+        if isinstance(self.host, Introducing):
+            return self.host.admit(what, server_round, guests, hosts)
+        return [guest.client for guest in guests]
+
+    def way(self, token: str) -> dict[str, str | list[str]]:
         """Return what a message says of the way to a session."""
-        way = {keys.TRUNK_ADDRESS: self.address, keys.TRUNK_TOKEN: token}
-        return {**way, keys.TRUNK_CA: self.ca} if self.ca else way
+        if isinstance(self.host, Introducing):
+            return way_to(self.host.doors(token))
+        return way_to([Door(self.address, token, self.ca)])
 
     def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
         """Return what of ``state`` is trained on the trunk under ``plan``.

@@ -15,11 +15,12 @@ __all__ = ["MachineConfig"]
 class MachineConfig:
     """Where clients and trunk compute, and where a run is kept."""
 
-    trunk: Literal["auto", "ray", "grpc", "local"] = option(
+    trunk: Literal["auto", "ray", "grpc", "local", "peers"] = option(
         "auto",
         "How clients reach the trunk. ray: an actor of a simulation's Ray cluster. "
         "grpc: a service of the ServerApp, over TLS, for SuperNodes on other machines. "
-        "local: inside the ServerApp's process, for tests. auto takes ray in a "
+        "local: inside the ServerApp's process, for tests. peers: clients that lend "
+        "memory carry it for others (docs/peers.md). auto takes ray in a "
         "simulation, and grpc on Flower's deployment engine.",
     )
     trunk_listen: str = option(

@@ -16,6 +16,7 @@ from pathlib import Path
 from atlas_flwr.config.adaptation import MAX_RANK
 from atlas_flwr.config.adapters import adapter_fits_method
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
+from atlas_flwr.config.peer_rules import peers_can_carry
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
@@ -352,6 +353,7 @@ RULES: tuple[Rule, ...] = (
     ranks_are_ranks,
     all_linear_is_alone,
     devices_are_sizes,
+    peers_can_carry,
     cut_fits_split,
     trunk_is_found,
     clusters_agree,

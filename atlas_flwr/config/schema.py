@@ -17,6 +17,7 @@ from atlas_flwr.config.clusters import ClusterConfig
 from atlas_flwr.config.cut import CutConfig
 from atlas_flwr.config.machines import MachineConfig
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
+from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.rounds import RoundConfig
 from atlas_flwr.config.scoring import ScoringConfig
 from atlas_flwr.config.training import TrainingConfig
@@ -42,6 +43,7 @@ FIRST: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class RunConfig(
+    PeerConfig,
     MachineConfig,
     RemedyKeys,
     RoundConfig,

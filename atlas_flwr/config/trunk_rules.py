@@ -18,7 +18,9 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)
-        if config.trunk in ("ray", "local") and text != getattr(RunConfig, name):
+        if config.trunk in ("ray", "local", "peers") and text != getattr(
+            RunConfig, name
+        ):
             yield Problem(
                 (key, "trunk"),
                 f"{key}={text!r}: trunk={config.trunk!r} listens nowhere; set "

@@ -10,7 +10,27 @@ from flwr.app import ConfigRecord
 
 from atlas_flwr.split import SplitPlan
 
-__all__ = ["Assigned", "Profile"]
+__all__ = ["Assigned", "Offer", "Profile"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a client would carry of the trunk for others.
+
+    Attributes
+    ----------
+    memory : int
+        Bytes that it lends; 0 for nothing.
+    speed : float
+        How fast it computes, 1 being common.
+    trust : frozenset[str]
+        Groups of clients that it would carry for, and be carried by; those who name
+        none are one group, ``""``.
+    """
+
+    memory: int = 0
+    speed: float = 1.0
+    trust: frozenset[str] = frozenset({""})
 
 
 @dataclass(frozen=True)
@@ -27,12 +47,15 @@ class Profile:
         Its true task where it is known, for reports only; else empty.
     partitions : int
         Clients that the texts are dealt to, it among them; 0 where it does not say.
+    offer : Offer
+        What it would carry of the trunk for others.
     """
 
     client: str
     memory: int | None = None
     task: str = ""
     partitions: int = 0
+    offer: Offer = Offer()
 
     def to_record(self) -> ConfigRecord:
         """Write the reply's ConfigRecord."""
@@ -42,6 +65,9 @@ class Profile:
                 "memory": self.memory or 0,
                 "task": self.task,
                 "partitions": self.partitions,
+                "lends": self.offer.memory,
+                "speed": self.offer.speed,
+                "trust": sorted(self.offer.trust),
             }
         )
 
@@ -53,7 +79,16 @@ class Profile:
             memory=int(str(record["memory"])) or None,
             task=str(record["task"]),
             partitions=int(str(record.get("partitions", 0))),
+            offer=Offer(
+                memory=int(str(record.get("lends", 0))),
+                speed=float(str(record.get("speed", 1.0))),
+                trust=frozenset(_texts(record.get("trust", [""]))),
+            ),
         )
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 @dataclass(frozen=True)

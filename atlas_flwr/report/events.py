@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from atlas_flwr.errors import DataError
+from atlas_flwr.report.peer_events import PeerLost, PeerMoved, PeersPaired
 
 __all__ = [
     "EVENTS",
@@ -21,6 +22,9 @@ __all__ = [
     "ClientTrained",
     "Clustered",
     "Event",
+    "PeerLost",
+    "PeerMoved",
+    "PeersPaired",
     "RoundEnded",
     "RunEnded",
     "RunStarted",
@@ -291,6 +295,9 @@ Event = (
     | RoundEnded
     | SumsSent
     | TrunkRestarted
+    | PeersPaired
+    | PeerLost
+    | PeerMoved
     | RunEnded
 )
 EVENTS: Mapping[str, type[Event]] = {
@@ -303,6 +310,9 @@ EVENTS: Mapping[str, type[Event]] = {
     "round-ended": RoundEnded,
     "sums-sent": SumsSent,
     "trunk-restarted": TrunkRestarted,
+    "peers-paired": PeersPaired,
+    "peer-lost": PeerLost,
+    "peer-moved": PeerMoved,
     "run-ended": RunEnded,
 }
 NAMES = {kind: name for name, kind in EVENTS.items()}
@@ -344,6 +354,8 @@ def from_record(record: Mapping[str, Any]) -> Event | None:
     given = {name: value for name, value in record.items() if name in names}
     if "confusion" in given:
         given["confusion"] = tuple(given["confusion"])
+    if "alone" in given:
+        given["alone"] = tuple(given["alone"])
     if given.get("loss", 0.0) is None:
         given["loss"] = math.nan
     try:

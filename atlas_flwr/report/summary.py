@@ -170,6 +170,13 @@ class Summary:
         By client: its share in each cluster at the last clustering, where known.
     trunk_restarts : int
         How often a lost trunk was started again.
+    carried : Mapping[str, int]
+        With trunk='peers', by peer: the most clients that it carried the trunk for.
+    peers_lost : Mapping[str, str]
+        Peers that failed while they carried it, and why.
+    peer_moves, sat_out : int
+        How often a client of a lost peer went to another, and how often one sat a round
+        of training out, as nobody had room for it.
     samples : tuple[Sample, ...]
         Those that clients have sent, with ``share-samples``.
     wall_seconds : float
@@ -199,6 +206,10 @@ class Summary:
     wall_seconds: float
     memberships: Mapping[str, Numbers] = field(default_factory=dict)
     trunk_restarts: int = 0
+    carried: Mapping[str, int] = field(default_factory=dict)
+    peers_lost: Mapping[str, str] = field(default_factory=dict)
+    peer_moves: int = 0
+    sat_out: int = 0
     samples: tuple[Sample, ...] = ()
 
     @property

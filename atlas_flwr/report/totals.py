@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_flwr.config import RunConfig
+from atlas_flwr.report.carrying import carried_by_peers
 from atlas_flwr.report.classes import balanced_accuracy, macro_f1
 from atlas_flwr.report.events import (
     Baseline,
@@ -28,6 +29,7 @@ from atlas_flwr.report.events import (
     SumsSent,
     TrunkRestarted,
 )
+from atlas_flwr.report.peer_events import PeerLost, PeerMoved, PeersPaired
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
 from atlas_flwr.report.written import gathered_samples, written_scores
@@ -82,6 +84,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         memberships=log.clustered.memberships if log.clustered else {},
         trunk_restarts=log.restarts,
         samples=gathered_samples(log.sampled, log.clusters),
+        **carried_by_peers(happened),
     )
 
 
@@ -129,7 +132,7 @@ class _Log:
                 self.num_clients = event.num_clients
             case TrunkRestarted():
                 self.restarts += 1
-            case RunEnded():
+            case RunEnded() | PeersPaired() | PeerLost() | PeerMoved():
                 pass
 
     @property

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import RunConfig, to_yaml
 from atlas_flwr.errors import RoundError, TrunkLost
+from atlas_flwr.grids.mending import MendingGrid
 from atlas_flwr.grids.progress import ProgressGrid
 from atlas_flwr.grids.quorum import QuorumGrid
 from atlas_flwr.grids.recording import RecordingGrid
@@ -52,6 +53,7 @@ from atlas_flwr.server_apps.trunk import check_reach, trunk_of
 from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint
+from atlas_flwr.trunk.host import Introducing
 
 __all__ = ["Run"]
 
@@ -143,9 +145,12 @@ class Run:
         config, saved = self.config, rounds.saved
         recorder, progress = rounds.recorder, rounds.progress
         grid: Grid = rounds.grid
+        host = setting.trunk.host if setting.trunk else None
+        if isinstance(host, Introducing):
+            grid = MendingGrid(grid, host)
         if config.secure_aggregation:
             grid = SecureGrid(grid, inner)
-        progress.stats = setting.trunk.host.stats if setting.trunk else None
+        progress.stats = host.stats if host else None
         done = saved.round if saved else 0
         arrays = saved.arrays if saved else initial_arrays(setting)
         if saved and isinstance(inner, Stateful):

@@ -16,13 +16,14 @@ from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.log import log
 from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
+from atlas_flwr.server_apps.peers import peers_of
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
 
 __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
 
-Start = Callable[[RunContext, str], AbstractContextManager[Endpoint]]
+Start = Callable[[RunContext, str, Grid], AbstractContextManager[Endpoint]]
 SHARED_GPU = 0.01  # clients take the rest of it
 
 
@@ -39,6 +40,7 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
     reach = {
         "ray": "an actor of the Ray cluster that Flower's simulation starts",
         "local": "an engine inside the ServerApp's process",
+        "peers": "in this version carried by clients of a simulation alone",
     }
     kind = trunk_kind(config, grid)
     if kind not in reach:
@@ -75,7 +77,7 @@ def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
         from atlas_flwr.trunk.ray import wait_for_ray
 
         wait_for_ray()  # which forks, and cannot while gRPC's threads run
-    with TRUNKS[kind](setting, name) as found:
+    with TRUNKS[kind](setting, name, grid) as found:
         yield found
 
 
@@ -95,14 +97,20 @@ def _source(setting: RunContext) -> TrunkSource:
 
 
 @contextmanager
-def _local(setting: RunContext, name: str) -> Iterator[Endpoint]:
-    engine = _source(setting).engine()
+def _local(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
+    with _local_trunk(_source(setting), name) as found:
+        yield found
+
+
+@contextmanager
+def _local_trunk(source: TrunkSource, name: str) -> Iterator[Endpoint]:
+    engine = source.engine()
     with serve_local(name, engine) as address:
         yield Endpoint(engine, address)
 
 
 @contextmanager
-def _grpc(setting: RunContext, name: str) -> Iterator[Endpoint]:
+def _grpc(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.certificates import run_identity
     from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
 
@@ -138,14 +146,22 @@ def _elsewhere(setting: RunContext) -> Iterator[Endpoint]:
 
 
 @contextmanager
-def _ray(setting: RunContext, name: str) -> Iterator[Endpoint]:
+def _ray(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
+    with _ray_trunk(setting, _source(setting), name) as found:
+        yield found
+
+
+@contextmanager
+def _ray_trunk(
+    setting: RunContext, source: TrunkSource, name: str
+) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.ray import start_ray_trunk
 
     config = setting.config
     on_gpu = setting.files.device == "cuda"
     host = start_ray_trunk(
         name,
-        _source(setting),
+        source,
         threads=config.trunk_threads,
         num_gpus=SHARED_GPU if on_gpu and config.device != "cpu" else None,
     )
@@ -155,5 +171,26 @@ def _ray(setting: RunContext, name: str) -> Iterator[Endpoint]:
         host.stop()
 
 
+@contextmanager
+def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
+    """Let clients carry the trunk: in a simulation actors do in their places."""
+    simulated = isinstance(grid, InMemoryGrid)
+
+    def start(plan: SplitPlan, client: str) -> AbstractContextManager[Endpoint]:
+        source = trunk_source(setting.config, setting.files, plan)
+        place = f"{name}-{client}"
+        if simulated:
+            return _ray_trunk(setting, source, place)
+        return _local_trunk(source, place)
+
+    with peers_of(setting, start) as found:
+        yield found
+
+
 # A new transport is an entry here and a word of the key ``trunk``.
-TRUNKS: Mapping[str, Start] = {"grpc": _grpc, "local": _local, "ray": _ray}
+TRUNKS: Mapping[str, Start] = {
+    "grpc": _grpc,
+    "local": _local,
+    "peers": _peers,
+    "ray": _ray,
+}

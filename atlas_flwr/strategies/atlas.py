@@ -5,8 +5,7 @@ A round has four phases. *Discover*: one 64-number sketch a client, clustered wi
 k-means. *Configure*: each client gets a cut and a rank that its memory affords.
 *Train*: it trains head and tail, the trunk runs in the server (split clients), or it
 trains the whole model (unsplit clients). *Aggregate*: inside each cluster, adapters are
-concatenated, never averaged factor by factor (see
-:mod:`atlas_flwr.aggregation`).
+concatenated, never averaged factor by factor (:mod:`atlas_flwr.aggregation`).
 """
 
 from __future__ import annotations
@@ -269,6 +268,7 @@ class Atlas(FedAvg):
         self.exchange.end_sessions()
         self._cluster(server_round)
         self.exchange.begin()
+        nodes = self.planner.admitted("train", server_round, nodes)
         return [self._train_message(server_round, node, config) for node in nodes]
 
     def _sample(
@@ -372,6 +372,7 @@ class Atlas(FedAvg):
             self.planner.ask(server_round, unknown, config, grid, shapes)
             self.exchange.end_sessions()
             self._tell_clusters(server_round)
+        nodes = self.planner.admitted("evaluate", server_round, nodes)
         return [self._evaluate_message(server_round, n, config) for n in nodes]
 
     def _evaluate_message(
@@ -379,12 +380,11 @@ class Atlas(FedAvg):
     ) -> Message:
         group = self._group(self.roster.client(node))
         given = self.planner.assigned(node)
+        ranks = given.ranks if given else None
         if self.sessions is not None and not self.adapters.rule.folds:
             state = self.adapters.full(group)
         else:  # as good where the rest is folded, and all that unsplit clients hold
-            state = self.adapters.serve(
-                group, given.ranks if given else None, server_round
-            )
+            state = self.adapters.serve(group, ranks, server_round)
         return self.exchange.message(
             MessageType.EVALUATE, server_round, node, state, given, config
         )

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.session import SessionSpec
 
-__all__ = ["Endpoint", "TrunkHost", "TrunkStats"]
+__all__ = ["Door", "Endpoint", "Introducing", "TrunkHost", "TrunkStats"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,58 @@ class TrunkHost(Protocol):
 
     def ping(self) -> None:
         """Raise :class:`~atlas_flwr.errors.TrunkLost` if the trunk is gone."""
+        ...
+
+
+class Door(NamedTuple):
+    """Where a client reaches a session.
+
+    Attributes
+    ----------
+    address : str
+        What it passes to :func:`atlas_flwr.trunk.connect`.
+    token : str
+        The session's.
+    ca : str
+        The certificate that it passes beside it, PEM; empty where there is no TLS.
+    """
+
+    address: str
+    token: str
+    ca: str = ""
+
+
+@runtime_checkable
+class Introducing(Protocol):
+    """A host whose sessions are in several places, each client's in its own."""
+
+    def admit(
+        self,
+        what: str,
+        server_round: int,
+        guests: Sequence[Guest],
+        hosts: Collection[Host],
+    ) -> Collection[str]:
+        """Find clients a place each; return those that have one."""
+        ...
+
+    def doors(self, token: str) -> Sequence[Door]:
+        """Return where a session is: of a chain of trunks, in their order."""
+        ...
+
+    def mend(self, tokens: Collection[str]) -> Sequence[Door]:
+        """Open a session anew elsewhere if a place that it was in is lost.
+
+        Parameters
+        ----------
+        tokens : Collection[str]
+            Of its doors.
+
+        Returns
+        -------
+        Sequence[Door]
+            The new ones; none where nothing is lost, or nobody has room.
+        """
         ...
 
 

@@ -46,6 +46,8 @@ class SessionSpec:
     merge : int
         Batches of the sessions that share, whoever's, in one optimiser step on the mean
         of their gradients.
+    client : str
+        Whose it is; told to no trunk, but to who finds it one.
 
     Raises
     ------
@@ -60,6 +62,7 @@ class SessionSpec:
     folds: Mapping[str, int] = field(default_factory=dict)
     probe: bool = False
     merge: int = 1
+    client: str = ""
 
     def __post_init__(self) -> None:
         if self.merge < 1 or (self.merge > 1 and not self.shared):

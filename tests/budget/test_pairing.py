@@ -124,6 +124,15 @@ def test_small_hosts_make_one_chain_in_their_cluster_and_across_if_need_be():
     assert [*ways_of(apart, BLOCKS, need)] == [(Link("a", 1, 4), Link("b", 4, 5))]
 
 
+def test_chains_grow_longer_where_that_makes_room_and_only_then():
+    sizes = dict.fromkeys("abcd", need(1, 30))
+    short = chained(sizes, BLOCKS, need, 2)
+    assert {len(way): most for way, most in short.items()} == {2: 10}
+    assert len(short) == 2
+    ((way, most),) = chained(sizes, BLOCKS, need, 25).items()
+    assert (len(way), most) == (4, 30)
+
+
 def lend(*names, memory=10_000, **about):
     return [Host(name, memory, **about) for name in names]
 

@@ -51,6 +51,12 @@ def test_train_loss_is_the_mean_over_clients(summary):
     assert summary.per_round[2].train_loss == pytest.approx(0.5 + 1.5)
 
 
+def test_what_peers_carried_is_counted_by_host(summary):
+    assert summary.carried == {"3": 2, "2": 1}
+    assert summary.peers_lost == {"3": "off"}
+    assert (summary.peer_moves, summary.sat_out) == (2, 2)
+
+
 def test_shares_in_clusters_are_those_of_the_last_clustering(summary):
     assert summary.memberships["0"] == {"0": 0.75, "1": 0.25}
     older = summary.to_json()

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether clients can carry the trunk for others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+
+from atlas_flwr.config.parsing import parse_bytes, split_list
+from atlas_flwr.config.peers import PeerConfig
+from atlas_flwr.config.schema import RunConfig
+from atlas_flwr.options import Problem
+
+__all__ = ["peers_can_carry"]
+
+
+def peers_can_carry(config: RunConfig) -> Iterator[Problem]:
+    """Want what peers lend to be sizes, and nothing that needs one trunk for all."""
+    yield from _items(config)
+    if config.trunk != "peers":
+        for entry in fields(PeerConfig):
+            value = getattr(config, entry.name)
+            if value != entry.default:
+                key = entry.name.replace("_", "-")
+                yield Problem(
+                    (key, "trunk"),
+                    f"{key}={value!r}: is read with trunk='peers' alone; set that, or "
+                    f"leave {key} out",
+                )
+        return
+    if config.server_adapters == "shared":
+        yield Problem(
+            ("trunk", "server-adapters"),
+            "trunk='peers': server-adapters='shared' is one adapter that all clients "
+            "step, and peers are several trunks; set server-adapters='own'",
+        )
+    if config.trunk_access:
+        yield Problem(
+            ("trunk", "trunk-access"),
+            f"trunk-access={config.trunk_access!r}: is one trunk for all, and with "
+            "trunk='peers' clients carry it; leave one of the two out",
+        )
+
+
+def _items(config: RunConfig) -> Iterator[Problem]:
+    """Want each item of the lists to be what its key says."""
+    sizes, speeds = split_list(config.peer_memory), split_list(config.peer_speeds)
+    for item in sizes:
+        try:
+            _ = item == "0" or parse_bytes(item)
+        except ValueError as error:
+            yield Problem(
+                ("peer-memory",), f"peer-memory={config.peer_memory!r}: {error}, or 0"
+            )
+    for item in speeds:
+        if not _is_speed(item):
+            yield Problem(
+                ("peer-speeds",),
+                f"peer-speeds={config.peer_speeds!r}: {item!r} is no speed; write "
+                "numbers above 0, e.g. 1,0.5",
+            )
+    if speeds and len(speeds) != len(sizes):
+        yield Problem(
+            ("peer-speeds", "peer-memory"),
+            f"peer-speeds={config.peer_speeds!r}: has {len(speeds)} items, and "
+            f"peer-memory {len(sizes)}; give each size its speed",
+        )
+    groups = [
+        name for item in split_list(config.peer_trust) for name in item.split("+")
+    ]
+    if "" in groups:
+        yield Problem(
+            ("peer-trust",),
+            f"peer-trust={config.peer_trust!r}: has an empty name; write e.g. "
+            "north,north+lab",
+        )
+
+
+def _is_speed(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the run config: clients that carry the trunk for others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from atlas_flwr.options import ADAPTER_STRATEGIES, option
+
+__all__ = ["PeerConfig"]
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """Clients that carry the trunk for others, with trunk='peers' (docs/peers.md)."""
+
+    peer_memory: str = option(
+        "",
+        "Memory that clients lend to the trunk, e.g. 1GiB,0,0 where a third of them "
+        "hosts; dealt as devices are, and repeated over the clients. 0 carries "
+        "nothing. It is besides what they train in.",
+        only=ADAPTER_STRATEGIES,
+    )
+    peer_speeds: str = option(
+        "",
+        "How fast they compute as hosts, 1 being common, dealt in step with "
+        "peer-memory: one of 0.5 is given half the guests. Empty: all alike.",
+        only=ADAPTER_STRATEGIES,
+    )
+    peer_trust: str = option(
+        "",
+        "Groups of clients that show each other what crosses their cuts, e.g. "
+        "north,north+lab,south, repeated over the clients in their order; a client of "
+        "several joins them with +. Empty: all are one group.",
+        only=ADAPTER_STRATEGIES,
+    )
+    peer_fallback: Literal["none", "server"] = option(
+        "none",
+        "Where clients go for whom no peer has room, or that no peer trusts. none: "
+        "they sit the round out. server: to a trunk on the server, which then reads "
+        "what crosses; of clients with groups, those alone that name server.",
+        only=ADAPTER_STRATEGIES,
+    )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages are sent again to clients whose place on the trunk was lost meanwhile.
+
+A client whose peer fails has its session opened anew at another one, as it was when the
+round began, and does its part again, to the same numbers. Those for whom nobody has
+room fail, as clients do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from logging import WARNING
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from atlas_flwr.grids.delegation import DelegatingGrid
+from atlas_flwr.log import log
+from atlas_flwr.protocol.doors import doors_of, way_to
+from atlas_flwr.trunk.host import Introducing
+
+__all__ = ["MendingGrid"]
+
+
+class MendingGrid(DelegatingGrid):
+    """Send again what was lost with a peer.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid, or another around it.
+    host : Introducing
+        Finds clients other places.
+    """
+
+    def __init__(self, grid: Grid, host: Introducing) -> None:
+        super().__init__(grid)
+        self.host = host
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages; send those again whose clients had to move."""
+        out = list(messages)
+        found: dict[int, Message] = {}
+        while out:
+            replies = self.grid.send_and_receive(out, timeout=timeout)
+            found |= {reply.metadata.src_node_id: reply for reply in replies}
+            out = [again for m in out if (again := self._again(m)) is not None]
+            if out:
+                log(WARNING, "%d clients have moved and begin again", len(out))
+        return list(found.values())
+
+    def _again(self, message: Message) -> Message | None:
+        records = message.content.config_records
+        for name, entries in records.items():
+            doors = doors_of(entries)
+            moved = self.host.mend([d.token for d in doors]) if doors else ()
+            if moved:
+                own = ConfigRecord(dict(entries))
+                own.update(way_to(moved))
+                content = RecordDict({**message.content, name: own})
+                node, kind = message.metadata.dst_node_id, message.metadata.message_type
+                return Message(content, node, kind)
+        return None

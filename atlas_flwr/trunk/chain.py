@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trunk in several places: each holds a range of its blocks, in order.
+
+The client carries what one answers to the next, and gradients back the other way, so
+that each place sees what one trunk would see at its blocks, and steps its own adapters:
+the numbers are those of one trunk. A lossy codec rounds once more at each seam.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from torch import Tensor
+
+from atlas_flwr.errors import TrunkError
+from atlas_flwr.trunk.host import Door
+from atlas_flwr.trunk.transports import connect
+from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
+from atlas_flwr.wire.accounts import ByteMeter
+
+__all__ = ["ChainTrunk", "connect_all"]
+
+
+@dataclass(frozen=True)
+class ChainTrunk(TrunkClient):
+    """Sessions that hold the blocks of one trunk between them.
+
+    Parameters
+    ----------
+    links : Sequence[TrunkClient]
+        In the order of their blocks. In a vanilla split the last ends the model.
+
+    Raises
+    ------
+    TrunkError
+        If there is none.
+    """
+
+    links: Sequence[TrunkClient]
+
+    def __post_init__(self) -> None:
+        if not self.links:
+            raise TrunkError("a chain of no trunks; give it one session at least")
+
+    @property
+    def meter(self) -> ByteMeter:
+        """What has crossed, to and from all of them."""
+        up: Counter[Role] = Counter()
+        down: Counter[Role] = Counter()
+        for link in self.links:
+            meter = getattr(link, "meter", None)
+            if isinstance(meter, ByteMeter):
+                up += meter.up
+                down += meter.down
+        return ByteMeter(up, down)
+
+    def forward(self, call: TrunkCall) -> Tensor:
+        """Run all blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
+        return self._before(self.links, call).hidden
+
+    def backward(self, step: int, grad: Tensor) -> Tensor:
+        """Back-propagate a step, through the last link first."""
+        return self._back(self.links, step, grad)
+
+    def loss(
+        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
+    ) -> LossReply:
+        """End the model in the last link."""
+        *first, last = self.links
+        step = None if labels is None else call.step
+        reached = self._before(first, replace(call, step=step))
+        reply = last.loss(reached, labels, logits_to_keep)
+        if reply.grad is None or step is None:
+            return reply
+        return replace(reply, grad=self._back(first, step, reply.grad))
+
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether all of them do."""
+        return all(link.keeps_caches for link in self.links)
+
+    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+        """Go on with texts, of which each link keeps its blocks' keys and values."""
+        *first, last = self.links
+        for link in first:
+            call = replace(call, hidden=link.extend(call, place))
+        return last.extend(call, place, keep)
+
+    def forget(self, texts: int) -> None:
+        """Free what they keep of texts."""
+        for link in self.links:
+            link.forget(texts)
+
+    def _before(self, links: Sequence[TrunkClient], call: TrunkCall) -> TrunkCall:
+        def ran(call: TrunkCall, link: TrunkClient) -> TrunkCall:
+            return replace(call, hidden=link.forward(call))
+
+        return reduce(ran, links, call)
+
+    def _back(self, links: Sequence[TrunkClient], step: int, grad: Tensor) -> Tensor:
+        for link in reversed(links):
+            before = link.backward(step, grad)
+            if before is None:
+                raise TrunkError("a link of a chain kept the gradient of its step")
+            grad = before
+        return grad
+
+
+def connect_all(
+    doors: Sequence[Door], codec: str = "raw", *, spares_padding: bool = False
+) -> TrunkClient:
+    """Connect to a session, wherever its blocks are.
+
+    Parameters
+    ----------
+    doors : Sequence[Door]
+        Where it is, in the order of its blocks.
+    codec, spares_padding : str, bool
+        See :func:`atlas_flwr.trunk.connect`.
+
+    Raises
+    ------
+    TrunkError
+        As there; and if there is no door.
+    """
+    links = [
+        connect(
+            door.address,
+            door.token,
+            door.ca or None,
+            codec,
+            spares_padding=spares_padding,
+        )
+        for door in doors
+    ]
+    return links[0] if len(links) == 1 else ChainTrunk(links)

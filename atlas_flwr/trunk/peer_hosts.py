@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trunks that peers run: started as they are needed, and missed when they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+from atlas_flwr.budget.chains import Link, Way
+from atlas_flwr.budget.pairing import Pairing
+from atlas_flwr.errors import TrunkLost
+from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
+
+__all__ = ["PeerHosts", "PeerWatcher", "StartPeer"]
+
+StartPeer = Callable[[Link], AbstractContextManager[Endpoint]]
+
+
+class PeerWatcher(Protocol):
+    """Is told what happens between peers."""
+
+    def paired(self, server_round: int, what: str, found: Pairing) -> None:
+        """Guests were paired, for training, evaluation or fingerprints."""
+
+    def lost(self, server_round: int, host: str, reason: str) -> None:
+        """A host does not answer any more."""
+
+    def moved(self, server_round: int, client: str, way: Way) -> None:
+        """A guest of a lost host has another, or none."""
+
+
+class _Running(NamedTuple):
+    link: Link
+    endpoint: Endpoint
+    stack: ExitStack
+
+
+@dataclass
+class PeerHosts:
+    """The trunks of peers by their host.
+
+    Parameters
+    ----------
+    start : StartPeer
+        Starts, or finds, a host's trunk of some blocks.
+    watcher : PeerWatcher
+        Is told who is lost.
+
+    Attributes
+    ----------
+    lost : dict[str, str]
+        Hosts that have failed, and why; they stay out for the rest of the run.
+    round : int
+        What the watcher is told.
+    """
+
+    start: StartPeer
+    watcher: PeerWatcher
+    lost: dict[str, str] = field(default_factory=dict, init=False)
+    round: int = field(default=0, init=False)
+    _running: dict[str, _Running] = field(default_factory=dict, init=False)
+
+    def at(self, link: Link) -> Endpoint:
+        """Return a host's trunk; start it if it does not run, or with other blocks.
+
+        Raises
+        ------
+        TrunkLost
+            If the host is lost, or that fails.
+        """
+        if link.host in self.lost:
+            raise TrunkLost(f"host {link.host} is lost: {self.lost[link.host]}")
+        running = self._running.get(link.host)
+        if running is not None and running.link == link:
+            return running.endpoint
+        self._end(link.host)
+        stack = ExitStack()
+        with self.minding(link.host):
+            endpoint = stack.enter_context(self.start(link))
+        self._running[link.host] = _Running(link, endpoint, stack)
+        return endpoint
+
+    def running(self, host: str) -> TrunkHost | None:
+        """Return a host's trunk, if it runs."""
+        running = self._running.get(host)
+        return None if running is None else running.endpoint.host
+
+    @contextmanager
+    def minding(self, host: str) -> Iterator[None]:
+        """Note that a host is lost, if it is."""
+        try:
+            yield
+        except TrunkLost as error:
+            self.lose(host, str(error))
+            raise
+
+    def lose(self, host: str, reason: str) -> None:
+        """Count a host as lost, once."""
+        if host in self.lost:
+            return
+        self.lost[host] = reason
+        self._end(host)
+        self.watcher.lost(self.round, host, reason)
+
+    def check(self) -> None:
+        """Ask all that run whether they are there; those that are not are lost."""
+        for host, running in list(self._running.items()):
+            try:
+                running.endpoint.host.ping()
+            except TrunkLost as error:
+                self.lose(host, str(error))
+
+    def stats(self) -> TrunkStats:
+        """Return the sums of all accounts; of peaks, the fullest host's."""
+        total = TrunkStats(0, 0, 0, 0.0, 0)
+        for host, running in list(self._running.items()):
+            try:
+                total = _added(total, running.endpoint.host.stats())
+            except TrunkLost as error:
+                self.lose(host, str(error))
+        return total
+
+    def stop(self) -> None:
+        """End all."""
+        for host in list(self._running):
+            self._end(host)
+
+    def _end(self, host: str) -> None:
+        running = self._running.pop(host, None)
+        if running is not None:
+            running.stack.close()
+
+
+def _added(one: TrunkStats, other: TrunkStats) -> TrunkStats:
+    peaks = {"peak_bytes", "device_peak_bytes"}
+    return replace(
+        one,
+        **{
+            name: max(value, theirs) if name in peaks else value + theirs
+            for name, value in vars(one).items()
+            for theirs in (getattr(other, name),)
+        },
+    )

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers carry the trunk: one host that stands for many, each session on its own.
+
+Who carries it for whom is found anew for each exchange of a round
+(:mod:`atlas_flwr.budget.pairing`). A session may be on several hosts in order; one
+that was on a host that is lost is opened anew elsewhere, as it began.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+
+from atlas_flwr.budget.chains import Link, Need, Way
+from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
+from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
+from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.trunk.host import Door, TrunkHost, TrunkStats
+from atlas_flwr.trunk.peer_hosts import PeerHosts
+from atlas_flwr.trunk.session import SessionSpec
+
+__all__ = ["PeerModel", "Peers"]
+
+
+@dataclass(frozen=True)
+class PeerModel:
+    """What peers know of the model.
+
+    Attributes
+    ----------
+    blocks : range
+        Those that every way holds.
+    num_layers : int
+        Of the whole model.
+    layer_block : Callable[[str], int | None]
+        Block of a layer or an array; ``None`` for what is outside the blocks.
+    need : Callable[[int, int], int]
+        Bytes of a trunk of so many blocks with so many guests.
+    """
+
+    blocks: range
+    num_layers: int
+    layer_block: Callable[[str], int | None]
+    need: Need
+
+    def part(self, spec: SessionSpec, link: Link) -> SessionSpec | None:
+        """Return what of a session is on a link, if anything."""
+        wanted = spec.plan.trunk_range(self.num_layers)
+        first, stop = max(link.first, wanted.start), min(link.stop, wanted.stop)
+        if first >= stop:
+            return None
+        ends = stop == wanted.stop
+        tail = self.num_layers - stop
+        plan = SplitPlan(first, None if ends and spec.plan.tail is None else tail)
+        places = {*range(first, stop), *([None] if ends else [])}
+        state = spec.state
+        names = [n for n in state.layers if self.layer_block(n) in places]
+        dense = {k: v for k, v in state.dense.items() if self.layer_block(k) in places}
+        folds = {n: k for n, k in spec.folds.items() if self.layer_block(n) in places}
+        mine = state.select(names, dense)
+        return replace(spec, plan=plan, state=mine, folds=folds, client="")
+
+
+@dataclass
+class _Session:
+    """A client's session.
+
+    Attributes
+    ----------
+    spec : SessionSpec
+        As it was opened.
+    way : Way
+        Where it is.
+    doors : dict[str, Door]
+        By host, in their order.
+    """
+
+    spec: SessionSpec
+    way: Way
+    doors: dict[str, Door] = field(default_factory=dict)
+
+
+@dataclass
+class Peers:
+    """The trunks of peers (see :class:`~atlas_flwr.trunk.TrunkHost`, and Introducing).
+
+    Parameters
+    ----------
+    hosts : PeerHosts
+        Starts them.
+    model : PeerModel
+        What they carry.
+    prices : Prices
+        Of what is better than what.
+    last : Host, optional
+        Carries whom no peer can.
+    """
+
+    hosts: PeerHosts
+    model: PeerModel
+    prices: Prices = field(default_factory=Prices)
+    last: Host | None = None
+    _lending: dict[str, Host] = field(default_factory=dict, init=False)
+    _guests: dict[str, Guest] = field(default_factory=dict, init=False)
+    _bears: dict[Way, int] = field(default_factory=dict, init=False)
+    _ways: dict[str, Way] = field(default_factory=dict, init=False)
+    _waited: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
+    _sessions: dict[str, _Session] = field(default_factory=dict, init=False)
+    _shared: dict[str, Mapping[str, LoraFactors]] = field(default_factory=dict)
+    _holding: set[tuple[str, str]] = field(default_factory=set)
+
+    def admit(
+        self,
+        what: str,
+        server_round: int,
+        guests: Sequence[Guest],
+        hosts: Collection[Host],
+    ) -> Collection[str]:
+        """Pair guests with hosts; return those that have a place.
+
+        Parameters
+        ----------
+        what : str
+            For what: who sat out waits for that.
+        server_round : int
+            For whom is told.
+        guests, hosts : Sequence[Guest], Collection[Host]
+            Who needs the trunk, and who may carry it.
+
+        Raises
+        ------
+        TrunkError
+            If nobody may, or they have too little room for the trunk.
+        TrunkLost
+            If all who carried it are lost.
+        """
+        self.hosts.round = server_round
+        offered = [*hosts, *([self.last] if self.last else [])]
+        self._lending = {host.client: host for host in offered}
+        self.ping()
+        waiting = [replace(g, waited=self._waited[what, g.client]) for g in guests]
+        self._guests |= {guest.client: guest for guest in waiting}
+        started = False
+        while not started:
+            able = [h for h in offered if h.client not in self.hosts.lost]
+            blocks, need = self.model.blocks, self.model.need
+            self._bears = ways_of(able, blocks, need, len(guests))
+            if not self._bears:
+                raise TrunkError(self._too_little(able))
+            found = pair(
+                waiting, able, self._bears, before=self._ways, prices=self.prices
+            )
+            started = self._started({link for w in found.ways.values() for link in w})
+        for guest in guests:
+            is_alone = guest.client not in found.ways
+            self._waited[what, guest.client] += 1
+            if is_alone:
+                self._ways.pop(guest.client, None)
+            else:
+                del self._waited[what, guest.client]
+        self._ways |= found.ways
+        self.hosts.watcher.paired(server_round, what, found)
+        return found.ways.keys()
+
+    def doors(self, token: str) -> Sequence[Door]:
+        """Return where a session is, in the order of its blocks."""
+        return list(self._session(token).doors.values())
+
+    def mend(self, tokens: Collection[str]) -> Sequence[Door]:
+        """Open a session anew elsewhere if a place that it was in is lost."""
+        self.hosts.check()
+        for session in self._sessions.values():
+            own = {door.token for door in session.doors.values()}
+            if own.isdisjoint(tokens):
+                continue
+            if self.hosts.lost.keys().isdisjoint(link.host for link in session.way):
+                return []
+            self._shut(session)
+            self._move(session.spec.client)
+            try:
+                opened = self._opened(session.spec)
+            except TrunkLost:
+                return []  # nobody has room; the watcher has been told
+            session.way, session.doors = opened.way, opened.doors
+            return list(session.doors.values())
+        return []
+
+    # --- as a host -------------------------------------------------------------------
+
+    def open(self, spec: SessionSpec) -> str:
+        """Open a client's session where it was admitted; return its token.
+
+        Raises
+        ------
+        TrunkError
+            If the session is to share adapters with others, which needs one trunk.
+        TrunkLost
+            If nobody is left who would carry it.
+        """
+        if spec.shared:
+            raise TrunkError(
+                f"sessions that share {spec.shared!r} need one trunk, and peers are "
+                "several; give each its own adapters"
+            )
+        token = secrets.token_urlsafe(24)
+        self._sessions[token] = self._opened(spec)
+        return token
+
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products that sessions fold, for those hosts that come to need them."""
+        self._shared[name] = products
+
+    def unshare(self, name: str) -> None:
+        """Forget shared products, everywhere."""
+        self._shared.pop(name, None)
+        for host, held in list(self._holding):
+            if held == name:
+                self._holding.discard((host, held))
+                self._ask(host, partial(_unshare, name=name))
+
+    def adapters(self, token: str) -> AdapterState:
+        """Copy out what a session has trained, on all its hosts.
+
+        Raises
+        ------
+        SessionError
+            If one of them is lost, and what it had learned with it.
+        """
+        session = self._session(token)
+        parts = []
+        for host, door in session.doors.items():
+            try:
+                with self.hosts.minding(host):
+                    parts.append(self._at(host).adapters(door.token))
+            except TrunkLost as error:
+                raise SessionError(
+                    f"client {session.spec.client}: what its session has trained is "
+                    f"lost with host {host}: {error}"
+                ) from None
+        return reduce(AdapterState.merged, parts, AdapterState())
+
+    def importance(self, token: str) -> dict[str, float]:
+        """Return what a probing session has measured, in a backward pass's order."""
+        session, found = self._session(token), dict[str, float]()
+        for host, door in reversed(session.doors.items()):
+            with self.hosts.minding(host):
+                found |= self._at(host).importance(door.token)
+        return found
+
+    def close(self, token: str) -> None:
+        """Close a session; unknown ones are closed already."""
+        session = self._sessions.pop(token, None)
+        if session is not None:
+            self._shut(session)
+
+    def stats(self) -> TrunkStats:
+        """Return the sums of all hosts' accounts; of peaks, the fullest host's."""
+        return self.hosts.stats()
+
+    def ping(self) -> None:
+        """Note who is lost.
+
+        Raises
+        ------
+        TrunkLost
+            If that leaves nobody who would carry anything.
+        """
+        self.hosts.check()
+        lost = self.hosts.lost
+        if lost and lost.keys() >= self._lending.keys():
+            raise TrunkLost(
+                f"all {len(lost)} peers that carried the trunk are lost; the last: "
+                f"{[*lost.values()][-1]}"
+            )
+
+    def _too_little(self, hosts: Collection[Host]) -> str:
+        if not hosts:
+            return (
+                "no client lends memory to the trunk; in a simulation set peer-memory, "
+                "in a deployment trunk-memory in the node config of those that host"
+            )
+        blocks, need = self.model.blocks, self.model.need
+        return (
+            f"{len(hosts)} peers lend {_mib(sum(h.memory for h in hosts))} in all, and "
+            f"no peer, nor several of one group, hold the trunk: its {len(blocks)} "
+            f"blocks with one guest take {_mib(need(len(blocks), 1))}, one block "
+            f"{_mib(need(1, 1))}; let some lend more (peer-memory, or trunk-memory in "
+            "their node config)"
+        )
+
+    # --- within ----------------------------------------------------------------------
+
+    def _started(self, links: Collection[Link]) -> bool:
+        """Start what is to be carried; tell if all hosts could."""
+        lost = len(self.hosts.lost)
+        for link in sorted(links):
+            try:
+                self.hosts.at(link)
+            except TrunkLost:
+                continue  # who is left is paired again
+        return len(self.hosts.lost) == lost
+
+    def _opened(self, spec: SessionSpec) -> _Session:
+        """Open a session on its client's way, or on another while that one fails."""
+        while True:
+            session = _Session(spec, self._way(spec.client))
+            try:
+                self._open_links(session)
+                return session
+            except TrunkLost:
+                self._shut(session)
+                self._move(spec.client)
+
+    def _open_links(self, session: _Session) -> None:
+        for link in session.way:
+            mine = self.model.part(session.spec, link)
+            if mine is None:
+                continue
+            endpoint = self.hosts.at(link)
+            with self.hosts.minding(link.host):
+                self._give_shared(link.host, endpoint.host, mine)
+                token = endpoint.host.open(mine)
+            session.doors[link.host] = Door(endpoint.address, token, endpoint.ca)
+
+    def _give_shared(self, host: str, trunk: TrunkHost, spec: SessionSpec) -> None:
+        name = spec.state.origin
+        if spec.folds and (host, name) not in self._holding:
+            trunk.share(name, self._shared[name])
+            self._holding.add((host, name))
+
+    def _way(self, client: str) -> Way:
+        if client not in self._ways:
+            raise TrunkLost(f"nobody is left who would carry the trunk for {client}")
+        return self._ways[client]
+
+    def _move(self, client: str) -> None:
+        """Find a client another way among those that there are, beside all others."""
+        taken = Counter(session.way for session in self._sessions.values())
+        lost = self.hosts.lost.keys()
+        ways = {
+            w: n for w, n in self._bears.items() if lost.isdisjoint(k.host for k in w)
+        }
+        self._ways.pop(client, None)
+        guest, lending = self._guests[client], self._lending.values()
+        found = pair([guest], lending, ways, taken=taken, prices=self.prices)
+        self._ways |= found.ways
+        way = found.ways.get(client, ())
+        self.hosts.watcher.moved(self.hosts.round, client, way)
+
+    def _shut(self, session: _Session) -> None:
+        for host, door in session.doors.items():
+            self._ask(host, partial(_close, token=door.token))
+        session.doors = {}
+
+    def _ask(self, host: str, request: Callable[[TrunkHost], None]) -> None:
+        """Ask a host to forget something; if it is lost, it has."""
+        trunk = self.hosts.running(host)
+        if trunk is None:
+            return
+        try:
+            with self.hosts.minding(host):
+                request(trunk)
+        except TrunkLost:
+            return  # it is noted
+
+    def _at(self, host: str) -> TrunkHost:
+        trunk = self.hosts.running(host)
+        if trunk is None:
+            raise TrunkLost(self.hosts.lost.get(host, f"host {host} does not run"))
+        return trunk
+
+    def _session(self, token: str) -> _Session:
+        if token not in self._sessions:
+            raise SessionError("this session is not open: it was closed already")
+        return self._sessions[token]
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def _close(trunk: TrunkHost, token: str) -> None:
+    trunk.close(token)
+
+
+def _unshare(trunk: TrunkHost, name: str) -> None:
+    trunk.unshare(name)

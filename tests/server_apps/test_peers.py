@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers that carry the trunk leave a run the numbers that one central trunk does."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from atlas_flwr.errors import TrunkError, TrunkLost
+from atlas_flwr.server_apps import trunk as starting
+from atlas_flwr.trunk import Endpoint
+from atlas_flwr.trunk.local import LoopbackTrunk
+from tests.golden.record import digest
+from tests.server_apps.test_run import run
+
+# Too little for the tiny model's trunk, enough for one of its blocks with 3 guests.
+CHAINED = "5MB"
+
+
+def carried(folder, **changes):
+    given = {"peer_memory": "1GiB,0", "num_rounds": 1, "cut": "1/1", **changes}
+    return run(folder, trunk="peers", **given)
+
+
+def told(folder, event):
+    lines = map(json.loads, folder.metrics_path.read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def central(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("central")
+    return digest(run(folder, trunk="local", num_rounds=1, cut="1/1").path)
+
+
+def test_a_run_that_peers_carry_learns_the_bits_of_one_central_trunk(tmp_path, central):
+    found = carried(tmp_path)
+    assert digest(found.path) == central
+    for pairing in told(found, "peers-paired"):
+        hosts = [way.partition("[")[0] for way in pairing["ways"].values()]
+        assert sorted(map(hosts.count, {*hosts})) == [2, 2]
+
+
+def test_chains_of_peers_and_the_server_for_whom_they_lack_room_learn_the_same_bits(
+    tmp_path, central
+):
+    found = carried(tmp_path, peer_memory=CHAINED, peer_fallback="server")
+    assert digest(found.path) == central
+    for pairing in told(found, "peers-paired"):
+        ways = sorted(len(way.split()) for way in pairing["ways"].values())
+        assert ways == [1, 4, 4, 4]
+
+
+@pytest.mark.slow
+def test_a_vanilla_run_over_chains_learns_the_bits_of_one_central_trunk(tmp_path):
+    near = run(tmp_path / "near", trunk="local", split="vanilla")
+    far = carried(
+        tmp_path / "far",
+        split="vanilla",
+        num_rounds=2,
+        cut="auto",
+        peer_memory="5MB,1GiB",
+    )
+    assert digest(far.path) == digest(near.path)
+
+
+class Mortal:
+    """A peer's engine until it dies; then nothing answers."""
+
+    def __init__(self, engine):
+        self.engine, self.dead = engine, False
+
+    def __getattr__(self, name):
+        if self.dead:
+            raise TrunkLost("it was killed")
+        return getattr(self.engine, name)
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Kill peers: by the number of the call, which one of those that run then."""
+    peers, calls = {}, []
+    plan = {}
+    start, exchange = starting._local_trunk, LoopbackTrunk.exchange
+
+    @contextmanager
+    def mortal(source, name):
+        with start(source, name) as found:
+            peers[name] = Mortal(found.host)
+            yield Endpoint(peers[name], found.address)
+
+    def counted(self, request):
+        calls.append(request.verb)
+        mine = next(p for p in peers.values() if p.engine is self.service.engine)
+        if plan.get(len(calls)) == "whoever is called":
+            mine.dead = True
+        if mine.dead:
+            raise TrunkLost("it was killed")
+        return exchange(self, request)
+
+    monkeypatch.setattr(starting, "_local_trunk", mortal)
+    monkeypatch.setattr(LoopbackTrunk, "exchange", counted)
+
+    def kill(*at):
+        plan.update(dict.fromkeys(at, "whoever is called"))
+        return calls
+
+    return kill
+
+
+# A round's calls: 4 of an evaluation, 32 of fingerprints, 16 of training, 4 again.
+@pytest.mark.parametrize(
+    ("calls", "fallback"),
+    [
+        ((46,), "none"),
+        ((39, 46), "server"),
+        pytest.param((7,), "none", marks=pytest.mark.slow),
+        pytest.param((54,), "none", marks=pytest.mark.slow),
+    ],
+)
+def test_guests_of_peers_that_die_move_and_leave_the_numbers_as_they_are(
+    tmp_path, central, kill_at, calls, fallback
+):
+    kill_at(*calls)
+    found = carried(tmp_path, peer_fallback=fallback)
+    assert digest(found.path) == central
+    lost = [event["host"] for event in told(found, "peer-lost")]
+    moves = [event["way"].partition("[")[0] for event in told(found, "peer-moved")]
+    assert len(lost) == len(calls)
+    assert moves
+    assert moves[-1] not in lost
+    assert (moves[-1] == "server") == (fallback == "server")
+
+
+# Room for one guest on each of two hosts.
+NARROW = "5200000B,0"
+
+
+def test_clients_for_whom_nobody_has_room_sit_out_by_turns(tmp_path):
+    found = carried(tmp_path, peer_memory=NARROW, num_rounds=2)
+    paired = told(found, "peers-paired")
+    first, second = (
+        {*p["alone"]} for p in paired if p["what"] == "evaluate" and p["round"]
+    )
+    assert len(first) == len(second) == 2
+    assert first.isdisjoint(second)
+
+
+def test_a_guest_whose_peer_dies_fails_where_nobody_else_has_room(tmp_path, kill_at):
+    kill_at(2 + 16 + 2)
+    found = carried(tmp_path, peer_memory=NARROW)
+    assert [event["way"] for event in told(found, "peer-moved")] == [""]
+    assert [event["failures"] for event in told(found, "round-ended")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("lent", "said"),
+    [
+        ("", "no client lends memory to the trunk"),
+        ("1MB,0", "2 peers lend 2 MiB in all, and no peer, nor several"),
+    ],
+)
+def test_too_little_lent_is_said_with_what_is_needed(tmp_path, lent, said):
+    with pytest.raises(TrunkError, match=said):
+        carried(tmp_path, peer_memory=lent)
