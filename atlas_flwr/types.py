@@ -86,6 +86,9 @@ class TrunkCall:
     share : float
         Of a loss that the trunk computes: its part of an optimiser step, by which it is
         scaled.
+    loss_alone : bool
+        Whether the trunk answers no logits beside a loss, and a causal model computes
+        none where there is no label.
     """
 
     hidden: Tensor
@@ -94,6 +97,7 @@ class TrunkCall:
     step: int | None = None
     padding_unread: bool = False
     share: float = 1.0
+    loss_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,14 +133,15 @@ class LossReply:
     ----------
     loss : Tensor, optional
         Scalar; ``None`` where no labels were sent.
-    logits : Tensor
-        Shape (B, T', V) for causal language models, (B, C) for classifiers.
+    logits : Tensor, optional
+        Shape (B, T', V) for causal language models, (B, C) for classifiers; ``None``
+        where the call wants the loss alone.
     grad : Tensor, optional
         d loss / d hidden, shape (B, T, D); ``None`` where ``call.step`` was.
     """
 
     loss: Tensor | None
-    logits: Tensor
+    logits: Tensor | None
     grad: Tensor | None
 
 

@@ -83,7 +83,7 @@ def cross_to_loss(
     trunk: TrunkClient,
     step: int,
     logits_to_keep: int = 0,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Let the trunk end the model; return the loss, if there are labels, and logits.
 
     The trunk's own adapters take their step in the same call; a loss that is then
@@ -96,7 +96,7 @@ def cross_to_loss(
     )
     reply = trunk.loss(numbered, labels, logits_to_keep)
     device = call.hidden.device
-    logits = reply.logits.to(device)
+    logits = None if reply.logits is None else reply.logits.to(device)
     if reply.loss is None:
         return None, logits
     if not training:

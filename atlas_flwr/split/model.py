@@ -108,6 +108,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int = 0,
         past_key_values: SplitCache | None = None,
+        loss_alone: bool = False,
         **kwargs: Any,
     ) -> ModelOutput:
         """Run head, trunk and tail.
@@ -126,6 +127,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         past_key_values : SplitCache, optional
             Made by :meth:`new_cache`; the inputs are of positions that are new to it,
             but for the mask, which is of all.
+        loss_alone : bool
+            Of a vanilla model that is given labels: bring back no logits.
         **kwargs : Any
             What ``generate`` and ``Trainer`` pass besides: ``num_items_in_batch`` is
             what the loss is divided by, in the place of the number of its own labels;
@@ -160,10 +163,13 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         if self.tail is None:
             if items is not None and labels is not None:
                 call = replace(call, share=label_count(labels) / float(items))
+            if labels is not None:
+                call = replace(call, loss_alone=loss_alone)
             loss, logits = cross_to_loss(
                 call, labels, self.trunk, step, int(logits_to_keep)
             )
-            made = SequenceClassifierOutput if logits.dim() == 2 else CausalLMOutput
+            classifies = logits is not None and logits.dim() == 2
+            made = SequenceClassifierOutput if classifies else CausalLMOutput
             return cast("ModelOutput", made(loss=loss, logits=logits))
         return end_model(
             self.tail,

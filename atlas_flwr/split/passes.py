@@ -12,9 +12,9 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-__all__ = ["end_model", "is_causal", "label_count", "run_blocks", "takes_positions"]
+from atlas_flwr.split.label_head import IGNORED, only_at, places_of
 
-IGNORED = -100
+__all__ = ["end_model", "is_causal", "label_count", "run_blocks", "takes_positions"]
 
 
 def takes_positions(model: nn.Module) -> bool:
@@ -51,6 +51,7 @@ def end_model(
     logits_to_keep: int = 0,
     num_items_in_batch: Tensor | int | None = None,
     cache: Any = None,
+    loss_alone: bool = False,
 ) -> ModelOutput:
     """Run a tail, or a vanilla trunk, with its LM head or classifier.
 
@@ -73,6 +74,10 @@ def end_model(
         Of what came before, where ``hidden`` and ``position_ids`` are of new positions;
         for causal models.
 
+    loss_alone : bool
+        With labels, a causal model's LM head runs where they are alone, and its logits
+        are of no other place, (1, N, V).
+
     Returns
     -------
     ModelOutput
@@ -90,6 +95,8 @@ def end_model(
     if num_items_in_batch is not None and is_causal(part):
         loss["num_items_in_batch"] = num_items_in_batch
     ahead = _looks_ahead(hidden, labels)
+    if loss_alone and labels is not None and labels.dim() == 2 and is_causal(part):
+        return _at_labels(part, given, labels, logits_to_keep, ahead, loss)
     if logits_to_keep or ahead:
         out = part(**given, logits_to_keep=logits_to_keep)
         if labels is not None:
@@ -100,6 +107,32 @@ def end_model(
             out.loss = part.loss_function(out.logits, cut, vocab_size=size, **loss)
     else:
         out = part(**given, labels=labels, **loss)
+    assert isinstance(out, ModelOutput)
+    return out
+
+
+def _at_labels(
+    part: Any,
+    given: dict[str, Any],
+    labels: Tensor,
+    logits_to_keep: int,
+    ahead: bool,
+    loss: dict[str, Any],
+) -> ModelOutput:
+    """Run the LM head where labels are."""
+    kept = logits_to_keep or given["inputs_embeds"].shape[1]
+    cut = labels[:, -kept:] if ahead else labels[:, -kept:][:, 1:]
+    places = places_of(cut)
+    with only_at(part, places):
+        out = part(**given, logits_to_keep=kept)
+    rows, columns = places
+    if out.logits.shape[0] != 1 or out.logits.shape[1] != len(rows):
+        out.logits = out.logits[rows, columns][None]
+    found = cut[rows, columns][None]
+    size = part.config.get_text_config().vocab_size
+    out.loss = part.loss_function(
+        out.logits, found, vocab_size=size, shift_labels=found, **loss
+    )
     assert isinstance(out, ModelOutput)
     return out
 

@@ -7,8 +7,7 @@ than B x K.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
+from atlas_flwr.split.label_head import only_at
 from atlas_flwr.split.passes import takes_positions
 
 __all__ = [
@@ -110,7 +110,7 @@ def task_loss(step: Step) -> StepLoss:
     """Return the loss of the task alone: the mean over a batch's labels.
 
     A causal model's LM head runs where labels are, and nowhere else. A vanilla split
-    model computes the loss in its trunk, on the last ``logits_to_keep`` positions.
+    model computes the loss in its trunk, which answers no logits.
     """
     model = step.model
     if not isinstance(model, SplitModel) or model.tail is not None:
@@ -119,7 +119,8 @@ def task_loss(step: Step) -> StepLoss:
     kept = {"logits_to_keep": batch.logits_to_keep} if batch.causal else {}
     if step.labels is not None:
         kept["num_items_in_batch"] = step.labels
-    loss = model(**model_inputs(model, batch), labels=batch.labels, **kept).loss
+    given = {**model_inputs(model, batch), "labels": batch.labels, **kept}
+    loss = model(**given, loss_alone=True).loss
     assert isinstance(loss, Tensor)
     return StepLoss(loss if step.labels is None else loss / step.share)
 
@@ -163,38 +164,14 @@ def label_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
             return logits[:, -1].float(), batch.labels[:, -1]
         return logits.float(), batch.labels
     places = batch.label_places
-    with _only(model, places):
+    ends = model.tail if isinstance(model, SplitModel) else model
+    with only_at(ends, places):
         logits = last_logits(model, batch)
     rows, columns = places.to(logits.device)
     if logits.shape[:2] == (len(batch), batch.logits_to_keep):
         logits = logits[rows, columns]  # a head that is no module of its own
     labels = batch.labels.to(logits.device)[:, -batch.logits_to_keep + 1 :]
     return logits.flatten(0, -2).float(), labels[rows, columns]
-
-
-@contextmanager
-def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
-    """Give a model's LM head the rows and columns (2, N) of what it would be given.
-
-    What comes out is then (1, N, V).
-    """
-    ends = model.tail if isinstance(model, SplitModel) else model
-    find = getattr(ends, "get_output_embeddings", None)
-    head = None if find is None else find()
-    if head is None:
-        yield
-        return
-
-    def chosen(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = given
-        rows, columns = places.to(hidden.device)
-        return hidden[rows, columns].unsqueeze(0), *rest
-
-    handle = head.register_forward_pre_hook(chosen)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -218,7 +218,7 @@ class SharedBase:
 
     def end(
         self, session: Session, call: TrunkCall, labels: Tensor | None, keep: int
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """End the model; return the loss, if there are labels, and the logits."""
         if labels is not None:
             labels = labels.to(self.reference_tensor.device)
@@ -228,9 +228,12 @@ class SharedBase:
                 call.hidden,
                 labels=labels,
                 logits_to_keep=keep,
+                loss_alone=call.loss_alone,
                 **_rest(call),
             )
-        return (None if labels is None else out["loss"]), out["logits"]
+        if labels is None:
+            return None, out["logits"]
+        return out["loss"], None if call.loss_alone else out["logits"]
 
     @cached_property
     def keeps_cache(self) -> bool:

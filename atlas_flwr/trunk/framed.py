@@ -136,13 +136,14 @@ class FramedTrunk(TrunkClient):
             "labels": given,
             # As the loss that is answered, not to be rounded.
             "share": None if call.share == 1 else (share, Role.ADAPTER),
+            "alone": (torch.tensor(1), Role.ACTIVATION) if call.loss_alone else None,
         }
         frame = encode_tensors(self.codec, {**_inputs(call, real), **ending})
         found = self._ask(Verb.LOSS, frame, call.step, logits_to_keep)
         grad = found.get("grad")
         if grad is not None and real is not None:
             grad = padded(grad, real)
-        return LossReply(found.get("loss"), found["logits"], grad)
+        return LossReply(found.get("loss"), found.get("logits"), grad)
 
     @property
     def keeps_caches(self) -> bool:
@@ -251,7 +252,7 @@ def _loss(
     if grad is not None and real is not None:
         check_spared(grad, real, "trunk")
     rows = None if grad is None else _rows(grad, Role.GRADIENT, real)
-    logits = (reply.logits, Role.ACTIVATION)
+    logits = None if reply.logits is None else (reply.logits, Role.ACTIVATION)
     return encode_tensors(codec, {"logits": logits, "loss": loss, "grad": rows})
 
 
@@ -344,8 +345,8 @@ def _call(
             raise WireError("rows without the mask that says where they belong")
         hidden = padded(hidden, real)
     unread = real is not None
-    share = float(tensors.get("share", 1.0))
-    return TrunkCall(hidden, mask, positions, request.step, unread, share), real
+    share, alone = float(tensors.get("share", 1.0)), "alone" in tensors
+    return TrunkCall(hidden, mask, positions, request.step, unread, share, alone), real
 
 
 def _named(tensors: dict[str, Tensor], name: str) -> Tensor:

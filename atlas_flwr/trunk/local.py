@@ -102,6 +102,7 @@ class LocalTrunk(TrunkClient):
                 hidden,
                 labels=labels,
                 logits_to_keep=logits_to_keep,
+                loss_alone=call.loss_alone,
                 **_inputs(call),
             )
             loss = out["loss"] if labels is not None else None
@@ -110,7 +111,9 @@ class LocalTrunk(TrunkClient):
                 loss = loss * call.share
                 loss.backward()
         detached = None if loss is None else loss.detach()
-        return LossReply(detached, out["logits"].detach(), hidden.grad)
+        is_alone = call.loss_alone and labels is not None
+        logits = None if is_alone else out["logits"].detach()
+        return LossReply(detached, logits, hidden.grad)
 
     @property
     def keeps_caches(self) -> bool:

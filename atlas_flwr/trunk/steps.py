@@ -217,7 +217,8 @@ def _same(one: TrunkCall, other: TrunkCall) -> bool:
         (one.attention_mask, other.attention_mask),
         (one.position_ids, other.position_ids),
     )
-    return one.share == other.share and all(_equal(a, b) for a, b in pairs)
+    alike = (one.share, one.loss_alone) == (other.share, other.loss_alone)
+    return alike and all(_equal(a, b) for a, b in pairs)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

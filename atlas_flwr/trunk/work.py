@@ -218,7 +218,8 @@ def _end(base: SharedBase, work: Ending) -> LossReply:
             loss = loss * call.share
         back, grads = _gradients(session, call, loss)
     session.learn(grads)
-    return LossReply(loss.detach(), logits.detach(), back)
+    shown = None if logits is None else logits.detach()
+    return LossReply(loss.detach(), shown, back)
 
 
 def _gradients(

@@ -10,8 +10,15 @@ import torch
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.split.passes import takes_positions
 from atlas_flwr.train.evaluation import evaluate
-from atlas_flwr.train.step import batch_loss
-from atlas_flwr.trunk import LocalTrunk
+from atlas_flwr.train.step import Step, batch_loss, model_inputs, task_loss
+from atlas_flwr.trunk import (
+    LocalTrunk,
+    SessionSpec,
+    TrunkEngine,
+    connect,
+    serve_local,
+)
+from atlas_flwr.wire import CODECS
 from tests.families import FAMILIES, build
 from tests.train.batches import ragged_chats
 
@@ -75,3 +82,41 @@ def test_a_loss_is_not_left_in_the_model():
     model, batch = build("llama"), ragged_chats()
     batch_loss(model, batch)
     assert model(input_ids=batch.input_ids).logits.shape[:2] == batch.input_ids.shape
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_vanilla_trunk_answers_the_loss_alone_and_it_is_the_same(family):
+    batch, model = ragged_chats(), build(family)
+    found = []
+    for alone in (True, False):
+        parts = partition(copy.deepcopy(model), SplitPlan(2, None))
+        split = SplitModel(parts.head, None, LocalTrunk(parts.trunk))
+        given = model_inputs(split, batch)
+        out = split(
+            **given,
+            labels=batch.labels,
+            logits_to_keep=batch.logits_to_keep,
+            loss_alone=alone,
+        )
+        assert (out.logits is None) == alone
+        found.append((out.loss.detach(), gradients(split, out.loss)))
+        found[-1][1].update({n: p.grad for n, p in parts.trunk.named_parameters()})
+    (loss, grads), (expected, wanted) = found
+    torch.testing.assert_close(loss, expected)
+    for name, grad in wanted.items():
+        torch.testing.assert_close(grads[name], grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_no_logits_come_back_and_a_share_crosses_unrounded(codec):
+    batch, plan = ragged_chats(), SplitPlan(2, None)
+    parts = partition(build("llama"), plan)
+    engine = TrunkEngine(parts.trunk)
+    with serve_local("alone", engine) as address:
+        token = engine.open(SessionSpec(plan))
+        link = connect(address, token=token, codec=codec)
+        split = SplitModel(parts.head, None, link)
+        whole = task_loss(Step(split, batch, 0)).task
+        third = task_loss(Step(split, batch, 0, 3 * batch.label_count)).task
+    torch.testing.assert_close(third, whole, rtol=1e-6, atol=0)
+    assert link.meter.total_down < 2 * (batch.input_ids.numel() * 32 * 4 + 1000)

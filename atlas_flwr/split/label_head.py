@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An LM head that runs where labels are, and nowhere else.
+
+A vocabulary is wide, so that logits of a long text are the largest tensor of a step.
+
+Shapes: B rows, K positions, D wide; N places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["IGNORED", "only_at", "places_of"]
+
+IGNORED = -100  # PyTorch's and Hugging Face's
+
+
+def places_of(targets: Tensor) -> Tensor:
+    """Return rows and columns (2, N) of targets (B, K) that are to be predicted."""
+    return torch.stack((targets != IGNORED).nonzero(as_tuple=True))
+
+
+@contextmanager
+def only_at(model: Any, places: Tensor) -> Iterator[None]:
+    """Give a model's LM head some rows and columns of what it would be given.
+
+    Its logits are then (1, N, V), whatever a family does before and after the head. A
+    model whose head is no module of its own gives all logits, (B, K, V), as ever.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A whole model, or a part that ends one.
+    places : Tensor
+        Shape (2, N): rows, and columns of the hidden states (B, K, D) at the head.
+    """
+    find = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if head is None:
+        yield
+        return
+
+    def chosen(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = given
+        rows, columns = places.to(hidden.device)
+        return hidden[rows, columns].unsqueeze(0), *rest
+
+    handle = head.register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
