@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 
 from flwr.supercore import log as flower_log
 
@@ -40,6 +41,21 @@ class _Chatter(logging.Filter):
         return record.name != OURS.name and (asked or record.levelno >= logging.WARNING)
 
 
+class _Workers(logging.Filter):
+    """Tell once, of what a simulation's worker raised, what Flower logs three times.
+
+    What remains has the worker's traceback. Of a worker that died there is none, and
+    the run itself says so.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if os.path.basename(record.pathname) not in ("vce_api.py", "raybackend.py"):
+            return True
+        said = record.getMessage()
+        again = said.startswith(("An exception was raised when", "Traceback (most"))
+        return not again and " ClientAppActor\n" not in said
+
+
 class _LastWord(logging.Filter):
     """Turn Flower's account of an error into the error's own words, and end there."""
 
@@ -59,17 +75,20 @@ class _LastWord(logging.Filter):
 @contextmanager
 def plain_output() -> Iterator[None]:
     """Print our lines as they are, and of Flower's only warnings, while it lasts."""
-    ours, chatter = _Plain(), _Chatter()
+    ours = _Plain()
+    filters: list[logging.Filter] = [_Chatter()]
+    if os.environ.get("FLWR_LOG_LEVEL", "").upper() not in ("DEBUG", "INFO"):
+        filters.append(_Workers())
     consoles = list(FLOWER.handlers)
     OURS.addHandler(ours)
-    for handler in consoles:
-        handler.addFilter(chatter)
+    for handler, kept_back in product(consoles, filters):
+        handler.addFilter(kept_back)
     try:
         yield
     finally:
         OURS.removeHandler(ours)
-        for handler in consoles:
-            handler.removeFilter(chatter)
+        for handler, kept_back in product(consoles, filters):
+            handler.removeFilter(kept_back)
 
 
 def end_with(error: Exception) -> None:

@@ -23,7 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = ["LocalGrid", "local_grid"]
 
-CLIENT_APP_RAISED = 3
+CLIENT_APP_RAISED = 2  # Flower's code for it
 
 
 @dataclass

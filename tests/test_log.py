@@ -114,3 +114,32 @@ def test_the_app_fails_with_every_problem_last_and_without_a_traceback():
     assert sorted(line.split()[1].split("=")[0].strip(":") for line in last) == [
         "codec", "num-rounds"
     ]  # fmt: skip
+
+
+def workers_account(said):
+    """What Flower's simulation logs of an error in a worker, three records long."""
+    for text in (
+        "An exception was raised when processing a message by RayBackend",
+        said,
+        "Traceback (most recent call last):\n  File ...\n" + said,
+    ):
+        made = logging.LogRecord("flwr", 40, "/x/vce_api.py", 1, text, (), None)
+        FLOWER.handle(made)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_a_worker_raised_is_told_once(monkeypatch, asked):
+    if asked:
+        monkeypatch.setenv("FLWR_LOG_LEVEL", "INFO")
+    with heard() as printed, plain_output():
+        workers_account(
+            "ray::ClientAppActor.run() ... ZeroDivisionError: division by zero"
+        )
+    assert printed.getvalue().count("division by zero") == (2 if asked else 1)
+    assert ("An exception was raised" in printed.getvalue()) == asked
+
+
+def test_of_a_worker_that_died_flowers_account_has_nothing_to_say():
+    with heard() as printed, plain_output():
+        workers_account("The actor died\n\tclass_name: ClientAppActor\n\tpid: 7")
+    assert printed.getvalue() == ""

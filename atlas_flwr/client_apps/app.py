@@ -19,9 +19,10 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
+from atlas_flwr.client_apps.failures import told_in_a_sentence
 from atlas_flwr.protocol import keys
 
-app = ClientApp()
+app = ClientApp(mods=[told_in_a_sentence])
 
 
 @app.query("describe")

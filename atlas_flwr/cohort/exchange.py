@@ -18,7 +18,7 @@ from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Assigned
-from atlas_flwr.protocol.replies import check_trained, records_of
+from atlas_flwr.protocol.replies import check_trained, reason_of, records_of
 from atlas_flwr.remedies.base import PERSONAL
 
 __all__ = ["Exchange"]
@@ -129,7 +129,7 @@ class Exchange:
 
     def note(self, replies: Sequence[Message]) -> None:
         """Keep why the first of all failed."""
-        failed = [reply.error.reason for reply in replies if reply.has_error()]
+        failed = [reason_of(reply) for reply in replies if reply.has_error()]
         if failed and self.failure == Exchange.failure:
             self.failure = f"the first failure: {failed[0]}"
 

@@ -17,6 +17,7 @@ from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.replies import reason_of
 from atlas_flwr.split import SplitPlan
 
 __all__ = ["Fingerprints", "ask_fingerprints"]
@@ -79,7 +80,7 @@ def ask_fingerprints(
     for reply in roster.sorted_replies(replies):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            log(WARNING, "node %d sent no fingerprint: %s", node, reply.error.reason)
+            log(WARNING, "node %d sent no fingerprint: %s", node, reason_of(reply))
             continue
         client = roster.client(node)
         record = next(iter(reply.content.array_records.values()))

@@ -18,6 +18,7 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
+from atlas_flwr.protocol.replies import reason_of
 
 __all__ = ["Roster"]
 
@@ -65,7 +66,7 @@ class Roster:
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                reason = str(reply.error.reason)
+                reason = reason_of(reply)
                 log(_WARNING, "node %d did not describe itself: %s", node, reason)
                 continue
             record = reply.content.config_records[keys.PROFILE]
@@ -73,7 +74,7 @@ class Roster:
         if not self.profiles:
             raise AtlasError(
                 f"none of {len(messages)} clients could describe itself; one of them: "
-                f"{reason.strip()}"
+                f"{reason}"
             )
 
     def order(self, node_ids: Iterable[int]) -> list[int]:

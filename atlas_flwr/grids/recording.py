@@ -15,6 +15,7 @@ from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.errors import RoundError
 from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.log import log
+from atlas_flwr.protocol.replies import reason_of
 
 __all__ = ["Exchange", "RecordingGrid", "content_bytes"]
 
@@ -127,9 +128,9 @@ class RecordingGrid(DelegatingGrid):
             give it work to the end of the run.
         """
         kind, failed = seen.kind, seen.failed
-        reasons = [str(r.error.reason).strip() for r in seen.replies if r.has_error()]
-        first = reasons[0] if reasons else "no reply came in time"
-        dead = next((r for r in reasons if any(w in r for w in DEAD_WORKER)), None)
+        errors = [reply for reply in seen.replies if reply.has_error()]
+        first = reason_of(errors[0]) if errors else "no reply came in time"
+        dead = next((reason_of(r) for r in errors if _is_dead(r)), None)
         if dead is not None:
             raise RoundError(
                 f"{kind}: a worker of the simulation has died, most likely for want of "
@@ -144,6 +145,10 @@ class RecordingGrid(DelegatingGrid):
         if 2 * failed >= seen.sent:
             what = "%s: %d of %d clients FAILED; the first: %s"
             log(WARNING, what, kind, failed, seen.sent, first)
+
+
+def _is_dead(reply: Message) -> bool:
+    return any(word in str(reply.error.reason) for word in DEAD_WORKER)
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -52,6 +52,7 @@ from atlas_flwr.errors import AtlasError, DataError
 from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.grids.resumable import Resumable
 from atlas_flwr.log import log
+from atlas_flwr.protocol.replies import reason_of
 from atlas_flwr.protocol.sums import SECURE, Layout
 
 __all__ = ["SecureGrid"]
@@ -192,7 +193,7 @@ class SecureGrid(DelegatingGrid):
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
-                lost[node] = str(reply.error.reason).strip()
+                lost[node] = reason_of(reply)
             elif lost.pop(node, None) is not None:
                 vectors.append(reply.content.array_records[SECURE]["masked"].numpy())
         if lost:

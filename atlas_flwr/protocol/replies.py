@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,16 @@ from atlas_flwr.clustering import fingerprint
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, kept_rank
 
-__all__ = ["check_trained", "records_of", "update_sketch"]
+__all__ = ["check_trained", "reason_of", "records_of", "update_sketch"]
+
+_RAYS_DETAILS = " class_name:"  # of an actor that died: ids, and common causes
+_FLOWERS_FORM = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*?)(?:'>)?$")
+
+
+def reason_of(reply: Message) -> str:
+    """Return in one line why a reply is an error."""
+    told = " ".join(str(reply.error.reason).split()).partition(_RAYS_DETAILS)[0]
+    return _FLOWERS_FORM.sub(r"\1: \2", told)
 
 
 def records_of(

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of ours become error replies: one sentence, where Flower logs a traceback.
+
+What is not ours is raised on, and Flower tells it in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from logging import WARNING
+
+from flwr.app import Context, Error, Message
+
+from atlas_flwr.errors import AtlasError
+from atlas_flwr.log import log
+
+__all__ = ["told_in_a_sentence"]
+
+CLIENT_APP_RAISED = 2  # Flower's code for it
+
+
+def told_in_a_sentence(
+    message: Message, context: Context, call_next: Callable[..., Message]
+) -> Message:
+    """Answer a message; a mod of a ClientApp."""
+    try:
+        return call_next(message, context)
+    except AtlasError as error:
+        reason = f"{type(error).__name__}: {error}"
+        kind = message.metadata.message_type
+        log(WARNING, "client %d, %s: %s", context.node_id, kind, reason)
+        return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
