@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 
 from torch import nn
 
@@ -26,6 +28,8 @@ from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed
 
 __all__ = ["ClientBatches"]
+
+COLLATORS = 16  # kept, with their rows' tokens
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class ClientBatches:
 
     def collator(self, task: Task) -> Collator:
         """Return what makes batches of a task's examples."""
-        tokenizer = tokenizer_of(self.source)
-        collate = collator_of(self.source, tokenizer, task, self.config.max_length)
+        given = self.source, task, self.config.max_length
+        collate = _collator(*given, _written(self.source))
         if self.source.kind == "causal" and self.config.summary_positions:
             return NextTokenCollator(collate)
         return collate
@@ -120,3 +124,21 @@ class ClientBatches:
         """Take no more than ``most``, if it is above 0, evenly from all of them."""
         every = -(-len(examples) // most) if most else 1
         return examples[::every]
+
+
+@lru_cache(maxsize=COLLATORS)
+def _collator(
+    source: ModelSource, task: Task, max_length: int, written: tuple[int, ...]
+) -> Collator:
+    """Make a collator for all messages that this process answers.
+
+    A tokenizer takes longer to read than a step's texts to cut into tokens, and the
+    texts are the same in every message.
+    """
+    return collator_of(source, tokenizer_of(source), task, max_length)
+
+
+def _written(source: ModelSource) -> tuple[int, ...]:
+    """Return when the files of a tokenizer on this machine were written."""
+    files = sorted(Path(source.path).glob("*token*"))
+    return tuple(file.stat().st_mtime_ns for file in files)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from logging import WARNING
 from typing import Any
 
 from atlas_flwr.data.examples import Example
-from atlas_flwr.data.responses import GenerationCollator
+from atlas_flwr.data.responses import KEPT_ROWS, GenerationCollator
 from atlas_flwr.data.tasks import Task
 from atlas_flwr.data.token_rows import TokenRow
 from atlas_flwr.data.tokens import start_ids, token_ids
@@ -38,10 +39,11 @@ class CompletionCollator(GenerationCollator):
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
         super().__init__(tokenizer, task, max_length)
         self._begin = start_ids(tokenizer)
+        self._cut = lru_cache(maxsize=KEPT_ROWS)(self._pieces)
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         """Cut texts into pieces; those in which nothing can be learned are counted."""
-        found = [self._pieces(example) for example in examples]
+        found = [self._cut(example) for example in examples]
         empty = sum(not pieces for pieces in found)
         if empty:
             what = "task %s: %d of %d texts are too short to learn from, and left out"
@@ -52,18 +54,18 @@ class CompletionCollator(GenerationCollator):
             )
         return [piece for pieces in found for piece in pieces]
 
-    def row(self, example: Example) -> TokenRow:
-        """Return a piece's tokens; of a text that is not cut yet, its first piece's."""
+    def _row(self, example: Example) -> TokenRow:
+        """Make a piece's row; of a text that is not cut yet, its first piece's."""
         whole = example.tokens or self._tokens(example)
         ids = list(whole[: self._max_length])
         return TokenRow.answering(ids[:1], ids[1:])
 
-    def _pieces(self, example: Example) -> list[Example]:
+    def _pieces(self, example: Example) -> tuple[Example, ...]:
         ids, step = self._tokens(example), self._max_length - 1
-        return [
+        return tuple(
             Example("", tokens=tuple(ids[start : start + step + 1]))
             for start in range(0, len(ids) - 1, step)
-        ]
+        )
 
     def _tokens(self, example: Example) -> list[int]:
         end = self._tokenizer.eos_token_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from atlas_flwr.data.batches import Batch, Collator
@@ -22,7 +23,9 @@ from atlas_flwr.data.tokens import (
 from atlas_flwr.data.turns import ASSISTANT, USER, Turn, with_system
 from atlas_flwr.errors import DataError
 
-__all__ = ["GenerationCollator", "commonest_token_accuracy"]
+__all__ = ["KEPT_ROWS", "GenerationCollator", "commonest_token_accuracy"]
+
+KEPT_ROWS = 4096  # whose tokens a collator keeps: 32 MB at 512 tokens each
 
 
 class GenerationCollator(Collator):
@@ -61,6 +64,7 @@ class GenerationCollator(Collator):
         self._begin = [] if task.chat else start_ids(tokenizer)
         self.label_ids = ()
         self._pad = pad_id(tokenizer)
+        self._kept = lru_cache(maxsize=KEPT_ROWS)(self._row)
         if task.chat:  # tell now what would be told in the middle of a run
             self._chat(self._sample())
 
@@ -69,7 +73,10 @@ class GenerationCollator(Collator):
         return batch_of([self.row(example) for example in examples], self._pad)
 
     def row(self, example: Example) -> TokenRow:
-        """Return an example's tokens."""
+        """Return an example's tokens, which are not to be changed: they are kept."""
+        return self._kept(example)
+
+    def _row(self, example: Example) -> TokenRow:
         whole = self._chat(example) if self._task.chat else self._plain(example)
         return whole.within(self._max_length)
 
