@@ -75,6 +75,7 @@ def run(runs: Path, job: tuple[str, str, int]) -> float:
     from flwr.app import Array, ArrayRecord, MessageType
 
     from atlas_flwr.client_apps.app import app
+    from atlas_flwr.errors import RoundError
     from atlas_flwr.server_apps.run import Run
     from atlas_flwr.testing import local_grid
 
@@ -106,11 +107,22 @@ def run(runs: Path, job: tuple[str, str, int]) -> float:
         tasks = task_file(runs / f"{name}-data", attack == "wrong labels")
         places = {"runs-dir": str(runs), "run-name": name}
         config = {**BASE, "tasks": str(tasks), "robust": rule, "seed": seed, **places}
-        with local_grid(answered, CLIENTS, run_config=config) as grid:
-            Run.begin(config).execute(grid)
+        try:
+            with local_grid(answered, CLIENTS, run_config=config) as grid:
+                Run.begin(config).execute(grid)
+        except RoundError:  # what its clients were sent gives nobody a finite gradient
+            return math.nan
     found = json.loads((folder / "summary.json").read_text())["per_round"][-1]
     honest = [a for client, a in found["client_accuracy"].items() if int(client) != 0]
     return 100 * statistics.fmean(honest) if len(honest) == CLIENTS - 1 else math.nan
+
+
+def told(found: list[float]) -> str:
+    died = sum(map(math.isnan, found))
+    if died:
+        return f"{died} of {len(found)} runs end: nobody can train"
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.1f}{spread}"
 
 
 def main() -> None:
@@ -128,8 +140,7 @@ def main() -> None:
             cells = []
             for _ in RULES:
                 found = [next(done) for _ in given.seeds]
-                spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-                cells.append(f"{statistics.fmean(found):.1f}{spread}")
+                cells.append(told(found))
             print(f"| {attack} | {' | '.join(cells)} |", flush=True)
 
 
