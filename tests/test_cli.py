@@ -759,6 +759,17 @@ def test_plan_shows_cuts_ranks_and_memory_and_refuses_what_is_too_small(capsys):
     assert "self_attn.q_proj  8 8 8 8 8 8" in out
 
 
+def test_plan_shows_who_would_carry_the_trunk_for_whom(capsys):
+    config = "model='tiny' trunk='peers' peer-memory='9MB,0,3800KB,0' tasks='spam'"
+    rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
+    given = ["-c", f"{config} device-order='cycle'", "-n", "4", *rates]
+    assert main(["plan", str(ROOT), *given]) == 0
+    out = capsys.readouterr().out
+    assert "peers: 2 of 4 clients lend memory; the trunk has 4 blocks" in out
+    assert "0 [blocks 1 to 4, 5 of 9 MiB]: carries 0" in out
+    assert "nobody has room for 1, 2, 3, who take turns" in out
+
+
 def test_plan_shows_cuts_of_adapters_that_have_no_rank(capsys):
     config = "model='tiny' adapter='ia3' devices='3MiB,1GiB'"
     rates = ["--client-gflops", "1", "--trunk-gflops", "10"]

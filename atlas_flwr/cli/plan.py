@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_flwr.cli.overrides import parse_overrides
+from atlas_flwr.cli.pairings import pairing_shown
 from atlas_flwr.cli.preflight import cleared
 from atlas_flwr.cli.run import add_run_config
 
@@ -32,6 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("app", nargs="?", default=".", type=Path, help="app's folder")
     add_run_config(parser)
+    parser.add_argument(
+        "-n",
+        "--num-supernodes",
+        type=int,
+        default=8,
+        help="clients that peers are paired with, with trunk='peers' (8)",
+    )
     rates = parser.add_argument_group("rates; the default is this machine's own")
     rates.add_argument("--client-gflops", type=float, help="of a device")
     rates.add_argument("--trunk-gflops", type=float, help="of the server")
@@ -80,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
         if isinstance(found, Allocation):
             print(ranks_drawn(found.ranks, rule.places))
+    if config.trunk == "peers":
+        print("\n" + pairing_shown(config, files, given.num_supernodes))
     return int(refused)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from flwr.app import Context
 
 from atlas_flwr.config import RunConfig, parse_bytes
-from atlas_flwr.config.parsing import split_list
+from atlas_flwr.config.parsing import parse_lent, split_list
 from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol.profile import Offer, Profile
 from atlas_flwr.seeds import derive_seed
 
-__all__ = ["Identity", "device_budget"]
+__all__ = ["Identity", "dealt_offer", "device_budget"]
 
 T = TypeVar("T")
 
@@ -113,19 +113,36 @@ def _dealt(config: RunConfig, what: str, items: Sequence[T], count: int) -> list
     return dealt
 
 
+def dealt_offer(config: RunConfig, index: int, count: int) -> Offer:
+    """Return what the run config deals client ``index`` to carry of the trunk.
+
+    ``peer-memory`` and ``peer-speeds`` are dealt as devices are, but apart from them;
+    ``peer-trust`` is repeated over the clients in their order.
+    """
+    sizes = config.peer_bytes or (0,)
+    speeds = split_list(config.peer_speeds) or ("1",) * len(sizes)
+    offers = list(zip(sizes, speeds, strict=True))
+    memory, speed = _dealt(config, "peers", offers, count)[index]
+    groups = split_list(config.peer_trust) or ("",)
+    return Offer(memory, float(speed), _groups(groups[index % len(groups)]))
+
+
 def _offer(
     node: Mapping[str, object], config: RunConfig, index: int, count: int
 ) -> Offer:
     """Return what the node config offers, or else the run config deals this client."""
-    sizes = split_list(config.peer_memory) or ("0",)
-    speeds = split_list(config.peer_speeds) or ("1",) * len(sizes)
-    offers = list(zip(sizes, speeds, strict=True))
-    size, speed = _dealt(config, "peers", offers, count)[index]
-    groups = split_list(config.peer_trust) or ("",)
-    size = str(node.get("trunk-memory", size))
-    trust = str(node.get("trust", groups[index % len(groups)]))
+    offer = dealt_offer(config, index, count)
+    size, trust = str(node.get("trunk-memory", "")), str(node.get("trust", ""))
+    if trust:
+        offer = replace(offer, trust=_groups(trust))
+    if not size:
+        return offer
     try:
-        memory = 0 if size == "0" else parse_bytes(size)
+        memory = parse_lent(size)
     except ValueError as error:
         raise ConfigError([f"trunk-memory={size!r} (node config): {error}"]) from None
-    return Offer(memory, float(speed), frozenset(trust.split("+")))
+    return replace(offer, memory=memory)
+
+
+def _groups(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split("+"))

@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["format_bytes", "parse_address", "parse_bytes", "parse_cut", "split_list"]
+__all__ = [
+    "format_bytes",
+    "parse_address",
+    "parse_bytes",
+    "parse_cut",
+    "parse_lent",
+    "split_list",
+]
 
 UNITS = {
     "B": 1,
@@ -50,6 +57,20 @@ def parse_bytes(text: str) -> int:
             "(B, KB, MB, GB, TB, KiB, MiB, GiB or TiB), e.g. 320MiB"
         )
     return size
+
+
+def parse_lent(text: str) -> int:
+    """Read a byte size, or ``"0"``, which is nothing.
+
+    Raises
+    ------
+    ValueError
+        When it is neither.
+    """
+    try:
+        return 0 if text.strip() == "0" else parse_bytes(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or 0") from None
 
 
 def format_bytes(size: float) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-from atlas_flwr.config.parsing import parse_bytes, split_list
+from atlas_flwr.config.parsing import parse_lent, split_list
 from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
@@ -48,10 +48,10 @@ def _items(config: RunConfig) -> Iterator[Problem]:
     sizes, speeds = split_list(config.peer_memory), split_list(config.peer_speeds)
     for item in sizes:
         try:
-            _ = item == "0" or parse_bytes(item)
+            parse_lent(item)
         except ValueError as error:
             yield Problem(
-                ("peer-memory",), f"peer-memory={config.peer_memory!r}: {error}, or 0"
+                ("peer-memory",), f"peer-memory={config.peer_memory!r}: {error}"
             )
     for item in speeds:
         if not _is_speed(item):

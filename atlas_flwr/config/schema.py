@@ -16,7 +16,7 @@ from atlas_flwr.config.aggregation import AggregationConfig
 from atlas_flwr.config.clusters import ClusterConfig
 from atlas_flwr.config.cut import CutConfig
 from atlas_flwr.config.machines import MachineConfig
-from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
+from atlas_flwr.config.parsing import parse_bytes, parse_cut, parse_lent, split_list
 from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.rounds import RoundConfig
 from atlas_flwr.config.scoring import ScoringConfig
@@ -104,6 +104,11 @@ class RunConfig(
     def device_bytes(self) -> tuple[int, ...]:
         """``devices``, parsed, in bytes; empty for unlimited."""
         return tuple(parse_bytes(device) for device in split_list(self.devices))
+
+    @property
+    def peer_bytes(self) -> tuple[int, ...]:
+        """``peer_memory``, parsed, in bytes; empty where nobody lends any."""
+        return tuple(parse_lent(size) for size in split_list(self.peer_memory))
 
     @property
     def trunk_session_bytes(self) -> int | None:

@@ -129,7 +129,9 @@ def last_resort(config: RunConfig) -> Host | None:
 
 
 @contextmanager
-def peers_of(setting: RunContext, start: StartPlan) -> Iterator[Endpoint]:
+def peers_of(
+    setting: RunContext, start: StartPlan, at_once: int = 1
+) -> Iterator[Endpoint]:
     """Yield a host that stands for all peers; end what they run.
 
     Parameters
@@ -138,6 +140,8 @@ def peers_of(setting: RunContext, start: StartPlan) -> Iterator[Endpoint]:
         The run.
     start : Callable[[SplitPlan, str], AbstractContextManager[Endpoint]]
         Starts a trunk for a cut, in the place of a client.
+    at_once : int
+        How many it may start at the same time.
     """
     config, outline = setting.config, setting.outline
     count = outline.num_layers
@@ -146,7 +150,7 @@ def peers_of(setting: RunContext, start: StartPlan) -> Iterator[Endpoint]:
         plan = SplitPlan(link.first, count - link.stop or None)
         return start(plan, link.host)
 
-    hosts = PeerHosts(started, _Telling(setting.on_event))
+    hosts = PeerHosts(started, _Telling(setting.on_event), at_once)
     model = PeerModel(
         covering_plan(config, outline).trunk_range(count),
         count,

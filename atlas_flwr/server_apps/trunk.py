@@ -25,6 +25,7 @@ __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
 
 Start = Callable[[RunContext, str, Grid], AbstractContextManager[Endpoint]]
 SHARED_GPU = 0.01  # clients take the rest of it
+STARTS = 8  # actors that load at the same time
 
 
 def check_reach(config: RunConfig, grid: Grid) -> None:
@@ -183,7 +184,7 @@ def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
             return _ray_trunk(setting, source, place)
         return _local_trunk(source, place)
 
-    with peers_of(setting, start) as found:
+    with peers_of(setting, start, STARTS if simulated else 1) as found:
         yield found
 
 

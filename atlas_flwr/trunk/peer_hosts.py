@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -47,6 +48,8 @@ class PeerHosts:
         Starts, or finds, a host's trunk of some blocks.
     watcher : PeerWatcher
         Is told who is lost.
+    at_once : int
+        Trunks that are started at the same time.
 
     Attributes
     ----------
@@ -58,6 +61,7 @@ class PeerHosts:
 
     start: StartPeer
     watcher: PeerWatcher
+    at_once: int = 1
     lost: dict[str, str] = field(default_factory=dict, init=False)
     round: int = field(default=0, init=False)
     _running: dict[str, _Running] = field(default_factory=dict, init=False)
@@ -86,6 +90,20 @@ class PeerHosts:
         """Return a host's trunk, if it runs."""
         running = self._running.get(host)
         return None if running is None else running.endpoint.host
+
+    def start_all(self, links: Sequence[Link]) -> None:
+        """Start the trunks of some hosts, several at a time; those that fail are lost.
+
+        Parameters
+        ----------
+        links : Sequence[Link]
+            Of different hosts.
+        """
+        with ThreadPoolExecutor(self.at_once) as pool:
+            for future in [pool.submit(self.at, link) for link in links]:
+                error = future.exception()
+                if error is not None and not isinstance(error, TrunkLost):
+                    raise error
 
     @contextmanager
     def minding(self, host: str) -> Iterator[None]:

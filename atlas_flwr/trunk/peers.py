@@ -297,12 +297,8 @@ class Peers:
     def _started(self, links: Collection[Link]) -> bool:
         """Start what is to be carried; tell if all hosts could."""
         lost = len(self.hosts.lost)
-        for link in sorted(links):
-            try:
-                self.hosts.at(link)
-            except TrunkLost:
-                continue  # who is left is paired again
-        return len(self.hosts.lost) == lost
+        self.hosts.start_all(sorted(links))
+        return len(self.hosts.lost) == lost  # else who is left is paired again
 
     def _opened(self, spec: SessionSpec) -> _Session:
         """Open a session on its client's way, or on another while that one fails."""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who would carry the trunk for whom, as ``atlas-flwr plan`` shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from atlas_flwr.budget import Pairing
+    from atlas_flwr.budget.chains import Way
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.server_apps.peers import PeerNeed
+    from atlas_flwr.train.weights import ModelFiles
+
+__all__ = ["pairing_shown"]
+
+MIB = 1 << 20
+
+
+def pairing_shown(config: RunConfig, files: ModelFiles, clients: int) -> str:
+    """Say who would carry the trunk for whom, before anybody is clustered.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    files : ModelFiles
+        Its model.
+    clients : int
+        How many there are.
+    """
+    from atlas_flwr.budget import Guest, Host, pair, ways_of
+    from atlas_flwr.client_apps.identity import dealt_offer
+    from atlas_flwr.server_apps.build import covering_plan
+    from atlas_flwr.server_apps.peers import PeerNeed, last_resort
+
+    outline = files.outline()
+    blocks = covering_plan(config, outline).trunk_range(outline.num_layers)
+    need = PeerNeed(config, outline, files.dtype)
+    offers = {str(i): dealt_offer(config, i, clients) for i in range(clients)}
+    last = last_resort(config)
+    hosts = [
+        Host(name, offer.memory, offer.trust, pace=1 / offer.speed)
+        for name, offer in offers.items()
+        if offer.memory
+    ]
+    lent = {host.client: host.memory for host in hosts}
+    everyone = [*hosts, *([last] if last else [])]
+    guests = [Guest(name, offer.trust) for name, offer in offers.items()]
+    found = pair(guests, everyone, ways_of(everyone, blocks, need, clients))
+    head = (
+        f"peers: {len(hosts)} of {clients} clients lend memory; the trunk has "
+        f"{len(blocks)} blocks and takes {need(len(blocks), 1) / MIB:.0f} MiB with one "
+        "guest"
+    )
+    return "\n".join([head, *_lines(found, lent, need)])
+
+
+def _lines(found: Pairing, lent: dict[str, int], need: PeerNeed) -> Iterator[str]:
+    guests: dict[Way, list[str]] = {}
+    for client, way in found.ways.items():
+        guests.setdefault(way, []).append(client)
+    for way, names in guests.items():
+        hosts = " → ".join(
+            _host(k.host, k.first, k.stop, lent, need, len(names)) for k in way
+        )
+        yield f"  {hosts}: carries {', '.join(names)}"
+    if found.alone:
+        yield f"  nobody has room for {', '.join(found.alone)}, who take turns"
+
+
+def _host(
+    host: str, first: int, stop: int, lent: dict[str, int], need: PeerNeed, guests: int
+) -> str:
+    taken = need(stop - first, guests) / MIB
+    of = f" of {lent[host] / MIB:.0f}" if host in lent else ""
+    return f"{host} [blocks {first} to {stop - 1}, {taken:.0f}{of} MiB]"
