@@ -80,7 +80,9 @@ def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
     from atlas_flwr.wire import CODECS
 
     defaults, _ = app_defaults(app)
-    return load_config({**defaults, **overrides}, {"codec": CODECS})
+    # What peers lend one another is nothing to a trunk that one of them serves.
+    keys = {k: v for k, v in overrides.items() if not k.startswith("peer-")}
+    return load_config({**defaults, **keys}, {"codec": CODECS})
 
 
 def _own_identity(

@@ -16,6 +16,7 @@ from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol.profile import Offer, Profile
 from atlas_flwr.seeds import derive_seed
+from atlas_flwr.trunk.access import Access
 
 __all__ = ["Identity", "dealt_offer", "device_budget"]
 
@@ -50,7 +51,9 @@ class Identity:
         In a simulation Flower sets ``partition-id`` and ``num-partitions``; a SuperNode
         takes them from ``--node-config``, together with an optional ``memory`` such as
         ``'3GiB'``, which goes before the run config's ``devices``, and ``trunk-memory``
-        and ``trust``, which go before ``peer-memory`` and ``peer-trust``.
+        and ``trust``, which go before ``peer-memory`` and ``peer-trust``. A node that
+        serves a trunk names the file access.json of it as ``trunk-access``, and if
+        others dial it elsewhere, ``trunk-address``.
 
         Raises
         ------
@@ -135,6 +138,10 @@ def _offer(
     size, trust = str(node.get("trunk-memory", "")), str(node.get("trust", ""))
     if trust:
         offer = replace(offer, trust=_groups(trust))
+    if path := str(node.get("trunk-access", "")):
+        access = Access.read(path)
+        address = str(node.get("trunk-address", "")) or access.address
+        offer = replace(offer, access=replace(access, address=address).to_json())
     if not size:
         return offer
     try:

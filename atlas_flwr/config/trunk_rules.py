@@ -18,7 +18,8 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)
-        if config.trunk in ("ray", "local", "peers") and text != getattr(
+        silent = config.trunk == "peers" and config.peer_fallback == "none"
+        if (silent or config.trunk in ("ray", "local")) and text != getattr(
             RunConfig, name
         ):
             yield Problem(

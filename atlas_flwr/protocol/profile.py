@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord
 
@@ -26,11 +26,15 @@ class Offer:
     trust : frozenset[str]
         Groups of clients that it would carry for, and be carried by; those who name
         none are one group, ``""``.
+    access : str
+        The way to the trunk that it serves, and its owner's secret, as JSON; empty in
+        a simulation, where an actor serves it.
     """
 
     memory: int = 0
     speed: float = 1.0
     trust: frozenset[str] = frozenset({""})
+    access: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Profile:
                 "lends": self.offer.memory,
                 "speed": self.offer.speed,
                 "trust": sorted(self.offer.trust),
+                "access": self.offer.access,
             }
         )
 
@@ -83,6 +88,7 @@ class Profile:
                 memory=int(str(record.get("lends", 0))),
                 speed=float(str(record.get("speed", 1.0))),
                 trust=frozenset(_texts(record.get("trust", [""]))),
+                access=str(record.get("access", "")),
             ),
         )
 

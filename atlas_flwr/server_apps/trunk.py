@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from logging import INFO
 
 from flwr.serverapp import Grid
@@ -13,13 +14,14 @@ from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
 from atlas_flwr.config import RunConfig
 from atlas_flwr.config.parsing import parse_address
-from atlas_flwr.errors import ConfigError
+from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.log import log
 from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
-from atlas_flwr.server_apps.peers import peers_of
+from atlas_flwr.server_apps.peers import SERVER, peers_of
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
+from atlas_flwr.trunk.access import Access
 
 __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
 
@@ -41,7 +43,6 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
     reach = {
         "ray": "an actor of the Ray cluster that Flower's simulation starts",
         "local": "an engine inside the ServerApp's process",
-        "peers": "in this version carried by clients of a simulation alone",
     }
     kind = trunk_kind(config, grid)
     if kind not in reach:
@@ -112,38 +113,43 @@ def _local_trunk(source: TrunkSource, name: str) -> Iterator[Endpoint]:
 
 @contextmanager
 def _grpc(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
+    config = setting.config
+    if config.trunk_access:
+        access = Access.read(config.trunk_access)
+        access = replace(access, address=config.trunk_address or access.address)
+        with _elsewhere(setting, access) as found:
+            log(INFO, "the trunk of this run is at %s", found.address)
+            yield found
+        return
+    with _grpc_trunk(setting, _source(setting)) as found:
+        yield found
+
+
+@contextmanager
+def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.certificates import run_identity
     from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
 
     config = setting.config
-    if config.trunk_access:
-        with _elsewhere(setting) as found:
-            yield found
-        return
     dialled = config.trunk_advertise or config.trunk_listen
     identity = run_identity(parse_address(dialled)[0])
     options = ServeOptions(config.trunk_listen, config.trunk_advertise, identity)
-    engine = _source(setting).engine(own_threads=True)
+    engine = source.engine(own_threads=True)
     with serve_grpc(engine, options) as address:
         log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)
         yield Endpoint(engine, address, identity.ca.decode())
 
 
 @contextmanager
-def _elsewhere(setting: RunContext) -> Iterator[Endpoint]:
+def _elsewhere(setting: RunContext, access: Access) -> Iterator[Endpoint]:
     """Own a trunk that `atlas-flwr trunk` serves on another machine."""
     from atlas_flwr.train.same_model import check_same, described
-    from atlas_flwr.trunk.access import Access
     from atlas_flwr.trunk.grpc_channel import own_grpc
 
-    config = setting.config
-    access = Access.read(config.trunk_access)
-    address = config.trunk_address or access.address
-    with own_grpc(address, access.secret, access.ca or None) as host:
-        plan = covering_plan(config, setting.outline)
+    with own_grpc(access.address, access.secret, access.ca or None) as host:
+        plan = covering_plan(setting.config, setting.outline)
         check_same(host.served, described(setting.files, plan))
-        log(INFO, "the trunk of this run is at %s", address)
-        yield Endpoint(host, address, access.ca)
+        yield Endpoint(host, access.address, access.ca)
 
 
 @contextmanager
@@ -174,11 +180,30 @@ def _ray_trunk(
 
 @contextmanager
 def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
-    """Let clients carry the trunk: in a simulation actors do in their places."""
+    """Let clients carry the trunk: their own services, or what stands in for them.
+
+    In a simulation actors do, in the places of those that lend memory.
+    """
     simulated = isinstance(grid, InMemoryGrid)
+    profiles = setting.roster.profiles
+    if simulated:
+        from atlas_flwr.trunk.ray import wait_for_ray
+
+        wait_for_ray()
 
     def start(plan: SplitPlan, client: str) -> AbstractContextManager[Endpoint]:
+        access = {p.client: p.offer.access for p in profiles.values()}.get(client)
+        if access:
+            return _elsewhere(setting, Access.parse(access))
+        if isinstance(grid, HttpGrid) and client != SERVER:
+            raise TrunkLost(
+                f"client {client} lends memory, and its node config names no "
+                "trunk-access: start `atlas-flwr trunk` beside its SuperNode, and name "
+                "the file access.json that it writes"
+            )
         source = trunk_source(setting.config, setting.files, plan)
+        if isinstance(grid, HttpGrid):
+            return _grpc_trunk(setting, source)
         place = f"{name}-{client}"
         if simulated:
             return _ray_trunk(setting, source, place)

@@ -35,7 +35,7 @@ class Access:
         """Write it for the file's owner alone."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
+            file.write(self.to_json())
 
     @classmethod
     def read(cls, path: str | Path) -> Access:
@@ -46,13 +46,27 @@ class Access:
         ConfigError
             If the file is not there, or something else.
         """
-        wanted = {f.name for f in fields(cls)}
         try:
-            found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+            return cls.parse(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise _refused(path, str(error)) from None
+
+    def to_json(self) -> str:
+        """Write it as text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def parse(cls, text: str) -> Access:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        """
+        found, wanted = json.loads(text), {f.name for f in fields(cls)}
         if not isinstance(found, dict) or set(found) != wanted:
-            raise _refused(path, f"it has not the entries {', '.join(sorted(wanted))}")
+            raise ValueError(f"it has not the entries {', '.join(sorted(wanted))}")
         return cls(**{key: str(value) for key, value in found.items()})
 
 

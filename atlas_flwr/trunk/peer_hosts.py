@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Pairing
-from atlas_flwr.errors import TrunkLost
+from atlas_flwr.errors import ConfigError, TrunkError, TrunkLost, WireError
 from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
 
 __all__ = ["PeerHosts", "PeerWatcher", "StartPeer"]
@@ -72,7 +72,7 @@ class PeerHosts:
         Raises
         ------
         TrunkLost
-            If the host is lost, or that fails.
+            If the host is lost, or that fails, as with a trunk of another model.
         """
         if link.host in self.lost:
             raise TrunkLost(f"host {link.host} is lost: {self.lost[link.host]}")
@@ -81,8 +81,11 @@ class PeerHosts:
             return running.endpoint
         self._end(link.host)
         stack = ExitStack()
-        with self.minding(link.host):
+        try:
             endpoint = stack.enter_context(self.start(link))
+        except (ConfigError, TrunkError, WireError) as error:
+            self.lose(link.host, str(error))
+            raise TrunkLost(str(error)) from None
         self._running[link.host] = _Running(link, endpoint, stack)
         return endpoint
 

@@ -6,6 +6,7 @@
 # started, whatever happens. Arguments are further keys of the run: "num-rounds=1".
 # Logs lie in $LOGS (default: a folder in /tmp, whose path is printed).
 # Exits with 0 only if the run was completed.
+# With PEERS=1 there is no trunk on the server: node 0 serves it, for itself and both others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -96,15 +97,29 @@ until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
   sleep 0.3
 done
 
+carries=""
+if [ "${PEERS:-}" ]; then
+  atlas-flwr trunk . -c "$CONFIG" -c "$*" --folder "$work/trunk" \
+    >"$LOGS/trunk.log" 2>&1 &
+  trunk=$!
+  until [ -f "$work/trunk/access.json" ]; do
+    kill -0 "$trunk" 2>/dev/null || fail "node 0's trunk did not start"
+    sleep 0.3
+  done
+  CONFIG="$CONFIG trunk='peers'"
+  carries="trunk-memory='4GiB' trunk-access='$work/trunk/access.json'"
+fi
+
 node=0
 for own in $node_ports; do
   flwr supernode register "$work/node$node.pub" lab >"$LOGS/register-$node.log" 2>&1 ||
     fail "node $node was not registered"
   flower-supernode --superlink "127.0.0.1:$port" --root-certificates "$work/ca.crt" \
     --auth-supernode-private-key "$work/node$node" --host 127.0.0.1 --port "$own" \
-    --node-config "partition-id=$node num-partitions=$NODES" \
+    --node-config "partition-id=$node num-partitions=$NODES $carries" \
     >"$LOGS/supernode-$node.log" 2>&1 &
   node=$((node + 1))
+  carries=""
 done
 
 # A file, since a later word has to win over an earlier one.

@@ -20,22 +20,27 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_three_supernodes_train_with_a_trunk_behind_tls(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("peers", ["", "1"], ids=["server", "peers"])
+def test_three_supernodes_train_with_a_trunk_behind_tls(
+    tmp_path: Path, peers: str
+) -> None:
     tools = Path(sys.executable).parent
     environment = {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "LOGS": str(tmp_path / "logs"),
+        "PEERS": peers,
     }
     overrides = [SMALL, f"runs-dir='{tmp_path / 'runs'}'"]
     ended = subprocess.run(
         [RUN, *overrides], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "grpcs://127.0.0.1:" in ended.stdout
+    assert ("grpcs://127.0.0.1:" in ended.stdout) == (not peers)
     (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
+    assert summary["carried"] == ({"0": 3} if peers else {})
     assert len(summary["clusters"]) == 3
     assert summary["bytes_up"] > 100_000
     assert list((folder / "adapters").glob("*/adapter_model.safetensors"))

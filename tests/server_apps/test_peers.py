@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from contextlib import contextmanager
 
 import pytest
 
+from atlas_flwr.cli.trunk import serve
+from atlas_flwr.config import load_config
 from atlas_flwr.errors import TrunkError, TrunkLost
 from atlas_flwr.server_apps import trunk as starting
-from atlas_flwr.trunk import Endpoint
+from atlas_flwr.trunk import Endpoint, grpc_channel
+from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.local import LoopbackTrunk
 from tests.golden.record import digest
-from tests.server_apps.test_run import run
+from tests.server_apps.test_run import BASE, run
 
 # Too little for the tiny model's trunk, enough for one of its blocks with 3 guests.
 CHAINED = "5MB"
@@ -165,3 +171,53 @@ def test_a_guest_whose_peer_dies_fails_where_nobody_else_has_room(tmp_path, kill
 def test_too_little_lent_is_said_with_what_is_needed(tmp_path, lent, said):
     with pytest.raises(TrunkError, match=said):
         carried(tmp_path, peer_memory=lent)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A trunk that a client serves beside its SuperNode; yield its access file."""
+    ended = []
+    monkeypatch.setattr(signal, "signal", lambda _, handler: ended.append(handler))
+    config = load_config({**BASE, "trunk": "grpc"})
+    folder = tmp_path / "trunk"
+    thread = threading.Thread(target=serve, args=(config, folder, None), daemon=True)
+    thread.start()
+    while not (folder / "access.json").exists():
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield str(folder / "access.json")
+    ended[0](0, None)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_node_that_serves_a_trunk_over_tls_carries_it_for_two_others(
+    tmp_path, central, served
+):
+    north = {"trust": "north"}
+    nodes = [
+        {"trunk-memory": "1GiB", "trunk-access": served, "trust": "north+lab"},
+        north,
+        north,
+        {"trunk-memory": "1GiB", "trust": "south"},  # in this process
+    ]
+    found = carried(tmp_path, peer_memory="", node_configs=nodes)
+    assert digest(found.path) == central
+    for pairing in told(found, "peers-paired"):
+        hosts = {c: way.partition("[")[0] for c, way in pairing["ways"].items()}
+        assert hosts == {"0": "0", "1": "0", "2": "0", "3": "3"}
+    assert "secret" not in (found.path / "metrics.jsonl").read_text()
+
+
+def test_a_node_whose_trunk_cannot_be_dialled_is_lost_and_others_carry(
+    tmp_path, central, monkeypatch
+):
+    monkeypatch.setattr(grpc_channel, "OWNED", 0.5)
+    access = Access("grpc://127.0.0.1:1", "", "s" * 32)
+    access.write(tmp_path / "access.json")
+    nodes = [{"trunk-access": str(tmp_path / "access.json")}, {}, {}, {}]
+    found = carried(tmp_path, node_configs=nodes, device_order="cycle")
+    assert digest(found.path) == central
+    (lost,) = told(found, "peer-lost")
+    assert lost["host"] == "0"
+    assert "nothing answers at grpc://127.0.0.1:1" in lost["reason"]

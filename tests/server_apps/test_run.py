@@ -52,12 +52,12 @@ class Killed(BaseException):
     """What ends a process: no ClientApp or strategy catches it."""
 
 
-def run(folder, intercept=None, nodes=NODES, **changes) -> RunFolder:
+def run(folder, intercept=None, nodes=NODES, node_configs=None, **changes) -> RunFolder:
     given = {key.replace("_", "-"): value for key, value in changes.items()}
     clusters = {"num-clusters": 2} if "strategy" not in changes else {}
     base = read_by(given.get("strategy", "atlas"), BASE)
     config = {**base, **clusters, "runs-dir": str(folder), **given}
-    with local_grid(app, nodes, run_config=config, intercept=intercept) as grid:
+    with local_grid(app, nodes, config, node_configs, intercept) as grid:
         begun = Run.begin(config, given)
         begun.execute(grid)
     return begun.folder

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round on a simulated clock: a central trunk, and peers paired in several ways.
+
+Run from the top of the repository::
+
+    python benchmarks/peers.py
+
+SmolLM2's shape, 8 texts of 48 tokens a step, a cut of 1/1. Links are log-uniform from 5
+to 100 Mbit/s, clients compute at 10 to 100 GFLOP/s, a third of them lend 4 GiB. Each
+step is client, link, trunk, link and back, as the events of a queue: a trunk does one
+pass at a time, first come first served, and its guests share its link evenly. What is
+learned does not depend on any of it (tests/server_apps/test_peers.py). Prints a
+Markdown table.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from atlas_flwr.budget import (
+    Architecture,
+    Guest,
+    Host,
+    Rates,
+    pair,
+    step_time,
+    ways_of,
+)
+from atlas_flwr.config import load_config
+from atlas_flwr.server_apps.peers import PeerNeed
+from atlas_flwr.train.weights import ModelFiles
+
+CLIENTS, STEPS, SEED = 100, 8, 0
+MEGA, GIGA = 1e6, 1e9
+BATCH, LENGTH, WIRE = 8, 48, 4
+SERVERS = {"a CPU": 200 * GIGA, "a GPU": 20_000 * GIGA}
+SERVER_LINK = 1000 * MEGA
+
+
+@dataclass(frozen=True)
+class Machine:
+    flops: float
+    bits: float
+
+
+def machines(chance: random.Random) -> list[Machine]:
+    return [
+        Machine(10 * GIGA * 10 ** chance.random(), 5 * MEGA * 20 ** chance.random())
+        for _ in range(CLIENTS)
+    ]
+
+
+class Clock:
+    """A round of split steps, each client with the trunk that carries it."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        clients: list[Machine],
+        trunks: dict[int, Machine],
+        carried: dict[int, int],
+    ) -> None:
+        self.clients, self.trunks, self.carried = clients, trunks, carried
+        self.guests = Counter(carried.values())
+        one = Rates(1.0, 1.0, 1.0)
+        work = step_time(architecture, one, head=1, tail=1, batch=BATCH, length=LENGTH)
+        self.client_work, self.trunk_work = work.client, work.trunk
+        self.bits = work.link / 4  # of one crossing
+
+    def crossing(self, client: int) -> float:
+        host = self.carried[client]
+        if host == client:
+            return 0.0
+        strangers = self.guests[host] - (self.carried.get(host) == host)
+        share = self.trunks[host].bits / max(strangers, 1)
+        return self.bits / min(self.clients[client].bits, share)
+
+    def run(self) -> tuple[dict[int, float], Counter]:
+        """Return when each client ends, and the seconds that each trunk computes."""
+        free, busy, ends = Counter(), Counter(), {}
+        queue = [(self._side(c), c, 0) for c in self.carried]
+        heapq.heapify(queue)
+        while queue:
+            now, client, passes = heapq.heappop(queue)
+            if passes == 2 * STEPS:
+                ends[client] = now
+                continue
+            host = self.carried[client]
+            took = self.trunk_work / 2 / self.trunks[host].flops
+            began = max(now, free[host])
+            free[host] = began + took
+            busy[host] += took
+            back = free[host] + self.crossing(client) + self._side(client)
+            heapq.heappush(queue, (back, client, passes + 1))
+        return ends, busy
+
+    def _side(self, client: int) -> float:
+        """A half of a client's own part of a step, and the way to the trunk."""
+        own = self.client_work / 2 / self.clients[client].flops
+        return own + self.crossing(client)
+
+    def moved(self) -> Counter:
+        """Bytes over each trunk's link."""
+        found = Counter()
+        for client, host in self.carried.items():
+            if client != host:
+                found[host] += 4 * STEPS * self.bits / 8
+        return found
+
+
+def row(name: str, clock: Clock, server: bool) -> str:
+    ends, busy = clock.run()
+    moved, slowest = clock.moved(), max(ends.values())
+    mean = sum(ends.values()) / len(ends)
+    at_server = sum(moved.values()) / MEGA if server else 0.0
+    fullest = max(moved.values()) / MEGA
+    load = 100 * max(busy.values()) / slowest
+    return (
+        f"| {name} | {at_server:.0f} | {fullest:.0f} | {slowest:.0f} | {mean:.0f} | "
+        f"{load:.0f} | {max(clock.guests.values())} |"
+    )
+
+
+def main() -> None:
+    config = load_config(
+        {"model": "smollm2", "batch-size": BATCH, "max-length": LENGTH, "cut": "1/1"}
+    )
+    files = ModelFiles.of(config, "cpu")
+    outline = files.outline()
+    need = PeerNeed(config, outline, files.dtype)
+    architecture = need.rule.architecture
+    blocks = range(1, outline.num_layers - 1)
+    chance = random.Random(SEED)
+    clients = machines(chance)
+    clusters = [chance.randrange(4) for _ in clients]
+    lending = sorted(chance.sample(range(CLIENTS), CLIENTS // 3))
+
+    one = Rates(1.0, 1.0, 1.0)
+    work = step_time(architecture, one, head=1, tail=1, batch=BATCH, length=LENGTH)
+
+    def hosts(blind: bool) -> list[Host]:
+        pace = 1.0 if blind else 0.0
+        return [
+            Host(
+                str(h),
+                4 << 30,
+                cluster=clusters[h],
+                pace=pace or work.trunk / clients[h].flops,
+                link=0.0 if blind else work.link / clients[h].bits,
+            )
+            for h in lending
+        ]
+
+    def paired(blind: bool) -> dict[int, int]:
+        guests = [
+            Guest(str(c), cluster=clusters[c], link=work.link / clients[c].bits)
+            for c in range(CLIENTS)
+        ]
+        given = hosts(blind)
+        found = pair(guests, given, ways_of(given, blocks, need, CLIENTS))
+        return {int(c): int(way[0].host) for c, way in found.ways.items()}
+
+    room = ways_of(hosts(blind=True), blocks, need, CLIENTS)
+    places = [int(way[0].host) for way, most in room.items() for _ in range(most)]
+    chance.shuffle(places)
+    drawn = dict(zip(range(CLIENTS), places, strict=False))
+    print(
+        "| trunk | MB over the server's link | MB over the fullest trunk's link | "
+        "seconds a round | of the mean client | load of the fullest trunk, % | guests |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, flops in SERVERS.items():
+        central = {CLIENTS: Machine(flops, SERVER_LINK)}
+        everyone = dict.fromkeys(range(CLIENTS), CLIENTS)
+        clock = Clock(architecture, clients, central, everyone)
+        print(row(f"central, {name}", clock, server=True))
+    trunks = dict(enumerate(clients))
+    for name, carried in {
+        "peers, drawn": drawn,
+        "peers, paired, all machines alike": paired(blind=True),
+        "peers, paired by speed and link": paired(blind=False),
+    }.items():
+        if len(carried) < CLIENTS:
+            name = f"{name} ({CLIENTS - len(carried)} sit out)"
+        clock = Clock(architecture, clients, trunks, carried)
+        print(row(name, clock, server=False))
+
+
+if __name__ == "__main__":
+    main()
