@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atlas_flwr.options import option
+from atlas_flwr.options import ADAPTER_STRATEGIES, option
 
 __all__ = ["RoundConfig"]
 
@@ -38,6 +38,13 @@ class RoundConfig:
         "Clients that must be connected before a round starts. Set it to the size of "
         "the federation where every client should be in the clustering.",
         minimum=1,
+    )
+    without_clients: str = option(
+        "",
+        "Clients that take no part, by id, as in '3,hospital-b'; they are asked who "
+        "they are, and nothing else. To unlearn a client, begin its run anew without "
+        "it: what comes out is what it would have been had it never taken part.",
+        only=(*ADAPTER_STRATEGIES, "fedavg", "fedprox", "local"),
     )
     round_timeout: float = option(
         3600.0,

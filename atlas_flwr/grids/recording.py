@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from logging import WARNING
 
@@ -82,20 +82,28 @@ class RecordingGrid(DelegatingGrid):
         Learns who is behind each node.
     on_exchange : Callable[[Exchange], None]
         Called after each ``send_and_receive``.
+    without : Collection[str]
+        Clients that are not to take part: their nodes are asked who they are alone.
     """
 
     def __init__(
-        self, grid: Grid, roster: Roster, on_exchange: Callable[[Exchange], None]
+        self,
+        grid: Grid,
+        roster: Roster,
+        on_exchange: Callable[[Exchange], None],
+        without: Collection[str] = (),
     ) -> None:
         super().__init__(grid)
         self.roster = roster
         self.on_exchange = on_exchange
+        self.without = frozenset(without)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that have said who they are, in order of their clients."""
         nodes = list(self.grid.get_node_ids())
         self.roster.learn(self.grid, nodes)
-        return self.roster.order(nodes)
+        known = self.roster.order(nodes)
+        return [n for n in known if self.roster.client(n) not in self.without]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.cohort.roster import Roster
-from atlas_flwr.config import RunConfig, to_yaml
+from atlas_flwr.config import RunConfig, split_list, to_yaml
 from atlas_flwr.errors import RoundError, TrunkLost
 from atlas_flwr.grids.mending import MendingGrid
 from atlas_flwr.grids.progress import ProgressGrid
@@ -120,7 +120,8 @@ class Run:
         if config.quorum < 1:
             keeps = config.strategy in ("fedavg", "fedprox")
             grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
-        recording = RecordingGrid(grid, roster, recorder.exchange)
+        without = split_list(config.without_clients)
+        recording = RecordingGrid(grid, roster, recorder.exchange, without)
         setting = RunContext(config, files, outline, roster, recorder.event)
         rounds = _Rounds(recording, recorder, progress, self.checkpoint)
         for restarts_left in range(config.trunk_restarts, -1, -1):
@@ -196,6 +197,9 @@ class Run:
 
     def _record_start(self, done: int, grid: Grid, roster: Roster) -> None:
         connected = list(grid.get_node_ids())
+        here = {profile.client for profile in roster.profiles.values()}
+        if strange := set(split_list(self.config.without_clients)) - here:
+            log(WARNING, "without-clients: nobody here is %s", ", ".join(strange))
         partitions = max((p.partitions for p in roster.profiles.values()), default=0)
         if self.checkpoint and partitions:
             check_clients(self.folder, partitions)

@@ -1,0 +1,41 @@
+"""A client that is left out has left nothing: its run is one in which it never was."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from atlas_flwr.client_apps.app import app
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.server_apps.checkpoint import load_checkpoint
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.testing import local_grid
+from tests.server_apps.test_run import BASE, run, summary
+
+NAMES = ("unlearned", "never")
+
+
+def test_a_run_without_a_client_has_the_bits_of_one_in_which_it_never_was(tmp_path):
+    unlearned = run(tmp_path, without_clients="1", run_name="unlearned")
+    config = {**BASE, "num-clusters": 2, "runs-dir": str(tmp_path), "run-name": "never"}
+    places = [{"partition-id": at, "num-partitions": 4} for at in (0, 2, 3)]
+    with local_grid(app, 3, run_config=config, node_configs=places) as grid:
+        Run.begin(config).execute(grid)
+    assert summary(unlearned)["clusters"].keys() == {"0", "2", "3"}
+    one, other = (load_checkpoint(tmp_path / n / "checkpoint") for n in NAMES)
+    assert one.state.keys() == other.state.keys()
+    for key, value in one.state.items():
+        np.testing.assert_array_equal(value, other.state[key])
+
+
+def test_a_name_that_nobody_has_is_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, without_clients="nobody", num_rounds=1)
+    assert "without-clients: nobody here is nobody" in caplog.text
+
+
+def test_centralized_cannot_do_without_one(tmp_path):
+    with pytest.raises(ConfigError, match="without-clients"):
+        run(tmp_path, strategy="centralized", without_clients="1")
