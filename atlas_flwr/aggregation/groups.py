@@ -35,7 +35,7 @@ from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 
 __all__ = ["ClusterAdapters"]
 
-ALL = "*"  # the origin of what all groups have learned together
+EVERY_GROUP = "*"  # the origin of what all groups have learned together
 
 
 Ranks = Mapping[str, int] | int | None
@@ -193,7 +193,7 @@ class ClusterAdapters:
 
     def held(self, origin: str) -> AdapterState | None:
         """Return what a started state's ``origin`` names."""
-        return self._overall if origin == ALL else self.groups.get(origin)
+        return self._overall if origin == EVERY_GROUP else self.groups.get(origin)
 
     def serve(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
         """Return what a client is to evaluate, at its ranks.
@@ -202,7 +202,7 @@ class ClusterAdapters:
         trained, what all groups have learned together.
         """
         held = None if group is None else self.groups.get(group)
-        origin = str(group) if held else ALL
+        origin = str(group) if held else EVERY_GROUP
         return self._started(held or self._overall, ranks, round_, origin)
 
     def _started(

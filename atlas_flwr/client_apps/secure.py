@@ -37,7 +37,7 @@ from flwr.app import (
 
 from atlas_flwr.clustering import with_masks
 from atlas_flwr.errors import DataError
-from atlas_flwr.protocol.sums import SECURE, Layout
+from atlas_flwr.protocol.sums import SECURE, SumLayout
 
 __all__ = ["secure_mod"]
 
@@ -61,7 +61,7 @@ def secure_mod(
         If the server asks for the update in plain, or for what the client has no update
         for; if the group that it names has fewer than two clients, or is not this
         client's; if the update cannot be summed (see
-        :meth:`~atlas_flwr.protocol.sums.Layout.vector`).
+        :meth:`~atlas_flwr.protocol.sums.SumLayout.vector`).
     """
     if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
         return call_next(message, context)
@@ -86,7 +86,7 @@ def _train(
     del message.content[SECURE]
     (sent,) = message.content.array_records.values()
     clients, bits = int(str(asked["clients"])), int(str(asked["fraction-bits"]))
-    layout = Layout.of(sent, clients, bits, str(asked["weighted-by"]))
+    layout = SumLayout.of(sent, clients, bits, str(asked["weighted-by"]))
     reply = call_next(message, context)
     if reply.has_error():
         return reply

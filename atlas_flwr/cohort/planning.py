@@ -106,7 +106,7 @@ class RoundPlanner:
         server_round, config : int, ConfigRecord
             Go into the messages.
         nodes : Sequence[int]
-            Whom to ask; nobody is fine.
+            To ask; may be empty.
         grid : Grid
             Reaches them.
         shapes : Mapping[str, tuple[int, int]]

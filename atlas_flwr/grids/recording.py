@@ -17,7 +17,7 @@ from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.log import log
 from atlas_flwr.protocol.replies import reason_of
 
-__all__ = ["Exchange", "RecordingGrid", "content_bytes"]
+__all__ = ["RecordingGrid", "RoundTrip", "content_bytes"]
 
 # What Ray raises where a worker or its node is gone.
 DEAD_WORKER = (
@@ -30,7 +30,7 @@ RESUME = "continue the run with --run-config \"resume='<run folder>'\""
 
 
 @dataclass(frozen=True)
-class Exchange:
+class RoundTrip:
     """One batch of messages and what came back.
 
     Attributes
@@ -80,7 +80,7 @@ class RecordingGrid(DelegatingGrid):
         Flower's grid.
     roster : Roster
         Learns who is behind each node.
-    on_exchange : Callable[[Exchange], None]
+    on_exchange : Callable[[RoundTrip], None]
         Called after each ``send_and_receive``.
     without : Collection[str]
         Clients that are not to take part: their nodes are asked who they are alone.
@@ -90,7 +90,7 @@ class RecordingGrid(DelegatingGrid):
         self,
         grid: Grid,
         roster: Roster,
-        on_exchange: Callable[[Exchange], None],
+        on_exchange: Callable[[RoundTrip], None],
         without: Collection[str] = (),
     ) -> None:
         super().__init__(grid)
@@ -119,14 +119,14 @@ class RecordingGrid(DelegatingGrid):
         replies = self.roster.sorted_replies(came)
         up = sum(content_bytes(r.content) for r in replies if r.has_content())
         seconds = time.monotonic() - started
-        seen = Exchange(
+        seen = RoundTrip(
             kind, replies, len(out), down, up, seconds, self.late, self.overdue
         )
         self.on_exchange(seen)
         self._judge(seen)
         return replies
 
-    def _judge(self, seen: Exchange) -> None:
+    def _judge(self, seen: RoundTrip) -> None:
         """Say aloud that many failed; end the run where all did.
 
         Raises

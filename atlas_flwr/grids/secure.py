@@ -53,7 +53,7 @@ from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.grids.resumable import Resumable
 from atlas_flwr.log import log
 from atlas_flwr.protocol.replies import reason_of
-from atlas_flwr.protocol.sums import SECURE, Layout
+from atlas_flwr.protocol.sums import SECURE, SumLayout
 
 __all__ = ["SecureGrid"]
 
@@ -110,7 +110,7 @@ class SecureGrid(DelegatingGrid):
         self.fraction_bits = fraction_bits
         self.weighted_by_key = getattr(strategy, "weighted_by_key", "num-examples")
         self.arrayrecord_key = getattr(strategy, "arrayrecord_key", "arrays")
-        Layout.of(ArrayRecord(), FEWEST, fraction_bits, self.weighted_by_key)
+        SumLayout.of(ArrayRecord(), FEWEST, fraction_bits, self.weighted_by_key)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -140,7 +140,7 @@ class SecureGrid(DelegatingGrid):
         kinds = {message.metadata.message_type.partition(".")[0] for message in out}
         if MessageType.TRAIN not in kinds:
             return self.grid.send_and_receive(out, timeout=timeout)
-        layout = Layout.of(
+        layout = SumLayout.of(
             _common_arrays(out), len(out), self.fraction_bits, self.weighted_by_key
         )
         asked = [self._question(message, layout) for message in out]
@@ -165,7 +165,7 @@ class SecureGrid(DelegatingGrid):
         content["metrics"] = mean.metrics
         return [*failed, Message(content, reply_to=group[0])]
 
-    def _question(self, message: Message, layout: Layout) -> Message:
+    def _question(self, message: Message, layout: SumLayout) -> Message:
         content = RecordDict(dict(message.content))
         content[SECURE] = ConfigRecord(
             {

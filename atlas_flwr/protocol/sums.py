@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from atlas_flwr.errors import DataError
 
-__all__ = ["SECURE", "Layout", "Mean", "Vector"]
+__all__ = ["SECURE", "SecureMean", "SumLayout", "Vector"]
 
 SECURE = "secure-sum"  # the record, in messages and in a client's state
 MOST_BITS = 52  # a float64 has no more
@@ -50,7 +50,7 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Mean:
+class SecureMean:
     """What a sum comes to.
 
     Attributes
@@ -66,7 +66,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SumLayout:
     """How arrays and metrics become words, the same for a whole group.
 
     Attributes
@@ -90,7 +90,7 @@ class Layout:
     @classmethod
     def of(
         cls, arrays: ArrayRecord, clients: int, bits: int, weighted_by: str
-    ) -> Layout:
+    ) -> SumLayout:
         """Take the layout from what was sent to train on.
 
         Raises
@@ -131,7 +131,9 @@ class Layout:
         whole = np.concatenate(words).astype(np.int64).view(np.uint64)
         return Vector(whole, names)
 
-    def mean(self, vectors: Sequence[NDArray[np.uint64]], names: Sequence[str]) -> Mean:
+    def mean(
+        self, vectors: Sequence[NDArray[np.uint64]], names: Sequence[str]
+    ) -> SecureMean:
         """Add the masked vectors of a whole group, and divide by its weight.
 
         Parameters
@@ -181,7 +183,7 @@ class Layout:
             for key, (shape, dtype) in self.arrays.items()
         }
         record = MetricRecord({**told, self.weighted_by: weight})
-        return Mean(ArrayRecord(arrays), record)
+        return SecureMean(ArrayRecord(arrays), record)
 
     def _numbers(
         self, metrics: MetricRecord

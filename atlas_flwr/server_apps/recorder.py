@@ -13,7 +13,7 @@ from flwr.app import Message
 from atlas_flwr.clustering import quality
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.errors import AtlasError
-from atlas_flwr.grids.recording import Exchange
+from atlas_flwr.grids.recording import RoundTrip
 from atlas_flwr.protocol import keys
 from atlas_flwr.report import (
     ClientEvaluated,
@@ -54,7 +54,7 @@ class Recorder:
     _majority: dict[str, tuple[float, float]] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
-    def exchange(self, exchange: Exchange) -> None:
+    def exchange(self, exchange: RoundTrip) -> None:
         """Record an exchange's replies and bytes."""
         self._bytes_up += exchange.bytes_up
         self._bytes_down += exchange.bytes_down
@@ -185,7 +185,7 @@ class Recorder:
             self.folder.record(Baseline(task, right / total))
 
 
-def _nobody(exchange: Exchange) -> AtlasError:
+def _nobody(exchange: RoundTrip) -> AtlasError:
     """Where no client at all can do its work, no later round will be better."""
     reasons = [str(r.error.reason) for r in exchange.replies if r.has_error()]
     first = reasons[0].strip() if reasons else "no reply came within round-timeout"

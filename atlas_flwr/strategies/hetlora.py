@@ -10,7 +10,7 @@ rule is kept as it is.
 Clients may prune their ranks themselves (:mod:`atlas_flwr.lora.pruning`), here each
 layer for itself; the server keeps what is left of a client's ranks for its later
 rounds. Of split clients only the layers on their own side are pruned: those on the
-trunk are trained there, by nothing but the gradients that come.
+trunk are trained there, using only the gradients that clients send.
 """
 
 from __future__ import annotations

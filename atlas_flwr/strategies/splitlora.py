@@ -20,12 +20,11 @@ from typing import Any
 
 from atlas_flwr._arguments import with_fixed
 from atlas_flwr.aggregation import Contribution
+from atlas_flwr.cohort.trunk_sessions import ALL
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["SplitLora"]
-
-ALL = "all"
 
 
 class SplitLora(Atlas):

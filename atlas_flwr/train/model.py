@@ -42,14 +42,14 @@ from atlas_flwr.split import (
 )
 from atlas_flwr.types import TrunkClient
 
-__all__ = ["ClientModel", "Side", "adapted_split", "adapted_whole"]
+__all__ = ["AdaptedPart", "ClientModel", "adapted_split", "adapted_whole"]
 
 _V = TypeVar("_V")
 
 
 @dataclass(frozen=True)
-class Side:
-    """A module with adapters, and how its layers are called in the whole model.
+class AdaptedPart:
+    """A module with adapters, and its layers' names in the whole model.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class ClientModel:
     ----------
     model : nn.Module
         Call it as a Hugging Face model.
-    sides : Sequence[Side]
+    sides : Sequence[AdaptedPart]
         Its parts on this client.
     dense : Mapping[str, nn.Parameter]
         Parameters trained in full, IA3's vectors, a prompt and summary positions among
@@ -87,7 +87,7 @@ class ClientModel:
     """
 
     model: nn.Module
-    sides: Sequence[Side]
+    sides: Sequence[AdaptedPart]
     dense: Mapping[str, nn.Parameter]
 
     def state(self) -> AdapterState:
@@ -147,7 +147,7 @@ def adapted_split(
         Of the adapters.
     """
     parts = [part for part in (head, tail) if part is not None]
-    sides = [Side(part, part_info(part)) for part in parts]
+    sides = [AdaptedPart(part, part_info(part)) for part in parts]
     whole = SplitModel(head, tail, trunk)
     with _adapted(whole, sides, state, scaling) as adapted:
         yield adapted
@@ -161,13 +161,16 @@ def adapted_whole(
 
     As in :func:`adapted_split`, what is folded stays.
     """
-    with _adapted(model, [Side(model, None)], state, scaling) as adapted:
+    with _adapted(model, [AdaptedPart(model, None)], state, scaling) as adapted:
         yield adapted
 
 
 @contextmanager
 def _adapted(
-    model: nn.Module, sides: Sequence[Side], state: AdapterState, scaling: Scaling
+    model: nn.Module,
+    sides: Sequence[AdaptedPart],
+    state: AdapterState,
+    scaling: Scaling,
 ) -> Iterator[ClientModel]:
     vectors = ia3_vectors(state.dense)
     shares = [_share(side, state.factors) for side in sides]
@@ -211,7 +214,7 @@ def _attached_summary(
         yield {SUMMARY_KEY: own.embeddings} if own else {}
 
 
-def _share(side: Side, layers: Mapping[str, _V]) -> dict[str, _V]:
+def _share(side: AdaptedPart, layers: Mapping[str, _V]) -> dict[str, _V]:
     named = {side.local_name(name): f for name, f in layers.items()}
     return {local: f for local, f in named.items() if local is not None}
 
@@ -228,7 +231,7 @@ def _refuse_strays(
 
 
 def _attach_vectors(
-    sides: Sequence[Side], shares: Sequence[Mapping[str, NDArray[np.float32]]]
+    sides: Sequence[AdaptedPart], shares: Sequence[Mapping[str, NDArray[np.float32]]]
 ) -> dict[str, nn.Parameter]:
     return {
         ia3_key(side.global_name(local)): vector
@@ -238,7 +241,7 @@ def _attach_vectors(
 
 
 def _dense_parameters(
-    sides: Sequence[Side], dense: Mapping[str, NDArray[np.float32]]
+    sides: Sequence[AdaptedPart], dense: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, nn.Parameter]:
     found = {}
     for key, value in dense.items():
@@ -257,7 +260,7 @@ def _dense_parameters(
     return found
 
 
-def _find(sides: Sequence[Side], key: str) -> tuple[Side, str]:
+def _find(sides: Sequence[AdaptedPart], key: str) -> tuple[AdaptedPart, str]:
     for side in sides:
         local = side.local_name(key)
         if local in dict(side.module.named_parameters()):

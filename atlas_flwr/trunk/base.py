@@ -125,7 +125,7 @@ class SharedBase:
         Raises
         ------
         PlanError
-            If the plan is illegal, or asks for blocks that this trunk has not.
+            If the plan is illegal, or asks for blocks that this trunk does not hold.
         AdapterError
             If an adapter is of no layer of the slice, or a dense array of no parameter.
         """

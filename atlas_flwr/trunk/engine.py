@@ -102,7 +102,7 @@ class TrunkEngine:
         Raises
         ------
         PlanError
-            If the plan is illegal, or asks for blocks that this trunk has not.
+            If the plan is illegal, or asks for blocks that this trunk does not hold.
         AdapterError
             If an adapter is of no layer of its slice, or a dense array of no parameter.
         TrunkBusy

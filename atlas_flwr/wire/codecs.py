@@ -2,8 +2,8 @@
 """Codecs: how an array becomes bytes, by the role it plays.
 
 Adapters and fingerprints always cross exactly; lossy codecs touch activations and
-gradients only, and of those only floating-point ones. What was not finite stays so: a
-run that diverges must be seen to.
+gradients only, and of those only floating-point ones. NaN and infinity
+survive, so that divergence stays visible.
 
 To add a codec, derive from :class:`Codec`, give it a name, override ``compress`` and
 ``expand``, and add it to :data:`CODECS`.

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_flwr.errors import DataError
-from atlas_flwr.protocol.sums import Layout
+from atlas_flwr.protocol.sums import SumLayout
 
 
 def record(**values) -> ArrayRecord:
     return ArrayRecord({key: Array(np.asarray(v)) for key, v in values.items()})
 
 
-def layout(arrays, clients=2, bits=32) -> Layout:
-    return Layout.of(arrays, clients, bits, "num-examples")
+def layout(arrays, clients=2, bits=32) -> SumLayout:
+    return SumLayout.of(arrays, clients, bits, "num-examples")
 
 
 def weighing(weight, **more) -> MetricRecord:
