@@ -142,12 +142,14 @@ class _Trade:
     blocks: range
     prices: Prices = field(default_factory=Prices)
     before: Mapping[str, Way] = field(default_factory=dict)
+    barred: Collection[tuple[str, str]] = ()
 
     def cost(self, guest: Guest, way: Way) -> float:
-        """What a way costs a guest, whoever else is there; infinity: no trust."""
+        """What a way costs a guest, whoever else is there; infinity: it cannot be."""
         links = [self.hosts[link.host] for link in way]
         others = [host for host in links if host.client != guest.client]
-        if not all(trusts(guest, host) for host in others):
+        reached = ((guest.client, host.client) not in self.barred for host in others)
+        if not all(trusts(guest, host) for host in others) or not all(reached):
             return float("inf")
         cost = sum(h.price + self.prices.hop + max(h.link, guest.link) for h in others)
         known = {h.cluster for h in others} - {None}
@@ -225,6 +227,7 @@ def pair(
     *,
     before: Mapping[str, Way] | None = None,
     taken: Mapping[Way, int] | None = None,
+    barred: Collection[tuple[str, str]] = (),
     prices: Prices | None = None,
 ) -> Pairing:
     """Pair guests with ways.
@@ -241,6 +244,8 @@ def pair(
         The ways that guests had before.
     taken : Mapping[Way, int], optional
         How many other guests are on ways already; they stay.
+    barred : Collection[tuple[str, str]]
+        Guests and hosts that do not reach each other.
     prices : Prices, optional
         What is paid for what.
     """
@@ -248,7 +253,7 @@ def pair(
     if not guests:
         return Pairing({}, [], 0.0)
     blocks = next((range(w[0].first, w[-1].stop) for w in ways), range(0))
-    trade = _Trade({h.client: h for h in hosts}, blocks, given, before or {})
+    trade = _Trade({h.client: h for h in hosts}, blocks, given, before or {}, barred)
     places = [
         (way, n)
         for way, most in ways.items()

@@ -246,7 +246,10 @@ class ClientRound:
             return
         parts = self.files.parts(self.plan)
         trunk = connect_all(
-            doors_of(self.entries), codec=self.config.codec, spares_padding=True
+            doors_of(self.entries),
+            self.config.codec,
+            spares_padding=True,
+            timeout=self.config.peer_timeout,
         )
         if trains:
             trunk = hooks.trunk(trunk)

@@ -35,6 +35,14 @@ class PeerConfig:
         "several joins them with +. Empty: all are one group.",
         only=ADAPTER_STRATEGIES,
     )
+    peer_timeout: float = option(
+        600.0,
+        "Seconds that a client waits for its host's answer to a call before it fails, "
+        "and is given another host once. Above what a step takes a host with all its "
+        "guests; 60 finds a machine that hangs sooner.",
+        above=0,
+        only=ADAPTER_STRATEGIES,
+    )
     peer_fallback: Literal["none", "server"] = option(
         "none",
         "Where clients go for whom no peer has room, or that no peer trusts. none: "

@@ -2,13 +2,14 @@
 """Messages are sent again to clients whose place on the trunk was lost meanwhile.
 
 A client whose peer fails has its session opened anew at another one, as it was when the
-round began, and does its part again, to the same numbers. Those for whom nobody has
-room fail, as clients do.
+round began, and does its part again, to the same numbers. So does, once, a client that
+has failed with a peer that lives: it may not reach it. Those for whom nobody has room
+fail, as clients do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from logging import WARNING
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -17,7 +18,7 @@ from flwr.serverapp import Grid
 from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.log import log
 from atlas_flwr.protocol.doors import doors_of, way_to
-from atlas_flwr.trunk.host import Introducing
+from atlas_flwr.trunk.host import Door, Introducing
 
 __all__ = ["MendingGrid"]
 
@@ -46,20 +47,27 @@ class MendingGrid(DelegatingGrid):
         while out:
             replies = self.grid.send_and_receive(out, timeout=timeout)
             found |= {reply.metadata.src_node_id: reply for reply in replies}
-            out = [again for m in out if (again := self._again(m)) is not None]
+            out = [again for m in out for again in self._again(m, found)]
             if out:
                 log(WARNING, "%d clients have moved and begin again", len(out))
         return list(found.values())
 
-    def _again(self, message: Message) -> Message | None:
+    def _again(self, message: Message, found: Mapping[int, Message]) -> list[Message]:
+        """Return the message to send again, if any."""
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        failed = node in found and found[node].has_error()
         records = message.content.config_records
         for name, entries in records.items():
             doors = doors_of(entries)
-            moved = self.host.mend([d.token for d in doors]) if doors else ()
+            moved = self._moved(doors, failed=failed)
             if moved:
                 own = ConfigRecord(dict(entries))
                 own.update(way_to(moved))
                 content = RecordDict({**message.content, name: own})
-                node, kind = message.metadata.dst_node_id, message.metadata.message_type
-                return Message(content, node, kind)
-        return None
+                return [Message(content, node, kind)]
+        return []
+
+    def _moved(self, doors: Sequence[Door], *, failed: bool) -> Sequence[Door]:
+        if not doors:
+            return ()
+        return self.host.mend([door.token for door in doors], failed=failed)

@@ -27,7 +27,8 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import Endpoint
 from atlas_flwr.trunk.peer_hosts import PeerHosts
-from atlas_flwr.trunk.peers import PeerModel, Peers
+from atlas_flwr.trunk.peer_model import PeerModel
+from atlas_flwr.trunk.peers import Peers
 
 __all__ = ["SERVER", "PeerNeed", "last_resort", "peers_of"]
 

@@ -16,6 +16,7 @@ from functools import reduce
 from torch import Tensor
 
 from atlas_flwr.errors import TrunkError
+from atlas_flwr.trunk.framed import FramedTrunk
 from atlas_flwr.trunk.host import Door
 from atlas_flwr.trunk.transports import connect
 from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
@@ -110,7 +111,11 @@ class ChainTrunk(TrunkClient):
 
 
 def connect_all(
-    doors: Sequence[Door], codec: str = "raw", *, spares_padding: bool = False
+    doors: Sequence[Door],
+    codec: str = "raw",
+    *,
+    spares_padding: bool = False,
+    timeout: float | None = None,
 ) -> TrunkClient:
     """Connect to a session, wherever its blocks are.
 
@@ -120,20 +125,24 @@ def connect_all(
         Where it is, in the order of its blocks.
     codec, spares_padding : str, bool
         See :func:`atlas_flwr.trunk.connect`.
+    timeout : float, optional
+        Seconds to wait for each answer, if not as long as the transport does.
 
     Raises
     ------
     TrunkError
         As there; and if there is no door.
     """
-    links = [
-        connect(
+    links = []
+    for door in doors:
+        link = connect(
             door.address,
             door.token,
             door.ca or None,
             codec,
             spares_padding=spares_padding,
         )
-        for door in doors
-    ]
+        if timeout is not None and isinstance(link, FramedTrunk):
+            link.timeout = timeout
+        links.append(link)
     return links[0] if len(links) == 1 else ChainTrunk(links)

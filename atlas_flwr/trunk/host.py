@@ -138,13 +138,16 @@ class Introducing(Protocol):
         """Return where a session is: of a chain of trunks, in their order."""
         ...
 
-    def mend(self, tokens: Collection[str]) -> Sequence[Door]:
+    def mend(self, tokens: Collection[str], *, failed: bool) -> Sequence[Door]:
         """Open a session anew elsewhere if a place that it was in is lost.
 
         Parameters
         ----------
         tokens : Collection[str]
             Of its doors.
+        failed : bool
+            Whether its client failed, perhaps since it does not reach that place: then
+            it is given another once.
 
         Returns
         -------

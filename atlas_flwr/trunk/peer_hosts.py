@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -110,11 +110,17 @@ class PeerHosts:
 
     @contextmanager
     def minding(self, host: str) -> Iterator[None]:
-        """Note that a host is lost, if it is."""
+        """Note that a host is lost, if it is: gone, or without any answer."""
         try:
             yield
         except TrunkLost as error:
             self.lose(host, str(error))
+            raise
+        except TrunkError as error:
+            if type(error) is TrunkError:  # no word of its own on what it was asked
+                self.check([host])
+            if host in self.lost:
+                raise TrunkLost(str(error)) from None
             raise
 
     def lose(self, host: str, reason: str) -> None:
@@ -125,12 +131,14 @@ class PeerHosts:
         self._end(host)
         self.watcher.lost(self.round, host, reason)
 
-    def check(self) -> None:
-        """Ask all that run whether they are there; those that are not are lost."""
+    def check(self, hosts: Collection[str] | None = None) -> None:
+        """Ask some that run, or all, whether they are there; the others are lost."""
         for host, running in list(self._running.items()):
+            if hosts is not None and host not in hosts:
+                continue
             try:
                 running.endpoint.host.ping()
-            except TrunkLost as error:
+            except TrunkError as error:
                 self.lose(host, str(error))
 
     def stats(self) -> TrunkStats:
@@ -139,7 +147,7 @@ class PeerHosts:
         for host, running in list(self._running.items()):
             try:
                 total = _added(total, running.endpoint.host.stats())
-            except TrunkLost as error:
+            except TrunkError as error:
                 self.lose(host, str(error))
         return total
 

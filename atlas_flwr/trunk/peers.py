@@ -14,55 +14,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 
-from atlas_flwr.budget.chains import Link, Need, Way
+from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
-from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.host import Door, TrunkHost, TrunkStats
 from atlas_flwr.trunk.peer_hosts import PeerHosts
+from atlas_flwr.trunk.peer_model import PeerModel
 from atlas_flwr.trunk.session import SessionSpec
 
-__all__ = ["PeerModel", "Peers"]
-
-
-@dataclass(frozen=True)
-class PeerModel:
-    """What peers know of the model.
-
-    Attributes
-    ----------
-    blocks : range
-        Those that every way holds.
-    num_layers : int
-        Of the whole model.
-    layer_block : Callable[[str], int | None]
-        Block of a layer or an array; ``None`` for what is outside the blocks.
-    need : Callable[[int, int], int]
-        Bytes of a trunk of so many blocks with so many guests.
-    """
-
-    blocks: range
-    num_layers: int
-    layer_block: Callable[[str], int | None]
-    need: Need
-
-    def part(self, spec: SessionSpec, link: Link) -> SessionSpec | None:
-        """Return what of a session is on a link, if anything."""
-        wanted = spec.plan.trunk_range(self.num_layers)
-        first, stop = max(link.first, wanted.start), min(link.stop, wanted.stop)
-        if first >= stop:
-            return None
-        ends = stop == wanted.stop
-        tail = self.num_layers - stop
-        plan = SplitPlan(first, None if ends and spec.plan.tail is None else tail)
-        places = {*range(first, stop), *([None] if ends else [])}
-        state = spec.state
-        names = [n for n in state.layers if self.layer_block(n) in places]
-        dense = {k: v for k, v in state.dense.items() if self.layer_block(k) in places}
-        folds = {n: k for n, k in spec.folds.items() if self.layer_block(n) in places}
-        mine = state.select(names, dense)
-        return replace(spec, plan=plan, state=mine, folds=folds, client="")
+__all__ = ["Peers"]
 
 
 @dataclass
@@ -77,11 +38,14 @@ class _Session:
         Where it is.
     doors : dict[str, Door]
         By host, in their order.
+    left : set[str]
+        Hosts that it left as its client failed with them.
     """
 
     spec: SessionSpec
     way: Way
     doors: dict[str, Door] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -108,6 +72,7 @@ class Peers:
     _guests: dict[str, Guest] = field(default_factory=dict, init=False)
     _bears: dict[Way, int] = field(default_factory=dict, init=False)
     _ways: dict[str, Way] = field(default_factory=dict, init=False)
+    _barred: set[tuple[str, str]] = field(default_factory=set, init=False)
     _waited: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
     _sessions: dict[str, _Session] = field(default_factory=dict, init=False)
     _shared: dict[str, Mapping[str, LoraFactors]] = field(default_factory=dict)
@@ -150,9 +115,14 @@ class Peers:
             blocks, need = self.model.blocks, self.model.need
             self._bears = ways_of(able, blocks, need, len(guests))
             if not self._bears:
-                raise TrunkError(self._too_little(able))
+                raise TrunkError(self.model.too_little(able))
             found = pair(
-                waiting, able, self._bears, before=self._ways, prices=self.prices
+                waiting,
+                able,
+                self._bears,
+                before=self._ways,
+                barred=self._barred,
+                prices=self.prices,
             )
             started = self._started({link for w in found.ways.values() for link in w})
         for guest in guests:
@@ -170,24 +140,35 @@ class Peers:
         """Return where a session is, in the order of its blocks."""
         return list(self._session(token).doors.values())
 
-    def mend(self, tokens: Collection[str]) -> Sequence[Door]:
-        """Open a session anew elsewhere if a place that it was in is lost."""
+    def mend(self, tokens: Collection[str], *, failed: bool) -> Sequence[Door]:
+        """Open a session anew elsewhere if a place that it was in is lost.
+
+        So it is, once, where its client failed: the two may not reach each other, or
+        the host be too slow. If the client then succeeds they are not paired again.
+        """
         self.hosts.check()
         for session in self._sessions.values():
             own = {door.token for door in session.doors.values()}
-            if own.isdisjoint(tokens):
-                continue
-            if self.hosts.lost.keys().isdisjoint(link.host for link in session.way):
-                return []
-            self._shut(session)
-            self._move(session.spec.client)
-            try:
-                opened = self._opened(session.spec)
-            except TrunkLost:
-                return []  # nobody has room; the watcher has been told
-            session.way, session.doors = opened.way, opened.doors
-            return list(session.doors.values())
+            if not own.isdisjoint(tokens):
+                return self._mended(session, failed=failed)
         return []
+
+    def _mended(self, session: _Session, *, failed: bool) -> Sequence[Door]:
+        client = session.spec.client
+        hosts = {link.host for link in session.way}
+        if hosts.isdisjoint(self.hosts.lost):
+            strangers = hosts - {client}
+            if not failed or session.left or not strangers:
+                return []
+            session.left |= strangers
+        self._shut(session)
+        self._move(client, session.left)
+        try:
+            opened = self._opened(session.spec, session.left)
+        except TrunkLost:
+            return []  # nobody has room; the watcher has been told
+        session.way, session.doors = opened.way, opened.doors
+        return list(session.doors.values())
 
     # --- as a host -------------------------------------------------------------------
 
@@ -231,6 +212,7 @@ class Peers:
             If one of them is lost, and what it had learned with it.
         """
         session = self._session(token)
+        self._barred |= {(session.spec.client, host) for host in session.left}
         parts = []
         for host, door in session.doors.items():
             try:
@@ -277,21 +259,6 @@ class Peers:
                 f"{[*lost.values()][-1]}"
             )
 
-    def _too_little(self, hosts: Collection[Host]) -> str:
-        if not hosts:
-            return (
-                "no client lends memory to the trunk; in a simulation set peer-memory, "
-                "in a deployment trunk-memory in the node config of those that host"
-            )
-        blocks, need = self.model.blocks, self.model.need
-        return (
-            f"{len(hosts)} peers lend {_mib(sum(h.memory for h in hosts))} in all, and "
-            f"no peer, nor several of one group, hold the trunk: its {len(blocks)} "
-            f"blocks with one guest take {_mib(need(len(blocks), 1))}, one block "
-            f"{_mib(need(1, 1))}; let some lend more (peer-memory, or trunk-memory in "
-            "their node config)"
-        )
-
     # --- within ----------------------------------------------------------------------
 
     def _started(self, links: Collection[Link]) -> bool:
@@ -300,7 +267,7 @@ class Peers:
         self.hosts.start_all(sorted(links))
         return len(self.hosts.lost) == lost  # else who is left is paired again
 
-    def _opened(self, spec: SessionSpec) -> _Session:
+    def _opened(self, spec: SessionSpec, left: Collection[str] = ()) -> _Session:
         """Open a session on its client's way, or on another while that one fails."""
         while True:
             session = _Session(spec, self._way(spec.client))
@@ -309,7 +276,7 @@ class Peers:
                 return session
             except TrunkLost:
                 self._shut(session)
-                self._move(spec.client)
+                self._move(spec.client, left)
 
     def _open_links(self, session: _Session) -> None:
         for link in session.way:
@@ -333,7 +300,7 @@ class Peers:
             raise TrunkLost(f"nobody is left who would carry the trunk for {client}")
         return self._ways[client]
 
-    def _move(self, client: str) -> None:
+    def _move(self, client: str, left: Collection[str] = ()) -> None:
         """Find a client another way among those that there are, beside all others."""
         taken = Counter(session.way for session in self._sessions.values())
         lost = self.hosts.lost.keys()
@@ -342,7 +309,14 @@ class Peers:
         }
         self._ways.pop(client, None)
         guest, lending = self._guests[client], self._lending.values()
-        found = pair([guest], lending, ways, taken=taken, prices=self.prices)
+        found = pair(
+            [guest],
+            lending,
+            ways,
+            taken=taken,
+            barred={*self._barred, *((client, host) for host in left)},
+            prices=self.prices,
+        )
         self._ways |= found.ways
         way = found.ways.get(client, ())
         self.hosts.watcher.moved(self.hosts.round, client, way)
@@ -373,10 +347,6 @@ class Peers:
         if token not in self._sessions:
             raise SessionError("this session is not open: it was closed already")
         return self._sessions[token]
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.0f} MiB"
 
 
 def _close(trunk: TrunkHost, token: str) -> None:

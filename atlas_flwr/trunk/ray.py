@@ -45,6 +45,7 @@ __all__ = [
 
 NAMESPACE = "atlas-flwr"
 WAITING = 64  # calls that are in the actor at once, most of them waiting
+PING = 60.0  # seconds that the question whether it lives may take
 _CONTROL = "control"
 
 
@@ -234,8 +235,8 @@ class RayTrunkHost:
         return stats
 
     def ping(self) -> None:
-        """Check that the actor lives."""
-        self._get(self.actor.ping.remote())
+        """Check that the actor lives, and answers within a minute."""
+        _result(self.actor.ping.remote(), min(self.timeout, PING))
 
     def stop(self) -> None:
         """End the actor, if Ray itself has not ended."""

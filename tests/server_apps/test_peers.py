@@ -121,7 +121,7 @@ def kill_at(monkeypatch):
     ("calls", "fallback"),
     [
         ((46,), "none"),
-        ((39, 46), "server"),
+        pytest.param((39, 46), "server", marks=pytest.mark.slow),
         pytest.param((7,), "none", marks=pytest.mark.slow),
         pytest.param((54,), "none", marks=pytest.mark.slow),
     ],
@@ -140,10 +140,52 @@ def test_guests_of_peers_that_die_move_and_leave_the_numbers_as_they_are(
     assert (moves[-1] == "server") == (fallback == "server")
 
 
+@pytest.mark.slow
+def test_a_guest_that_does_not_reach_its_host_is_given_another_for_good(
+    tmp_path, central
+):
+    tried = []
+
+    def intercept(message):
+        node, records = message.metadata.dst_node_id, message.content.config_records
+        address = str(next(iter(records.values())).get("trunk-address", ""))
+        if node != 1000 or not address:
+            return "deliver"
+        tried.append((message.metadata.message_type, address))
+        return "no route to host" if address == tried[0][1] else "deliver"
+
+    lent = {"peer_memory": "0,1GiB,0,1GiB", "device_order": "cycle"}
+    found = carried(tmp_path, intercept=intercept, **lent)
+    assert digest(found.path) == central
+    training = [address for kind, address in tried if kind == "train"]
+    assert training[-1] != tried[0][1]
+    assert tried[-1] == ("evaluate", training[-1])
+    assert not told(found, "peer-lost")
+
+
+@pytest.mark.slow
+def test_a_client_that_fails_by_itself_is_tried_once_more_and_no_host_is_lost(tmp_path):
+    tried = []
+
+    def intercept(message):
+        mine = message.metadata.dst_node_id == 1000
+        if not mine or message.metadata.message_type != "train":
+            return "deliver"
+        tried.append(message)
+        return "out of memory"
+
+    found = carried(tmp_path, intercept=intercept, peer_memory="0,1GiB", nodes=4)
+    assert len(tried) <= 2
+    assert not told(found, "peer-lost")
+    failures = [event["failures"] for event in told(found, "round-ended")]
+    assert failures == [0, len(tried)]
+
+
 # Room for one guest on each of two hosts.
 NARROW = "5200000B,0"
 
 
+@pytest.mark.slow
 def test_clients_for_whom_nobody_has_room_sit_out_by_turns(tmp_path):
     found = carried(tmp_path, peer_memory=NARROW, num_rounds=2)
     paired = told(found, "peers-paired")
@@ -209,6 +251,7 @@ def test_a_node_that_serves_a_trunk_over_tls_carries_it_for_two_others(
     assert "secret" not in (found.path / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_node_whose_trunk_cannot_be_dialled_is_lost_and_others_carry(
     tmp_path, central, monkeypatch
 ):
