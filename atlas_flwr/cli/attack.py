@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     from atlas_flwr.cli.recorded import cases, recordings
 
     found, scores = recordings(folder), []
-    for case in cases(folder, found, given.texts, given.seed):
+    for case in cases(folder.config(), found, given.texts, given.seed):
         for name in names:
             attack = ATTACKS[name]
             if why := attack.unfit(case.knowledge, case.seen):

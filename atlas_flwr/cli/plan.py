@@ -40,6 +40,16 @@ def main(arguments: Sequence[str]) -> int:
         default=8,
         help="clients that peers are paired with, with trunk='peers' (8)",
     )
+    parser.add_argument(
+        "--leakage",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=12,
+        default=0,
+        help="show, too, what a server would read of N texts of the tasks, by depth "
+        "of head up to max-head (default: 12 texts); takes some minutes",
+    )
     rates = parser.add_argument_group("rates; the default is this machine's own")
     rates.add_argument("--client-gflops", type=float, help="of a device")
     rates.add_argument("--trunk-gflops", type=float, help="of the server")
@@ -88,6 +98,10 @@ def main(arguments: Sequence[str]) -> int:
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
         if isinstance(found, Allocation):
             print(ranks_drawn(found.ranks, rule.places))
+    if given.leakage:
+        from atlas_flwr.cli.leakage import leakage_by_cut
+
+        print("\n" + leakage_by_cut(config, files, rule, speeds, given.leakage))
     if config.trunk == "peers":
         print("\n" + pairing_shown(config, files, given.num_supernodes))
     return int(refused)

@@ -109,13 +109,13 @@ def recordings(folder: RunFolder) -> list[Recording]:
 
 
 def cases(
-    folder: RunFolder, found: Sequence[Recording], texts: int, seed: int
+    config: RunConfig, found: Sequence[Recording], texts: int, seed: int
 ) -> Iterator[Case]:
     """Yield the texts to attack by depth of head, with what their attacker knows.
 
     Parameters
     ----------
-    folder : RunFolder
+    config : RunConfig
         The run's.
     found : Sequence[Recording]
         What it recorded.
@@ -127,7 +127,6 @@ def cases(
     from atlas_flwr.privacy.knowledge import PublicModel
     from atlas_flwr.train.weights import ModelFiles
 
-    config = folder.config()
     files = ModelFiles.of(config, "cpu")
     drawn = _drawn(found, texts, seed)
     spans = _private(found)

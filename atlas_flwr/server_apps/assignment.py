@@ -198,6 +198,11 @@ class DeviceRule:
         return None if self.config.split == "vanilla" else 1
 
     @property
+    def plans(self) -> list[SplitPlan]:
+        """The cuts that clients may be given."""
+        return [SplitPlan(head, self._tail) for head in self._heads]
+
+    @property
     def _heads(self) -> range:
         if self.config.fixed_cut:
             head = self.config.fixed_cut[0]

@@ -32,8 +32,7 @@ class LearnedReader(nn.Module):
     Parameters
     ----------
     knowledge : Knowledge
-        Of its known texts those that are to be fitted on; noise is drawn anew for each
-        step.
+        Its known texts are fitted on, as they came through defence and codec.
     table : Tensor
         Shape (V, E).
     steps : int
@@ -82,6 +81,7 @@ class LearnedReader(nn.Module):
         found: Tensor = self(hidden[None], mask, every)[0]
         return found
 
+    @torch.enable_grad()  # those who fit it may be reading already
     def _fit(self, knowledge: Knowledge, steps: int) -> None:
         known = knowledge.known
         generator = torch.Generator().manual_seed(knowledge.seed)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server would read of the tasks' texts, by depth of head, before a run.
+
+The heads are those that a run begins with; the attacks, the defence and the codec are
+those of ``atlas-flwr attack``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from atlas_flwr.budget import Rates
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.data import Batch
+    from atlas_flwr.privacy import Recording, Score
+    from atlas_flwr.server_apps.assignment import DeviceRule
+    from atlas_flwr.split import SplitPlan
+    from atlas_flwr.train.weights import ModelFiles
+
+__all__ = ["leakage_by_cut"]
+
+ATTACKS = ("linear", "verified")
+MIB = 1 << 20
+COLUMNS = ("cut", *(f"{name}, %" for name in ATTACKS), "95 %", "MiB", "s a step")
+
+
+def leakage_by_cut(
+    config: RunConfig, files: ModelFiles, rule: DeviceRule, rates: Rates, texts: int
+) -> str:
+    """Set in text, for each cut: what is read, a client's memory, a step's time.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    files : ModelFiles
+        Of its model.
+    rule : DeviceRule
+        For the memory of a client of the largest rank, and the cuts to look at.
+    rates : Rates
+        For a step's time.
+    texts : int
+        How many to read at each cut.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is split, or no position crosses for each token.
+    """
+    from atlas_flwr.report.table import as_text
+
+    if config.split == "none" or config.summary_positions:
+        raise ConfigError(
+            [
+                f"--leakage with split={config.split!r} and summary-positions="
+                f"{config.summary_positions}: it reads positions that cross for "
+                "tokens; leave it out"
+            ]
+        )
+    title = f"what a server would read of {texts} texts, as a run begins"
+    rows = [_row(config, files, rule, rates, texts, plan) for plan in rule.plans]
+    return as_text(title, COLUMNS, rows, total=False)
+
+
+def _row(
+    config: RunConfig,
+    files: ModelFiles,
+    rule: DeviceRule,
+    rates: Rates,
+    texts: int,
+    plan: SplitPlan,
+) -> tuple[str, ...]:
+    from atlas_flwr.budget import step_time
+    from atlas_flwr.report.table import percent
+
+    scores = list(_read(config, files, texts, plan))
+    best = max(scores, key=lambda score: score.token_accuracy)
+    ranks = dict.fromkeys(rule.shapes, max(config.rank_choices))
+    seconds = step_time(
+        rule.architecture,
+        rates,
+        head=plan.head,
+        tail=plan.tail,
+        batch=config.batch_size,
+        length=config.max_length + config.learned_positions,
+        crossing=config.crossing_positions,
+    )
+    read = {score.attack: percent(score.token_accuracy) for score in scores}
+    return (
+        str(plan),
+        *(read.get(name, "–") for name in ATTACKS),
+        "–".join(map(percent, best.interval)),
+        f"{rule.peak(plan.head, ranks).total / MIB:.0f}",
+        f"{seconds.total:.2f}",
+    )
+
+
+def _read(
+    config: RunConfig, files: ModelFiles, texts: int, plan: SplitPlan
+) -> Iterator[Score]:
+    from atlas_flwr.cli.recorded import cases
+    from atlas_flwr.privacy import ATTACKS as KNOWN
+
+    found = _crossed(config, files, texts, plan)
+    for case in cases(config, found, texts, config.seed):
+        for name in ATTACKS:
+            if not KNOWN[name].unfit(case.knowledge, case.seen):
+                yield case.judged(KNOWN[name], config.seed)
+
+
+def _crossed(
+    config: RunConfig, files: ModelFiles, texts: int, plan: SplitPlan
+) -> Sequence[Recording]:
+    """Let a client of each task send texts of its own."""
+    import torch
+
+    from atlas_flwr.lora import AdapterState
+    from atlas_flwr.privacy import Observation, Recording, Truth
+    from atlas_flwr.remedies.wire_defence import defence_of
+    from atlas_flwr.types import Role
+    from atlas_flwr.wire import codec_named
+
+    head: Any = files.parts(plan).head.requires_grad_(False).eval()
+    defence, codec = defence_of(config), codec_named(config.codec)
+    drawn = torch.Generator().manual_seed(config.seed)
+    found = []
+    for client, batches in enumerate(_prompts(config, files, texts)):
+        seen, truths = [], []
+        for batch in batches:
+            ids = batch.input_ids
+            hidden = head(input_ids=ids, use_cache=False).last_hidden_state[0].float()
+            sent = defence.activations(hidden, drawn).contiguous().numpy()
+            frame = codec.encode(sent, Role.ACTIVATION)
+            arrived = torch.from_numpy(codec.decode(frame).copy())
+            seen.append(Observation(str(client), 1, 0, str(plan), arrived, None, None))
+            truths.append(Truth(ids[0], torch.zeros(len(ids[0])).bool(), 0))
+        found.append(Recording(str(client), 1, plan, AdapterState(), seen, truths))
+    return found
+
+
+def _prompts(
+    config: RunConfig, files: ModelFiles, texts: int
+) -> Iterator[Sequence[Batch]]:
+    from atlas_flwr.data import load_task, make_shard, tokenizer_of
+    from atlas_flwr.data.collation import collator_of
+
+    tokenizer = tokenizer_of(files.source)
+    tasks = [load_task(name) for name in config.task_list]
+    each = -(-texts // len(tasks))
+    for task in tasks:
+        shard = make_shard(0, 1, [task], test_examples=max(each, 2), seed=config.seed)
+        collate = collator_of(files.source, tokenizer, task, config.max_length)
+        yield [collate([example], prompt=True) for example in shard.test]
