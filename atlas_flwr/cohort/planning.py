@@ -243,6 +243,7 @@ class RoundPlanner:
             "fitted-on": list(found.fitted_on),
             "cluster-numbers": list(found.numbers),
             "next-cluster-number": found.next_number,
+            "places": self.sessions.state() if self.sessions else {},
             **values,
         }
 
@@ -257,6 +258,8 @@ class RoundPlanner:
             values["next-cluster-number"],
         )
         self.assignments.restore(arrays, values)
+        if self.sessions is not None:
+            self.sessions.restore(values.get("places", {}))
 
     def _importance(self, client: str) -> Mapping[str, float]:
         label = self.discovery.label(client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from atlas_flwr.budget import Guest, Host
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
@@ -112,6 +113,15 @@ class TrunkSessions:
         if isinstance(self.host, Introducing):
             return self.host.admit(what, server_round, guests, hosts)
         return [guest.client for guest in guests]
+
+    def state(self) -> dict[str, object]:
+        """Return what a resumed run needs to find clients the same places: JSON."""
+        return self.host.state() if isinstance(self.host, Introducing) else {}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        if isinstance(self.host, Introducing) and values:
+            self.host.restore(values)
 
     def way(self, token: str) -> dict[str, str | list[str]]:
         """Return what a message says of the way to a session."""

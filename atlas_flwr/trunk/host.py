@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.lora import AdapterState, LoraFactors
@@ -132,6 +132,14 @@ class Introducing(Protocol):
         hosts: Collection[Host],
     ) -> Collection[str]:
         """Find clients a place each; return those that have one."""
+        ...
+
+    def state(self) -> dict[str, object]:
+        """Return what a resumed run needs to find clients the same places: JSON."""
+        ...
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
         ...
 
     def doors(self, token: str) -> Sequence[Door]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from typing import Any
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
@@ -135,6 +136,25 @@ class Peers:
         self._ways |= found.ways
         self.hosts.watcher.paired(server_round, what, found)
         return found.ways.keys()
+
+    def state(self) -> dict[str, object]:
+        """Return who was where, and who has waited how long: JSON."""
+        return {
+            "ways": {
+                client: [list(k) for k in way] for client, way in self._ways.items()
+            },
+            "waited": [[*key, count] for key, count in self._waited.items()],
+            "barred": [list(pair) for pair in sorted(self._barred)],
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned; hosts that were lost are asked again."""
+        self._ways = {
+            client: tuple(Link(*link) for link in way)
+            for client, way in values["ways"].items()
+        }
+        self._waited = Counter({(w, client): n for w, client, n in values["waited"]})
+        self._barred = {(client, host) for client, host in values["barred"]}
 
     def doors(self, token: str) -> Sequence[Door]:
         """Return where a session is, in the order of its blocks."""

@@ -23,6 +23,8 @@ from tests.server_apps.test_run import BASE, run
 
 # Too little for the tiny model's trunk, enough for one of its blocks with 3 guests.
 CHAINED = "5MB"
+# Room for one guest on each of two hosts.
+NARROW = "5200000B,0"
 
 
 def carried(folder, **changes):
@@ -141,6 +143,21 @@ def test_guests_of_peers_that_die_move_and_leave_the_numbers_as_they_are(
 
 
 @pytest.mark.slow
+def test_a_resumed_run_seats_the_same_clients_as_an_unbroken_one(tmp_path):
+    narrow = {"peer_memory": NARROW}
+    whole = carried(tmp_path / "whole", num_rounds=3, **narrow)
+    first = carried(tmp_path / "first", num_rounds=1, **narrow)
+    keys = {"resume": str(first.path), "num_rounds": 3}
+    resumed = carried(tmp_path / "first", **narrow, **keys)
+    seats = [
+        [(p["what"], p["ways"]) for p in told(f, "peers-paired")]
+        for f in (whole, resumed)
+    ]
+    assert seats[0] == seats[1]
+    assert digest(resumed.path / "adapters") == digest(whole.path / "adapters")
+
+
+@pytest.mark.slow
 def test_a_guest_that_does_not_reach_its_host_is_given_another_for_good(
     tmp_path, central
 ):
@@ -179,10 +196,6 @@ def test_a_client_that_fails_by_itself_is_tried_once_more_and_no_host_is_lost(tm
     assert not told(found, "peer-lost")
     failures = [event["failures"] for event in told(found, "round-ended")]
     assert failures == [0, len(tried)]
-
-
-# Room for one guest on each of two hosts.
-NARROW = "5200000B,0"
 
 
 @pytest.mark.slow
