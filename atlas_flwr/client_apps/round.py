@@ -45,7 +45,9 @@ from atlas_flwr.train.model import ClientModel, adapted_split, adapted_whole
 from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk import SessionSpec
 from atlas_flwr.trunk.chain import connect_all
+from atlas_flwr.trunk.checking import CheckedTrunk, OwnTrunk
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
@@ -78,6 +80,8 @@ class ClientRound:
         The message's configuration: round, cut, trunk.
     arrays : ArrayRecord
         The message's arrays; empty for a fingerprint.
+    on_trunk : ArrayRecord, optional
+        The trunk's, where it is to be checked.
     """
 
     config: RunConfig
@@ -85,6 +89,7 @@ class ClientRound:
     files: ModelFiles
     entries: ConfigRecord
     arrays: ArrayRecord
+    on_trunk: ArrayRecord | None = None
 
     @classmethod
     def of(cls, message: Message, context: Context) -> ClientRound:
@@ -92,12 +97,14 @@ class ClientRound:
         config = config_of(message, context)
         torch.set_num_threads(config.client_threads)
         content = message.content
-        arrays = next(iter(content.array_records.values()), ArrayRecord())
+        records = dict(content.array_records)
+        on_trunk = records.pop(keys.TRUNK_ARRAYS, None)
+        arrays = next(iter(records.values()), ArrayRecord())
         entries = next(iter(content.config_records.values()))
         me = Identity.of(context, config)
         if me.memory is not None:
             return_freed_memory()
-        return cls(config, me, ModelFiles.of(config), entries, arrays)
+        return cls(config, me, ModelFiles.of(config), entries, arrays, on_trunk)
 
     @property
     def round(self) -> int:
@@ -251,11 +258,19 @@ class ClientRound:
             spares_padding=True,
             timeout=self.config.peer_timeout,
         )
+        if self.on_trunk is not None:
+            trunk = CheckedTrunk(trunk, self._own_trunk(self.plan, self.on_trunk))
         if trains:
             trunk = hooks.trunk(trunk)
         sides = (parts.head, parts.tail, hooks.guard(trunk))
         with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
+
+    def _own_trunk(self, plan: SplitPlan, arrays: ArrayRecord) -> OwnTrunk:
+        outline = self.files.outline()
+        state = Layout.of(arrays, self.scaling).read(arrays, "server")
+        place = outline.num_layers, outline.block_of
+        return OwnTrunk(self.files.trunk, SessionSpec(plan, state), *place)
 
     def _fingerprint_state(self) -> AdapterState:
         """Adapters of the client's side, the same for all who have the same cut."""

@@ -100,7 +100,7 @@ class Exchange:
         """
         entries = ConfigRecord(dict(config))
         entries[keys.SERVER_ROUND] = server_round
-        shared = state
+        shared, on_trunk = state, None
         if self.sessions is not None and given is not None and given.plan is not None:
             personal = self.sessions.personal(given.plan, state)
             if personal is not None:
@@ -112,19 +112,23 @@ class Exchange:
                 client, given.plan, state, self.adapters.held(state.origin)
             )
             entries.update(self.sessions.way(token))
+            if self.sessions.is_checked():
+                on_trunk = self.sessions.on_trunk(given.plan, state)
             state = self.sessions.on_client(given.plan, state)
             self._split.add(node)
         if kind == MessageType.TRAIN:
             self._sent[node] = shared
             self.asked = True
+        write = self.adapters.layout.write
+        scaling = self._scaling(self.roster.client(node))
         record = RecordDict(
             {
-                self.arrayrecord_key: self.adapters.layout.write(
-                    state, self._scaling(self.roster.client(node))
-                ),
+                self.arrayrecord_key: write(state, scaling),
                 self.configrecord_key: entries,
             }
         )
+        if on_trunk is not None:
+            record[keys.TRUNK_ARRAYS] = write(on_trunk, scaling)
         return Message(record, node, kind)
 
     def note(self, replies: Sequence[Message]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,6 +51,8 @@ class TrunkSessions:
         come from.
     hooks : ServerHooks
         Say what clients keep to themselves.
+    checks : float
+        Share of the messages in which clients check their hosts.
     """
 
     host: TrunkHost
@@ -61,6 +64,7 @@ class TrunkSessions:
     merge: int = 1
     hooks: ServerHooks = UNCHANGED
     ca: str = ""
+    checks: float = 0.0
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 
@@ -128,6 +132,10 @@ class TrunkSessions:
         if isinstance(self.host, Introducing):
             return way_to(self.host.doors(token))
         return way_to([Door(self.address, token, self.ca)])
+
+    def is_checked(self) -> bool:
+        """Draw whether a client checks its host: by no seed, which hosts would know."""
+        return random.SystemRandom().random() < self.checks
 
     def on_trunk(self, plan: SplitPlan, state: AdapterState) -> AdapterState:
         """Return what of ``state`` is trained on the trunk under ``plan``.

@@ -29,6 +29,14 @@ def peers_can_carry(config: RunConfig) -> Iterator[Problem]:
                     f"leave {key} out",
                 )
         return
+    exact = config.codec == "raw" and config.split == "u-shaped"
+    if config.peer_checks and not exact:
+        yield Problem(
+            ("peer-checks", "codec", "split"),
+            f"peer-checks={config.peer_checks}: an own computation is compared with "
+            "hidden states as they were answered; set codec='raw' and "
+            "split='u-shaped', or leave it out",
+        )
     if config.server_adapters == "shared":
         yield Problem(
             ("trunk", "server-adapters"),

@@ -43,6 +43,15 @@ class PeerConfig:
         above=0,
         only=ADAPTER_STRATEGIES,
     )
+    peer_checks: float = option(
+        0.0,
+        "Share of a client's messages with which it is sent its trunk's adapters, too, "
+        "and computes one text of one call itself, block by block: a host whose "
+        "answer differs is left for another. For codec='raw' and split='u-shaped'.",
+        minimum=0,
+        maximum=1,
+        only=ADAPTER_STRATEGIES,
+    )
     peer_fallback: Literal["none", "server"] = option(
         "none",
         "Where clients go for whom no peer has room, or that no peer trusts. none: "

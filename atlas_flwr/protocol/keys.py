@@ -22,6 +22,7 @@ __all__ = [
     "SERVER_ROUND",
     "SKETCH",
     "TRUNK_ADDRESS",
+    "TRUNK_ARRAYS",
     "TRUNK_CA",
     "TRUNK_TOKEN",
     "WRITTEN",
@@ -39,6 +40,7 @@ RUN_CONFIG = "run-config"  # the resolved configuration, YAML
 RUN_ID = "run-id"
 SERVER_ROUND = "server-round"  # Flower's strategies send it
 TRUNK_ADDRESS = "trunk-address"
+TRUNK_ARRAYS = "trunk-arrays"  # record of the trunk's adapters, for a spot check
 TRUNK_CA = "trunk-ca"  # certificate of the trunk's authority, PEM, if it speaks TLS
 TRUNK_TOKEN = "trunk-token"
 

@@ -127,6 +127,7 @@ def _sessions(setting: RunContext) -> TrunkSessions | None:
         layer_block=setting.outline.block_of,
         num_layers=setting.outline.num_layers,
         hooks=setting.hooks,
+        checks=setting.config.peer_checks,
     )
 
 

@@ -11,7 +11,7 @@ from atlas_flwr.budget.pairing import Host
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.session import SessionSpec
 
-__all__ = ["PeerModel"]
+__all__ = ["PeerModel", "part_of"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,7 @@ class PeerModel:
 
     def part(self, spec: SessionSpec, link: Link) -> SessionSpec | None:
         """Return what of a session is on a link, if anything."""
-        wanted = spec.plan.trunk_range(self.num_layers)
-        first, stop = max(link.first, wanted.start), min(link.stop, wanted.stop)
-        if first >= stop:
-            return None
-        ends = stop == wanted.stop
-        tail = self.num_layers - stop
-        plan = SplitPlan(first, None if ends and spec.plan.tail is None else tail)
-        places = {*range(first, stop), *([None] if ends else [])}
-        state = spec.state
-        names = [n for n in state.layers if self.layer_block(n) in places]
-        dense = {k: v for k, v in state.dense.items() if self.layer_block(k) in places}
-        folds = {n: k for n, k in spec.folds.items() if self.layer_block(n) in places}
-        mine = state.select(names, dense)
-        return replace(spec, plan=plan, state=mine, folds=folds, client="")
+        return part_of(spec, link, self.num_layers, self.layer_block)
 
     def too_little(self, hosts: Collection[Host]) -> str:
         """Say why hosts make no way, and what one would need."""
@@ -67,6 +54,38 @@ class PeerModel:
             f"{_mib(need(1, 1))}; let some lend more (peer-memory, or trunk-memory in "
             "their node config)"
         )
+
+
+def part_of(
+    spec: SessionSpec,
+    link: Link,
+    num_layers: int,
+    layer_block: Callable[[str], int | None],
+) -> SessionSpec | None:
+    """Return what of a session is on a link, if anything.
+
+    Parameters
+    ----------
+    spec : SessionSpec
+        The session.
+    link : Link
+        Says which blocks.
+    num_layers, layer_block : int, Callable[[str], int | None]
+        As of :class:`PeerModel`.
+    """
+    wanted = spec.plan.trunk_range(num_layers)
+    first, stop = max(link.first, wanted.start), min(link.stop, wanted.stop)
+    if first >= stop:
+        return None
+    ends = stop == wanted.stop
+    tail = None if ends and spec.plan.tail is None else num_layers - stop
+    places = {*range(first, stop), *([None] if ends else [])}
+    state = spec.state
+    names = [n for n in state.layers if layer_block(n) in places]
+    dense = {k: v for k, v in state.dense.items() if layer_block(k) in places}
+    folds = {n: k for n, k in spec.folds.items() if layer_block(n) in places}
+    mine, plan = state.select(names, dense), SplitPlan(first, tail)
+    return replace(spec, plan=plan, state=mine, folds=folds, client="")
 
 
 def _mib(size: int) -> str:

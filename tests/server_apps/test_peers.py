@@ -17,6 +17,7 @@ from atlas_flwr.errors import TrunkError, TrunkLost
 from atlas_flwr.server_apps import trunk as starting
 from atlas_flwr.trunk import Endpoint, grpc_channel
 from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.checking import CheckedTrunk
 from atlas_flwr.trunk.local import LoopbackTrunk
 from tests.golden.record import digest
 from tests.server_apps.test_run import BASE, run
@@ -140,6 +141,45 @@ def test_guests_of_peers_that_die_move_and_leave_the_numbers_as_they_are(
     assert moves
     assert moves[-1] not in lost
     assert (moves[-1] == "server") == (fallback == "server")
+
+
+def test_spot_checks_find_nothing_wrong_with_sound_hosts_and_change_no_bit(
+    tmp_path, central, monkeypatch
+):
+    compared, check = [], CheckedTrunk._check
+
+    def counted(self, call, answer):
+        compared.append(call.step)
+        check(self, call, answer)
+
+    monkeypatch.setattr(CheckedTrunk, "_check", counted)
+    found = carried(tmp_path, peer_checks=1.0)
+    assert digest(found.path) == central
+    assert len([step for step in compared if step is not None]) == 4
+    assert not told(found, "peer-moved")
+
+
+@pytest.mark.slow
+def test_a_host_of_other_weights_is_left_by_those_who_check_it(tmp_path, monkeypatch):
+    start, seen = starting._local_trunk, []
+
+    @contextmanager
+    def spoilt(source, name):
+        with start(source, name) as found:
+            seen.append(name)
+            if len(seen) == 1:  # that of client 0
+                for weight in found.host.base.trunk.parameters():
+                    weight.data.mul_(1.1)
+            yield found
+
+    monkeypatch.setattr(starting, "_local_trunk", spoilt)
+    lent = {"peer_memory": "1GiB,1GiB,0,0", "device_order": "cycle"}
+    found = carried(tmp_path, peer_checks=1.0, **lent)
+    assert seen[0].endswith("-0")
+    moved = {event["way"].partition("[")[0] for event in told(found, "peer-moved")}
+    assert moved == {"1"}
+    trained = {event["client"] for event in told(found, "client-trained")}
+    assert trained == {"1", "2", "3"}  # 0 has itself for a host
 
 
 @pytest.mark.slow
