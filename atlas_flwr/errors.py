@@ -5,6 +5,7 @@
 
     AtlasError
     ├── ConfigError          the run configuration; carries every problem at once
+    ├── SiteError            a deployment's description; likewise
     ├── PlanError            an illegal cut
     ├── BudgetError          a device too small for any plan
     ├── DataError            text, tasks, downloads
@@ -34,6 +35,7 @@ __all__ = [
     "ResumeError",
     "RoundError",
     "SessionError",
+    "SiteError",
     "TrunkBusy",
     "TrunkError",
     "TrunkLost",
@@ -64,6 +66,20 @@ class ConfigError(AtlasError, ValueError):
         super().__init__(
             f"{count} problem{'s' if count != 1 else ''} in the run config:\n{lines}"
         )
+
+
+class SiteError(AtlasError, ValueError):
+    """A deployment that is described wrongly, or whose folders are not whole.
+
+    Parameters
+    ----------
+    problems : Sequence[str]
+        One sentence each.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(["", *(f"  - {text}" for text in self.problems)]))
 
 
 class PlanError(AtlasError, ValueError):

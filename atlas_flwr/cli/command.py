@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "config": "show every configuration key with its default and advice",
     "plan": "show the cut, ranks, memory and time that devices would get",
     "run": "run the app in a simulation on a SuperLink of its own",
+    "provision": "make a folder of keys and scripts for each machine of a deployment",
     "trunk": "serve a run's trunk on this machine, for runs elsewhere",
     "generate": "answer a file of prompts with a run's adapters",
     "chat": "talk to a run's adapters in the terminal",

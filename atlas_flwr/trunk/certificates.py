@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates made for one run: its own authority, and the trunk's certificate.
+"""Certificates for one run, or one site: an authority, and what servers show.
 
-The authority's key is thrown away once it has signed, so nobody can sign another one.
+A run's authority throws its key away once it has signed: nobody can sign another one.
 Clients get its certificate in a round's message, over Flower's authenticated channel.
 """
 
@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["Identity", "kept_identity", "run_identity"]
+__all__ = ["Authority", "Identity", "kept_identity", "run_identity"]
 
+PEM = serialization.Encoding.PEM
 LIFE = timedelta(days=90)
 SLACK = timedelta(hours=1)  # clocks that are behind
 RENEWED = timedelta(days=30)  # before its end
@@ -45,38 +46,92 @@ class Identity:
     ca: bytes
 
 
+@dataclass(frozen=True)
+class Authority:
+    """What signs servers' certificates; both PEM.
+
+    Attributes
+    ----------
+    certificate : bytes
+        What clients check by.
+    key : bytes
+        Who has it can make certificates that they trust.
+    """
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def made(cls, name: str, life: timedelta = LIFE) -> Authority:
+        """Make one."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        root = (
+            _builder(_name(name), _name(name), key.public_key(), life)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs=True), critical=True)
+            .add_extension(_subject(key), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(root.public_bytes(PEM), _private(key))
+
+    def check(self) -> None:
+        """Check that certificate and key belong together.
+
+        Raises
+        ------
+        ValueError
+            If they do not, or are no PEM.
+        """
+        certificate = x509.load_pem_x509_certificate(self.certificate)
+        if self._signing().public_key() != certificate.public_key():
+            raise ValueError("its certificate is not of its key")
+
+    def _signing(self) -> ec.EllipticCurvePrivateKey:
+        key = serialization.load_pem_private_key(self.key, None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("its key is not of an elliptic curve")
+        return key
+
+    def identity(self, name: str, host: str, life: timedelta = LIFE) -> Identity:
+        """Make a server's key, and a certificate for its host.
+
+        Parameters
+        ----------
+        name : str
+            The server's.
+        host : str
+            The name or IP address by which clients reach it; this machine's own are
+            added.
+        life : timedelta
+            How long it is valid.
+        """
+        issuer = x509.load_pem_x509_certificate(self.certificate)
+        signing = self._signing()
+        key = ec.generate_private_key(ec.SECP256R1())
+        hosts = map(_alternative, dict.fromkeys((host, *LOOPBACK)))
+        serves = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        made = (
+            _builder(_name(name), issuer.subject, key.public_key(), life)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(x509.SubjectAlternativeName([*hosts]), critical=False)
+            .add_extension(serves, critical=False)
+            .add_extension(_subject(key), critical=False)
+            .add_extension(_issuer(signing), critical=False)
+            .sign(signing, hashes.SHA256())
+        )
+        return Identity(made.public_bytes(PEM), _private(key), self.certificate)
+
+
 def run_identity(host: str) -> Identity:
-    """Make an authority and a certificate for a host.
+    """Make an authority and a certificate for a host, and forget the authority's key.
 
     Parameters
     ----------
     host : str
-        The name or IP address by which clients reach it; this machine's own are added.
+        As in :meth:`Authority.identity`.
     """
-    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    issuer = _name("atlas-flwr run")
-    root = (
-        _builder(issuer, issuer, authority.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs=True), critical=True)
-        .sign(authority, hashes.SHA256())
-    )
-    names = dict.fromkeys((host, *LOOPBACK))
-    certificate = (
-        _builder(_name("atlas-flwr trunk"), issuer, server.public_key())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs=False), critical=True)
-        .add_extension(x509.SubjectAlternativeName([*map(_alternative, names)]), False)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-        )
-        .sign(authority, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    key = server.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return Identity(certificate.public_bytes(pem), key, root.public_bytes(pem))
+    return Authority.made("atlas-flwr run").identity("atlas-flwr trunk", host)
 
 
 def kept_identity(folder: Path, host: str) -> Identity:
@@ -117,7 +172,10 @@ def _name(common: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    life: timedelta,
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -127,8 +185,22 @@ def _builder(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SLACK)
-        .not_valid_after(now + LIFE)
+        .not_valid_after(now + life)
     )
+
+
+# OpenSSL's strict checks, which Python 3.13 turns on, want these two.
+def _subject(key: ec.EllipticCurvePrivateKey) -> x509.SubjectKeyIdentifier:
+    return x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+
+
+def _issuer(key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    plain = serialization.NoEncryption()
+    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain)
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:

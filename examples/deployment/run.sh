@@ -18,9 +18,6 @@ NODES=3
 work=$(mktemp -d)
 LOGS=${LOGS:-$(mktemp -d)}
 mkdir -p "$LOGS"
-export FLWR_HOME="$work/flwr" # the user's own Flower configuration stays as it is
-export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 # all is installed already
-mkdir "$FLWR_HOME"
 
 finish() {
   trap - EXIT
@@ -63,41 +60,40 @@ held = [socket.create_server(('127.0.0.1', 0)) for _ in range($NODES + 1)]
 print(*(one.getsockname()[1] for one in held))
 ")
 
-# The lab's authority, the SuperLink's certificate, and a key for each node.
-certify() { openssl "$@" 2>/dev/null || fail "openssl $1 failed"; }
-certify req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
-  -subj "/CN=lab CA" -keyout "$work/ca.key" -out "$work/ca.crt" \
-  -addext "basicConstraints=critical,CA:TRUE" \
-  -addext "keyUsage=critical,keyCertSign,cRLSign"
-certify req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=superlink" \
-  -keyout "$work/server.key" -out "$work/server.csr"
-certify x509 -req -in "$work/server.csr" -CA "$work/ca.crt" -CAkey "$work/ca.key" \
-  -CAcreateserial -days 2 -out "$work/server.pem" -extfile <(
-    printf "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth"
-  )
-for node in $(seq 0 $((NODES - 1))); do
-  ssh-keygen -q -t ecdsa -b 384 -N "" -f "$work/node$node"
-done
+# A folder for each machine: certificates, keys, start scripts.
+carries=""
+if [ "${PEERS:-}" ]; then
+  CONFIG="$CONFIG trunk='peers'"
+  carries=", config: {trunk-memory: 4GiB, trunk-access: '$work/trunk/access.json'}"
+fi
+{
+  printf 'name: lab\nvalid-days: 2\nlink: {host: 127.0.0.1, port: %s, listen: 127.0.0.1}\n' "$port"
+  printf 'nodes:\n'
+  node=0
+  for own in $node_ports; do
+    printf '  - {name: node%s, port: %s%s}\n' "$node" "$own" "$carries"
+    node=$((node + 1))
+    carries=""
+  done
+  printf 'run:\n  app: "%s"\n  config: ' "$PWD"
+  # JSON, which YAML contains. A later word wins over an earlier one.
+  python -c "
+import json, sys
+from atlas_flwr.cli.overrides import parse_overrides
+print(json.dumps(parse_overrides(sys.argv[1:])))
+" "$CONFIG" "runs-dir='$PWD/runs'" "$@"
+} >"$work/site.yaml"
+kits="$work/site"
+atlas-flwr provision "$work/site.yaml" --out "$kits" >"$LOGS/provision.log" 2>&1 ||
+  fail "no folders were made"
 
-cat >"$FLWR_HOME/config.toml" <<END
-[superlink]
-default = "lab"
-
-[superlink.lab]
-address = "127.0.0.1:$port"
-root-certificates = "$work/ca.crt"
-END
-
-flower-superlink --host 127.0.0.1 --port "$port" --enable-supernode-auth \
-  --ssl-certfile "$work/server.pem" --ssl-keyfile "$work/server.key" \
-  --ssl-ca-certfile "$work/ca.crt" >"$LOGS/superlink.log" 2>&1 &
+"$kits/link/start.sh" >"$LOGS/superlink.log" 2>&1 &
 superlink=$!
 until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
   kill -0 "$superlink" 2>/dev/null || fail "the SuperLink did not start"
   sleep 0.3
 done
 
-carries=""
 if [ "${PEERS:-}" ]; then
   atlas-flwr trunk . -c "$CONFIG" -c "$*" --folder "$work/trunk" \
     >"$LOGS/trunk.log" 2>&1 &
@@ -106,32 +102,16 @@ if [ "${PEERS:-}" ]; then
     kill -0 "$trunk" 2>/dev/null || fail "node 0's trunk did not start"
     sleep 0.3
   done
-  CONFIG="$CONFIG trunk='peers'"
-  carries="trunk-memory='4GiB' trunk-access='$work/trunk/access.json'"
 fi
 
-node=0
-for own in $node_ports; do
-  flwr supernode register "$work/node$node.pub" lab >"$LOGS/register-$node.log" 2>&1 ||
-    fail "node $node was not registered"
-  flower-supernode --superlink "127.0.0.1:$port" --root-certificates "$work/ca.crt" \
-    --auth-supernode-private-key "$work/node$node" --host 127.0.0.1 --port "$own" \
-    --node-config "partition-id=$node num-partitions=$NODES $carries" \
-    >"$LOGS/supernode-$node.log" 2>&1 &
-  node=$((node + 1))
-  carries=""
+"$kits/link/register.sh" >"$LOGS/register.log" 2>&1 || fail "a node was not registered"
+for node in $(seq 0 $((NODES - 1))); do
+  "$kits/nodes/node$node/start.sh" >"$LOGS/supernode-$node.log" 2>&1 &
 done
 
-# A file, since a later word has to win over an earlier one.
-python -c "
-import sys
-from atlas_flwr.cli.overrides import parse_overrides, to_toml
-print(to_toml(parse_overrides(sys.argv[1:])))
-" "$CONFIG" "runs-dir='$PWD/runs'" "$@" >"$work/run.toml"
-
 # `flwr run` streams the log, but tells by no exit code how the run ended.
-flwr run . lab --stream --run-config "$work/run.toml" | tee "$LOGS/run.log"
-until status=$(flwr list lab --format json | grep -o '"finished:[a-z]*"'); do
+"$kits/link/run.sh" | tee "$LOGS/run.log"
+until status=$("$kits/link/flwr.sh" list lab --format json | grep -o '"finished:[a-z]*"'); do
   sleep 1
 done
 [ "$status" = '"finished:completed"' ] || fail "the run ended as $status"

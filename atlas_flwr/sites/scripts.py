@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of what a folder holds besides keys: scripts, units, compose files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+
+from atlas_flwr import __version__
+from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk, joined
+
+__all__ = [
+    "compose",
+    "flower_cli",
+    "link_start",
+    "node_start",
+    "registration",
+    "run_start",
+    "toml",
+    "trunk_start",
+    "unit",
+]
+
+HOME = "/opt/atlas-flwr"
+OPENING = """#!/usr/bin/env bash
+# {about}
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+umask 077
+"""
+# Apps, logs and the like stay in this folder.
+FLOWER = 'export FLWR_HOME="$PWD/flwr"\nmkdir -p "$FLWR_HOME"\n'
+
+
+def link_start(link: Link) -> str:
+    """Start the SuperLink."""
+    command = _command(
+        "exec flower-superlink",
+        *("--host", link.listen, "--port", link.port),
+        *("--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key"),
+        *("--ssl-ca-certfile", "ca.crt", "--enable-supernode-auth"),
+        *("--database", "state.db"),
+    )
+    opening = OPENING.format(about="Starts the SuperLink; arguments are its own.")
+    # Flower would install each run's dependencies, atlas-flwr among them, from PyPI.
+    switch = "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1\n"
+    return f"{opening}{FLOWER}{switch}{command}"
+
+
+def node_start(node: Node, number: int, site: Site) -> str:
+    """Start a SuperNode."""
+    config = {
+        "partition-id": number,
+        "num-partitions": len(site.nodes),
+        **node.config,
+    }
+    pairs = " ".join(f"{key}={_literal(value)}" for key, value in config.items())
+    command = _command(
+        "exec flower-supernode",
+        *("--superlink", joined(site.link.host, site.link.port)),
+        *("--root-certificates", "ca.crt"),
+        *("--auth-supernode-private-key", "node.key"),
+        *("--host", "127.0.0.1", "--port", node.port, "--node-config", pairs),
+    )
+    about = f"Starts the SuperNode {node.name}; arguments are its own."
+    return f"{OPENING.format(about=about)}{FLOWER}{command}"
+
+
+def trunk_start(trunk: Trunk, site: Site) -> str:
+    """Start a trunk on a machine of its own."""
+    command = _command(
+        'exec atlas-flwr trunk "${ATLAS_APP:-' + shlex.quote(site.app) + '}"',
+        *("--run-config", "run.toml", "--listen", joined(trunk.listen, trunk.port)),
+        *("--advertise", joined(trunk.host, trunk.port), "--folder", "."),
+        *("--cert", "server.pem", "--key", "server.key", "--ca", "ca.crt"),
+    )
+    return OPENING.format(about="Starts the trunk; arguments are its own.") + command
+
+
+def flower_cli(site: Site) -> str:
+    """Run ``flwr`` so that it knows this SuperLink."""
+    about = f"flwr, told of the SuperLink {site.name}: ./flwr.sh supernode list"
+    dialled = joined(site.link.host, site.link.port)
+    return f"""{OPENING.format(about=about)}{FLOWER}\
+cat >"$FLWR_HOME/config.toml" <<END
+[superlink]
+default = "{site.name}"
+
+[superlink.{site.name}]
+address = "{dialled}"
+root-certificates = "$PWD/ca.crt"
+END
+exec flwr "$@"
+"""
+
+
+def registration(site: Site) -> str:
+    """Tell the SuperLink the keys of nodes."""
+    about = (
+        "Registers nodes, all or those that are named, at the SuperLink, which runs."
+    )
+    names = " ".join(node.name for node in site.nodes)
+    return f"""{OPENING.format(about=about)}\
+[ $# -gt 0 ] || set -- {names}
+failed=""
+for node in "$@"; do
+  ./flwr.sh supernode register "nodes/$node.pub" {site.name} --name "$node" ||
+    failed="$failed $node"
+done
+[ -z "$failed" ] || {{
+  echo "not registered:$failed (./flwr.sh supernode list shows who is)" >&2
+  exit 1
+}}
+"""
+
+
+def run_start(site: Site) -> str:
+    """Start a run."""
+    about = "Starts a run; ATLAS_APP is the app's folder, arguments are flwr's own."
+    app = '"${ATLAS_APP:-' + shlex.quote(site.app) + '}"'
+    run = f"exec ./flwr.sh run {app} {site.name} --stream"
+    return f'{OPENING.format(about=about)}{run} --run-config run.toml "$@"\n'
+
+
+def unit(about: str, folder: str) -> str:
+    """Write a systemd unit."""
+    return f"""[Unit]
+Description={about}
+Wants=network-online.target
+After=network-online.target time-sync.target
+
+[Service]
+User=atlas-flwr
+WorkingDirectory={HOME}/{folder}
+Environment=PATH={HOME}/venv/bin:/usr/local/bin:/usr/bin:/bin
+Environment=ATLAS_CACHE={HOME}/{folder}/cache
+ExecStart={HOME}/{folder}/start.sh
+Restart=on-failure
+RestartSec=10
+UMask=0077
+NoNewPrivileges=true
+PrivateTmp=true
+ProtectSystem=strict
+ProtectHome=true
+ReadWritePaths={HOME}/{folder}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def compose(name: str, ports: tuple[int, ...], app: str | None) -> str:
+    """Write a compose file."""
+    mounts = ['      - ".:/site"']
+    if app is not None:
+        mounts.append(f'      - "${{ATLAS_APP:-{app}}}:{app}:ro"')
+    lines = [
+        "services:",
+        f"  {name}:",
+        f'    image: "${{ATLAS_IMAGE:-atlas-flwr:{__version__}}}"',
+        '    user: "${ATLAS_USER:-1000:1000}"  # this folder\'s owner: id -u, id -g',
+        "    working_dir: /site",
+        '    command: ["/site/start.sh"]',
+        "    environment:",
+        "      ATLAS_CACHE: /site/cache",
+        "    volumes:",
+        *mounts,
+        *(["    ports:"] if ports else []),
+        *(f'      - "{port}:{port}"' for port in ports),
+        "    restart: unless-stopped",
+        "    init: true",
+        '    security_opt: ["no-new-privileges:true"]',
+        '    cap_drop: ["ALL"]',
+    ]
+    return "\n".join([*lines, ""])
+
+
+def toml(values: Mapping[str, Plain]) -> str:
+    """Write a run config."""
+    return "".join(f"{key} = {_literal(value)}\n" for key, value in values.items())
+
+
+def _literal(value: Plain) -> str:
+    if isinstance(value, str):
+        # A TOML basic string is a JSON string without surrogate pairs or a raw DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _command(start: str, *words: str | int) -> str:
+    """Write a command, an option a line."""
+    lines = [start]
+    for word in map(str, words):
+        quoted = shlex.quote(word)
+        if word.startswith("--"):
+            lines.append(quoted)
+        else:
+            lines[-1] += f" {quoted}"
+    return " \\\n  ".join([*lines, '"$@"']) + "\n"
