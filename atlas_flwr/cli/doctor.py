@@ -63,13 +63,27 @@ def main(arguments: Sequence[str]) -> int:
         prog="atlas-flwr doctor",
         description="Check this machine; exit with 1 if something needed is missing.",
     )
-    parser.parse_args(arguments)
-    findings = list(examine())
-    for finding in findings:
-        print(finding.line())
-    missing = [f.name for f in findings if f.needed and not f.ok]
+    parser.add_argument(
+        "--deployment",
+        metavar="FOLDER",
+        type=Path,
+        help="check instead whether this machine can do its part in a deployment: "
+        "FOLDER is its own, of `atlas-flwr provision`",
+    )
+    folder = parser.parse_args(arguments).deployment
+    missing = []
+    for finding in _of_folder(folder) if folder else examine():
+        print(finding.line(), flush=True)
+        if finding.needed and not finding.ok:
+            missing.append(finding.name)
     print(f"\nmissing: {', '.join(missing)}" if missing else "\nready to run")
     return 1 if missing else 0
+
+
+def _of_folder(folder: Path) -> Iterator[Finding]:
+    from atlas_flwr.cli.deployment import examine_folder
+
+    return examine_folder(folder)
 
 
 def examine() -> Iterator[Finding]:

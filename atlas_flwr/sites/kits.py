@@ -215,6 +215,7 @@ def _about(name: str, site: Site) -> str:
         "name": name.rpartition("/")[2],
         "link": joined(site.link.host, site.link.port),
         "trunk": trunk,
+        "trunk-lasts": site.trunk is not None,
         "versions": {"atlas-flwr": __version__, "flwr": _flwr()},
     }
     return json.dumps(about, indent=1) + "\n"

@@ -35,7 +35,8 @@ much, make your own, `ssh-keygen -t ecdsa -b 384 -N "" -f node.key`, and send
 {_check(flwr)}3. Let the clock be set by NTP: signatures are refused when it is 5 s
    ahead of the SuperLink's, or 5 min behind.
 4. Let this machine open connections to {link}{trunk}. It accepts none.
-5. Start it.
+5. `atlas-flwr doctor --deployment .` says what is missing.
+6. Start it.
 
 {_unit(f"nodes/{node.name}", f"atlas-flwr-{node.name}.service")}"""
 

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor tells a node what is wrong by its name, and what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from atlas_flwr.cli import main
+from atlas_flwr.cli.deployment import examine_folder
+from atlas_flwr.trunk.certificates import Authority
+
+
+@contextmanager
+def superlink(folder: Path, identity=None, host="127.0.0.1"):
+    """Answer HTTPS with a date, as uvicorn does; yield the port."""
+    if identity:
+        (folder / "server.pem").write_bytes(identity.certificate)
+        (folder / "server.key").write_bytes(identity.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    server = Quiet((host, 0), Dated)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    with serving(server) as port:
+        yield port
+
+
+@contextmanager
+def serving(server):
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, address) -> None:
+        """Say nothing of clients that leave."""
+
+
+class Dated(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def findings(node: Path, port: int, ahead: float = 0.0, host: str = "127.0.0.1"):
+    about = json.loads((node / "site.json").read_text())
+    about["link"] = f"{host}:{port}"
+    (node / "site.json").write_text(json.dumps(about))
+    found = examine_folder(node, lambda: time.time() + ahead)
+    return {finding.name: finding for finding in found}
+
+
+@pytest.fixture
+def site(kits):
+    return kits()
+
+
+def test_a_node_that_is_well_has_nothing_to_do(site, capsys):
+    node = site / "nodes" / "north"
+    with superlink(site / "link") as port:
+        found = findings(node, port)
+        assert main(["doctor", "--deployment", str(node)]) == 0
+    told = capsys.readouterr().out
+    assert "for 127.0.0.1" in found["SuperLink's certificate"].detail
+    assert {name for name, f in found.items() if not f.ok} == {"checksums"}  # ours
+    assert "ready to run" in told
+
+
+@pytest.mark.parametrize(
+    ("ahead", "ok", "needed"),
+    [
+        (0, True, False),
+        (4, False, False),
+        (60, False, True),
+        (-60, False, False),
+        (-600, False, True),
+    ],
+)
+def test_a_wrong_clock_is_told_as_flower_would_judge_it(site, ahead, ok, needed):
+    with superlink(site / "link") as port:
+        clock = findings(site / "nodes" / "north", port, ahead)["clock"]
+    assert (clock.ok, clock.needed) == (ok, needed)
+    said = float(clock.detail.split()[0]) * (1 if "ahead of" in clock.detail else -1)
+    assert said == pytest.approx(ahead, abs=1.5)
+    assert "NTP" in clock.remedy
+
+
+def test_an_expired_certificate_is_told_from_one_of_another_authority(site):
+    signer = Authority(
+        (site / "authority" / "ca.crt").read_bytes(),
+        (site / "authority" / "ca.key").read_bytes(),
+    )
+    old = signer.identity("old", "127.0.0.1", timedelta(minutes=-30))
+    with superlink(site / "link", old) as port:
+        found = findings(site / "nodes" / "north", port)
+    assert "has ended" in found["SuperLink's certificate"].detail
+    assert found["clock"].ok
+    assert "unproved" in found["clock"].detail
+    foreign = Authority.made("lab CA").identity("lab", "127.0.0.1")
+    with superlink(site / "link", foreign) as port:
+        found = findings(site / "nodes" / "north", port)
+    assert "another authority" in found["SuperLink's certificate"].detail
+
+
+def test_a_certificate_for_another_name_is_told(site):
+    with superlink(site / "link", host="127.0.0.2") as port:
+        found = findings(site / "nodes" / "north", port, host="127.0.0.2")
+    assert "another name" in found["SuperLink's certificate"].detail
+
+
+def test_an_authority_that_ends_is_told_by_this_machines_clock(site):
+    with superlink(site / "link") as port:
+        node = site / "nodes" / "north"
+        late = findings(node, port, 400 * 86400.0)["authority"]
+        soon = findings(node, port, 350 * 86400.0)["authority"]
+    assert (late.ok, late.needed, soon.ok, soon.needed) == (False, True, False, False)
+    assert "ended at" in late.detail
+
+
+def test_a_closed_port_and_one_without_tls_are_told_apart(site):
+    node = site / "nodes" / "north"
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    closed = findings(node, port)
+    assert "refused" in closed["SuperLink's port"].detail
+    assert "firewall" in closed["SuperLink's port"].remedy
+    server = Quiet(("127.0.0.1", 0), Dated)
+    with serving(server) as port:
+        plain = findings(node, port)
+    assert plain["SuperLink's port"].ok
+    assert "speaks no TLS" in plain["SuperLink's certificate"].detail
+    assert "clock" not in plain
+
+
+def test_a_folder_that_was_meddled_with_is_told(site, capsys):
+    node, other = site / "nodes" / "north", site / "nodes" / "south"
+    (node / "node.key").write_bytes((other / "node.key").read_bytes())
+    (node / "node.key").chmod(0o644)
+    (node / "start.sh").unlink()
+    about = json.loads((node / "site.json").read_text())
+    about["versions"] = {"flwr": "1.0.0", "no-such-package": "1"}
+    (node / "site.json").write_text(json.dumps(about))
+    found = findings(node, 1)
+    assert "start.sh is not there" in found["checksums"].detail
+    assert "node.key was changed" in found["checksums"].detail
+    assert "0644" in found["secret"].detail
+    assert "not the public half" in found["key"].detail
+    assert "made with 1.0.0" in found["flwr"].detail
+    assert found["no-such-package"].detail == "not installed"
+    (node / "ca.crt").write_text("nothing")
+    assert "was not dialled" in findings(node, 1)["SuperLink"].detail
+    assert main(["doctor", "--deployment", str(site)]) == 1
+    assert "provision" in capsys.readouterr().out
