@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.log import log
-from atlas_flwr.protocol.doors import doors_of, way_to
+from atlas_flwr.protocol.doors import WAY, doors_of, way_to
 from atlas_flwr.trunk.host import Door, Introducing
 
 __all__ = ["MendingGrid"]
@@ -30,11 +30,12 @@ class MendingGrid(DelegatingGrid):
     ----------
     grid : Grid
         Flower's grid, or another around it.
-    host : Introducing
-        Finds clients other places.
+    host : Introducing, optional
+        Finds clients other places. ``None``, as until a trunk has started, sends
+        nothing again.
     """
 
-    def __init__(self, grid: Grid, host: Introducing) -> None:
+    def __init__(self, grid: Grid, host: Introducing | None = None) -> None:
         super().__init__(grid)
         self.host = host
 
@@ -61,13 +62,13 @@ class MendingGrid(DelegatingGrid):
             doors = doors_of(entries)
             moved = self._moved(doors, failed=failed)
             if moved:
-                own = ConfigRecord(dict(entries))
-                own.update(way_to(moved))
+                kept = {k: v for k, v in entries.items() if k not in WAY}
+                own = ConfigRecord({**kept, **way_to(moved)})
                 content = RecordDict({**message.content, name: own})
                 return [Message(content, node, kind)]
         return []
 
     def _moved(self, doors: Sequence[Door], *, failed: bool) -> Sequence[Door]:
-        if not doors:
+        if not doors or self.host is None:
             return ()
         return self.host.mend([door.token for door in doors], failed=failed)

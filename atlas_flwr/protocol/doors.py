@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from atlas_flwr.protocol import keys
 from atlas_flwr.trunk.host import Door
 
-__all__ = ["doors_of", "way_to"]
+__all__ = ["WAY", "doors_of", "way_to"]
+
+WAY = (keys.TRUNK_ADDRESS, keys.TRUNK_TOKEN, keys.TRUNK_CA)
 
 Entries = dict[str, str | list[str]]
 

@@ -121,9 +121,10 @@ class Run:
             keeps = config.strategy in ("fedavg", "fedprox")
             grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
         without = split_list(config.without_clients)
-        recording = RecordingGrid(grid, roster, recorder.exchange, without)
+        mending = MendingGrid(grid)
+        recording = RecordingGrid(mending, roster, recorder.exchange, without)
         setting = RunContext(config, files, outline, roster, recorder.event)
-        rounds = _Rounds(recording, recorder, progress, self.checkpoint)
+        rounds = _Rounds(recording, mending, recorder, progress, self.checkpoint)
         for restarts_left in range(config.trunk_restarts, -1, -1):
             try:
                 with _trunk(setting, start) as split, PeakMeter() as meter:
@@ -147,8 +148,7 @@ class Run:
         recorder, progress = rounds.recorder, rounds.progress
         grid: Grid = rounds.grid
         host = setting.trunk.host if setting.trunk else None
-        if isinstance(host, Introducing):
-            grid = MendingGrid(grid, host)
+        rounds.mending.host = host if isinstance(host, Introducing) else None
         if config.secure_aggregation:
             grid = SecureGrid(grid, inner)
         progress.stats = host.stats if host else None
@@ -243,6 +243,8 @@ class _Rounds:
     ----------
     grid : Grid
         Reaches the clients.
+    mending : MendingGrid
+        Within it: knows the trunk of now.
     recorder, progress : Recorder, Progress
         Are told.
     saved : Checkpoint, optional
@@ -250,6 +252,7 @@ class _Rounds:
     """
 
     grid: Grid
+    mending: MendingGrid
     recorder: Recorder
     progress: Progress
     saved: Checkpoint | None

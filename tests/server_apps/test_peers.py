@@ -119,6 +119,15 @@ def kill_at(monkeypatch):
     return kill
 
 
+@pytest.mark.slow
+def test_a_run_outlives_the_one_peer_that_carried_everybody(tmp_path, central, kill_at):
+    kill_at(37)  # the first call of training, by all of whom none can go on
+    lent = {"peer_memory": "1GiB,0,0,0", "peer_fallback": "server"}
+    found = carried(tmp_path, **lent)
+    assert digest(found.path) == central
+    assert len(told(found, "peer-moved")) == 4
+
+
 # A round's calls: 4 of an evaluation, 32 of fingerprints, 16 of training, 4 again.
 @pytest.mark.parametrize(
     ("calls", "fallback"),
@@ -141,6 +150,30 @@ def test_guests_of_peers_that_die_move_and_leave_the_numbers_as_they_are(
     assert moves
     assert moves[-1] not in lost
     assert (moves[-1] == "server") == (fallback == "server")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [30, 150, 181])
+def test_a_link_of_a_chain_that_dies_sends_its_guests_to_the_server(
+    tmp_path, central, kill_at, call
+):
+    kill_at(call)
+    found = carried(tmp_path, peer_memory=CHAINED, peer_fallback="server")
+    assert digest(found.path) == central
+    assert len(told(found, "peer-lost")) == 1
+    moves = told(found, "peer-moved")
+    assert {move["way"] for move in moves} == {"server[1-4]"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["flora", "hetlora", "mira", "splitlora"])
+def test_every_method_learns_the_bits_of_one_central_trunk(tmp_path, strategy):
+    given = {"strategy": strategy, "num_rounds": 2, "cut": "1/1"}
+    given |= {"mixing": 0.1} if strategy == "mira" else {}
+    near = run(tmp_path / "near", trunk="local", **given)
+    lent = {"peer_memory": "9MB,3MB,3MB,3MB", "peer_fallback": "server"}
+    far = carried(tmp_path / "far", **given, **lent)
+    assert digest(far.path / "adapters") == digest(near.path / "adapters")
 
 
 def test_spot_checks_find_nothing_wrong_with_sound_hosts_and_change_no_bit(
@@ -235,7 +268,7 @@ def test_a_client_that_fails_by_itself_is_tried_once_more_and_no_host_is_lost(tm
     assert len(tried) <= 2
     assert not told(found, "peer-lost")
     failures = [event["failures"] for event in told(found, "round-ended")]
-    assert failures == [0, len(tried)]
+    assert failures == [0, 1]
 
 
 @pytest.mark.slow
