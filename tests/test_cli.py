@@ -220,6 +220,12 @@ def never_started(monkeypatch):
         ("seed=1", 0, ["-n 0"]),
         ("min-available-nodes=8", 4, ["min-available-nodes=8 with -n 4", "-n 8"]),
         ("min-train-nodes=5 cut=9/9", 4, ["min-train-nodes=5", "cut"]),
+        (
+            "min-train-nodes=3 without-clients=0,2,9",
+            4,
+            ["min-train-nodes=3 with -n 4, of whom 2 take part", "-n 5"],
+        ),
+        ("without-clients=0,1", 2, ["leaves none of the 2 clients"]),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_anything_starts(
@@ -239,6 +245,12 @@ def test_minima_that_nobody_asked_for_are_lowered_to_the_clients_there_are(strat
     assert lowered == dict.fromkeys(MINIMA, 1)
     assert len(found.notes) == len(MINIMA)
     assert "min-train-nodes is lowered from 2 to 1" in "".join(found.notes)
+
+
+def test_clients_that_are_left_out_are_not_waited_for():
+    given = parse_overrides([OURS, "without-clients=0,2"])
+    found = cleared(ROOT, given, clients=3)
+    assert {key: found.merged[key] for key in MINIMA} == dict.fromkeys(MINIMA, 1)
 
 
 def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):

@@ -113,6 +113,8 @@ def _check(given: argparse.Namespace) -> None:
         problems.append("beside-base with base: both are the model before training")
     if problems:
         raise ConfigError(problems)
+    if given.out is not None and given.out.is_dir():
+        raise DataError(f"{given.out} is a folder; --out is the file to be written")
     if given.out is not None and not given.out.parent.is_dir():
         raise DataError(f"no folder {given.out.parent} for {given.out}")
 

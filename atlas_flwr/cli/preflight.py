@@ -70,12 +70,14 @@ def cleared(
             raise ConfigError(problems)
         return Preflight(overrides, checked(app, overrides))
     wanted = placed(overrides)
-    too_many = _above({**defaults, **wanted}, clients)
+    there = _taking_part({**defaults, **wanted}, clients)
+    problems += _nobody_problems(there, clients)
+    too_many = _above({**defaults, **wanted}, there)
     lowered: dict[str, Value] = {
-        key: clients or 0 for key in too_many if key not in overrides
+        key: there or 0 for key in too_many if key not in overrides
     }
     merged = {**defaults, **wanted, **lowered}
-    problems += _minimum_problems(too_many, overrides, clients)
+    problems += _minimum_problems(too_many, overrides, clients, there)
     problems += _run_problems(app, merged, overrides, clients, devices)
     problems += _foreign_keys(app, overrides, defaults)
     if problems:
@@ -131,6 +133,22 @@ def _count_problems(clients: int | None) -> Iterator[str]:
         yield f"-n {clients}: a run needs clients; give at least 1"
 
 
+def _taking_part(merged: Mapping[str, Value], clients: int | None) -> int | None:
+    """Count the clients less those left out; in a simulation ids are numbers."""
+    if clients is None:
+        return None
+    left_out = {*split_list(str(merged.get("without-clients", "")))}
+    return sum(str(client) not in left_out for client in range(clients))
+
+
+def _nobody_problems(there: int | None, clients: int | None) -> Iterator[str]:
+    if there == 0 and clients and clients > 0:
+        yield (
+            f"without-clients leaves none of the {clients} clients, and nobody would "
+            "train; leave fewer out, or give a larger -n"
+        )
+
+
 def _above(merged: Mapping[str, Value], clients: int | None) -> dict[str, Value]:
     """Return the minima above the number of clients, which a run would wait for."""
     limit = clients or 0
@@ -142,13 +160,18 @@ def _above(merged: Mapping[str, Value], clients: int | None) -> dict[str, Value]
 
 
 def _minimum_problems(
-    too_many: Mapping[str, Value], named: Collection[str], clients: int | None
+    too_many: Mapping[str, Value],
+    named: Collection[str],
+    clients: int | None,
+    there: int | None,
 ) -> Iterator[str]:
+    less = "" if there == clients else f", of whom {there} take part"
+    more = 0 if there is None or clients is None else clients - there
     for key, value in too_many.items():
         if key in named:
             yield (
-                f"{key}={value} with -n {clients}: the run would wait for ever; lower "
-                f"it to {clients} at most, or give -n {value}"
+                f"{key}={value} with -n {clients}{less}: the run would wait for ever; "
+                f"lower it to {there} at most, or give -n {int(value) + more}"
             )
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from atlas_flwr.lora import (
     AdapterState,
-    LoraFactors,
     Scaling,
     attach,
+    attach_ia3,
     detach,
     fold,
+    ia3_vectors,
     load,
 )
 from atlas_flwr.privacy.defences.base import Defence
@@ -26,6 +27,8 @@ from atlas_flwr.types import Role
 from atlas_flwr.wire import Codec
 
 __all__ = ["Knowledge", "KnownText", "PublicModel"]
+
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def _adapt(side: Any, state: AdapterState) -> None:
     mine = _here(side, state.factors)
     attach(side, {name: f.rank for name, f in mine.items()}, Scaling())
     load(side, mine)
+    attach_ia3(side, _here(side, ia3_vectors(state.dense)))
     named = dict(side.named_parameters())
     local = part_info(side).local_name
     with torch.no_grad():
@@ -107,7 +111,7 @@ def _adapt(side: Any, state: AdapterState) -> None:
     side.requires_grad_(False).eval()
 
 
-def _here(side: Any, layers: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+def _here(side: Any, layers: Mapping[str, _V]) -> dict[str, _V]:
     local = part_info(side).local_name
     named = {local(name): found for name, found in layers.items()}
     return {name: found for name, found in named.items() if name is not None}

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["RobustKeys", "RobustSums"]
 
 _TOLD_BELOW = 0.5  # an update of which less than this share counts is told of
+# One of which less counts is left out: what is so large that it must be shortened so
+# far leaves the range of float32, and would spoil the sum or end the run.
+_LEFT_OUT_BELOW = 1e-9
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,10 @@ class BoundedUpdates(ServerHooks):
         found = updates()
         weights = np.array([update.weight for update in found])
         gram = inner_products(found)
-        counts = self.rule.coefficients(gram, weights)
+        counts, shares = self.rule.coefficients(gram, weights), weights / weights.sum()
+        counts = np.where(counts < _LEFT_OUT_BELOW * shares, 0.0, counts)
         for update, c, p, square in zip(
-            found, counts, weights / weights.sum(), np.diag(gram), strict=True
+            found, counts, shares, np.diag(gram), strict=True
         ):
             if c < _TOLD_BELOW * p:
                 log(

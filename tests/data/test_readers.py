@@ -186,6 +186,16 @@ UNMATCHED = "that do not match the task's pattern"
         ),
         (
             "jsonl",
+            b'{"text": "a", "label": ' + 5000 * b"1" + b"}",
+            Fault("line 1", "that are not JSON (a number of too many digits)"),
+        ),
+        (
+            "jsonl",
+            b'{"text": "a", "more": ' + 100_000 * b"[",
+            Fault("line 1", "that are not JSON (nested too deeply)"),
+        ),
+        (
+            "jsonl",
             b'{"text": NaN, "label": 1}',
             Fault("line 1", "with a number that is not finite in 'text'"),
         ),

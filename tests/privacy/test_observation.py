@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atlas_flwr.data import Batch
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.data import Batch, resolve_model
+from atlas_flwr.lora import (
+    AdapterState,
+    LoraFactors,
+    Scaling,
+    ia3_key,
+    ia3_shapes,
+)
 from atlas_flwr.privacy import Observation, Recording, Truth
+from atlas_flwr.privacy.knowledge import PublicModel
 from atlas_flwr.privacy.observation import packed, unpacked
 from atlas_flwr.privacy.recorder import RecordingTrunk
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.split import SplitPlan, part_info, partition
+from atlas_flwr.train.model import adapted_split
 from atlas_flwr.types import LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire import codec_named
 
@@ -129,3 +137,44 @@ def test_a_recording_survives_being_written():
     assert torch.equal(found.truths[1].ids, torch.arange(5))
     assert torch.equal(found.adapters.factors["a.0"].B, factors(0).B)
     assert torch.equal(found.adapters.folded["a.1"].A, factors(1).A)
+
+
+def of_lora(side):
+    names = [part_info(side).global_name(n) for n in ia3_shapes(side)]
+    shapes = [side.get_submodule(n).weight.shape for n in ia3_shapes(side)]
+    return AdapterState(
+        {
+            name: LoraFactors(torch.randn(2, n), torch.randn(m, 2), 0.5)
+            for name, (m, n) in zip(names, shapes, strict=True)
+        }
+    )
+
+
+def of_ia3(side):
+    info = part_info(side)
+    return AdapterState(
+        {},
+        {
+            ia3_key(info.global_name(n)): torch.rand(shape).numpy()
+            for n, shape in ia3_shapes(side).items()
+        },
+    )
+
+
+@pytest.mark.parametrize("made", [of_lora, of_ia3])
+def test_the_attackers_head_is_the_clients_with_any_kind_of_adapter(made):
+    path, plan = resolve_model("tiny").path, SplitPlan(1, 1)
+    parts, ids = partition(path, plan), torch.arange(5, 13)[None]
+    bare = parts.head(input_ids=ids).last_hidden_state
+    state = made(parts.head)
+    trunk = Doubling()
+    with adapted_split(parts.head, parts.tail, trunk, state, Scaling()) as client:
+        sent = client.sides[0].module(input_ids=ids).last_hidden_state
+    seen = Observation("3", 2, 0, "1/1", sent[0].detach(), None, None)
+    known = PublicModel(
+        lambda plan: partition(path, plan),
+        [Recording("3", 2, plan, state, [seen], [])],
+    )
+    guessed = known.head(seen)(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(guessed, sent)
+    assert (bare - sent).norm() > 0.01 * sent.norm()

@@ -22,6 +22,7 @@ ATTACKS = {
     "noise": lambda before, after: (
         1e6 * np.random.default_rng(1).normal(size=after.shape)
     ),
+    "largest": lambda before, after: np.full_like(after, 1e38),
 }
 
 
@@ -73,6 +74,13 @@ def test_one_bad_client_does_not_carry_its_cluster_away(rule, attack, nodes):
     assert undefended > 1.5 * size
     assert off < undefended / 2
     assert off < 2 * size
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+def test_numbers_at_the_end_of_float32_do_not_end_the_run(rule):
+    honest = moved("honest", None, 4)
+    off = np.linalg.norm(moved("largest", rule, 4) - honest)
+    assert off < np.linalg.norm(honest)
 
 
 @pytest.mark.parametrize("rule", ROBUST)

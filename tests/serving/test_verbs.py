@@ -125,6 +125,7 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
         (["--cluster", "0", "--drafts", "4", *out], "with batch-size=8: must be 1"),
         (["--cluster", "1", *out], "line 2 has start, id"),
         (["--prompts", str(prompts), "--out", "no/where"], "no folder no"),
+        (["--prompts", str(prompts), "--out", "."], "is a folder"),
         (["--held-out", "3"], "Name the client with --client"),
         (["--client", "3", "--held-out", "0"], "held-out=0"),
         (["--base", "--beside-base", *out], "both are the model before"),

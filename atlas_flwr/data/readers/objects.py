@@ -39,7 +39,14 @@ def _loaded(text: str) -> Any:
         record = dict(pairs)
         return record if len(record) == len(pairs) else pairs
 
-    return json.loads(text, object_pairs_hook=made)
+    try:
+        return json.loads(text, object_pairs_hook=made)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit of digits
+        raise json.JSONDecodeError("a number of too many digits", text, 0) from None
 
 
 def read_json(reading: Reading) -> Iterator[Row | Fault]:
