@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import signal
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from atlas_flwr.cli.overrides import app_defaults, parse_overrides
 from atlas_flwr.cli.preflight import placed
@@ -19,8 +23,9 @@ from atlas_flwr.errors import ConfigError
 if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
     from atlas_flwr.trunk.certificates import Identity
+    from atlas_flwr.trunk.watching import Journal
 
-__all__ = ["main"]
+__all__ = ["Outlook", "main"]
 
 ACCESS = "access.json"
 
@@ -61,6 +66,22 @@ def main(arguments: Sequence[str]) -> int:
         type=Path,
         help="the authority that clients check --cert by; default: their system's",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        default="",
+        help="serve /metrics for Prometheus, /healthz and /readyz here, in the clear; "
+        "without HOST to this machine alone",
+    )
+    parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        type=Path,
+        help="append a line of JSON for who joined, trained and was refused",
+    )
+    parser.add_argument(
+        "--log-json", action="store_true", help="print such lines instead of words"
+    )
     given = parser.parse_args(arguments)
     if (given.cert is None) != (given.key is None) or (given.ca and not given.cert):
         raise ConfigError(["--cert and --key belong together, and --ca to them"])
@@ -71,8 +92,58 @@ def main(arguments: Sequence[str]) -> int:
         "trunk-advertise": given.advertise,
     }
     config = _config(given.app, overrides)
-    serve(config, given.folder, _own_identity(given.cert, given.key, given.ca))
+    shown = _own_identity(given.cert, given.key, given.ca)
+    with _audit(given.audit) as audit:
+        outlook = Outlook(given.metrics, audit, given.log_json)
+        serve(config, given.folder, shown, outlook)
     return 0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What others are to see of a trunk.
+
+    Attributes
+    ----------
+    metrics : str
+        Where Prometheus asks; empty: nowhere.
+    audit : TextIO, optional
+        Gets a line for each event.
+    as_json : bool
+        Print events, and what else is said, as JSON.
+    """
+
+    metrics: str = ""
+    audit: TextIO | None = None
+    as_json: bool = False
+
+    def journal(self) -> Journal | None:
+        """Return what writes the events; ``None`` where nobody reads them."""
+        from atlas_flwr.trunk.watching import Journal
+
+        files = [self.audit, sys.stdout if self.as_json else None]
+        kept = [file for file in files if file is not None]
+        return Journal(kept) if kept else None
+
+    def say(self, text: str, journal: Journal | None, event: str) -> None:
+        """Say what the trunk does."""
+        if journal:
+            journal.write(event, said=text)
+        if not self.as_json:
+            print(text, flush=True)
+
+
+@contextmanager
+def _audit(path: Path | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise ConfigError([f"--audit {path}: {error.strerror}"]) from None
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        yield file
 
 
 def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
@@ -99,7 +170,12 @@ def _own_identity(
         raise ConfigError([f"{error.filename}: {error.strerror}"]) from None
 
 
-def serve(config: RunConfig, folder: Path, identity: Identity | None) -> None:
+def serve(
+    config: RunConfig,
+    folder: Path,
+    identity: Identity | None,
+    outlook: Outlook = Outlook(),
+) -> None:
     """Serve until SIGTERM or SIGINT; calls that are open then may end."""
     from atlas_flwr.config.parsing import parse_address
     from atlas_flwr.server_apps.build import covering_plan
@@ -110,6 +186,7 @@ def serve(config: RunConfig, folder: Path, identity: Identity | None) -> None:
     from atlas_flwr.trunk.certificates import kept_identity
     from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
     from atlas_flwr.trunk.ownership import OwnerService
+    from atlas_flwr.trunk.watching import Watch
 
     files = ModelFiles.of(config, config.server_device)
     plan = covering_plan(config, files.outline())
@@ -117,24 +194,39 @@ def serve(config: RunConfig, folder: Path, identity: Identity | None) -> None:
     dialled = parse_address(config.trunk_advertise or config.trunk_listen)[0]
     shown = identity or kept_identity(folder, dialled)
     secret = _kept_secret(folder / ACCESS)
-    print(f"loading the trunk of {config.model}", flush=True)
+    journal = outlook.journal()
+    outlook.say(f"loading the trunk of {config.model}", journal, "loading")
     engine = trunk_source(config, files, plan).engine(own_threads=True)
     served = described(files, plan, start=secrets.token_hex(8))
-    owner = OwnerService(engine, secret, served)
+    owner = OwnerService(engine, secret, served, journal=journal)
     options = ServeOptions(config.trunk_listen, config.trunk_advertise, shown)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with serve_grpc(engine, options, owner) as address:
+    ready = threading.Event()
+    with ExitStack() as stack:
+        watch = Watch(journal) if journal else None
+        if outlook.metrics:
+            from atlas_flwr.trunk.metrics import TrunkMetrics, serve_metrics
+
+            metrics = TrunkMetrics(engine.stats)
+            watch = Watch(journal, metrics.heard)
+            place = serve_metrics(outlook.metrics, metrics, ready.is_set)
+            seen = f"metrics and health: {stack.enter_context(place)}"
+            outlook.say(seen, journal, "metrics")
+        address = stack.enter_context(serve_grpc(engine, options, owner, watch))
         Access(address, shown.ca.decode(), secret).write(folder / ACCESS)
-        print(
+        ready.set()
+        outlook.say(
             f"the trunk of {config.model} serves at {address}\n"
             f"owner's file: {(folder / ACCESS).resolve()} (secret: copy it to the "
             "ServerApp's machine, and run there with trunk-access)",
-            flush=True,
+            journal,
+            "serving",
         )
         ended.wait()
-        print("ending: open calls may finish", flush=True)
+        ready.clear()
+        outlook.say("ending: open calls may finish", journal, "ending")
 
 
 def _kept_secret(path: Path) -> str:

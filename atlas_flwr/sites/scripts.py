@@ -74,6 +74,7 @@ def trunk_start(trunk: Trunk, site: Site) -> str:
         *("--run-config", "run.toml", "--listen", joined(trunk.listen, trunk.port)),
         *("--advertise", joined(trunk.host, trunk.port), "--folder", "."),
         *("--cert", "server.pem", "--key", "server.key", "--ca", "ca.crt"),
+        *("--audit", "audit.jsonl"),
     )
     return OPENING.format(about="Starts the trunk; arguments are its own.") + command
 

@@ -222,6 +222,8 @@ class TrunkEngine:
             caches=len(self._texts),
             cache_bytes=self._texts.nbytes,
             evicted_caches=self._texts.evicted,
+            waiting=self._passes.waiting,
+            evicted_sessions=self._table.evicted,
         )
 
     def ping(self) -> None:

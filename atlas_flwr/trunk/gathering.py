@@ -112,6 +112,11 @@ class Gathering:
         self._company: set[Learner] = set()
         self._last_seconds = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their turn now."""
+        return len(self._waiting)
+
     def do(self, work: Work) -> Any:
         """Wait for a call's turn, and do its work, or let another call do it.
 

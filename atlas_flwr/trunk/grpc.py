@@ -29,6 +29,7 @@ from atlas_flwr.trunk.grpc_channel import (
     is_loopback,
 )
 from atlas_flwr.trunk.ownership import OwnerService
+from atlas_flwr.trunk.watching import Watch
 
 __all__ = ["ServeOptions", "serve_grpc"]
 
@@ -66,7 +67,10 @@ class ServeOptions:
 
 @contextmanager
 def serve_grpc(
-    engine: TrunkEngine, options: ServeOptions, owner: OwnerService | None = None
+    engine: TrunkEngine,
+    options: ServeOptions,
+    owner: OwnerService | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[str]:
     """Let clients on other machines find an engine.
 
@@ -78,6 +82,8 @@ def serve_grpc(
         Where, and what it bears.
     owner : OwnerService, optional
         Answers its owner, where that is on another machine, too.
+    watch : Watch, optional
+        Looks at clients' calls as they pass.
 
     Yields
     ------
@@ -109,7 +115,8 @@ def serve_grpc(
         maximum_concurrent_rpcs=2 * options.calls,
     )
     frames = FrameService(engine)
-    services = {CLIENTS: lambda envelope: answered(frames, envelope)}
+    answer = watch.answered if watch else answered
+    services = {CLIENTS: lambda envelope: answer(frames, envelope)}
     if owner is not None:
         services[OWNER] = owner.answer
     server.add_generic_rpc_handlers(

@@ -46,6 +46,10 @@ class TrunkStats:
         Generations whose keys and values are kept now, and their bytes.
     evicted_caches : int
         Generations that were forgotten for want of room.
+    waiting : int
+        Calls that wait for their turn now.
+    evicted_sessions : int
+        Sessions that were forgotten, being idle.
     """
 
     sessions: int
@@ -63,6 +67,8 @@ class TrunkStats:
     caches: int = 0
     cache_bytes: int = 0
     evicted_caches: int = 0
+    waiting: int = 0
+    evicted_sessions: int = 0
 
 
 @runtime_checkable

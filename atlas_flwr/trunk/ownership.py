@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from atlas_flwr.errors import TrunkError, TrunkLost, WireError
+from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost, WireError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.envelope import (
@@ -31,6 +31,7 @@ from atlas_flwr.trunk.host import TrunkStats
 from atlas_flwr.trunk.retry import retry_while_busy
 from atlas_flwr.trunk.session import SessionSpec
 from atlas_flwr.trunk.state_bytes import spec_bytes, spec_of, state_bytes, state_of
+from atlas_flwr.trunk.watching import Journal
 
 __all__ = ["OwnerService", "RemoteHost", "Served"]
 
@@ -104,6 +105,8 @@ class OwnerService:
         What to say of it.
     clock : Callable[[], float]
         Seconds, for finding runs that ended without a word.
+    journal : Journal, optional
+        Is told who opens and closes, and who is refused.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class OwnerService:
         secret: str,
         served: Served,
         clock: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
     ) -> None:
         if len(secret) < 32:
             raise TrunkError(
@@ -120,13 +124,22 @@ class OwnerService:
         self.engine = engine
         self.served = served
         self.clock = clock
+        self.journal = journal
         self._secret = secret.encode()
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
 
     def answer(self, envelope: bytes) -> bytes:
         """Answer an envelope by one: with bytes, or with the error that was met."""
-        return sealed_answer(lambda: self._answer(envelope))
+        return sealed_answer(lambda: self._told(envelope))
+
+    def _told(self, envelope: bytes) -> bytes:
+        try:
+            return self._answer(envelope)
+        except AtlasError as error:
+            if self.journal and not isinstance(error, TrunkBusy):
+                self.journal.refused("owner", error)
+            raise
 
     def _answer(self, envelope: bytes) -> bytes:
         head, data = opened_by_trunk(envelope)
@@ -140,7 +153,10 @@ class OwnerService:
             raise WireError(f"a request for {verb!r}; owners ask {', '.join(_Verb)}")
         if not isinstance(run, str) or not run:
             raise WireError("a request that does not say which run it is of")
-        return _ANSWERS[_Verb(verb)](self, run, data)
+        answer = _ANSWERS[_Verb(verb)](self, run, data)
+        if self.journal:
+            self.journal.owner(verb, run, _token(verb, data, answer))
+        return answer
 
     def hello(self, run: str, data: bytes) -> bytes:
         """Say what is served, and clear away what silent runs have left."""
@@ -201,6 +217,8 @@ class OwnerService:
             ended = self._runs.pop(run, _Run())
         for token in ended.tokens:
             self.engine.close(token)
+            if self.journal:
+                self.journal.owner(_Verb.CLOSE, run, token)
         for name in ended.shared:
             self.engine.unshare(name)
         return b""
@@ -328,6 +346,12 @@ class RemoteHost:
             lambda: self._call(envelope), self._timeout if timeout is None else timeout
         )
         return opened_answer(answer)
+
+
+def _token(verb: str, data: bytes, answer: bytes) -> str:
+    if verb == _Verb.OPEN:
+        return _said(answer, "token")
+    return _said(data, "token") if verb == _Verb.CLOSE else ""
 
 
 def _told(about: Mapping[str, Any]) -> bytes:

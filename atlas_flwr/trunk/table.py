@@ -84,11 +84,17 @@ class SessionTable:
         What to hold at most.
     clock : Callable[[], float]
         Seconds.
+
+    Attributes
+    ----------
+    evicted : int
+        Sessions that were forgotten, being idle.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.limits = limits
         self.clock = clock
+        self.evicted = 0
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -194,3 +200,4 @@ class SessionTable:
         ]
         for token in idle:
             del self._sessions[token]
+        self.evicted += len(idle)
