@@ -782,6 +782,18 @@ def test_plan_shows_who_would_carry_the_trunk_for_whom(capsys):
     assert "nobody has room for 1, 2, 3, who take turns" in out
 
 
+def test_plan_says_that_a_run_which_nobody_can_carry_would_end(capsys):
+    config = "model='tiny' trunk='peers' peer-memory='1KiB,0' tasks='spam'"
+    rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
+    assert main(["plan", str(ROOT), "-c", config, "-n", "4", *rates]) == 0
+    assert "nobody has room for any client" in capsys.readouterr().out
+
+
+def test_plan_reads_no_leakage_of_no_text(capsys):
+    assert main(["plan", str(ROOT), "-c", "model='tiny'", "--leakage", "0"]) == 1
+    assert "--leakage 0: at least 1 text" in capsys.readouterr().err
+
+
 def test_plan_shows_cuts_of_adapters_that_have_no_rank(capsys):
     config = "model='tiny' adapter='ia3' devices='3MiB,1GiB'"
     rates = ["--client-gflops", "1", "--trunk-gflops", "10"]

@@ -67,7 +67,9 @@ def _lines(found: Pairing, lent: dict[str, int], need: PeerNeed) -> Iterator[str
             _host(k.host, k.first, k.stop, lent, need, len(names)) for k in way
         )
         yield f"  {hosts}: carries {', '.join(names)}"
-    if found.alone:
+    if found.alone and not guests:
+        yield "  nobody has room for any client, and the run would end so; lend more"
+    elif found.alone:
         yield f"  nobody has room for {', '.join(found.alone)}, who take turns"
 
 

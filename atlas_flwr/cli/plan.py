@@ -46,7 +46,6 @@ def main(arguments: Sequence[str]) -> int:
         type=int,
         nargs="?",
         const=12,
-        default=0,
         help="show, too, what a server would read of N texts of the tasks, by depth "
         "of head up to max-head (default: 12 texts); takes some minutes",
     )
@@ -55,11 +54,14 @@ def main(arguments: Sequence[str]) -> int:
     rates.add_argument("--trunk-gflops", type=float, help="of the server")
     rates.add_argument("--mbits", type=float, default=100.0, help="of the link (100)")
     given = parser.parse_args(arguments)
+    from atlas_flwr.errors import BudgetError, ConfigError
+
+    if given.leakage is not None and given.leakage < 1:
+        raise ConfigError([f"--leakage {given.leakage}: at least 1 text"])
     values = cleared(given.app, parse_overrides(given.run_config), devices=False).merged
 
     from atlas_flwr.budget import Allocation, Rates, step_time
     from atlas_flwr.config import load_config
-    from atlas_flwr.errors import BudgetError
     from atlas_flwr.server_apps.assignment import DeviceRule
     from atlas_flwr.train.weights import ModelFiles
 
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
         if isinstance(found, Allocation):
             print(ranks_drawn(found.ranks, rule.places))
-    if given.leakage:
+    if given.leakage is not None:
         from atlas_flwr.cli.leakage import leakage_by_cut
 
         print("\n" + leakage_by_cut(config, files, rule, speeds, given.leakage))
