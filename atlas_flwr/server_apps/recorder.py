@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from logging import WARNING
 from typing import Any, cast
 
 from flwr.app import Message
@@ -14,6 +15,7 @@ from atlas_flwr.clustering import quality
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.grids.recording import RoundTrip
+from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
 from atlas_flwr.report import (
     ClientEvaluated,
@@ -66,10 +68,17 @@ class Recorder:
         for reply in good:
             if not reply.content.metric_records:
                 continue  # a step of a secure sum tells nothing of its sender
-            if exchange.kind == "train":
-                self._trained(reply)
-            elif exchange.kind == "evaluate":
-                self._evaluated(reply)
+            try:
+                if exchange.kind == "train":
+                    self._trained(reply)
+                elif exchange.kind == "evaluate":
+                    self._evaluated(reply)
+            except (KeyError, ValueError, OverflowError, TypeError) as error:
+                # Whether such a reply counts is the strategy's to say.
+                client = self._who(reply)[0]
+                told = "%s: client %s's metrics cannot be recorded: %s: %s"
+                kind = type(error).__name__
+                log(WARNING, told, exchange.kind, client, kind, error)
 
     def event(self, event: Event) -> None:
         """Record an event of the strategy's."""

@@ -17,7 +17,7 @@ from atlas_flwr.server_apps.checkpoint import load_checkpoint
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from atlas_flwr.trunk import local
-from tests.server_apps.test_run import NODES, accuracies, run, summary
+from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary
 
 
 def failing(kind, nodes=range(NODES), since=1, reason="out of paper"):
@@ -181,3 +181,26 @@ def test_clusters_are_told_again_after_a_resumption(tmp_path):
     events = [json.loads(line)["event"] for line in lines]
     again = len(events) - 1 - events[::-1].index("run-started")
     assert "clustered" in events[again:]
+
+
+@pytest.mark.parametrize("told", [{"num-examples": float("nan")}, {}])
+def test_a_reply_with_senseless_metrics_is_refused_and_the_others_count(
+    tmp_path, caplog, told
+):
+    def answered(message, context):
+        reply = app(message, context)
+        kind = message.metadata.message_type
+        if kind == MessageType.TRAIN and context.node_config["partition-id"] == 2:
+            metrics = reply.content["metrics"]
+            metrics["num-examples"] = told.get("num-examples", 8.0)
+            if not told:
+                del metrics["steps"]
+        return reply
+
+    config = {**BASE, "num-clusters": 2, "runs-dir": str(tmp_path)}
+    with caplog.at_level(logging.WARNING), local_grid(answered, NODES, config) as grid:
+        begun = Run.begin(config)
+        begun.execute(grid)
+    assert "client 2's metrics cannot be recorded" in caplog.text
+    assert ("'num-examples' is nan" in caplog.text) == bool(told)
+    assert summary(begun.folder)["finished"]
