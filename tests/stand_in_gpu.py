@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from atlas_flwr.train import footprint
+
 DEVICE = torch.device("lazy")
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
@@ -125,9 +127,12 @@ def _outer(value: Any, known: Mapping[int, OnGpu]) -> Any:
 @contextmanager
 def stand_in_gpu() -> Iterator[None]:
     """Let the device ``lazy`` be the stand-in."""
-    with (
-        _Constants(),
-        _Mode(),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # others ask what device it is
-        yield
+    try:
+        with (
+            _Constants(),
+            _Mode(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # others ask what device it is
+            yield
+    finally:
+        footprint._traced.cache_clear()  # another kernel keeps other tensors
