@@ -28,6 +28,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from finished import is_finished
+
 CLIENTS = 5
 ROWS = 100  # of each client, for training and tests
 BASE = {
@@ -103,7 +105,7 @@ def run(runs: Path, job: tuple[str, str, int]) -> float:
             )
         return reply
 
-    if not (folder / "summary.json").is_file():
+    if not is_finished(folder):
         tasks = task_file(runs / f"{name}-data", attack == "wrong labels")
         places = {"runs-dir": str(runs), "run-name": name}
         config = {**BASE, "tasks": str(tasks), "robust": rule, "seed": seed, **places}

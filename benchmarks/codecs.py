@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finished import is_finished
+
 CLIENTS = 8
 MODELS: dict[str, dict[str, Any]] = {
     "minilm": {"local-steps": 14, "batch-size": 16, "train-examples": 256},
@@ -44,7 +46,7 @@ def run(runs: Path, model: str, job: tuple[str, int]) -> dict[str, Any]:
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     folder = runs / f"{model}-{codec}-{seed}"
-    if not (folder / "summary.json").is_file():
+    if not is_finished(folder):
         own = {"strategy": FEDAVG} if codec == FEDAVG else {"codec": codec}
         places = {"runs-dir": str(runs), "run-name": folder.name}
         config = {"model": model, **BASE, **MODELS[model], **own, "seed": seed}

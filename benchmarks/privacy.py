@@ -27,6 +27,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from finished import is_finished
+
 CLASSIFIED, WRITTEN = ("questions", "spam"), "dialog"
 CLIENTS = 3
 BASE = {
@@ -55,7 +57,7 @@ def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     folder = runs / f"{cut}-{defence}-{seed}".replace("/", "-").replace(":", "-")
-    if not (folder / "summary.json").is_file():
+    if not is_finished(folder):
         places = {"runs-dir": str(runs), "run-name": folder.name}
         config = {**BASE, "cut": cut, "defence": defence, "seed": seed, **places}
         began = time.process_time()

@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finished import is_finished
+
 CLIENTS = 8
 BASE = {"model": "minilm", "trunk": "local", "local-steps": 12}
 SHARED = {
@@ -57,7 +59,7 @@ def run(runs: Path, job: tuple[str, int]) -> dict[str, Any]:
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     folder = runs / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}-{seed}"
-    if not (folder / "summary.json").is_file():
+    if not is_finished(folder):
         places = {"runs-dir": str(runs), "run-name": folder.name}
         config = {**BASE, **REMEDIES[name], "seed": seed, **places}
         with local_grid(app, CLIENTS, run_config=config) as grid:
