@@ -172,7 +172,7 @@ def test_nodes_without_a_trunk_to_dial_are_told(kits):
 
 
 def test_words_of_a_site_reach_the_commands_as_they_are(kits):
-    config = {"data": '$(touch /tmp/x); it\'s "quoted"', "partition-id": 7}
+    config = {"data": '$(touch injected); it\'s "quoted"', "partition-id": 7}
     site = kits(nodes=[{"name": "north", "config": config}])
     script = (site / "nodes" / "north" / "start.sh").read_text()
     words = shlex.split(script[script.index("exec ") :])
