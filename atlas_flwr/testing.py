@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["LocalGrid", "local_grid"]
+from atlas_flwr.protocol.replies import CLIENT_APP_RAISED
 
-CLIENT_APP_RAISED = 2  # Flower's code for it
+__all__ = ["LocalGrid", "local_grid"]
 
 
 @dataclass

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "NO_LABEL",
     "Continuation",
     "LossReply",
     "OptimizerSpec",
@@ -20,6 +21,8 @@ __all__ = [
     "TrunkCall",
     "TrunkClient",
 ]
+
+NO_LABEL = -100  # PyTorch's and Hugging Face's: a place without a label
 
 
 class Side(StrEnum):

@@ -74,21 +74,12 @@ def _row(
     texts: int,
     plan: SplitPlan,
 ) -> tuple[str, ...]:
-    from atlas_flwr.budget import step_time
     from atlas_flwr.report.table import percent
 
     scores = list(_read(config, files, texts, plan))
     best = max(scores, key=lambda score: score.token_accuracy)
     ranks = dict.fromkeys(rule.shapes, max(config.rank_choices))
-    seconds = step_time(
-        rule.architecture,
-        rates,
-        head=plan.head,
-        tail=plan.tail,
-        batch=config.batch_size,
-        length=config.max_length + config.learned_positions,
-        crossing=config.crossing_positions,
-    )
+    seconds = rule.seconds(rates, plan.head, plan.tail)
     read = {score.attack: percent(score.token_accuracy) for score in scores}
     return (
         str(plan),

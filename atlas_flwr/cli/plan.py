@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError([f"--leakage {given.leakage}: at least 1 text"])
     values = cleared(given.app, parse_overrides(given.run_config), devices=False).merged
 
-    from atlas_flwr.budget import Allocation, Rates, step_time
+    from atlas_flwr.budget import Allocation, Rates
     from atlas_flwr.config import load_config
     from atlas_flwr.server_apps.assignment import DeviceRule
     from atlas_flwr.train.weights import ModelFiles
@@ -88,15 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             refused = True
             print(f"\n{error}")
             continue
-        seconds = step_time(
-            rule.architecture,
-            speeds,
-            head=found.head,
-            tail=found.tail,
-            batch=config.batch_size,
-            length=config.max_length + config.learned_positions,
-            crossing=config.crossing_positions,
-        )
+        seconds = rule.seconds(speeds, found.head, found.tail)
         print("\n" + described(found, memory, rule.architecture.num_layers, seconds))
         if isinstance(found, Allocation):
             print(ranks_drawn(found.ranks, rule.places))

@@ -13,10 +13,9 @@ from flwr.app import Context, Error, Message
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.log import log
+from atlas_flwr.protocol.replies import CLIENT_APP_RAISED
 
 __all__ = ["told_in_a_sentence"]
-
-CLIENT_APP_RAISED = 2  # Flower's code for it
 
 
 def told_in_a_sentence(

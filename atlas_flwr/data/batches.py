@@ -23,6 +23,7 @@ from atlas_flwr.data.tokens import (
     token_ids,
 )
 from atlas_flwr.errors import DataError
+from atlas_flwr.types import NO_LABEL
 
 if TYPE_CHECKING:
     from atlas_flwr.data.examples import Example
@@ -38,8 +39,6 @@ __all__ = [
     "in_order",
     "sample_batches",
 ]
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Batch:
         """See ``places``; for a causal batch that does not look ahead."""
         if self.places is not None:
             return self.places
-        known = self.labels[:, -self.logits_to_keep + 1 :] != IGNORED
+        known = self.labels[:, -self.logits_to_keep + 1 :] != NO_LABEL
         return torch.stack(known.nonzero(as_tuple=True))
 
     @property
@@ -191,10 +190,10 @@ class CausalCollator(Collator):
         rows = [begun + word for begun, word in zip(prompts, words, strict=True)]
         ids, mask = left_padded(rows, self._pad)
         learned = [
-            [IGNORED] * (len(row) - len(word)) + word
+            [NO_LABEL] * (len(row) - len(word)) + word
             for row, word in zip(rows, words, strict=True)
         ]
-        labels, _ = left_padded(learned, IGNORED)
+        labels, _ = left_padded(learned, NO_LABEL)
         return Batch(
             input_ids=ids,
             attention_mask=mask,
@@ -246,7 +245,7 @@ class NextTokenCollator(Collator):
         if prompt:
             return batch
         rows, length = batch.input_ids.shape
-        labels = torch.full((rows, length + 1), IGNORED)
+        labels = torch.full((rows, length + 1), NO_LABEL)
         labels[:, -1] = torch.tensor(list(self.label_ids))[batch.targets]
         return replace(batch, labels=labels, logits_to_keep=1)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from atlas_flwr.data.batches import IGNORED, Batch
+from atlas_flwr.data.batches import Batch
 from atlas_flwr.data.tokens import left_padded
+from atlas_flwr.types import NO_LABEL
 
 __all__ = ["TokenRow", "batch_of"]
 
@@ -51,7 +52,7 @@ class TokenRow:
     def labels(self) -> list[int]:
         """The learned tokens, in their places."""
         pairs = zip(self.ids, self.learned, strict=True)
-        return [token if known else IGNORED for token, known in pairs]
+        return [token if known else NO_LABEL for token, known in pairs]
 
     def of_last(self) -> TokenRow:
         """Return a row of which the last learned run alone is learned."""
@@ -87,7 +88,7 @@ class TokenRow:
 def batch_of(rows: Sequence[TokenRow], filler: int) -> Batch:
     """Put rows into one batch, padded on the left; at least one, none empty."""
     ids, mask = left_padded([row.ids for row in rows], filler)
-    labels, _ = left_padded([row.labels for row in rows], IGNORED)
+    labels, _ = left_padded([row.labels for row in rows], NO_LABEL)
     return Batch(
         input_ids=ids,
         attention_mask=mask,

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlas_flwr.errors import AdapterError
+from atlas_flwr.types import NO_LABEL
 
 __all__ = ["PROMPT_KEY", "attach_prompt", "prepended"]
 
 PROMPT_KEY = "prompt_embeddings"
-IGNORED = -100
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def prepended(prompt: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
     fill = {
         "attention_mask": torch.ones(count),
         "token_type_ids": torch.zeros(count),
-        "labels": torch.full((count,), IGNORED),
+        "labels": torch.full((count,), NO_LABEL),
         "position_ids": torch.arange(count),
     }
     out = {**inputs, "inputs_embeds": joined(prompt, embeds)}

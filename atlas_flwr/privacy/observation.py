@@ -21,8 +21,6 @@ from atlas_flwr.split import SplitPlan
 
 __all__ = ["Observation", "Recording", "Truth", "packed", "unpacked"]
 
-NO_LABEL = -100
-
 
 @dataclass(frozen=True)
 class Observation:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from atlas_flwr.data import Batch
-from atlas_flwr.privacy.observation import NO_LABEL, Observation, Truth
+from atlas_flwr.privacy.observation import Observation, Truth
 from atlas_flwr.trunk.passing import PassingTrunk
-from atlas_flwr.types import LossReply, Role, TrunkCall
+from atlas_flwr.types import NO_LABEL, LossReply, Role, TrunkCall
 from atlas_flwr.wire import Codec
 
 __all__ = ["RecordingTrunk"]

@@ -14,7 +14,15 @@ from atlas_flwr.clustering import fingerprint
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, kept_rank
 
-__all__ = ["check_trained", "reason_of", "records_of", "update_sketch"]
+__all__ = [
+    "CLIENT_APP_RAISED",
+    "check_trained",
+    "reason_of",
+    "records_of",
+    "update_sketch",
+]
+
+CLIENT_APP_RAISED = 2  # Flower's code for an error reply of a ClientApp
 
 _RAYS_DETAILS = " class_name:"  # of an actor that died: ids, and common causes
 _FLOWERS_FORM = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*?)(?:'>)?$")

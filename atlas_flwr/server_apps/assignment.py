@@ -14,10 +14,13 @@ from atlas_flwr.budget import (
     Architecture,
     Assignment,
     MemoryEstimate,
+    Rates,
+    StepTime,
     allocate,
     assign,
     client_memory,
     per_byte,
+    step_time,
 )
 from atlas_flwr.config import RunConfig, format_bytes
 from atlas_flwr.data import load_task
@@ -196,6 +199,19 @@ class DeviceRule:
         if self.config.fixed_cut:
             return self.config.fixed_cut[1]
         return None if self.config.split == "vanilla" else 1
+
+    def seconds(self, rates: Rates, head: int, tail: int | None) -> StepTime:
+        """Model the time of a step of a client with this cut."""
+        config = self.config
+        return step_time(
+            self.architecture,
+            rates,
+            head=head,
+            tail=tail,
+            batch=config.batch_size,
+            length=config.max_length + config.learned_positions,
+            crossing=config.crossing_positions,
+        )
 
     @property
     def plans(self) -> list[SplitPlan]:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "only_at", "places_of"]
+from atlas_flwr.types import NO_LABEL
 
-IGNORED = -100  # PyTorch's and Hugging Face's
+__all__ = ["only_at", "places_of"]
 
 
 def places_of(targets: Tensor) -> Tensor:
     """Return rows and columns (2, N) of targets (B, K) that are to be predicted."""
-    return torch.stack((targets != IGNORED).nonzero(as_tuple=True))
+    return torch.stack((targets != NO_LABEL).nonzero(as_tuple=True))
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from atlas_flwr.split.label_head import IGNORED, only_at, places_of
+from atlas_flwr.split.label_head import only_at, places_of
+from atlas_flwr.types import NO_LABEL
 
 __all__ = ["end_model", "is_causal", "label_count", "run_blocks", "takes_positions"]
 
@@ -166,7 +167,7 @@ def label_count(labels: Tensor) -> int:
     """
     if labels.dim() != 2 or labels.is_floating_point():
         return len(labels)
-    return int((labels[:, 1:] != IGNORED).sum())
+    return int((labels[:, 1:] != NO_LABEL).sum())
 
 
 def is_causal(part: Any) -> bool:

@@ -20,9 +20,9 @@ from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.label_head import only_at
 from atlas_flwr.split.passes import takes_positions
+from atlas_flwr.types import NO_LABEL
 
 __all__ = [
-    "NO_LABEL",
     "Objective",
     "Step",
     "StepLoss",
@@ -34,8 +34,6 @@ __all__ = [
     "model_inputs",
     "task_loss",
 ]
-
-NO_LABEL = -100  # PyTorch's and Hugging Face's
 
 
 @dataclass(frozen=True)

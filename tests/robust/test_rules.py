@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from atlas_flwr.remedies.robust_sums import RobustKeys
 from atlas_flwr.robust import ROBUST, robust_rule
 from atlas_flwr.robust.base import capped_shares, lower_median
 from atlas_flwr.robust.geometric_median import geometric_median
@@ -125,3 +128,8 @@ def test_of_two_clients_the_longer_update_is_cut_to_twice_the_shorter():
     updates = np.array([[1.0, 0.0], [0.0, 1000.0]])
     _, found = moved("norm-bound", updates, np.ones(2))
     assert found == pytest.approx([0.5, 1.0])
+
+
+def test_the_key_of_the_run_config_offers_every_rule():
+    offered = get_args(get_type_hints(RobustKeys)["robust"])
+    assert {*offered} == {"none", *ROBUST}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.data.readers.files import named_files
+from atlas_flwr.data.readers.objects import loaded_json
 from atlas_flwr.data.readers.records import picked_row
 from atlas_flwr.data.rows import Fault, Row
 from atlas_flwr.errors import DataError
@@ -39,7 +40,7 @@ def read_gettext(reading: Reading) -> Iterator[Row | Fault]:
 def _catalogue(reading: Reading, name: str, content: bytes) -> dict[str, Any]:
     where = f"{reading.where}, file {name}"
     try:
-        found = json.loads(reading.decoded(content, name))
+        found = loaded_json(reading.decoded(content, name))
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: {error}") from None
     if not isinstance(found, dict):

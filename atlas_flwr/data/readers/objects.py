@@ -14,7 +14,7 @@ from atlas_flwr.errors import DataError
 if TYPE_CHECKING:
     from atlas_flwr.data.readers.reading import Reading
 
-__all__ = ["read_json", "read_jsonl"]
+__all__ = ["loaded_json", "read_json", "read_jsonl"]
 
 
 def read_jsonl(reading: Reading) -> Iterator[Row | Fault]:
@@ -25,15 +25,21 @@ def read_jsonl(reading: Reading) -> Iterator[Row | Fault]:
     for number, line in reading.lines():
         where = f"line {number}"
         try:
-            record = _loaded(line)
+            record = loaded_json(line)
         except json.JSONDecodeError as error:
             yield Fault(where, f"that are not JSON ({error.msg})")
         else:
             yield _recorded(reading, where, record)
 
 
-def _loaded(text: str) -> Any:
-    """Read JSON; of an object with a key twice, its pairs, as no record is."""
+def loaded_json(text: str) -> Any:
+    """Read JSON; of an object with a key twice, its pairs, as no record is.
+
+    Raises
+    ------
+    json.JSONDecodeError
+        If it is none, too deep, or has a number that Python will not read.
+    """
 
     def made(pairs: list[tuple[str, Any]]) -> Any:
         record = dict(pairs)
@@ -52,7 +58,7 @@ def _loaded(text: str) -> Any:
 def read_json(reading: Reading) -> Iterator[Row | Fault]:
     """Read an array of objects."""
     try:
-        found = _loaded(reading.string())
+        found = loaded_json(reading.string())
     except json.JSONDecodeError as error:
         raise DataError(f"{reading.where}: {error}") from None
     if not isinstance(found, list):
