@@ -47,6 +47,7 @@ NAMESPACE = "atlas-flwr"
 WAITING = 64  # calls that are in the actor at once, most of them waiting
 PING = 60.0  # seconds that the question whether it lives may take
 _CONTROL = "control"
+_SLOW_START = "timed out during startup"  # how Ray says that it gave up waiting
 
 
 class TrunkActor:
@@ -104,13 +105,34 @@ class TrunkActor:
 
 @contextmanager
 def own_ray() -> Iterator[None]:
-    """Start a Ray cluster on this machine, for a trunk alone, and stop it."""
-    ray.init(
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    """Start a Ray cluster on this machine, for a trunk alone, and stop it.
+
+    Ray waits half a minute for a process of its own and gives up, which happens on a
+    machine that is busy or reads Ray from a cold disk. It is asked three times.
+
+    Raises
+    ------
+    TrunkError
+        If it did not start then.
+    """
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                num_cpus=1,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            break
+        except Exception as error:  # Ray's own class for it is Exception
+            ray.shutdown()
+            if _SLOW_START not in str(error):
+                raise
+            if not tries_left:
+                raise TrunkError(
+                    f"Ray did not start on this machine, tried three times: {error} "
+                    "Free some CPU and memory, or use trunk='local'"
+                ) from None
     try:
         yield
     finally:

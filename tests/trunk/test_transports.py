@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -52,11 +53,43 @@ def test_a_local_address_reaches_the_engine_only_while_it_is_served():
 
 @pytest.fixture(scope="module")
 def cluster():
+    from atlas_flwr.trunk.ray import own_ray
+
+    with own_ray():
+        yield
+
+
+@pytest.mark.parametrize("slow_starts", [2, 3])
+def test_a_ray_that_starts_slowly_is_asked_three_times(slow_starts, monkeypatch):
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    from atlas_flwr.trunk.ray import own_ray
+
+    asked = []
+
+    def init(**keys):
+        asked.append(keys)
+        if len(asked) <= slow_starts:
+            raise Exception("The current node timed out during startup. This could ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    told = nullcontext() if slow_starts < 3 else pytest.raises(TrunkError, match="did")
+    with told, own_ray():
+        pass
+    assert len(asked) == 3
+
+
+def test_a_ray_that_cannot_start_is_not_asked_again(monkeypatch):
+    import ray
+
+    from atlas_flwr.trunk.ray import own_ray
+
+    def init(**keys):
+        raise ValueError("no such key")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ValueError, match="no such key"), own_ray():
+        pass
 
 
 def test_without_ray_its_trunk_is_told_apart_from_a_lost_one():
@@ -107,6 +140,8 @@ def test_text_goes_on_over_ray_where_its_cache_was_lost(cluster, tmp_path):
 
 
 def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tmp_path):
+    import ray
+
     from atlas_flwr.trunk.ray import start_ray_trunk
 
     model = build("llama")
@@ -135,7 +170,7 @@ def test_a_ray_trunk_answers_as_an_engine_here_and_its_death_is_told(cluster, tm
     with pytest.raises(AdapterError, match="'x'"):
         host.open(SessionSpec(PLAN, stranger))
 
-    cluster.kill(host.actor)
+    ray.kill(host.actor)
     for ask in (
         lambda: far.forward(call),
         host.ping,
