@@ -38,7 +38,10 @@ def within_limits(config: RunConfig) -> Iterator[Problem]:
         if isinstance(value, str | bool):
             continue
         key = entry.name.replace("_", "-")
-        if not math.isfinite(value) or not _inside(value, limits):
+        if not math.isfinite(value):
+            allowed = " and ".join(filter(None, ("finite", describe_limits(limits))))
+            yield Problem((key,), f"{key}={value}: must be {allowed}")
+        elif not _inside(value, limits):
             yield Problem((key,), f"{key}={value}: must be {describe_limits(limits)}")
 
 

@@ -8,7 +8,7 @@ was trained on wrong labels. See :mod:`atlas_flwr.robust` for what bounds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from logging import WARNING
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RobustKeys", "RobustSums"]
 
+ROBUST = ("norm-bound", "geometric-median", "trimmed")
 _TOLD_BELOW = 0.5  # an update of which less than this share counts is told of
 # One of which less counts is left out: what is so large that it must be shortened so
 # far leaves the range of float32, and would spoil the sum or end the run.
@@ -73,6 +74,17 @@ class RobustSums(Remedy):
                 f"aggregation={config.aggregation!r} has none; set "
                 "aggregation='both', or robust='none'",
             )
+        readers = {"update_bound": ROBUST, "bad_share": ("trimmed",)}
+        for field in fields(RobustKeys):
+            names = readers.get(field.name, ())
+            value = getattr(config, field.name)
+            if names and config.robust not in names and value != field.default:
+                key = field.name.replace("_", "-")
+                yield Problem(
+                    ("robust", key),
+                    f"{key}={value}: robust={config.robust!r} does not read it; leave "
+                    f"it at {field.default}, or set robust={' or '.join(names)}",
+                )
 
     def server(self, config: RunConfig, blocks: Blocks) -> ServerHooks:
         """Bound, if asked to."""
