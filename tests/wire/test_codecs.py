@@ -18,6 +18,8 @@ from atlas_flwr.wire import CODECS, codec_named, decode_tensors, encode_tensors
 from atlas_flwr.wire.codecs import Codec
 
 LOSSY = sorted(set(CODECS) - {"raw"})
+SPARSE = ["topk", "random-topk"]
+DENSE = sorted(set(LOSSY) - set(SPARSE))
 CROSSING = [Role.ACTIVATION, Role.GRADIENT]
 shapes = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
 floats = npst.arrays(
@@ -109,6 +111,76 @@ def test_int4_takes_four_and_a_half_bits_a_number(width):
     assert segment.entry.nbytes == 8 * -(-width // 32) * (16 + 2)
 
 
+def lengths(rows: np.ndarray) -> np.ndarray:
+    """Squared, in float64, where nothing overflows."""
+    return (rows.astype(np.float64) ** 2).sum(-1)
+
+
+@given(array=floats)
+def test_topk_errs_by_what_a_row_has_beside_its_largest_eighth(array):
+    rows, back = np.atleast_1d(array), np.atleast_1d(crossed("topk", array))
+    if not array.size:
+        return
+    width = rows.shape[-1]
+    count = -(-width // 8)
+    ordered = np.sort(np.abs(rows.astype(np.float64)), axis=-1)
+    step = ordered[..., -1:] / 254 * 1.0001 + 1.5e-36
+    assert (
+        np.abs(back - rows.astype(np.float64)) <= step + ordered[..., [-count]]
+    ).all()
+    assert ((back != 0).sum(-1) <= count).all()
+    error = lengths(back.astype(np.float64) - rows)
+    # Independent of which are sent: what a row has but its K largest.
+    rest = (ordered[..., :-count] ** 2).sum(-1)
+    assert (error <= rest + count * step[..., 0] ** 2).all()
+    assert (rest <= (1 - count / width) * lengths(rows) * 1.0001).all()
+
+
+@given(array=floats)
+def test_random_topk_errs_by_no_more_than_a_row_has(array):
+    rows, back = np.atleast_1d(array), np.atleast_1d(crossed("random-topk", array))
+    if not array.size:
+        return
+    count = -(-rows.shape[-1] // 8)
+    step = np.abs(rows.astype(np.float64)).max(-1) / 254 * 1.0001 + 1.5e-36
+    error = lengths(back.astype(np.float64) - rows)
+    assert (error <= lengths(rows) + count * step**2).all()
+    assert ((back != 0).sum(-1) <= count).all()
+
+
+def test_random_topk_gives_a_tenth_of_its_places_to_numbers_that_are_not_large():
+    rows = np.tile(np.arange(100, 356, dtype=np.float32), (400, 1))
+    rows *= np.linspace(1, 2, 400, dtype=np.float32)[:, None]
+    sent = crossed("random-topk", rows) != 0
+    assert (sent.sum(-1) == 32).all()
+    assert sent[:, :-32].sum() / sent.sum() == pytest.approx(0.1, abs=0.01)
+    others = sent[:, :-32].mean(0)  # evenly
+    assert others.max() < 0.06
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_who_asks_for_an_answer_again_gets_the_same_bytes(name):
+    array = np.random.default_rng(0).normal(size=(7, 96)).astype(np.float32)
+    codec = CODECS[name]
+    first = codec.encode(array, Role.GRADIENT)
+    assert codec.encode(array.copy(), Role.GRADIENT) == first
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@given(st.integers(1, 70))
+def test_sparse_codecs_take_a_bit_a_number_and_a_byte_for_an_eighth(name, width):
+    segment = CODECS[name].segment("x", np.ones((8, width), np.float32), Role.GRADIENT)
+    eighth = -(-width // 8)
+    assert segment.entry.nbytes == 8 * (eighth + eighth + 4)
+
+
+def test_a_row_that_claims_other_numbers_than_it_has_is_refused():
+    frame = bytearray(CODECS["topk"].encode(np.ones((1, 8), np.float32), Role.GRADIENT))
+    frame[-6] = 0b11
+    with pytest.raises(WireError, match="8 numbers without the 1"):
+        CODECS["topk"].decode(bytes(frame))
+
+
 def test_int8_rows_do_not_disturb_each_other():
     loud, quiet = np.full(64, 1e6, np.float32), np.full(64, 1e-3, np.float32)
     back = crossed("int8", np.stack([loud, quiet]))
@@ -130,10 +202,20 @@ def test_what_diverged_is_not_hidden(name, bad):
 def test_lossy_codecs_save_what_they_promise(name, role):
     array = np.random.default_rng(0).normal(size=(4, 32, 256)).astype(np.float32)
     share = len(CODECS[name].encode(array, role)) / array.nbytes
-    assert share < {"fp16": 0.51, "bf16": 0.51, "int8": 0.27, "int4": 0.15}[name]
+    assert (
+        share
+        < {
+            "fp16": 0.51,
+            "bf16": 0.51,
+            "int8": 0.27,
+            "int4": 0.15,
+            "topk": 0.07,
+            "random-topk": 0.07,
+        }[name]
+    )
 
 
-@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_other_floats_are_compressed_and_restored(name, dtype):
     array = np.random.default_rng(0).normal(size=(8, 64)).astype(dtype)
@@ -159,7 +241,7 @@ def test_damaged_payloads_are_refused(name):
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones():
-    with pytest.raises(WireError, match="allowed: raw, fp16, bf16, int8, int4"):
+    with pytest.raises(WireError, match="allowed: raw, fp16, bf16, int8, int4, topk"):
         codec_named("zip")
 
 
@@ -185,7 +267,7 @@ def test_a_defence_is_a_codec_with_two_methods():
     assert codec.decode(codec.encode(array, Role.ADAPTER)).tolist() == array.tolist()
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", ["raw", *DENSE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_messages_keep_names_and_dtypes(name, dtype):
     hidden = torch.randn(2, 5, 8).to(dtype)

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codecs: how an array becomes bytes. One is a file here and a line in ``registry``.
+
+To add one, derive from :class:`Codec`, give it a name, and override ``compress`` and
+``expand``.
+"""
+
+from atlas_flwr.wire.codecs.base import Codec, read, restored
+from atlas_flwr.wire.codecs.registry import CODECS, codec_named
+
+__all__ = ["CODECS", "Codec", "codec_named", "read", "restored"]
