@@ -5,7 +5,23 @@ To add one, derive from :class:`Codec`, give it a name, and override ``compress`
 ``expand``.
 """
 
-from atlas_flwr.wire.codecs.base import Codec, read, restored
-from atlas_flwr.wire.codecs.registry import CODECS, codec_named
+from typing import TYPE_CHECKING
+
+from atlas_flwr._lazy import attach
+
+if TYPE_CHECKING:
+    from atlas_flwr.wire.codecs.base import Codec, read, restored
+    from atlas_flwr.wire.codecs.registry import CODECS, codec_named
 
 __all__ = ["CODECS", "Codec", "codec_named", "read", "restored"]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "CODECS": "registry",
+        "Codec": "base",
+        "codec_named": "registry",
+        "read": "base",
+        "restored": "base",
+    },
+)
