@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from atlas_flwr.cli import command, doctor, launch, main
 from atlas_flwr.cli.launch import Federation, LaunchError, SuperLink, private_superlink
 from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides, to_toml
-from atlas_flwr.cli.preflight import MINIMA, cleared, placed
+from atlas_flwr.cli.preflight import cleared, placed
 from atlas_flwr.cli.processes import ended_by_signals
 from atlas_flwr.cli.trials import plan, progress
 from atlas_flwr.config import load_config
@@ -38,6 +38,7 @@ from atlas_flwr.report import (
     RunStarted,
 )
 from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
+from atlas_flwr.server_apps.minima import KEYS
 from atlas_flwr.server_apps.progress import PROGRESS_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -218,12 +219,16 @@ def never_started(monkeypatch):
         ("model=/nonexist", 4, ["model '/nonexist'"]),
         ("resume=/nonexist", 4, ["resume='/nonexist'"]),
         ("seed=1", 0, ["-n 0"]),
-        ("min-available-nodes=8", 4, ["min-available-nodes=8 with -n 4", "-n 8"]),
+        (
+            "min-available-nodes=8",
+            4,
+            ["nodes=8 with 4 clients", "have 8 clients"],
+        ),
         ("min-train-nodes=5 cut=9/9", 4, ["min-train-nodes=5", "cut"]),
         (
             "min-train-nodes=3 without-clients=0,2,9",
             4,
-            ["min-train-nodes=3 with -n 4, of whom 2 take part", "-n 5"],
+            ["min-train-nodes=3 with 4 clients, of whom 2 take part", "have 5"],
         ),
         ("without-clients=0,1", 2, ["leaves none of the 2 clients"]),
     ],
@@ -242,15 +247,15 @@ def test_a_run_that_cannot_work_is_refused_before_anything_starts(
 def test_minima_that_nobody_asked_for_are_lowered_to_the_clients_there_are(strategy):
     found = cleared(ROOT, parse_overrides([OURS, f"strategy={strategy}"]), clients=1)
     lowered = {key: value for key, value in found.overrides.items() if "nodes" in key}
-    assert lowered == dict.fromkeys(MINIMA, 1)
-    assert len(found.notes) == len(MINIMA)
+    assert lowered == dict.fromkeys(KEYS, 1)
+    assert len(found.notes) == len(KEYS)
     assert "min-train-nodes is lowered from 2 to 1" in "".join(found.notes)
 
 
 def test_clients_that_are_left_out_are_not_waited_for():
     given = parse_overrides([OURS, "without-clients=0,2"])
     found = cleared(ROOT, given, clients=3)
-    assert {key: found.merged[key] for key in MINIMA} == dict.fromkeys(MINIMA, 1)
+    assert {key: found.merged[key] for key in KEYS} == dict.fromkeys(KEYS, 1)
 
 
 def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):

@@ -141,6 +141,15 @@ REFUSED = [
     ({"strategy": "mira"}, "mira without its graph step is local training"),
     ({"strategy": "flora", "mixing": 0.5}, "only atlas and mira do"),
     ({"split": "none", "cut": "2/1"}, "split='none' cuts nothing"),
+    (
+        {"split": "none", "codec": "int8"},
+        "codec='int8': with split='none' every client",
+    ),
+    (
+        {"split": "none", "trunk": "peers", "peer-memory": "1GiB"},
+        "peer-memory='1GiB', trunk='peers': with split='none' every client",
+    ),
+    ({"split": "none", "trunk-access": "a.json"}, "and there is no trunk"),
     ({"strategy": "fedavg", "max-head": 2}, "max-head=2: strategy='fedavg' does not"),
     ({"strategy": "mira", "max-clusters": 9}, "max-clusters=9: strategy='mira' does"),
     ({"trunk": "ray", "trunk-listen": "0.0.0.0:1"}, "trunk='ray' listens nowhere"),

@@ -14,7 +14,6 @@ from atlas_flwr.errors import AtlasError, ConfigError
 
 __all__ = ["Preflight", "cleared", "placed"]
 
-MINIMA = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
 PATHS = ("runs-dir", "resume", "trunk-access")
 
 
@@ -63,6 +62,8 @@ def cleared(
     ConfigError
         With every problem at once.
     """
+    from atlas_flwr.server_apps.minima import Minima
+
     defaults, ours = app_defaults(app)
     problems = list(_count_problems(clients))
     if not ours:
@@ -70,23 +71,14 @@ def cleared(
             raise ConfigError(problems)
         return Preflight(overrides, checked(app, overrides))
     wanted = placed(overrides)
-    there = _taking_part({**defaults, **wanted}, clients)
-    problems += _nobody_problems(there, clients)
-    too_many = _above({**defaults, **wanted}, there)
-    lowered: dict[str, Value] = {
-        key: there or 0 for key in too_many if key not in overrides
-    }
-    merged = {**defaults, **wanted, **lowered}
-    problems += _minimum_problems(too_many, overrides, clients, there)
+    minima = Minima({**defaults, **wanted}, overrides, clients or 0)
+    merged = {**defaults, **wanted, **minima.lowered}
+    problems += minima.problems()
     problems += _run_problems(app, merged, overrides, clients, devices)
     problems += _foreign_keys(app, overrides, defaults)
     if problems:
         raise ConfigError(problems)
-    notes = tuple(
-        f"{key} is lowered from {too_many[key]} to {value}: so many clients there are"
-        for key, value in lowered.items()
-    )
-    return Preflight({**wanted, **lowered}, merged, notes)
+    return Preflight({**wanted, **minima.lowered}, merged, minima.notes())
 
 
 def placed(overrides: Mapping[str, Value]) -> dict[str, Value]:
@@ -131,48 +123,6 @@ def _placed_task(item: str) -> str:
 def _count_problems(clients: int | None) -> Iterator[str]:
     if clients is not None and clients < 1:
         yield f"-n {clients}: a run needs clients; give at least 1"
-
-
-def _taking_part(merged: Mapping[str, Value], clients: int | None) -> int | None:
-    """Count the clients less those left out; in a simulation ids are numbers."""
-    if clients is None:
-        return None
-    left_out = {*split_list(str(merged.get("without-clients", "")))}
-    return sum(str(client) not in left_out for client in range(clients))
-
-
-def _nobody_problems(there: int | None, clients: int | None) -> Iterator[str]:
-    if there == 0 and clients and clients > 0:
-        yield (
-            f"without-clients leaves none of the {clients} clients, and nobody would "
-            "train; leave fewer out, or give a larger -n"
-        )
-
-
-def _above(merged: Mapping[str, Value], clients: int | None) -> dict[str, Value]:
-    """Return the minima above the number of clients, which a run would wait for."""
-    limit = clients or 0
-    return {
-        key: value
-        for key in MINIMA
-        if limit > 0 and isinstance(value := merged.get(key), int) and value > limit
-    }
-
-
-def _minimum_problems(
-    too_many: Mapping[str, Value],
-    named: Collection[str],
-    clients: int | None,
-    there: int | None,
-) -> Iterator[str]:
-    less = "" if there == clients else f", of whom {there} take part"
-    more = 0 if there is None or clients is None else clients - there
-    for key, value in too_many.items():
-        if key in named:
-            yield (
-                f"{key}={value} with -n {clients}{less}: the run would wait for ever; "
-                f"lower it to {there} at most, or give -n {int(value) + more}"
-            )
 
 
 def _run_problems(

@@ -76,6 +76,11 @@ class Discovery:
     def __post_init__(self) -> None:
         check_choice("clustering", self.method, CLUSTERINGS)
 
+    @property
+    def may_part(self) -> bool:
+        """Whether there may ever be more clusters than one."""
+        return self.method != "none" and 1 not in (self.num_clusters, self.max_clusters)
+
     def add(self, client: str, sketch: NDArray[np.generic]) -> None:
         """Remember a client's sketch, of shape (dim,) or (parts, dim).
 

@@ -21,7 +21,7 @@ from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
-from atlas_flwr.config.trunk_rules import trunk_is_found
+from atlas_flwr.config.trunk_rules import trunk_is_found, trunk_is_used
 from atlas_flwr.options import ADAPTER_STRATEGIES, Option, Problem
 from atlas_flwr.remedies import every_step_crosses, remedy_problems
 
@@ -359,6 +359,7 @@ RULES: tuple[Rule, ...] = (
     peers_can_carry,
     cut_fits_split,
     trunk_is_found,
+    trunk_is_used,
     clusters_agree,
     decay_has_a_mixing,
     mira_has_a_pull,

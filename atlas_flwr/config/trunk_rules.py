@@ -1,15 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a trunk that listens can be found."""
+"""Where a trunk that listens can be found, and whether there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from atlas_flwr.config.parsing import parse_address
+from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
 
-__all__ = ["trunk_is_found"]
+__all__ = ["trunk_is_found", "trunk_is_used"]
+
+# What only a run reads in which something crosses; keys with rules of their own apart.
+CROSSING = (
+    "codec",
+    "max_head",
+    "trunk_access",
+    "trunk_address",
+    "trunk_advertise",
+    "trunk_batch",
+    "trunk_learning_rate",
+    "trunk_listen",
+    "trunk_recompute",
+    "trunk_session_memory",
+    *(entry.name for entry in fields(PeerConfig)),
+)
+
+
+def trunk_is_used(config: RunConfig) -> Iterator[Problem]:
+    """Want nothing said of a trunk where clients train whole models."""
+    if config.split != "none":
+        return
+    found = {
+        name: value
+        for name in CROSSING
+        if (value := getattr(config, name)) != getattr(RunConfig, name)
+    }
+    if config.trunk == "peers":
+        found["trunk"] = "peers"
+    if found:
+        keys = [name.replace("_", "-") for name in found]
+        listed = ", ".join(
+            f"{key}={value!r}" for key, value in zip(keys, found.values(), strict=True)
+        )
+        yield Problem(
+            (*keys, "split"),
+            f"{listed}: with split='none' every client trains the whole model, and "
+            "there is no trunk; leave this out, or set another split",
+        )
 
 
 def trunk_is_found(config: RunConfig) -> Iterator[Problem]:

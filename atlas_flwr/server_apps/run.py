@@ -40,13 +40,11 @@ from atlas_flwr.server_apps.build import (
     initial_arrays,
     needs_trunk,
 )
-from atlas_flwr.server_apps.checkpoint import (
-    Checkpoint,
-    save_checkpoint,
-)
+from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.continuation import check_clients, saved_state
 from atlas_flwr.server_apps.export import check_learned, export_adapters
+from atlas_flwr.server_apps.minima import with_minima_met
 from atlas_flwr.server_apps.progress import Progress
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import check_reach, trunk_of
@@ -70,11 +68,14 @@ class Run:
         Its folder.
     checkpoint : Checkpoint, optional
         Where to continue.
+    given : Collection[str]
+        Keys that were given for this run.
     """
 
     config: RunConfig
     folder: RunFolder
     checkpoint: Checkpoint | None
+    given: Collection[str] = ()
 
     @classmethod
     def begin(
@@ -98,22 +99,22 @@ class Run:
         """
         config = checked_config(run_config, given)
         if not run_config.get("resume"):
-            return cls(config, RunFolder.create(config), None)
+            return cls(config, RunFolder.create(config), None, given)
         folder, saved = saved_state(str(run_config["resume"]), config)
         folder.rewrite(config)
-        return cls(config, folder, saved)
+        return cls(config, folder, saved, given)
 
     def execute(self, grid: Grid) -> None:
         """Train, and leave report, summary and adapters in the folder."""
-        config = self.config
-        check_reach(config, grid)
+        check_reach(self.config, grid)
         log(INFO, "run folder:    %s", self.folder.path.resolve())
         log(INFO, "configuration: %s", self.folder.config_path.resolve())
-        for told in remedy_warnings(config):
+        for told in remedy_warnings(self.config):
             log(WARNING, "%s", told)
-        files = ModelFiles.of(config, config.server_device)
+        files = ModelFiles.of(self.config, self.config.server_device)
         outline = files.outline()
-        roster = Roster(request=self._messages(), timeout=config.round_timeout)
+        roster = Roster(request=self._messages(), timeout=self.config.round_timeout)
+        config = with_minima_met(self.config, self.given, grid, roster)
         recorder, progress = Recorder(self.folder, roster), Progress(config)
         start = partial(trunk_of, grid=grid)
         grid = ProgressGrid(grid, progress.saw, progress.waiting)

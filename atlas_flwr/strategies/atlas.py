@@ -38,6 +38,7 @@ from atlas_flwr.cohort.planning import RoundPlanner
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.sampling import sample
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.cohort.wrappers import check_noise_arrives
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
@@ -79,10 +80,8 @@ class Atlas(FedAvg):
         A key of :data:`atlas_flwr.clustering.METHODS`, or ``"none"``.
     balanced : bool
         Clusters whose sizes differ by one at most.
-    num_clusters : int, optional
-        Give it where it is known; ``None`` chooses.
-    max_clusters : int
-        Most to choose.
+    num_clusters, max_clusters : int
+        Give the number where it is known; else it is chosen, up to the second.
     recluster_every : int
         Rounds between clusterings. 0: anew only as twice as many clients are known, or
         all for the first time. Adapters follow their members.
@@ -96,14 +95,12 @@ class Atlas(FedAvg):
         A cluster's product is cut at this rank, with a warning; ``None`` never cuts it.
     flat : bool
         With ``"both"``: clients are sent as much of a product as one round's ranks add
-        up to, and the server keeps the rest, so that no round costs more than the
-        third. ``False`` sends all of it.
+        up to, so that no round costs more than the third. ``False`` sends all.
     assign : AssignRule, optional
         Phase 2: gives a client, by its profile and the importances of layers in its
         cluster, a cut and ranks. ``None``: unsplit, at the initial arrays' rank.
     importance : bool
-        Measure the layers' importance with the fingerprints. Clients are assigned anew
-        when it moves.
+        Measure the layers' importance with fingerprints; assign anew when it moves.
     sessions : TrunkSessions, optional
         The trunk, for split clients.
     roster : Roster, optional
@@ -210,6 +207,11 @@ class Atlas(FedAvg):
         """Cluster of every client that has one, by client id."""
         return self.discovery.labels()
 
+    @property
+    def parts(self) -> bool:
+        """Whether clients may get unlike arrays, as they are in unlike groups."""
+        return self.aggregation == "none" or self.discovery.may_part
+
     def cluster_states(self) -> dict[str, AdapterState]:
         """Adapters of every cluster that has trained, as factors."""
         return dict(self.adapters.groups)
@@ -220,8 +222,9 @@ class Atlas(FedAvg):
         return {group: write(state) for group, state in self.adapters.groups.items()}
 
     def summary(self) -> None:
-        """Log summary configuration of the strategy."""
+        """Log summary configuration of the strategy, with which every start begins."""
         found = self.discovery
+        check_noise_arrives(self, self.adapters.rule.folds, self.parts)
         flower_log(INFO, "\t├──> ATLAS settings:")
         flower_log(INFO, "\t│\t├── Fingerprints from: %s", self.fingerprints)
         count = found.num_clusters or "as many as are seen"
@@ -301,10 +304,7 @@ class Atlas(FedAvg):
             return None, None
         if self.fingerprints == "updates":
             self._sketch_updates(server_round, accepted)
-        members: dict[str, list[Contribution]] = {}
-        for _, part in accepted:
-            members.setdefault(str(self._group(part.client)), []).append(part)
-        self._combine(server_round, members)
+        self._combine(server_round, [part for _, part in accepted])
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         if self.adapters.rule.keeps_rest:
@@ -312,10 +312,11 @@ class Atlas(FedAvg):
             self.on_event(SumsSent(server_round, held_back))
         return self.adapters.returned(), metrics
 
-    def _combine(
-        self, server_round: int, members: Mapping[str, Sequence[Contribution]]
-    ) -> None:
+    def _combine(self, server_round: int, parts: Sequence[Contribution]) -> None:
         """Aggregate each group, and mix between groups."""
+        members: dict[str, list[Contribution]] = {}
+        for part in parts:
+            members.setdefault(str(self._group(part.client)), []).append(part)
         self.adapters.aggregate(members)
         if self.mixing.strength:
             groups = [*self.adapters.groups]
@@ -338,11 +339,10 @@ class Atlas(FedAvg):
     def _tell_clusters(self, server_round: int) -> None:
         """Tell of each client's cluster where one has changed or is new."""
         event = self.planner.clustered(server_round)
-        if event is None or event.clusters == self._told:
-            return
-        self._told = event.clusters
-        log(INFO, "clusters: %d, of %d clients", event.k, len(event.clusters))
-        self.on_event(event)
+        if event and event.clusters != self._told:
+            self._told = event.clusters
+            log(INFO, "clusters: %d, of %d clients", event.k, len(event.clusters))
+            self.on_event(event)
 
     def _sketch_updates(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]

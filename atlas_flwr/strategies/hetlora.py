@@ -15,7 +15,7 @@ trunk are trained there, using only the gradients that clients send.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from atlas_flwr._arguments import with_fixed
@@ -53,11 +53,9 @@ class HetLora(Atlas):
             )
         self.exchange.rank_decay = rank_decay
 
-    def _combine(
-        self, server_round: int, members: Mapping[str, Sequence[Contribution]]
-    ) -> None:
-        super()._combine(server_round, members)
+    def _combine(self, server_round: int, parts: Sequence[Contribution]) -> None:
+        super()._combine(server_round, parts)
         if self.exchange.rank_decay < 1:
-            for part in (part for parts in members.values() for part in parts):
+            for part in parts:
                 ranks = {name: f.rank for name, f in part.state.factors.items()}
                 self.planner.assignments.limit(part.client, ranks)

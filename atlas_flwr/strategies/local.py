@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.cohort.wrappers import check_noise_arrives
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import flower_log
 
@@ -48,6 +49,7 @@ class Local(FedAvg):
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
+        check_noise_arrives(self, folds=False, many=True)
         flower_log(INFO, "\t├──> Local training: nothing is aggregated")
         super().summary()
 

@@ -38,5 +38,10 @@ class Mira(Atlas):
         defaults = {"fingerprints": "gradients", "aggregation": "both"}
         super().__init__(*args, **with_fixed("Mira", kwargs, fixed, defaults))
 
+    @property
+    def parts(self) -> bool:
+        """Whether clients may get unlike arrays: each its own."""
+        return True
+
     def _group(self, client: str) -> str | None:
         return client

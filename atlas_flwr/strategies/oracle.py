@@ -34,5 +34,10 @@ class OracleFedAvg(Atlas):
         numbers = {task: i for i, task in enumerate(dict.fromkeys(tasks.values()))}
         return {client: numbers[task] for client, task in tasks.items()}
 
+    @property
+    def parts(self) -> bool:
+        """Whether clients may get unlike arrays: those of each task."""
+        return True
+
     def _group(self, client: str) -> str | None:
         return str(self.clusters[client]) if client in self.clusters else None

@@ -15,7 +15,7 @@ simulation do not all run at once and nobody waits for anybody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from atlas_flwr._arguments import with_fixed
@@ -50,15 +50,17 @@ class SplitLora(Atlas):
         if self.sessions is None and interval == 1:
             self.single_replies = ""  # whole clients, averaged in each round
 
+    @property
+    def parts(self) -> bool:
+        """Whether clients may get unlike arrays: each its own between aggregations."""
+        return self.interval > 1
+
     def _group(self, client: str) -> str | None:
         return client if client in self.adapters.groups else ALL
 
-    def _combine(
-        self, server_round: int, members: Mapping[str, Sequence[Contribution]]
-    ) -> None:
-        everyone = [part for parts in members.values() for part in parts]
+    def _combine(self, server_round: int, parts: Sequence[Contribution]) -> None:
         if server_round % self.interval == 0:
             self.adapters.groups.clear()
-            self.adapters.aggregate({ALL: everyone})
+            self.adapters.aggregate({ALL: parts})
         else:
-            self.adapters.aggregate({part.client: [part] for part in everyone})
+            self.adapters.aggregate({part.client: [part] for part in parts})

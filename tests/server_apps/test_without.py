@@ -39,3 +39,20 @@ def test_a_name_that_nobody_has_is_told(tmp_path, caplog):
 def test_centralized_cannot_do_without_one(tmp_path):
     with pytest.raises(ConfigError, match="without-clients"):
         run(tmp_path, strategy="centralized", without_clients="1")
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_no_run_waits_for_clients_that_cannot_come(tmp_path, caplog, nodes):
+    left_out = ",".join(map(str, range(1, nodes)))
+    with caplog.at_level(logging.WARNING):
+        folder = run(tmp_path, nodes=nodes, without_clients=left_out, num_rounds=1)
+    assert summary(folder)["clusters"].keys() == {"0"}
+    assert "min-available-nodes is lowered from 2 to 1" in caplog.text
+
+
+def test_nor_for_more_than_were_asked_for_by_name(tmp_path):
+    told = "min-train-nodes=3 with 4 clients, of whom 2 take part.*lower it to 2"
+    with pytest.raises(ConfigError, match=told):
+        run(tmp_path, without_clients="1,2", min_train_nodes=3)
+    with pytest.raises(ConfigError, match="leaves none of the 4 clients"):
+        run(tmp_path, without_clients="0,1,2,3")

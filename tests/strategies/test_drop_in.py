@@ -24,6 +24,7 @@ from atlas_flwr.strategies import (
     Flora,
     HetLora,
     HSplitLora,
+    Local,
     Mira,
     OracleFedAvg,
     SplitLora,
@@ -287,6 +288,35 @@ def test_the_noise_of_flowers_privacy_wrappers_reaches_the_clients(wrapper):
     ours, theirs = sizes
     assert theirs > 10
     assert theirs / 10 < ours < theirs * 10
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    ("inner", "why"),
+    [
+        (Atlas(), "arrays of its own"),
+        (Atlas(clustering="none", aggregation="none"), "arrays of its own"),
+        (Flora(), "folded into the frozen weights"),
+        (Mira(aggregation="truncate"), "arrays of its own"),
+        (OracleFedAvg(), "arrays of its own"),
+        (SplitLora(interval=2), "arrays of its own"),
+        (Local(), "arrays of its own"),
+    ],
+)
+def test_these_wrappers_round_clusters_are_refused_before_any_message(
+    wrapper, inner, why
+):
+    with local_grid(answering(moved), 3) as grid:
+        with pytest.raises(AdapterError, match=f"{wrapper.__name__} cannot.*{why}"):
+            wrapper(inner, **WRAPPERS[wrapper]).start(grid, record(PAIR))
+        assert grid.sent == []
+
+
+def test_they_go_round_one_cluster():
+    inner = Atlas(num_clusters=1, fraction_evaluate=0.0)
+    wrapper = DifferentialPrivacyServerSideFixedClipping(inner, **FIXED)
+    _, grid = started(wrapper, answering(moved), PAIR, rounds=2)
+    assert max(np.abs(v).max() for v in second_round(grid).values()) > 10
 
 
 def test_another_start_of_the_same_object_begins_with_its_own_arrays():

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fewest clients that a run asks for, held against those that there are.
+
+In a simulation nobody joins later: a run that wants more than there are would wait for
+ever. A minimum that is the app's is lowered, one that was given for the run is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from logging import WARNING
+
+from flwr.app import UserConfigValue
+from flwr.serverapp import Grid
+from flwr.superlink.grid import HttpGrid
+
+from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.config import RunConfig, split_list
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.log import log
+
+__all__ = ["Minima", "with_minima_met"]
+
+KEYS = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
+POLL = 0.1
+
+
+class Minima:
+    """The minima that no round can meet.
+
+    Parameters
+    ----------
+    merged : Mapping[str, UserConfigValue]
+        The run's keys and values.
+    given : Collection[str]
+        Keys that were given for this run; the others are the app's.
+    clients : int
+        Clients in all.
+
+    Attributes
+    ----------
+    there : int
+        Clients less those that are left out; in a simulation ids are numbers.
+    """
+
+    def __init__(
+        self,
+        merged: Mapping[str, UserConfigValue],
+        given: Collection[str],
+        clients: int,
+    ) -> None:
+        left_out = {*split_list(str(merged.get("without-clients", "")))}
+        self.clients = clients
+        self.there = sum(str(client) not in left_out for client in range(clients))
+        self._given = given
+        self._above = {
+            key: value
+            for key in KEYS
+            if clients > 0
+            and isinstance(value := merged.get(key), int)
+            and value > self.there
+        }
+
+    @property
+    def lowered(self) -> dict[str, int]:
+        """What those of the app become."""
+        return {key: self.there for key in self._above if key not in self._given}
+
+    def notes(self) -> tuple[str, ...]:
+        """Say so, a line each."""
+        return tuple(
+            f"{key} is lowered from {self._above[key]} to {value}: so many clients "
+            "there are"
+            for key, value in self.lowered.items()
+        )
+
+    def problems(self) -> Iterator[str]:
+        """Yield what cannot be lowered, as the user wants it."""
+        if self.there == 0 and self.clients > 0:
+            yield (
+                f"without-clients leaves none of the {self.clients} clients, and "
+                "nobody would train; leave fewer out, or have more (-n)"
+            )
+            return
+        left_out = self.clients - self.there
+        less = f", of whom {self.there} take part" if left_out else ""
+        for key, value in self._above.items():
+            if key in self._given:
+                yield (
+                    f"{key}={value} with {self.clients} clients{less}: the run would "
+                    f"wait for ever; lower it to {self.there} at most, or have "
+                    f"{value + left_out} clients (-n)"
+                )
+
+
+def with_minima_met(
+    config: RunConfig, given: Collection[str], grid: Grid, roster: Roster
+) -> RunConfig:
+    """Lower a simulation's minima to its clients; ``roster`` learns who they are.
+
+    Raises
+    ------
+    ConfigError
+        If that would change what was given for the run, or nobody would take part.
+    """
+    if isinstance(grid, HttpGrid):
+        return config  # whose SuperNodes may come later
+    while not (nodes := list(grid.get_node_ids())):
+        time.sleep(POLL)  # Flower registers them a moment after the ServerApp
+    roster.learn(grid, nodes)
+    clients = max((p.partitions for p in roster.profiles.values()), default=0)
+    values = {key: getattr(config, key.replace("-", "_")) for key in KEYS}
+    found = Minima(
+        {**values, "without-clients": config.without_clients}, given, clients
+    )
+    if problems := list(found.problems()):
+        raise ConfigError(problems)
+    for note in found.notes():
+        log(WARNING, "%s", note)
+    lowered = found.lowered
+    return replace(
+        config,
+        min_available_nodes=lowered.get(KEYS[0], config.min_available_nodes),
+        min_train_nodes=lowered.get(KEYS[1], config.min_train_nodes),
+        min_evaluate_nodes=lowered.get(KEYS[2], config.min_evaluate_nodes),
+    )
