@@ -38,6 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--texts", metavar="N", type=int, default=32, help="to attack (default: 32)"
     )
+    parser.add_argument(
+        "--known",
+        metavar="TASKS",
+        default="",
+        help="a comma list of tasks whose texts the attacker has, less those of the "
+        "clients (default: three that are not the run's)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     given = parser.parse_args(arguments)
     names = _named(given.attacks, given.texts)
@@ -46,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     from atlas_flwr.cli.recorded import cases, recordings
 
     found, scores = recordings(folder), []
-    for case in cases(folder.config(), found, given.texts, given.seed):
+    known = split_list(given.known)
+    for case in cases(folder.config(), found, given.texts, given.seed, known):
         for name in names:
             attack = ATTACKS[name]
             if why := attack.unfit(case.knowledge, case.seen):

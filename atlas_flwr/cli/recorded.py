@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.errors import DataError
@@ -13,7 +13,6 @@ from atlas_flwr.report import RunFolder
 
 if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
-    from atlas_flwr.data import Batch
     from atlas_flwr.privacy import Attack, Observation, Recording, Score, Truth
     from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
     from atlas_flwr.train.weights import ModelFiles
@@ -75,9 +74,21 @@ class Case:
             t.ids[kept].tolist()
             for t, kept in zip(self.truths, self.private, strict=True)
         ]
-        read = [g[kept].tolist() for g, kept in zip(guesses, self.private, strict=True)]
         known = [int(n) for text in self.knowledge.known for n in text.ids]
         common = commonest_share(known, truths)
+        if attack.writes:
+            from atlas_flwr.privacy.scores import fitted, of_another
+
+            owners = [o.client for o in self.seen]
+            read = fitted([g.tolist() for g in guesses], truths)
+            others = fitted(of_another(owners, guesses), truths)
+            unread = score(others, truths, baseline=0, seed=seed, **about)
+            common = max(common, unread.token_accuracy)
+            return replace(
+                score(read, truths, baseline=common, seed=seed, **about),
+                rouge_l_of_another=unread.rouge_l,
+            )
+        read = [g[kept].tolist() for g, kept in zip(guesses, self.private, strict=True)]
         return score(read, truths, baseline=common, seed=seed, **about)
 
 
@@ -109,7 +120,11 @@ def recordings(folder: RunFolder) -> list[Recording]:
 
 
 def cases(
-    config: RunConfig, found: Sequence[Recording], texts: int, seed: int
+    config: RunConfig,
+    found: Sequence[Recording],
+    texts: int,
+    seed: int,
+    known: Sequence[str] = (),
 ) -> Iterator[Case]:
     """Yield the texts to attack by depth of head, with what their attacker knows.
 
@@ -123,6 +138,9 @@ def cases(
         To attack, of all depths together.
     seed : int
         Draws them.
+    known : Sequence[str]
+        Tasks whose texts the attacker has, the clients' own left out; by default three
+        that are not the run's.
     """
     from atlas_flwr.privacy.knowledge import PublicModel
     from atlas_flwr.train.weights import ModelFiles
@@ -139,7 +157,7 @@ def cases(
         plans = sorted({str(r.plan) for r in own})
         yield Case(
             ", ".join(plans),
-            _knowledge(config, files, model, own, seed),
+            _knowledge(config, files, model, own, seed, known),
             [r.observations[i] for r, i in mine],
             [r.truths[i] for r, i in mine],
             [spans[r.client, r.round][i] for r, i in mine],
@@ -208,6 +226,7 @@ def _knowledge(
     model: PublicModel,
     found: Sequence[Recording],
     seed: int,
+    known: Sequence[str],
 ) -> Knowledge:
     from atlas_flwr.data import load_task, tokenizer_of
     from atlas_flwr.data.collation import collator_of
@@ -231,8 +250,32 @@ def _knowledge(
         files.source.kind == "causal",
         answers,
         seed,
+        frames=_frames(found),
+        whole=files.whole if files.source.kind == "causal" else None,
+        longest=config.max_length,
+        summarised=config.summary_positions > 0,
     )
-    return _with_texts(blank, config, files, found)
+    return _with_texts(blank, config, files, found, known)
+
+
+def _frames(
+    found: Sequence[Recording],
+) -> Mapping[str, tuple[Sequence[int], Sequence[int]]]:
+    """Return what all prompts of a client begin and end with: its task's template."""
+    frames: dict[str, tuple[Sequence[int], Sequence[int]]] = {}
+    for client in {r.client for r in found}:
+        truths = [t for r in found if r.client == client for t in r.truths]
+        rows = [t.ids[~t.answer].tolist() for t in truths]
+        own = _own_part(rows)
+        frames[client] = rows[0][: own.start], rows[0][own.stop or len(rows[0]) :]
+    return frames
+
+
+def _own_part(rows: Sequence[Sequence[int]]) -> slice:
+    """Return what is not the same in all rows."""
+    before = _common(rows)
+    after = _common([row[before:][::-1] for row in rows])
+    return slice(before, -after or None)
 
 
 def _with_texts(
@@ -240,10 +283,9 @@ def _with_texts(
     config: RunConfig,
     files: ModelFiles,
     found: Sequence[Recording],
+    known: Sequence[str],
 ) -> Knowledge:
-    """Run texts of other tasks through the clients' heads, in turn."""
-    from dataclasses import replace
-
+    """Run other texts through the clients' heads, in turn."""
     import torch
 
     from atlas_flwr.data import load_task, make_shard, tokenizer_of
@@ -251,28 +293,32 @@ def _with_texts(
     from atlas_flwr.privacy.defences.scale import usual_size
     from atlas_flwr.privacy.knowledge import KnownText
 
-    names = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
+    others = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
+    names = known or others
     each = TEXTS_KNOWN // len(names)
+    told = {tuple(t.ids.tolist()) for r in found for t in r.truths}
     tokenizer: Any = tokenizer_of(files.source)
-    batches: list[Batch] = []
+    prompts: list[tuple[torch.Tensor, slice]] = []
     for name in names:
         task = load_task(name)
         collate = collator_of(files.source, tokenizer, task, config.max_length)
         shard = make_shard(0, 1, [task], train_examples=each, seed=blank.seed)
-        batches += [collate([example], prompt=True) for example in shard.train]
-    pairs: list[tuple[Any, Any]] = []
+        made = [collate([example], prompt=True).input_ids for example in shard.train]
+        rows = [ids for ids in made if tuple(ids[0].tolist()) not in told]
+        own = _own_part([ids[0].tolist() for ids in rows])
+        prompts += [(ids, own) for ids in rows]
+    crossed: list[tuple[torch.Tensor, torch.Tensor, slice]] = []
     heads = [r.observations[0] for r in found]
     with torch.no_grad():
         for turn, seen in enumerate(heads):
-            head = blank.model.head(seen)
-            for batch in batches[turn :: len(heads)]:
-                ids = batch.input_ids
-                hidden = head(input_ids=ids, use_cache=False).last_hidden_state[0]
-                pairs.append((ids[0], hidden.float()))
-    usual = usual_size(torch.cat([hidden for _, hidden in pairs]))
+            for ids, own in prompts[turn :: len(heads)]:
+                hidden = blank.model.crossing(seen, ids)[0]
+                crossed.append((ids[0], hidden.float(), own))
+    usual = usual_size(torch.cat([hidden for _, hidden, _ in crossed]))
     knows = replace(blank, scale=usual)
     generator = torch.Generator().manual_seed(blank.seed)
     texts: list[KnownText] = [
-        KnownText(ids, knows.crossed(hidden, generator)) for ids, hidden in pairs
+        KnownText(ids, knows.crossed(hidden, generator), own)
+        for ids, hidden, own in crossed
     ]
     return replace(knows, known=texts)

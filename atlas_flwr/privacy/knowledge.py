@@ -22,7 +22,9 @@ from atlas_flwr.lora import (
 )
 from atlas_flwr.privacy.defences.base import Defence
 from atlas_flwr.privacy.observation import Observation, Recording
-from atlas_flwr.split import Parts, SplitPlan, part_info
+from atlas_flwr.split import SUMMARY_KEY, Parts, SplitPlan, part_info
+from atlas_flwr.split.passes import run_blocks
+from atlas_flwr.split.summary import Summary, reads_forward_only
 from atlas_flwr.types import Role
 from atlas_flwr.wire import Codec
 
@@ -40,11 +42,15 @@ class KnownText:
     ids : Tensor
         Shape (T,).
     hidden : Tensor
-        Shape (T, D), with the defence and the codec that clients have.
+        Shape (T, D), with the defence and the codec that clients have; (1 + S, D) where
+        S summary positions cross.
+    private : slice
+        Of ``ids`` those that no template says.
     """
 
     ids: Tensor
     hidden: Tensor
+    private: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass
@@ -65,6 +71,7 @@ class PublicModel:
     _now: Parts | None = None
     _plan: SplitPlan | None = None
     _folded: bool = False
+    _summary: Summary | None = None
 
     def head(self, seen: Observation) -> Any:
         """Return the head of an observation; valid until the next is asked for."""
@@ -73,6 +80,29 @@ class PublicModel:
     def tail(self, seen: Observation) -> Any:
         """Return the tail of an observation; valid until the next is asked for."""
         return self._of(seen).tail
+
+    def crossing(self, seen: Observation, ids: Tensor) -> Tensor:
+        """Return what the client of an observation would send, with no defence.
+
+        Parameters
+        ----------
+        seen : Observation
+            For its head.
+        ids : Tensor
+            Shape (B, T): texts without padding.
+
+        Returns
+        -------
+        Tensor
+            Shape (B, T, D); (B, 1 + S, D) where S summary positions cross.
+        """
+        head = self.head(seen)
+        if self._summary is None:
+            hidden: Tensor = head(input_ids=ids, use_cache=False).last_hidden_state
+            return hidden
+        embeds = head.get_input_embeddings()(ids)
+        inputs = self._summary.around({"inputs_embeds": embeds})
+        return self._summary.leaving(run_blocks(head, **inputs), None).hidden
 
     def _of(self, seen: Observation) -> Parts:
         who = seen.client, seen.round
@@ -91,6 +121,12 @@ class PublicModel:
         for side in (parts.head, parts.tail):
             if side is not None:
                 _adapt(side, found.adapters)
+        learned = found.adapters.dense.get(SUMMARY_KEY)
+        self._summary = None
+        if learned is not None:
+            causal = reads_forward_only(parts.head)
+            self._summary = Summary(torch.tensor(learned), causal=causal)
+            self._summary.requires_grad_(False)
         return parts
 
 
@@ -140,6 +176,14 @@ class Knowledge:
         Of what the attacker draws.
     scale : float
         Size of a usual position, by the known texts; 0 where each text's own will do.
+    frames : Mapping[str, tuple[Sequence[int], Sequence[int]]]
+        By client: the tokens that its task's template puts before a text and after it.
+    whole : Callable[[], Any], optional
+        Loads the public model, where it writes text.
+    longest : int
+        Tokens of a prompt at most.
+    summarised : bool
+        Whether what crosses are summary positions, not one for each token.
     """
 
     model: PublicModel
@@ -150,6 +194,12 @@ class Knowledge:
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     seed: int = 0
     scale: float = 0.0
+    frames: Mapping[str, tuple[Sequence[int], Sequence[int]]] = field(
+        default_factory=dict
+    )
+    whole: Callable[[], Any] | None = None
+    longest: int = 64
+    summarised: bool = False
 
     def table(self, seen: Observation) -> Tensor:
         """Return the public table of token embeddings, shape (V, E)."""

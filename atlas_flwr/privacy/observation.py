@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trunk saw of one text in one training step, and what the text was.
 
-Shapes: T tokens, D width; no padding.
+Shapes: T tokens, D width; no padding. Where only summary positions cross, what crossed
+has another length than the text.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def packed(found: Recording) -> dict[str, NDArray[Any]]:
         "steps": np.array([o.step for o in seen]),
         "lengths": np.array([len(o.hidden) for o in seen]),
         "hidden": _stacked([o.hidden for o in seen]),
+        "truth/lengths": np.array([len(t.ids) for t in true]),
         "truth/ids": _stacked([t.ids for t in true]),
         "truth/answer": _stacked([t.answer for t in true]),
         "truth/labels": np.array([t.label for t in true]),
@@ -131,16 +133,18 @@ def unpacked(arrays: Mapping[str, NDArray[Any]]) -> Recording:
     head, tail = (int(n) for n in arrays["cut"])
     plan = SplitPlan(head, None if tail < 0 else tail)
     lengths = [int(n) for n in arrays["lengths"]]
+    told = [int(n) for n in arrays.get("truth/lengths", arrays["lengths"])]
+    hidden_states = torch.from_numpy(arrays["hidden"]).split(lengths)
     parts = {
-        name: torch.from_numpy(arrays[name]).split(lengths)
-        for name in ("hidden", "truth/ids", "truth/answer")
+        name: torch.from_numpy(arrays[name]).split(told)
+        for name in ("truth/ids", "truth/answer")
     }
     sent = {name: _sparse(arrays, name, lengths) for name in ("answer", "gradient")}
     observations = [
         Observation(client, number, int(step), str(plan), hidden, answer, gradient)
         for step, hidden, answer, gradient in zip(
             arrays["steps"],
-            parts["hidden"],
+            hidden_states,
             sent["answer"],
             sent["gradient"],
             strict=True,

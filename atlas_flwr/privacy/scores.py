@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Score", "commonest_share", "rouge_l", "score"]
+__all__ = ["Score", "commonest_share", "fitted", "of_another", "rouge_l", "score"]
 
 SAMPLES = 1000
 
@@ -39,6 +39,9 @@ class Score:
         err independently.
     rouge_l : float, optional
         Mean F1 of the longest common subsequence; ``None`` for labels.
+    rouge_l_of_another : float, optional
+        The same of what was read from another text of the same client, where an attack
+        writes: what it gets right without this text's crossing.
     """
 
     attack: str
@@ -53,6 +56,7 @@ class Score:
     baseline: float
     interval: tuple[float, float]
     rouge_l: float | None = None
+    rouge_l_of_another: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -102,6 +106,26 @@ def commonest_share(known: Sequence[int], truths: Sequence[Sequence[int]]) -> fl
     commonest = Counter(known).most_common(1)[0][0]
     flat = [token for text in truths for token in text]
     return flat.count(commonest) / len(flat)
+
+
+def fitted(
+    guesses: Sequence[Sequence[int]], truths: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Cut guesses, or fill them with what is no token, to the truths' lengths."""
+    return [
+        [*guess[: len(truth)], *[-1] * (len(truth) - len(guess))]
+        for guess, truth in zip(guesses, truths, strict=True)
+    ]
+
+
+def of_another(owners: Sequence[str], guesses: Sequence[Any]) -> list[list[int]]:
+    """Give each text what was guessed of the next of its owner, of any if alone."""
+    found: list[list[int]] = []
+    for i, owner in enumerate(owners):
+        order = [*range(i + 1, len(owners)), *range(i)]
+        same = [j for j in order if owners[j] == owner]
+        found.append([int(n) for n in guesses[(same or order or [i])[0]]])
+    return found
 
 
 def rouge_l(guess: Sequence[int], truth: Sequence[int]) -> float:

@@ -47,7 +47,7 @@ class WireRecording(Remedy):
     name = "record-wire"
 
     def problems(self, config: RunConfig) -> Iterator[Problem]:
-        """Want a cut, over which a position crosses for each token."""
+        """Want a cut, and nothing of the attacks' unknown before the text."""
         if not config.record_wire or config.strategy not in ADAPTER_STRATEGIES:
             return
         if config.split == "none":
@@ -56,18 +56,13 @@ class WireRecording(Remedy):
                 "record-wire=true: with split='none' nothing crosses; set another "
                 "split, or record-wire=false",
             )
-        more = (
-            ("summary-positions", config.summary_positions > 0),
-            ("adapter", config.adapter == "prompt"),
-        )
-        for key, is_set in more:
-            if is_set:
-                yield Problem(
-                    ("record-wire", key),
-                    f"record-wire=true with {key} set: what crosses then is not one "
-                    f"position a token, which no attack here reads; leave {key} out, "
-                    "or set record-wire=false",
-                )
+        if config.adapter == "prompt":
+            yield Problem(
+                ("record-wire", "adapter"),
+                "record-wire=true with adapter='prompt': what crosses then has a "
+                "prompt before each text, which no attack here reads; set another "
+                "adapter, or record-wire=false",
+            )
 
     def warnings(self, config: RunConfig) -> Iterator[str]:
         """Say that private text is being written down."""

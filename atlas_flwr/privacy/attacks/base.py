@@ -36,15 +36,28 @@ class Attack(ABC):
         Who can do it.
     about : str
         What it does, in a sentence.
+    reads_summaries : bool
+        Whether it can do with summary positions, which are not one for each token.
+    writes : bool
+        Whether it guesses a text without knowing how long it is: tokens that no
+        template says, as many as it likes.
     """
 
     name: ClassVar[str]
     target: ClassVar[str] = TEXT
     adversary: ClassVar[Adversary] = PASSIVE_SERVER
     about: ClassVar[str]
+    reads_summaries: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
 
     def unfit(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
         """Say why it cannot be tried on these; empty where it can."""
+        if knowledge.summarised and not self.reads_summaries:
+            return "it reads one position for each token, and only summaries crossed"
+        return self.unfit_for(knowledge, seen)
+
+    def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
+        """Say what else an attack of this kind misses; empty for nothing."""
         return ""
 
     @abstractmethod

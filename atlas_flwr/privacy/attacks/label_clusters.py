@@ -27,12 +27,13 @@ class LabelClusters(Attack):
 
     name = "label-clusters"
     target = LABEL
+    reads_summaries = True
     adversary = Adversary(
         Who.PASSIVE_SERVER, weights=False, adapters=False, texts=False, defence=False
     )
     about = "gradients grouped by direction; groups named as is best for the attacker"
 
-    def unfit(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
+    def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
         """Want gradients of several texts a class."""
         if any(o.gradient is None for o in seen):
             return "it needs the tail's gradients, and not all of these texts have one"

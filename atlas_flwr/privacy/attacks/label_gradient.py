@@ -27,9 +27,10 @@ class LabelGradient(Attack):
 
     name = "label-gradient"
     target = LABEL
+    reads_summaries = True
     about = "each class tried through the public tail, the nearest gradient kept"
 
-    def unfit(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
+    def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
         """Want gradients, and classes."""
         if any(o.gradient is None or o.answer is None for o in seen):
             return "it needs the tail's gradients, and not all of these texts have one"

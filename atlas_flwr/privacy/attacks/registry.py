@@ -11,6 +11,7 @@ from atlas_flwr.privacy.attacks.label_clusters import LabelClusters
 from atlas_flwr.privacy.attacks.label_gradient import LabelGradient
 from atlas_flwr.privacy.attacks.linear import Linear
 from atlas_flwr.privacy.attacks.verified import Verified
+from atlas_flwr.privacy.attacks.writer import Writer
 
 __all__ = ["ATTACKS"]
 
@@ -20,6 +21,7 @@ ATTACKS: Mapping[str, Attack] = {
         Linear(),
         Verified(),
         Inverter(),
+        Writer(),
         LabelGradient(),
         LabelClusters(),
     )

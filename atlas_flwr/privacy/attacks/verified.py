@@ -28,7 +28,7 @@ class Verified(Attack):
     name = "verified"
     about = "256 guesses of each place run through the public head, the likeliest kept"
 
-    def unfit(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
+    def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
         """Want a causal model."""
         return "" if knowledge.causal else "it is for causal models"
 

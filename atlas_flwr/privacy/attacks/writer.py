@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing a text from whatever crossed, by a small decoder trained on other texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from atlas_flwr.privacy.attacks.base import Attack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from atlas_flwr.privacy.knowledge import Knowledge
+    from atlas_flwr.privacy.observation import Observation
+
+__all__ = ["Writer"]
+
+
+class Writer(Attack):
+    """Trains a decoder on what other texts give; its best try is what is read.
+
+    The public model says what usual text is, and the decoder what of it crossed. Of
+    some texts that it writes for each crossing the one is kept whose own crossing,
+    through the public head, is nearest to what was received. It needs no position for
+    each token, and is not told how long a text is.
+    """
+
+    name = "writer"
+    about = "a small decoder writes texts from all that crossed; the nearest is kept"
+    reads_summaries = True
+    writes = True
+
+    def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
+        """Want a public model that writes."""
+        return "" if knowledge.whole else "it is for causal models"
+
+    def read(self, knowledge: Knowledge, seen: Sequence[Observation]) -> list[Tensor]:
+        """Write each text."""
+        from atlas_flwr.privacy.attacks.writing import CrossingWriter, nearest
+
+        writer = CrossingWriter(knowledge)
+        return [nearest(knowledge, found, writer.tries(found)) for found in seen]
