@@ -13,6 +13,7 @@ from atlas_flwr.cli.report import latest
 from atlas_flwr.config import split_list
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.privacy import ATTACKS
+from atlas_flwr.privacy.attacks.registry import MEMBERSHIP
 from atlas_flwr.report import RunFolder, write_report
 from atlas_flwr.report.privacy import privacy_table
 from atlas_flwr.report.store import replace_text
@@ -25,15 +26,17 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="atlas-flwr attack",
         description="Attack what crossed the cut in a run with record-wire=true, as a "
-        "server that knows the public weights, the adapters and the defence could; "
-        "write RUN/privacy.json, and a section of the report.",
+        "server that knows the public weights, the adapters and the defence could, and "
+        "the adapters that it has exported, as anybody could who has them; write "
+        "RUN/privacy.json, and a section of the report.",
     )
     parser.add_argument("run", nargs="?", type=Path, help="folder (default: latest)")
     parser.add_argument("--runs-dir", default="runs", help="where the latest is sought")
     parser.add_argument(
         "--attacks",
         default=",".join(ATTACKS),
-        help=f"a comma list (default: all, {','.join(ATTACKS)})",
+        help="a comma list (default: all on what crossed, "
+        f"{','.join(ATTACKS)}; on exported adapters there are {','.join(MEMBERSHIP)})",
     )
     parser.add_argument(
         "--texts", metavar="N", type=int, default=32, help="to attack (default: 32)"
@@ -52,10 +55,11 @@ def main(arguments: Sequence[str]) -> int:
 
     from atlas_flwr.cli.recorded import cases, recordings
 
-    found, scores = recordings(folder), []
+    readers = [name for name in names if name in ATTACKS]
+    found, scores = recordings(folder) if readers else [], []
     known = split_list(given.known)
     for case in cases(folder.config(), found, given.texts, given.seed, known):
-        for name in names:
+        for name in readers:
             attack = ATTACKS[name]
             if why := attack.unfit(case.knowledge, case.seen):
                 print(f"{name} at cut {case.cut}: left out, {why}", flush=True)
@@ -64,6 +68,11 @@ def main(arguments: Sequence[str]) -> int:
             scores.append(case.judged(attack, given.seed))
             seconds = time.monotonic() - began
             print(f"{name} at cut {case.cut}: {seconds:.0f} s", flush=True)
+    tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
+    if tellers:
+        from atlas_flwr.cli.members import member_scores
+
+        scores += member_scores(folder, tellers, given.texts, given.seed)
     if not scores:
         raise DataError("no attack could be tried on what was recorded; see above")
     text = json.dumps([one.to_json() for one in scores], indent=2) + "\n"
@@ -79,9 +88,10 @@ def _named(listed: str, texts: int) -> tuple[str, ...]:
     """Read which attacks are wanted."""
     names = split_list(listed)
     problems = [
-        f"attacks={listed!r}: {name!r} is no attack; there are {', '.join(ATTACKS)}"
+        f"attacks={listed!r}: {name!r} is no attack; there are "
+        f"{', '.join((*ATTACKS, *MEMBERSHIP))}"
         for name in names or ("",)
-        if name not in ATTACKS
+        if name not in ATTACKS and name not in MEMBERSHIP
     ]
     if texts < 1:
         problems.append(f"texts={texts}: at least 1 text to attack")

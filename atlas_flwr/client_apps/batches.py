@@ -23,6 +23,7 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
+from atlas_flwr.data.batches import sample_examples
 from atlas_flwr.data.collation import collator_of
 from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed
@@ -110,6 +111,22 @@ class ClientBatches:
         ]
         batches = list(chain.from_iterable(zip(*streams, strict=True)))
         return batches, sum(map(len, examples))
+
+    def trained_on(self) -> tuple[list[Example], list[Example]]:
+        """Return the client's own examples that :meth:`to_train` draws, and tests.
+
+        As no remedy chooses among them; each once.
+        """
+        config, shard = self.config, self.me.shard(self.config)
+        collate = self.collator(shard.task)
+        drawn = sample_examples(
+            self._some(collate.prepared(shard.train), config.train_examples),
+            batch_size=config.batch_size,
+            steps=config.local_steps * config.accumulate,
+            seed=derive_seed(config.seed, "train", self.round, self.me.index),
+        )
+        test, _ = self.to_score(collate)
+        return list(dict.fromkeys(chain.from_iterable(drawn))), list(test)
 
     def to_score(
         self, collate: Collator

@@ -38,6 +38,7 @@ __all__ = [
     "by_length",
     "in_order",
     "sample_batches",
+    "sample_examples",
 ]
 
 
@@ -286,12 +287,20 @@ def sample_batches(
     seed: int,
 ) -> Iterator[Batch]:
     """Yield exactly ``steps`` batches, passing over the examples in shuffled epochs."""
+    drawn = sample_examples(examples, batch_size=batch_size, steps=steps, seed=seed)
+    yield from map(collate, drawn)
+
+
+def sample_examples(
+    examples: Sequence[Example], *, batch_size: int, steps: int, seed: int
+) -> Iterator[list[Example]]:
+    """Yield the examples of each of :func:`sample_batches`'s batches."""
     rng = random.Random(seed)
     queue: list[Example] = []
     for _ in range(steps):
         while len(queue) < batch_size:
             queue += rng.sample(list(examples), len(examples))
-        yield collate(queue[:batch_size])
+        yield queue[:batch_size]
         del queue[:batch_size]
 
 

@@ -24,12 +24,13 @@ class Score:
     attack, adversary, defence, cut : str
         Which attack, by whom, against what.
     target : str
-        ``"text"``, of which all is counted that the task's template does not say; or
-        ``"label"``.
+        ``"text"``, of which all is counted that the task's template does not say;
+        ``"label"``; or ``"member"``, whether a text was trained on.
     texts, tokens : int
         How many were attacked. A label is one token.
     token_accuracy : float
-        Share of the tokens that were read right, each in its place.
+        Share of the tokens that were read right, each in its place. Of members the AUC:
+        how often a text that was trained on is told from one that was not.
     exact_texts : int
         Texts of which every token was.
     baseline : float

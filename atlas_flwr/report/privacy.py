@@ -25,6 +25,9 @@ PRIVACY_COLUMNS = (
 )
 
 
+OF = {"text": "tokens", "label": "labels", "member": "members (AUC)"}
+
+
 def privacy_rows(folder: RunFolder) -> list[tuple[str, ...]]:
     """Return the cells of each attack; none where a run was not attacked."""
     path = folder.path / "privacy.json"
@@ -43,7 +46,7 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = found["interval"]
     return (
         found["attack"],
-        "tokens" if found["target"] == "text" else "labels",
+        OF[found["target"]],
         found["cut"],
         found["defence"],
         percent(found["token_accuracy"]),

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from atlas_flwr.privacy.adversary import PASSIVE_SERVER, Adversary
+from atlas_flwr.privacy.adversary import PASSIVE_SERVER, Adversary, Who
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy.knowledge import Knowledge
     from atlas_flwr.privacy.observation import Observation
 
-__all__ = ["LABEL", "TEXT", "Attack"]
+__all__ = ["LABEL", "MEMBER", "TEXT", "Attack", "MemberAttack"]
 
-TEXT, LABEL = "text", "label"
+TEXT, LABEL, MEMBER = "text", "label", "member"
 
 
 class Attack(ABC):
@@ -75,4 +75,35 @@ class Attack(ABC):
         -------
         list[Tensor]
             For each observation token ids (T,), int64; of a label its class, (1,).
+        """
+
+
+class MemberAttack(ABC):
+    """One attack on exported adapters: it tells texts that they were trained on.
+
+    Attributes
+    ----------
+    name, adversary, about
+        As :class:`Attack`'s.
+    """
+
+    name: ClassVar[str]
+    adversary: ClassVar[Adversary] = Adversary(
+        Who.OUTSIDER, weights=True, adapters=True, texts=False, defence=False
+    )
+    about: ClassVar[str]
+
+    @abstractmethod
+    def scores(self, losses: Tensor, untrained: Tensor) -> Tensor:
+        """Say of each text how much it looks like one that was trained on.
+
+        Parameters
+        ----------
+        losses, untrained : Tensor
+            Shape (N,): the loss of each with the adapters, and without.
+
+        Returns
+        -------
+        Tensor
+            Shape (N,); members should have the greater ones.
         """

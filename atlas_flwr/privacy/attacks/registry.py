@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from atlas_flwr.privacy.attacks.base import Attack
+from atlas_flwr.privacy.attacks.base import Attack, MemberAttack
 from atlas_flwr.privacy.attacks.inverter import Inverter
 from atlas_flwr.privacy.attacks.label_clusters import LabelClusters
 from atlas_flwr.privacy.attacks.label_gradient import LabelGradient
 from atlas_flwr.privacy.attacks.linear import Linear
+from atlas_flwr.privacy.attacks.membership_loss import MembershipLoss
+from atlas_flwr.privacy.attacks.membership_reference import MembershipReference
 from atlas_flwr.privacy.attacks.verified import Verified
 from atlas_flwr.privacy.attacks.writer import Writer
 
-__all__ = ["ATTACKS"]
+__all__ = ["ATTACKS", "MEMBERSHIP"]
 
 ATTACKS: Mapping[str, Attack] = {
     attack.name: attack
@@ -25,4 +27,9 @@ ATTACKS: Mapping[str, Attack] = {
         LabelGradient(),
         LabelClusters(),
     )
+}
+
+# On the adapters that a run has exported, not on what crossed.
+MEMBERSHIP: Mapping[str, MemberAttack] = {
+    attack.name: attack for attack in (MembershipLoss(), MembershipReference())
 }

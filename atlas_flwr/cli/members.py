@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a run's exported adapters tell which texts they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atlas_flwr.report import RunFolder, summarize_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from atlas_flwr.client_apps.batches import ClientBatches
+    from atlas_flwr.data import Collator, Example
+    from atlas_flwr.privacy import Score
+    from atlas_flwr.privacy.attacks.base import MemberAttack
+
+__all__ = ["member_scores", "trained_and_not"]
+
+Losses = tuple["Tensor", "Tensor"]  # with the adapters, without
+
+
+def member_scores(
+    folder: RunFolder, attacks: Sequence[MemberAttack], texts: int, seed: int
+) -> Iterator[Score]:
+    """Attack the adapters of each client's cluster, or its own.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of a finished run on this machine's tasks.
+    attacks : Sequence[MemberAttack]
+        What to try.
+    texts : int
+        Members, and as many others, of each client at most.
+    seed : int
+        Of the interval's resampling.
+
+    Raises
+    ------
+    DataError
+        If the run's model writes no text, its summaries cross, or it has exported
+        nothing.
+    """
+    from atlas_flwr.privacy.attacks.base import MEMBER
+    from atlas_flwr.privacy.auc import auc
+    from atlas_flwr.privacy.scores import Score
+
+    config = folder.config()
+    told = [_client(folder, i, texts) for i in range(_count(folder))]
+    cuts = sorted(set(summarize_folder(folder).plans.values()))
+    for attack in attacks:
+        pairs = []
+        for members, others in told:
+            found = [attack.scores(*losses).numpy() for losses in (members, others)]
+            pairs.append((found[0], found[1]))
+        area, interval = auc(pairs, seed)
+        yield Score(
+            attack=attack.name,
+            adversary=str(attack.adversary),
+            defence=config.defence,
+            cut=", ".join(map(str, cuts)) or "none",
+            target=MEMBER,
+            texts=sum(len(losses[0]) for pair in told for losses in pair),
+            tokens=0,
+            token_accuracy=area,
+            exact_texts=0,
+            baseline=0.5,
+            interval=interval,
+        )
+
+
+def trained_and_not(
+    folder: RunFolder, client: int, count: int
+) -> tuple[ClientBatches, Sequence[Example], Sequence[Example]]:
+    """Return a client's examples that its rounds drew, and those it was tested on."""
+    from atlas_flwr.client_apps.batches import ClientBatches
+    from atlas_flwr.client_apps.identity import Identity
+    from atlas_flwr.data import resolve_model
+
+    config = folder.config()
+    source = resolve_model(config.model, progress=False)
+    me = Identity(client, count, None)
+    rounds = [
+        ClientBatches(config, me, source, number + 1)
+        for number in range(config.num_rounds)
+    ]
+    found = [batches.trained_on() for batches in rounds]
+    members = dict.fromkeys(example for drawn, _ in found for example in drawn)
+    return rounds[0], list(members), found[0][1]
+
+
+def _count(folder: RunFolder) -> int:
+    return summarize_folder(folder).num_clients
+
+
+def _client(folder: RunFolder, client: int, texts: int) -> tuple[Losses, Losses]:
+    """Return losses of a client's members, and of as many others."""
+    from atlas_flwr.lora import Scaling
+    from atlas_flwr.serving.choice import Choice, chosen
+    from atlas_flwr.train.model import adapted_whole
+    from atlas_flwr.train.weights import ModelFiles
+
+    files = ModelFiles.of(folder.config(), "cpu")
+    picked = chosen(folder, Choice(client=str(client)), files, files.outline())
+    batches, members, others = trained_and_not(folder, client, _count(folder))
+    collate = batches.collator(batches.me.shard(batches.config).task)
+    model: Any = files.whole()
+    few = min(texts, len(members), len(others))
+    sets = [members[:few], others[:few]]
+    before = [_losses(model, collate, examples) for examples in sets]
+    with adapted_whole(model, picked.state, Scaling()) as adapted:
+        after = [_losses(adapted.model, collate, examples) for examples in sets]
+    return (after[0], before[0]), (after[1], before[1])
+
+
+def _losses(model: Any, collate: Collator, examples: Sequence[Example]) -> Tensor:
+    """Return each example's mean loss over what is learned of it, shape (N,)."""
+    import torch
+
+    from atlas_flwr.train.step import batch_loss
+
+    with torch.no_grad():
+        found = [batch_loss(model.eval(), collate([example])) for example in examples]
+    return torch.stack(found).float()

@@ -1,0 +1,65 @@
+"""Telling members: areas as others count them, and members that a run really had."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from atlas_flwr.cli.command import run_words
+from atlas_flwr.cli.members import trained_and_not
+from atlas_flwr.cli.recorded import recordings
+from atlas_flwr.privacy.auc import auc
+from tests.privacy.test_attack import recorded
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    longer = {"local-steps": 20, "learning-rate": 0.02}
+    return recorded(tmp_path_factory.mktemp("runs"), **longer)
+
+
+def test_the_area_is_the_one_that_scikit_learn_counts():
+    rng = np.random.default_rng(0)
+    members, others = rng.integers(0, 9, 40) + 1.0, rng.integers(0, 9, 30) + 0.0
+    area, (low, high) = auc([(members, others)], 0)
+    truth = [1] * 40 + [0] * 30
+    assert area == pytest.approx(roc_auc_score(truth, [*members, *others]))
+    assert low < area < high
+
+
+def test_clients_of_unlike_tasks_are_not_compared():
+    easy, hard = np.array([9.0, 8.0]), np.array([1.0, 0.0])
+    assert auc([(easy, easy), (hard, hard)], 0)[0] == 0.5
+
+
+def test_an_interval_of_scores_that_say_nothing_covers_a_half():
+    rng = np.random.default_rng(1)
+    _, (low, high) = auc([(rng.normal(size=50), rng.normal(size=50))], 0)
+    assert low < 0.5 < high
+
+
+def test_members_are_the_texts_that_crossed(folder):
+    for recording in recordings(folder):
+        batches, members, others = trained_and_not(folder, int(recording.client), 2)
+        collate = batches.collator(batches.me.shard(batches.config).task)
+        crossed = {tuple(t.ids.tolist()) for t in recording.truths}
+        rows = {tuple(collate([example]).input_ids[0].tolist()) for example in members}
+        assert rows == crossed
+        assert not set(members) & set(others)
+
+
+def test_who_has_learned_by_heart_tells_its_members(folder):
+    names = "membership-loss,membership-reference"
+    words = ["attack", str(folder.path), "--attacks", names]
+    assert run_words(words) == 0
+    found = json.loads((folder.path / "privacy.json").read_text())
+    for one in found:
+        assert one["target"] == "member"
+        assert one["adversary"] == "outsider; knows weights, adapters"
+        assert one["baseline"] == 0.5
+        assert one["interval"][0] <= one["token_accuracy"] <= one["interval"][1]
+    assert max(one["token_accuracy"] for one in found) > 0.6
+    assert "members (AUC)" in folder.report_path.read_text()
