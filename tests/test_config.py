@@ -159,6 +159,7 @@ REFUSED = [
     ({"trunk": "peers", "peer-speeds": "1"}, "has 1 items, and peer-memory 0"),
     ({"trunk": "peers", "peer-memory": "0", "peer-speeds": "-1"}, "'-1' is no speed"),
     ({"trunk": "peers", "peer-trust": "a,b+"}, "peer-trust='a,b+': has an empty name"),
+    ({"trunk-queue": "lifo"}, "trunk-queue='lifo': it must be one of fifo, longest"),
     ({"trunk": "peers", "peer-checks": 0.1, "codec": "int8"}, "an own computation is"),
     ({"trunk": "peers", "trunk-access": "a.json"}, "with trunk='peers' clients carry"),
     (

@@ -53,6 +53,8 @@ class TrunkSessions:
         Say what clients keep to themselves.
     checks : float
         Share of the messages in which clients check their hosts.
+    steps : int
+        That a client takes in a round, for the order in which the trunk serves.
     """
 
     host: TrunkHost
@@ -65,6 +67,7 @@ class TrunkSessions:
     hooks: ServerHooks = UNCHANGED
     ca: str = ""
     checks: float = 0.0
+    steps: int = 0
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 
@@ -93,7 +96,15 @@ class TrunkSessions:
         live, folds = self._folds(mine, source)
         merge = self.merge if shared else 1
         spec = SessionSpec(
-            plan, live, self.optimizer, shared, folds, probe, merge, client
+            plan,
+            live,
+            self.optimizer,
+            shared,
+            folds,
+            probe,
+            merge,
+            client,
+            self.steps,
         )
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]

@@ -57,6 +57,12 @@ class MachineConfig:
         "numbers to float rounding.",
         minimum=0,
     )
+    trunk_queue: str = option(
+        "longest-path",
+        "Whose call the trunk takes first, of those that wait. longest-path: of the "
+        "client with the most time before it outside the trunk, as a round ends with "
+        "its last. fifo: that which came first. fair: each cluster its share.",
+    )
     trunk_restarts: int = option(
         2,
         "How often a trunk that has died is started again while a run goes on; the "

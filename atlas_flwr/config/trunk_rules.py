@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
+from atlas_flwr.budget.queues import QUEUES
 from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
@@ -55,6 +56,12 @@ def trunk_is_used(config: RunConfig) -> Iterator[Problem]:
 def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
     """Want a place to listen at that clients can dial, where the trunk listens."""
     yield from _elsewhere(config)
+    if config.trunk_queue not in QUEUES:
+        yield Problem(
+            ("trunk-queue",),
+            f"trunk-queue={config.trunk_queue!r}: it must be one of "
+            + ", ".join(QUEUES),
+        )
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)

@@ -128,6 +128,7 @@ def _sessions(setting: RunContext) -> TrunkSessions | None:
         num_layers=setting.outline.num_layers,
         hooks=setting.hooks,
         checks=setting.config.peer_checks,
+        steps=setting.config.local_steps * setting.config.accumulate,
     )
 
 

@@ -18,6 +18,7 @@ TAKEN_ANEW = (
     "num_rounds",
     "trunk_access",
     "trunk_address",
+    "trunk_queue",
     "trunk_restarts",
     "trunk_threads",
 )

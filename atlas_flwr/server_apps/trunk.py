@@ -89,6 +89,7 @@ def trunk_source(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> Trunk
     limits = Limits(
         sessions_per_pass=config.trunk_batch or (64 if on_gpu else 1),
         passes_at_once=1 if on_gpu else config.trunk_threads,
+        queue=config.trunk_queue,
     )
     return files.trunk(plan, recompute=config.trunk_recompute, limits=limits)
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of many threads that wait together, gathered for one pass.
 
-The call that has waited longest leads, takes along what can be joined with it, and does
-the work of all. So the order is first come, first served, and nobody is overtaken for
-longer than a pass.
+The first call of the queue (see :mod:`atlas_flwr.budget.queues`) leads, takes along
+what can be joined with it, in the queue's order, and does the work of all.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import insort
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from atlas_flwr.budget.queues import QUEUES
 from atlas_flwr.errors import AtlasError, TrunkError
 from atlas_flwr.trunk.batching import Batcher
 from atlas_flwr.trunk.learner import Learner
@@ -56,6 +57,7 @@ class _Ticket:
     """A call that waits."""
 
     work: Work
+    rank: float = 0.0
     woken: threading.Event = field(default_factory=threading.Event)
     leads: bool = False
     answer: Any = None
@@ -104,6 +106,7 @@ class Gathering:
         )
         self.counts = PassCounts()
         self._lock = threading.Lock()
+        self._queue = QUEUES[limits.queue]()
         self._arrived = threading.Condition(self._lock)
         self._waiting: list[_Ticket] = []
         self._running: list[_Ticket] = []
@@ -155,12 +158,13 @@ class Gathering:
         beside = [*self._waiting, *self._running]
         if beside:
             self._company.update(t.learner for t in (ticket, *beside))
-        self._waiting.append(ticket)
+        ticket.rank = self._queue.rank(ticket.work.waiting)
+        insort(self._waiting, ticket, key=lambda t: t.rank)
         self._arrived.notify_all()
         self._appoint()
 
     def _appoint(self) -> None:
-        """Let the call that has waited longest lead, if a pass may begin."""
+        """Let the first of the queue lead, if a pass may begin."""
         may_begin = self._passes < self.limits.passes_at_once
         if self._waiting and self._leader is None and may_begin:
             self._leader = self._waiting[0]
@@ -172,6 +176,8 @@ class Gathering:
             batch = self._gathered(ticket)
             self._waiting = [t for t in self._waiting if t not in batch]
             self._running += batch
+            for taken in batch:
+                self._queue.take(taken.rank)
             self._passes += 1
             self._leader = None
             self._appoint()
@@ -247,7 +253,7 @@ class Gathering:
                 return
 
     def _chosen(self, first: _Ticket, kind: Hashable) -> list[_Ticket]:
-        """Choose what is like the first call, in the order of arrival."""
+        """Choose what is like the first call, in the queue's order."""
         alike = [first]
         alike += [
             t

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class SessionSpec:
         of their gradients.
     client : str
         Whose it is; told to no trunk, but to who finds it one.
+    steps : int
+        How many its client will take, for the queue of the calls that wait; 0: unknown.
 
     Raises
     ------
@@ -63,6 +66,7 @@ class SessionSpec:
     probe: bool = False
     merge: int = 1
     client: str = ""
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if self.merge < 1 or (self.merge > 1 and not self.shared):
@@ -71,6 +75,39 @@ class SessionSpec:
                 "1, and only sessions that share adapters can merge their batches: "
                 "give them one name in shared="
             )
+
+
+@dataclass
+class Away:
+    """How long a session's client stays away between its calls.
+
+    Attributes
+    ----------
+    calls : int
+        That came.
+    """
+
+    calls: int = 0
+    _seconds: float = 0.0
+    _gaps: int = 0
+    _since: float | None = None
+
+    def come(self, now: float) -> None:
+        """Note a call at this second of the engine's clock."""
+        self.calls += 1
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._gaps += 1
+            self._since = None
+
+    def go(self, now: float) -> None:
+        """Note that it was answered."""
+        self._since = now
+
+    @property
+    def mean(self) -> float:
+        """Seconds between an answer and the next call; infinite before the second."""
+        return self._seconds / self._gaps if self._gaps else math.inf
 
 
 class Session:
@@ -94,6 +131,8 @@ class Session:
 
     Attributes
     ----------
+    away : Away
+        Where its client's time goes.
     load : Load
         What its open steps keep, published for other threads to read.
     is_begun : bool
@@ -117,8 +156,18 @@ class Session:
         self.log = log
         self.last_used = now
         self.is_begun = False
+        self.away = Away()
         self.load = Load()
         learner.logs.add(log)
+
+    @property
+    def left(self) -> float:
+        """Seconds that its client has before it outside the trunk, as it was so far.
+
+        Where nobody said how many steps it will take, those of one call.
+        """
+        calls = self.spec.steps * (1 if self.spec.plan.tail is None else 2)
+        return self.away.mean * max(calls - self.away.calls, 1)
 
     @property
     def lock(self) -> threading.Lock:

@@ -103,6 +103,7 @@ def spec_bytes(spec: SessionSpec) -> bytes:
         "folds": dict(spec.folds),
         "probe": spec.probe,
         "merge": spec.merge,
+        "steps": spec.steps,
     }
     return state_bytes(spec.state, about)
 
@@ -129,6 +130,7 @@ def spec_of(data: bytes) -> SessionSpec:
             folds={str(n): int(k) for n, k in about["folds"].items()},
             probe=bool(about["probe"]),
             merge=int(about["merge"]),
+            steps=int(about["steps"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WireError(f"bytes that are no session: {error!r}") from None

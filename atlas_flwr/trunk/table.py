@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
+from atlas_flwr.budget.queues import QUEUES
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.trunk.steps import Load
@@ -46,6 +47,8 @@ class Limits:
         Passes that run at the same time, each in a thread.
     caches : int
         Generations whose keys and values are kept at once, of all sessions.
+    queue : str
+        The order of calls that wait, one of :data:`atlas_flwr.budget.queues.QUEUES`.
     cache_bytes : int
         Their bytes. Over either limit those used longest ago are forgotten; their
         clients send their texts again.
@@ -53,7 +56,7 @@ class Limits:
     Raises
     ------
     TrunkError
-        If a limit is not positive.
+        If a limit is not positive, or there is no such queue.
     """
 
     sessions: int = 1024
@@ -65,14 +68,20 @@ class Limits:
     rows_per_pass: int = 16384
     window_seconds: float = 0.05
     passes_at_once: int = 1
+    queue: str = "longest-path"
     caches: int = 256
     cache_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and value <= 0:
+            if isinstance(value, int | float) and value <= 0:
                 raise TrunkError(f"limit {field.name} is {value}; it must be above 0")
+        if self.queue not in QUEUES:
+            names = ", ".join(QUEUES)
+            raise TrunkError(
+                f"limit queue is {self.queue!r}; it must be one of {names}"
+            )
 
 
 class SessionTable:
@@ -147,14 +156,17 @@ class SessionTable:
                 "this session is not open: it was closed at its round's end, or "
                 "evicted after being idle; the client can take part in the next round"
             )
+        came = self.clock()
         with session.lock:
             session.is_begun = True
+            session.away.come(came)
             session.last_used = self.clock()
             try:
                 yield session
             finally:
                 session.load = session.log.load
                 session.last_used = self.clock()
+                session.away.go(session.last_used)
 
     def admit(self, session: Session, nbytes: int = 0) -> None:
         """Count one pass more for a session that is in use.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atlas_flwr.budget.queues import Waiting
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.base import SharedBase
 from atlas_flwr.trunk.inference import KeptTexts
@@ -45,6 +46,12 @@ class Work:
 
     session: Session
     call: TrunkCall
+
+    @property
+    def waiting(self) -> Waiting:
+        """What the trunk's queue ranks it by."""
+        rows = self.call.hidden.shape[:2].numel()
+        return Waiting(self.session.left, self.session.spec.state.origin, rows)
 
     @property
     def member(self) -> Member:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_flwr.budget.queues import Waiting
 from atlas_flwr.errors import TrunkBusy, TrunkError
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
@@ -40,11 +41,14 @@ class Recording:
         return [work.name.upper() for work in works]
 
 
-def work(name, shape=(2, 4)):
+def work(name, shape=(2, 4), left=0.0):
     hidden = torch.zeros(*shape, 1)
     session = SimpleNamespace(learner=name)
     return SimpleNamespace(
-        name=name, session=session, call=SimpleNamespace(hidden=hidden)
+        name=name,
+        session=session,
+        call=SimpleNamespace(hidden=hidden),
+        waiting=Waiting(left),
     )
 
 
@@ -130,6 +134,39 @@ def test_the_longest_waiting_goes_first_and_takes_its_like_along():
     asked(made, map(work, "abcdef"))
     assert batcher.passes == [["a", "c"], ["b", "d"], ["e"], ["f"]]
     assert made.counts.unjoined_calls == 1
+
+
+def test_who_has_the_longest_way_before_it_goes_first():
+    batcher = Recording({"a": 1, "b": 2, "c": 1, "d": 2})
+    made = gathering(batcher, sessions_per_pass=2)
+    lefts = {"a": 1.0, "b": 5.0, "c": 9.0, "d": 7.0}
+    asked(made, [work(name, left=left) for name, left in lefts.items()])
+    assert batcher.passes == [["c", "a"], ["d", "b"]]
+    batcher.passes.clear()
+    made = gathering(batcher, queue="fifo", sessions_per_pass=1)
+    asked(made, [work(name, left=left) for name, left in lefts.items()])
+    assert batcher.passes == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_a_session_knows_how_long_its_client_will_be_away():
+    now = 0.0
+    engine = TrunkEngine(partition(build("llama"), PLAN).trunk, clock=lambda: now)
+    token = engine.open(SessionSpec(PLAN, optimizer=SPEC, steps=3))
+    session = engine._table._sessions[token]
+    assert session.left == float("inf")  # so that a first call is not kept waiting
+    hidden = torch.zeros(1, 2, 32)
+    for step, away in enumerate((7.0, 3.0)):
+        now += away
+        engine.forward(token, TrunkCall(hidden, step=step))
+        now += 1.0
+        engine.backward(token, step, torch.zeros(1, 2, 32))
+    # Between the calls 1, 3 and 1 s; the first 7 are before it began. Two calls left.
+    assert session.left == pytest.approx(2 * 5 / 3)
+
+
+def test_an_unknown_queue_is_refused():
+    with pytest.raises(TrunkError, match="'random'; it must be one of fifo"):
+        Limits(queue="random")
 
 
 def test_a_pass_holds_no_more_rows_than_allowed_nor_much_that_is_filled_up():

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A round of split training on a simulated clock: clients, links and trunks.
+
+Each step of a client is a chain of stages, and each stage holds one thing: the client
+itself, its link up, its link down, or a trunk, which all its clients share. A step may
+be in several *parts* (micro-batches), which follow each other through the stages; the
+next step begins when the last part is back. A trunk takes the calls that wait in the
+order of its queue, and joins calls of one kind in a pass, which takes
+
+.. math:: t = t_0 + \frac{rows}{rate}
+
+seconds. What the clock leaves out: the moment that a trunk waits for company, retries,
+and how a link's clients slow each other down beyond the trunk's own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal, NamedTuple
+
+from atlas_flwr.budget.queues import Fifo, Queue, Waiting
+from atlas_flwr.errors import BudgetError
+
+__all__ = ["Round", "Traveller", "TrunkRate", "simulate"]
+
+Place = Literal["client", "up", "down", "forward", "backward"]
+ON_TRUNK = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Traveller:
+    """A client of the round, and the seconds that one of its steps takes where.
+
+    Attributes
+    ----------
+    head, tail : float
+        Forward and backward of its own blocks, of which forward is a third each.
+        ``tail=None`` is a vanilla split, whose tail the trunk runs.
+    link : float
+        One crossing of the step's tensors, up or down.
+    rows : int
+        Positions that the step brings to the trunk.
+    steps : int
+        Of the round.
+    trunk : int
+        Which of the trunks it calls.
+    cluster : str
+        For queues that are fair.
+
+    Raises
+    ------
+    BudgetError
+        If a time is below 0, or a number below 1.
+    """
+
+    head: float
+    tail: float | None
+    link: float
+    rows: int = 1
+    steps: int = 1
+    trunk: int = 0
+    cluster: str = ""
+
+    def __post_init__(self) -> None:
+        times = (self.head, self.tail or 0.0, self.link)
+        if min(times) < 0 or min(self.rows, self.steps) < 1:
+            raise BudgetError(
+                f"{self}: times must be at least 0, rows and steps at least 1"
+            )
+
+    @property
+    def stages(self) -> Sequence[tuple[Place, float]]:
+        """The places of a step in order, and the seconds in each but the trunk."""
+        head = self.head / 3
+        if self.tail is None:
+            return (
+                ("client", head),
+                ("up", self.link),
+                ("backward", 0.0),
+                ("down", self.link),
+                ("client", 2 * head),
+            )
+        return (
+            ("client", head),
+            ("up", self.link),
+            ("forward", 0.0),
+            ("down", self.link),
+            ("client", self.tail),
+            ("up", self.link),
+            ("backward", 0.0),
+            ("down", self.link),
+            ("client", 2 * head),
+        )
+
+    @property
+    def outside(self) -> float:
+        """Seconds of a step outside the trunk."""
+        return sum(seconds for _, seconds in self.stages)
+
+
+@dataclass(frozen=True)
+class TrunkRate:
+    """What a trunk does.
+
+    Attributes
+    ----------
+    row : float
+        Seconds that a position takes, forward and backward together. Forward is a third
+        of it; a vanilla step has all of it at once.
+    start : float
+        Seconds that a pass takes besides, whatever it holds; half a step's.
+    sessions_per_pass : int
+        Calls that one pass may join.
+    passes_at_once : int
+        Passes that run beside each other, each as fast as alone: GPUs, or cores.
+
+    Raises
+    ------
+    BudgetError
+        If a time is below 0, or a number below 1.
+    """
+
+    row: float
+    start: float = 0.0
+    sessions_per_pass: int = 1
+    passes_at_once: int = 1
+
+    def __post_init__(self) -> None:
+        numbers = (self.sessions_per_pass, self.passes_at_once)
+        if min(self.row, self.start) < 0 or min(numbers) < 1:
+            raise BudgetError(f"{self}: times must be at least 0, numbers at least 1")
+
+    def seconds(self, place: Place, rows: float, vanilla: bool) -> float:
+        """Return what a pass takes."""
+        share = 1.0 if vanilla else 1 / 3 if place == "forward" else 2 / 3
+        return self.start * (2 if vanilla else 1) + rows * self.row * share
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of it.
+
+    Attributes
+    ----------
+    ends : Sequence[float]
+        Seconds after which each client was through.
+    busy : Sequence[float]
+        Seconds that each trunk ran passes, summed over those at once.
+    passes : int
+        How many.
+    """
+
+    ends: Sequence[float]
+    busy: Sequence[float]
+    passes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole round."""
+        return max(self.ends)
+
+
+class _Call(NamedTuple):
+    rank: float
+    number: int
+    client: int
+    stage: int
+
+
+@dataclass
+class _Trunk:
+    rate: TrunkRate
+    queue: Queue
+    free: int
+    waiting: dict[tuple[Place, bool], list[_Call]] = field(default_factory=dict)
+
+    def next(self) -> tuple[tuple[Place, bool], list[_Call]] | None:
+        """Take the calls of the next pass, if one may begin."""
+        kinds = [kind for kind, calls in self.waiting.items() if calls]
+        if not self.free or not kinds:
+            return None
+        kind = min(kinds, key=lambda kind: self.waiting[kind][0])
+        calls = self.waiting[kind]
+        most = min(-(-len(calls) // self.free), self.rate.sessions_per_pass)
+        taken = [heapq.heappop(calls) for _ in range(most)]
+        for call in taken:
+            self.queue.take(call.rank)
+        self.free -= 1
+        return kind, taken
+
+
+def simulate(
+    clients: Sequence[Traveller],
+    trunks: Sequence[TrunkRate],
+    *,
+    queue: Callable[[], Queue] = Fifo,
+    parts: int = 1,
+) -> Round:
+    """Run a round in which all clients begin at once.
+
+    Parameters
+    ----------
+    clients : Sequence[Traveller]
+        Who takes part; at least one.
+    trunks : Sequence[TrunkRate]
+        Those that they call.
+    queue : Callable[[], Queue]
+        Makes the order of each trunk's calls, one of :data:`~.queues.QUEUES`.
+    parts : int
+        Micro-batches in flight in each step; 1 is none.
+
+    Raises
+    ------
+    BudgetError
+        If there are no clients, ``parts`` is below 1, or a client calls no trunk there.
+    """
+    if not clients or parts < 1:
+        raise BudgetError(f"{len(clients)} clients and parts={parts}; at least 1 each")
+    for client in clients:
+        if not 0 <= client.trunk < len(trunks):
+            raise BudgetError(f"{client} calls trunk {client.trunk} of {len(trunks)}")
+    return _Clock(clients, trunks, queue, parts).run()
+
+
+class _Clock:
+    def __init__(
+        self,
+        clients: Sequence[Traveller],
+        trunks: Sequence[TrunkRate],
+        queue: Callable[[], Queue],
+        parts: int,
+    ) -> None:
+        self.clients, self.parts = clients, parts
+        self.stages = [client.stages for client in clients]
+        self.outside = [client.outside for client in clients]
+        self.trunks = [_Trunk(t, queue(), t.passes_at_once) for t in trunks]
+        self.numbers = count()
+        self.events: list[tuple[float, int, int, Sequence[tuple[int, int]]]] = []
+        self.free_at: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self.steps, self.back = [0] * len(clients), [0] * len(clients)
+        self.ends = [0.0] * len(clients)
+        self.busy = [0.0] * len(trunks)
+        self.passes = 0
+
+    def run(self) -> Round:
+        for client in range(len(self.clients)):
+            self._begin(0.0, client)
+        while self.events:
+            now = self.events[0][0]
+            while self.events and self.events[0][0] == now:
+                _, _, trunk, arrivals = heapq.heappop(self.events)
+                if trunk >= 0:
+                    self.trunks[trunk].free += 1
+                for client, stage in arrivals:
+                    self._arrive(now, client, stage)
+            for number in range(len(self.trunks)):
+                self._serve(now, number)
+        return Round(self.ends, self.busy, self.passes)
+
+    def _begin(self, now: float, client: int) -> None:
+        self._push(now, -1, [(client, 0)] * self.parts)
+
+    def _push(self, at: float, trunk: int, arrivals: Sequence[tuple[int, int]]) -> None:
+        heapq.heappush(self.events, (at, next(self.numbers), trunk, arrivals))
+
+    def _arrive(self, now: float, client: int, stage: int) -> None:
+        if stage == len(self.stages[client]):
+            self._came_back(now, client)
+            return
+        place, seconds = self.stages[client][stage]
+        if place in ON_TRUNK:
+            self._wait(client, stage, place)
+            return
+        begins = max(now, self.free_at[client, place])
+        ends = begins + seconds / self.parts
+        self.free_at[client, place] = ends
+        self._push(ends, -1, [(client, stage + 1)])
+
+    def _came_back(self, now: float, client: int) -> None:
+        self.back[client] += 1
+        if self.back[client] < self.parts:
+            return
+        self.back[client] = 0
+        self.steps[client] += 1
+        if self.steps[client] < self.clients[client].steps:
+            self._begin(now, client)
+        else:
+            self.ends[client] = now
+
+    def _wait(self, client: int, stage: int, place: Place) -> None:
+        who = self.clients[client]
+        trunk = self.trunks[who.trunk]
+        behind = sum(seconds for _, seconds in self.stages[client][stage:])
+        left = (who.steps - self.steps[client] - 1) * self.outside[client] + behind
+        rank = trunk.queue.rank(Waiting(left, who.cluster, who.rows))
+        call = _Call(rank, next(self.numbers), client, stage)
+        calls = trunk.waiting.setdefault((place, who.tail is None), [])
+        heapq.heappush(calls, call)
+
+    def _serve(self, now: float, number: int) -> None:
+        trunk = self.trunks[number]
+        while found := trunk.next():
+            (place, vanilla), calls = found
+            rows = sum(self.clients[c.client].rows for c in calls) / self.parts
+            seconds = trunk.rate.seconds(place, rows, vanilla)
+            self.busy[number] += seconds
+            self.passes += 1
+            onwards = [(c.client, c.stage + 1) for c in calls]
+            self._push(now + seconds, number, onwards)
