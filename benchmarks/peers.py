@@ -7,25 +7,29 @@ Run from the top of the repository::
 
 SmolLM2's shape, 8 texts of 48 tokens a step, a cut of 1/1. Links are log-uniform from 5
 to 100 Mbit/s, clients compute at 10 to 100 GFLOP/s, a third of them lend 4 GiB. Each
-step is client, link, trunk, link and back, as the events of a queue: a trunk does one
-pass at a time, first come first served, and its guests share its link evenly. What is
+step is client, link, trunk, link and back (atlas_flwr.budget.clock): a trunk does one
+pass at a time, the longest way first, and its guests share its link evenly. What is
 learned does not depend on any of it (tests/server_apps/test_peers.py). Prints a
 Markdown table.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections import Counter
 from dataclasses import dataclass
 
 from atlas_flwr.budget import (
+    QUEUES,
     Architecture,
     Guest,
     Host,
     Rates,
+    Round,
+    Traveller,
+    TrunkRate,
     pair,
+    simulate,
     step_time,
     ways_of,
 )
@@ -53,7 +57,7 @@ def machines(chance: random.Random) -> list[Machine]:
     ]
 
 
-class Clock:
+class Carried:
     """A round of split steps, each client with the trunk that carries it."""
 
     def __init__(
@@ -71,6 +75,7 @@ class Clock:
         self.bits = work.link / 4  # of one crossing
 
     def crossing(self, client: int) -> float:
+        """Seconds that a step's tensors take one way."""
         host = self.carried[client]
         if host == client:
             return 0.0
@@ -78,29 +83,16 @@ class Clock:
         share = self.trunks[host].bits / max(strangers, 1)
         return self.bits / min(self.clients[client].bits, share)
 
-    def run(self) -> tuple[dict[int, float], Counter]:
-        """Return when each client ends, and the seconds that each trunk computes."""
-        free, busy, ends = Counter(), Counter(), {}
-        queue = [(self._side(c), c, 0) for c in self.carried]
-        heapq.heapify(queue)
-        while queue:
-            now, client, passes = heapq.heappop(queue)
-            if passes == 2 * STEPS:
-                ends[client] = now
-                continue
-            host = self.carried[client]
-            took = self.trunk_work / 2 / self.trunks[host].flops
-            began = max(now, free[host])
-            free[host] = began + took
-            busy[host] += took
-            back = free[host] + self.crossing(client) + self._side(client)
-            heapq.heappush(queue, (back, client, passes + 1))
-        return ends, busy
-
-    def _side(self, client: int) -> float:
-        """A half of a client's own part of a step, and the way to the trunk."""
-        own = self.client_work / 2 / self.clients[client].flops
-        return own + self.crossing(client)
+    def round(self) -> Round:
+        """Run it."""
+        hosts = sorted(self.guests)
+        travellers = []
+        for client, host in self.carried.items():
+            own = self.client_work / 2 / self.clients[client].flops
+            link, trunks = self.crossing(client), (hosts.index(host),)
+            travellers.append(Traveller(own, own, link, steps=STEPS, trunks=trunks))
+        rates = [TrunkRate(self.trunk_work / self.trunks[h].flops) for h in hosts]
+        return simulate(travellers, rates, queue=QUEUES["longest-path"])
 
     def moved(self) -> Counter:
         """Bytes over each trunk's link."""
@@ -111,16 +103,17 @@ class Clock:
         return found
 
 
-def row(name: str, clock: Clock, server: bool) -> str:
-    ends, busy = clock.run()
-    moved, slowest = clock.moved(), max(ends.values())
-    mean = sum(ends.values()) / len(ends)
+def row(name: str, made: Carried, server: bool) -> str:
+    """Return a row of the table."""
+    found = made.round()
+    moved = made.moved()
+    mean = sum(found.ends) / len(found.ends)
     at_server = sum(moved.values()) / MEGA if server else 0.0
     fullest = max(moved.values()) / MEGA
-    load = 100 * max(busy.values()) / slowest
+    load = 100 * max(found.busy) / found.seconds
     return (
-        f"| {name} | {at_server:.0f} | {fullest:.0f} | {slowest:.0f} | {mean:.0f} | "
-        f"{load:.0f} | {max(clock.guests.values())} |"
+        f"| {name} | {at_server:.0f} | {fullest:.0f} | {found.seconds:.0f} | "
+        f"{mean:.0f} | {load:.0f} | {max(made.guests.values())} |"
     )
 
 
@@ -175,8 +168,8 @@ def main() -> None:
     for name, flops in SERVERS.items():
         central = {CLIENTS: Machine(flops, SERVER_LINK)}
         everyone = dict.fromkeys(range(CLIENTS), CLIENTS)
-        clock = Clock(architecture, clients, central, everyone)
-        print(row(f"central, {name}", clock, server=True))
+        made = Carried(architecture, clients, central, everyone)
+        print(row(f"central, {name}", made, server=True))
     trunks = dict(enumerate(clients))
     for name, carried in {
         "peers, drawn": drawn,
@@ -185,8 +178,8 @@ def main() -> None:
     }.items():
         if len(carried) < CLIENTS:
             name = f"{name} ({CLIENTS - len(carried)} sit out)"
-        clock = Clock(architecture, clients, trunks, carried)
-        print(row(name, clock, server=False))
+        made = Carried(architecture, clients, trunks, carried)
+        print(row(name, made, server=False))
 
 
 if __name__ == "__main__":

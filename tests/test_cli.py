@@ -794,6 +794,27 @@ def test_plan_says_that_a_run_which_nobody_can_carry_would_end(capsys):
     assert "nobody has room for any client" in capsys.readouterr().out
 
 
+def test_plan_shows_a_round_which_alone_takes_a_clients_own_path(capsys):
+    config = "model='tiny' tasks='spam' local-steps=30 trunk-queue='fifo'"
+    rates = ["--client-gflops", "0.01", "--trunk-gflops", "0.01", "--mbits", "1"]
+    given = ["-c", config, "--round", "-n", "1", "--spread", "1", *rates]
+    assert main(["plan", str(ROOT), *given]) == 0
+    shown = capsys.readouterr().out.partition("a round of 1 clients")[2]
+    head, _, *rows = shown.splitlines()
+    path = head.split()[-2]
+    assert int(path.replace(",", "")) > 10
+    whole = [row.lstrip("* ").split() for row in rows]
+    assert [row[2] for row in whole if row[1] == "1"] == [path] * 3
+    assert [row for row in rows if row.startswith("*")] == [rows[0]]
+
+
+@pytest.mark.parametrize("wrong", [["--spread", "0.5"], ["--trunks", "0"], ["-n", "0"]])
+def test_plan_refuses_a_round_of_nobody(wrong, capsys):
+    given = ["-c", "model='tiny'", "--round", *wrong]
+    assert main(["plan", str(ROOT), *given]) == 1
+    assert "all must be at least 1" in capsys.readouterr().err
+
+
 def test_plan_reads_no_leakage_of_no_text(capsys):
     assert main(["plan", str(ROOT), "-c", "model='tiny'", "--leakage", "0"]) == 1
     assert "--leakage 0: at least 1 text" in capsys.readouterr().err

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from atlas_flwr.budget.allocator import return_freed_memory
     from atlas_flwr.budget.architecture import Architecture
     from atlas_flwr.budget.assignment import Assignment, assign
+    from atlas_flwr.budget.clock import Round, Traveller, TrunkRate, simulate
     from atlas_flwr.budget.footprint import Footprint
     from atlas_flwr.budget.importance import averaged, blended, distance, per_byte
     from atlas_flwr.budget.knapsack import Item
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
         pair,
         ways_of,
     )
+    from atlas_flwr.budget.queues import QUEUES
     from atlas_flwr.budget.time import Rates, StepTime, step_time
 
 __all__ = [
+    "QUEUES",
     "AdaptedLayer",
     "Allocation",
     "Architecture",
@@ -42,7 +45,10 @@ __all__ = [
     "Pairing",
     "Prices",
     "Rates",
+    "Round",
     "StepTime",
+    "Traveller",
+    "TrunkRate",
     "TrunkSession",
     "allocate",
     "assign",
@@ -53,6 +59,7 @@ __all__ = [
     "pair",
     "per_byte",
     "return_freed_memory",
+    "simulate",
     "step_time",
     "trunk_memory",
     "ways_of",
@@ -61,6 +68,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "QUEUES": "queues",
         "AdaptedLayer": "allocation",
         "Allocation": "allocation",
         "Architecture": "architecture",
@@ -73,7 +81,10 @@ __getattr__, __dir__ = attach(
         "Pairing": "pairing",
         "Prices": "pairing",
         "Rates": "time",
+        "Round": "clock",
         "StepTime": "time",
+        "Traveller": "clock",
+        "TrunkRate": "clock",
         "TrunkSession": "memory",
         "allocate": "allocation",
         "assign": "assignment",
@@ -84,6 +95,7 @@ __getattr__, __dir__ = attach(
         "pair": "pairing",
         "per_byte": "importance",
         "return_freed_memory": "allocator",
+        "simulate": "clock",
         "step_time": "time",
         "trunk_memory": "memory",
         "ways_of": "pairing",

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A round of split training on a simulated clock: clients, links and trunks.
 
-Each step of a client is a chain of stages, and each stage holds one thing: the client
-itself, its link up, its link down, or a trunk, which all its clients share. A step may
-be in several *parts* (micro-batches), which follow each other through the stages; the
-next step begins when the last part is back. A trunk takes the calls that wait in the
-order of its queue, and joins calls of one kind in a pass, which takes
+Each step of a client is a series of stages, and each stage holds one thing: the client
+itself, its link up, its link down, or a trunk, which all its clients share; where the
+blocks are spread over several, one after the other. A step may be in several *parts*
+(micro-batches), which follow each other through the stages; the next step begins when
+the last part is back. A trunk takes the calls that wait in the order of its queue, and
+joins calls of one kind in a pass, which takes
 
-.. math:: t = t_0 + \frac{rows}{rate}
+.. math:: t = \max(t_0, n \cdot t_{row})
 
-seconds. What the clock leaves out: the moment that a trunk waits for company, retries,
-and how a link's clients slow each other down beyond the trunk's own.
+seconds for n rows: a GPU computes while its kernels are launched, and the slower of the
+two is what counts. What the clock leaves out: the moment that a trunk waits for
+company, retries, what parts cost beyond their share of a step, and links that clients
+share.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, NamedTuple
@@ -27,8 +30,18 @@ from atlas_flwr.errors import BudgetError
 
 __all__ = ["Round", "Traveller", "TrunkRate", "simulate"]
 
-Place = Literal["client", "up", "down", "forward", "backward"]
-ON_TRUNK = ("forward", "backward")
+Place = Literal["client", "up", "down", "forward", "backward", "whole"]
+# Of a step's work on a trunk, and of its launches, by pass.
+SHARES: Mapping[Place, float] = {"forward": 1 / 3, "backward": 2 / 3, "whole": 1.0}
+STARTS: Mapping[Place, int] = {"forward": 1, "backward": 1, "whole": 2}
+
+
+class Stage(NamedTuple):
+    """Where a step is: on its client, on a link, or in a pass of a trunk."""
+
+    place: Place
+    seconds: float = 0.0
+    trunk: int = -1
 
 
 @dataclass(frozen=True)
@@ -42,64 +55,55 @@ class Traveller:
         ``tail=None`` is a vanilla split, whose tail the trunk runs.
     link : float
         One crossing of the step's tensors, up or down.
-    rows : int
-        Positions that the step brings to the trunk.
+    rows : float
+        Work that the step brings to the trunk: positions, or any other unit of ``row``.
     steps : int
         Of the round.
-    trunk : int
-        Which of the trunks it calls.
+    trunks : tuple[int, ...]
+        Which of the trunks it passes, in the order of forward.
     cluster : str
         For queues that are fair.
 
     Raises
     ------
     BudgetError
-        If a time is below 0, or a number below 1.
+        If a time or ``rows`` is below 0, or a number below 1.
     """
 
     head: float
     tail: float | None
     link: float
-    rows: int = 1
+    rows: float = 1.0
     steps: int = 1
-    trunk: int = 0
+    trunks: tuple[int, ...] = (0,)
     cluster: str = ""
 
     def __post_init__(self) -> None:
-        times = (self.head, self.tail or 0.0, self.link)
-        if min(times) < 0 or min(self.rows, self.steps) < 1:
+        times = (self.head, self.tail or 0.0, self.link, self.rows)
+        if min(times) < 0 or min(self.steps, len(self.trunks)) < 1:
             raise BudgetError(
-                f"{self}: times must be at least 0, rows and steps at least 1"
+                f"{self}: times and rows must be at least 0, steps and trunks at least "
+                "1"
             )
 
     @property
-    def stages(self) -> Sequence[tuple[Place, float]]:
-        """The places of a step in order, and the seconds in each but the trunk."""
-        head = self.head / 3
+    def stages(self) -> Sequence[Stage]:
+        """The stages of a step, in order."""
+        up, down = Stage("up", self.link), Stage("down", self.link)
+        first, last = Stage("client", self.head / 3), Stage("client", self.head * 2 / 3)
+        forward = [Stage("forward", trunk=k) for k in self.trunks]
+        backward = [Stage("backward", trunk=k) for k in reversed(self.trunks)]
         if self.tail is None:
-            return (
-                ("client", head),
-                ("up", self.link),
-                ("backward", 0.0),
-                ("down", self.link),
-                ("client", 2 * head),
-            )
-        return (
-            ("client", head),
-            ("up", self.link),
-            ("forward", 0.0),
-            ("down", self.link),
-            ("client", self.tail),
-            ("up", self.link),
-            ("backward", 0.0),
-            ("down", self.link),
-            ("client", 2 * head),
-        )
+            # The last trunk ends the model: its forward and backward are one pass.
+            whole = Stage("whole", trunk=self.trunks[-1])
+            return [first, up, *forward[:-1], whole, *backward[1:], down, last]
+        tail = Stage("client", self.tail)
+        return [first, up, *forward, down, tail, up, *backward, down, last]
 
     @property
     def outside(self) -> float:
         """Seconds of a step outside the trunk."""
-        return sum(seconds for _, seconds in self.stages)
+        return sum(stage.seconds for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,9 @@ class TrunkRate:
     ----------
     row : float
         Seconds that a position takes, forward and backward together. Forward is a third
-        of it; a vanilla step has all of it at once.
+        of it; in a vanilla step one pass is both.
     start : float
-        Seconds that a pass takes besides, whatever it holds; half a step's.
+        Seconds that a pass takes at least, whatever it holds; one that is both, twice.
     sessions_per_pass : int
         Calls that one pass may join.
     passes_at_once : int
@@ -134,10 +138,9 @@ class TrunkRate:
         if min(self.row, self.start) < 0 or min(numbers) < 1:
             raise BudgetError(f"{self}: times must be at least 0, numbers at least 1")
 
-    def seconds(self, place: Place, rows: float, vanilla: bool) -> float:
+    def seconds(self, place: Place, rows: float) -> float:
         """Return what a pass takes."""
-        share = 1.0 if vanilla else 1 / 3 if place == "forward" else 2 / 3
-        return self.start * (2 if vanilla else 1) + rows * self.row * share
+        return max(self.start * STARTS[place], rows * self.row * SHARES[place])
 
 
 @dataclass(frozen=True)
@@ -176,21 +179,21 @@ class _Trunk:
     rate: TrunkRate
     queue: Queue
     free: int
-    waiting: dict[tuple[Place, bool], list[_Call]] = field(default_factory=dict)
+    waiting: dict[Place, list[_Call]] = field(default_factory=dict)
 
-    def next(self) -> tuple[tuple[Place, bool], list[_Call]] | None:
+    def next(self) -> tuple[Place, list[_Call]] | None:
         """Take the calls of the next pass, if one may begin."""
-        kinds = [kind for kind, calls in self.waiting.items() if calls]
-        if not self.free or not kinds:
+        places: list[Place] = [place for place, calls in self.waiting.items() if calls]
+        if not self.free or not places:
             return None
-        kind = min(kinds, key=lambda kind: self.waiting[kind][0])
-        calls = self.waiting[kind]
+        first = min(places, key=lambda place: self.waiting[place][0])
+        calls = self.waiting[first]
         most = min(-(-len(calls) // self.free), self.rate.sessions_per_pass)
         taken = [heapq.heappop(calls) for _ in range(most)]
         for call in taken:
             self.queue.take(call.rank)
         self.free -= 1
-        return kind, taken
+        return first, taken
 
 
 def simulate(
@@ -221,8 +224,8 @@ def simulate(
     if not clients or parts < 1:
         raise BudgetError(f"{len(clients)} clients and parts={parts}; at least 1 each")
     for client in clients:
-        if not 0 <= client.trunk < len(trunks):
-            raise BudgetError(f"{client} calls trunk {client.trunk} of {len(trunks)}")
+        if not {*client.trunks} <= {*range(len(trunks))}:
+            raise BudgetError(f"{client} passes trunks of which {len(trunks)} are here")
     return _Clock(clients, trunks, queue, parts).run()
 
 
@@ -271,9 +274,9 @@ class _Clock:
         if stage == len(self.stages[client]):
             self._came_back(now, client)
             return
-        place, seconds = self.stages[client][stage]
-        if place in ON_TRUNK:
-            self._wait(client, stage, place)
+        place, seconds, trunk = self.stages[client][stage]
+        if trunk >= 0:
+            self._wait(client, stage, place, self.trunks[trunk])
             return
         begins = max(now, self.free_at[client, place])
         ends = begins + seconds / self.parts
@@ -291,22 +294,20 @@ class _Clock:
         else:
             self.ends[client] = now
 
-    def _wait(self, client: int, stage: int, place: Place) -> None:
+    def _wait(self, client: int, stage: int, place: Place, trunk: _Trunk) -> None:
         who = self.clients[client]
-        trunk = self.trunks[who.trunk]
-        behind = sum(seconds for _, seconds in self.stages[client][stage:])
+        behind = sum(s.seconds for s in self.stages[client][stage:])
         left = (who.steps - self.steps[client] - 1) * self.outside[client] + behind
         rank = trunk.queue.rank(Waiting(left, who.cluster, who.rows))
         call = _Call(rank, next(self.numbers), client, stage)
-        calls = trunk.waiting.setdefault((place, who.tail is None), [])
-        heapq.heappush(calls, call)
+        heapq.heappush(trunk.waiting.setdefault(place, []), call)
 
     def _serve(self, now: float, number: int) -> None:
         trunk = self.trunks[number]
         while found := trunk.next():
-            (place, vanilla), calls = found
+            place, calls = found
             rows = sum(self.clients[c.client].rows for c in calls) / self.parts
-            seconds = trunk.rate.seconds(place, rows, vanilla)
+            seconds = trunk.rate.seconds(place, rows)
             self.busy[number] += seconds
             self.passes += 1
             onwards = [(c.client, c.stage + 1) for c in calls]

@@ -27,13 +27,13 @@ class Waiting:
         its own work and on its link.
     cluster : str
         Of its client.
-    rows : int
-        Positions that it brings.
+    rows : float
+        Work that it brings: positions.
     """
 
     left: float = 0.0
     cluster: str = ""
-    rows: int = 1
+    rows: float = 1.0
 
 
 class Queue(Protocol):

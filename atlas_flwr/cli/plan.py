@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         "--num-supernodes",
         type=int,
         default=8,
-        help="clients that peers are paired with, with trunk='peers' (8)",
+        help="clients, for --round, and to be paired with trunk='peers' (8)",
     )
     parser.add_argument(
         "--leakage",
@@ -49,6 +49,22 @@ def main(arguments: Sequence[str]) -> int:
         help="show, too, what a server would read of N texts of the tasks, by depth "
         "of head up to max-head (default: 12 texts); takes some minutes",
     )
+    parser.add_argument(
+        "--round",
+        action="store_true",
+        help="show, too, how long a round of the clients would take, on a simulated "
+        "clock",
+    )
+    parser.add_argument(
+        "--spread",
+        type=float,
+        default=10.0,
+        help="with --round: how many times as fast as the slowest the fastest client "
+        "is, and its link (10); the rates are those of the fastest",
+    )
+    parser.add_argument(
+        "--trunks", type=int, default=1, help="with --round: replicas of the trunk (1)"
+    )
     rates = parser.add_argument_group("rates; the default is this machine's own")
     rates.add_argument("--client-gflops", type=float, help="of a device")
     rates.add_argument("--trunk-gflops", type=float, help="of the server")
@@ -58,6 +74,13 @@ def main(arguments: Sequence[str]) -> int:
 
     if given.leakage is not None and given.leakage < 1:
         raise ConfigError([f"--leakage {given.leakage}: at least 1 text"])
+    if given.spread < 1 or given.trunks < 1 or given.num_supernodes < 1:
+        raise ConfigError(
+            [
+                f"--spread {given.spread:g}, --trunks {given.trunks} and -n "
+                f"{given.num_supernodes}: all must be at least 1"
+            ]
+        )
     values = cleared(given.app, parse_overrides(given.run_config), devices=False).merged
 
     from atlas_flwr.budget import Allocation, Rates
@@ -96,6 +119,13 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.leakage import leakage_by_cut
 
         print("\n" + leakage_by_cut(config, files, rule, speeds, given.leakage))
+    if given.round and not refused:
+        from atlas_flwr.cli.rounds import round_shown
+
+        shown = round_shown(
+            config, rule, speeds, given.num_supernodes, given.spread, given.trunks
+        )
+        print("\n" + shown)
     if config.trunk == "peers":
         print("\n" + pairing_shown(config, files, given.num_supernodes))
     return int(refused)
