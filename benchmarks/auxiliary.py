@@ -22,7 +22,6 @@ from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import load_config
 from atlas_flwr.lora import Scaling
-from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.passes import end_model, run_blocks
 from atlas_flwr.train.auxiliary import AuxiliaryTail
@@ -93,7 +92,7 @@ def cosines(model: str, client: int) -> list[float]:
                 )
             return loss
 
-        given, _ = batches.to_train(adapted.model, ClientHooks())
+        given, _ = batches.to_train(adapted.model)
         train(adapted.model, given, OptimizerSpec(1e-3), objective=objective)
     return found
 

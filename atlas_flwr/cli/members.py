@@ -105,7 +105,7 @@ def _client(folder: RunFolder, client: int, texts: int) -> tuple[Losses, Losses]
     files = ModelFiles.of(folder.config(), "cpu")
     picked = chosen(folder, Choice(client=str(client)), files, files.outline())
     batches, members, others = trained_and_not(folder, client, _count(folder))
-    collate = batches.collator(batches.me.shard(batches.config).task)
+    collate = batches.collator(batches.shard().task)
     model: Any = files.whole()
     few = min(texts, len(members), len(others))
     sets = [members[:few], others[:few]]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from atlas_flwr.data import (
     Example,
     ModelSource,
     NextTokenCollator,
+    Shard,
     Task,
     sample_batches,
     tokenizer_of,
@@ -47,12 +48,19 @@ class ClientBatches:
         The model's, for its tokenizer.
     round : int
         Server round.
+    hooks : ClientHooks
+        Change what the client has, and choose among it.
     """
 
     config: RunConfig
     me: Identity
     source: ModelSource
     round: int
+    hooks: ClientHooks = field(default_factory=ClientHooks)
+
+    def shard(self, owner: int | None = None) -> Shard:
+        """Return the client's text, or another's, as remedies leave it."""
+        return self.hooks.own(self.me.shard(self.config, owner))
 
     def collator(self, task: Task) -> Collator:
         """Return what makes batches of a task's examples."""
@@ -64,7 +72,7 @@ class ClientBatches:
 
     def to_sketch(self) -> Iterator[Batch]:
         """Return the batches of the fingerprint, no example in two of them."""
-        config, shard = self.config, self.me.shard(self.config)
+        config, shard = self.config, self.shard()
         steps, collate = config.fingerprint_batches, self.collator(shard.task)
         examples = self._some(collate.prepared(shard.train), config.train_examples)
         return sample_batches(
@@ -77,7 +85,7 @@ class ClientBatches:
         )
 
     def to_train(
-        self, model: nn.Module, hooks: ClientHooks, pooled: int = 0
+        self, model: nn.Module, pooled: int = 0
     ) -> tuple[Sequence[Batch], int]:
         """Return the round's batches, and how many examples they come from.
 
@@ -85,14 +93,12 @@ class ClientBatches:
         ----------
         model : nn.Module
             As the round begins.
-        hooks : ClientHooks
-            Choose among the examples.
         pooled : int
             Take the examples of so many clients, in turns, instead of the client's own.
         """
         owners = range(pooled) if pooled else [self.me.index]
-        held = [self.me.shard(self.config, owner) for owner in owners]
-        shards = [hooks.shard(s, model, self.collator(s.task)) for s in held]
+        held = [self.shard(owner) for owner in owners]
+        shards = [self.hooks.shard(s, model, self.collator(s.task)) for s in held]
         collators = [self.collator(shard.task) for shard in shards]
         most = self.config.train_examples
         examples = [
@@ -117,7 +123,7 @@ class ClientBatches:
 
         As no remedy chooses among them; each once.
         """
-        config, shard = self.config, self.me.shard(self.config)
+        config, shard = self.config, self.shard()
         collate = self.collator(shard.task)
         drawn = sample_examples(
             self._some(collate.prepared(shard.train), config.train_examples),
@@ -132,7 +138,7 @@ class ClientBatches:
         self, collate: Collator
     ) -> tuple[Sequence[Example], Sequence[Example]]:
         """Return the examples that answers are scored on, and those learned from."""
-        config, shard = self.config, self.me.shard(self.config)
+        config, shard = self.config, self.shard()
         test = self._some(collate.prepared(shard.test), config.test_examples)
         return test, self._some(collate.prepared(shard.train), config.train_examples)
 

@@ -111,10 +111,10 @@ class ClientRound:
         """Server round."""
         return int(str(self.entries[keys.SERVER_ROUND]))
 
-    @property
-    def batches(self) -> ClientBatches:
-        """Makes the client's batches."""
-        return ClientBatches(self.config, self.me, self.files.source, self.round)
+    def batches(self, hooks: ClientHooks) -> ClientBatches:
+        """Return what makes the client's batches."""
+        given = self.config, self.me, self.files.source, self.round
+        return ClientBatches(*given, hooks)
 
     @property
     def plan(self) -> SplitPlan | None:
@@ -144,7 +144,7 @@ class ClientRound:
                 stack.enter_context(adapted.probing(probe))
             sketch = sketch_gradients(
                 adapted.model,
-                self.batches.to_sketch(),
+                self.batches(hooks).to_sketch(),
                 name=adapted.parameter_name,
                 parts=config.fingerprint_parts,
                 dim=config.fingerprint_dim,
@@ -168,7 +168,8 @@ class ClientRound:
             self._model(state, hooks, trains=True) as adapted,
         ):
             pooled = int(str(self.entries.get(keys.POOLED_NODES, 0)))
-            batches, examples = self.batches.to_train(adapted.model, hooks, pooled)
+            made = self.batches(hooks).to_train(adapted.model, pooled)
+            batches, examples = made
             hooks.begin(adapted, batches)
             done = train(
                 adapted.model,
@@ -206,19 +207,21 @@ class ClientRound:
         tuple[Metrics, ConfigRecord or None]
             The second has what was written, in the rounds in which something is.
         """
-        config, shard = self.config, self.me.shard(self.config)
+        config = self.config
         layout = Layout.of(self.arrays, self.scaling)
-        collate = self.batches.collator(shard.task)
         hooks = self._hooks(before=self.round + 1)
+        batches = self.batches(hooks)
+        task = batches.shard().task
+        collate = batches.collator(task)
         state = hooks.incoming(layout.read(self.arrays, "server"))
-        test, known = self.batches.to_score(collate)
+        test, known = batches.to_score(collate)
         with self._model(state, hooks) as adapted:
             found = evaluate(
                 adapted.model,
                 in_order(test, collate, config.eval_batch_size),
                 collate.label_ids,
             )
-            answers = self._answers(adapted.model, shard.task, collate, test)
+            answers = self._answers(adapted.model, task, collate, test)
         metrics: Metrics = {
             "num-examples": found.examples,
             "tokens": found.tokens,

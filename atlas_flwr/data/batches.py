@@ -62,6 +62,8 @@ class Batch:
     places : Tensor, optional
         Shape (2, N), int64: rows, and places in the last ``logits_to_keep`` - 1 columns
         of ``labels``, where these have one; ``None`` to look for them.
+    truths : Tensor, optional
+        Shape (B,): true class numbers, for records alone; ``None``: ``targets`` are.
     """
 
     input_ids: Tensor
@@ -72,6 +74,7 @@ class Batch:
     token_type_ids: Tensor | None = None
     logits_to_keep: int = 0
     places: Tensor | None = None
+    truths: Tensor | None = None
 
     @property
     def causal(self) -> bool:
@@ -200,6 +203,7 @@ class CausalCollator(Collator):
             attention_mask=mask,
             labels=labels,
             targets=torch.tensor([e.label for e in examples]),
+            truths=torch.tensor([e.truth for e in examples]),
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             logits_to_keep=max(map(len, words)) + 1,
         )
@@ -275,6 +279,7 @@ class ClassifierCollator(Collator):
             labels=targets,
             targets=targets,
             token_type_ids=made.get("token_type_ids"),
+            truths=torch.tensor([e.truth for e in examples]),
         )
 
 

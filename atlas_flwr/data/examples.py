@@ -29,6 +29,9 @@ class Example:
         Of a piece of a text that was cut: its tokens.
     owner : str
         Whose it is, where the source says so.
+    true_label : int, optional
+        The class's number, where a defence has put another in ``label``. Nothing that
+        leaves a client may depend on it.
     """
 
     text: str
@@ -37,6 +40,12 @@ class Example:
     turns: tuple[Turn, ...] = ()
     tokens: tuple[int, ...] = ()
     owner: str = field(default="", compare=False)
+    true_label: int | None = field(default=None, compare=False)
+
+    @property
+    def truth(self) -> int:
+        """The class's true number."""
+        return self.label if self.true_label is None else self.true_label
 
     @property
     def length(self) -> int:

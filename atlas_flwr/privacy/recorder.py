@@ -130,4 +130,5 @@ def _truth(batch: Batch, row: int) -> Truth:
     answer = torch.zeros_like(real)
     if batch.causal and not batch.looks_ahead:
         answer = batch.labels[row] != NO_LABEL
-    return Truth(ids[real], answer[real], int(batch.targets[row]))
+    labels = batch.targets if batch.truths is None else batch.truths
+    return Truth(ids[real], answer[real], int(labels[row]))

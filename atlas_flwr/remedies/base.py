@@ -126,8 +126,8 @@ class RoundContext:
 class ClientHooks:
     """What a remedy does on a client in one round; made anew for each.
 
-    They are called in this order; in an evaluation :meth:`incoming` and :meth:`guard`
-    alone, and where gradients are sketched the latter.
+    They are called in this order; in an evaluation :meth:`incoming`, :meth:`guard` and
+    :meth:`own` alone, and where gradients are sketched the latter two.
     """
 
     def incoming(self, state: AdapterState) -> AdapterState:
@@ -141,6 +141,10 @@ class ClientHooks:
     def guard(self, trunk: TrunkClient) -> TrunkClient:
         """Stand between the client and every trunk that it calls, whatever for."""
         return trunk
+
+    def own(self, shard: Shard) -> Shard:
+        """Change what the client has, before anything at all is made of it."""
+        return shard
 
     def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:
         """Choose among a client's examples, with the model as the round begins."""

@@ -56,6 +56,12 @@ class ClientChain(ClientHooks):
             trunk = link.guard(trunk)
         return trunk
 
+    def own(self, shard: Shard) -> Shard:
+        """Let each change what the client has."""
+        for link in self.links:
+            shard = link.own(shard)
+        return shard
+
     def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:
         """Let each choose among the examples that are left."""
         for link in self.links:

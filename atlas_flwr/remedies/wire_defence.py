@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from atlas_flwr.options import ADAPTER_STRATEGIES, Problem, option
@@ -12,10 +13,13 @@ from atlas_flwr.remedies.base import ClientHooks, Remedy, RoundContext
 
 if TYPE_CHECKING:
     from atlas_flwr.config.schema import RunConfig
+    from atlas_flwr.data import Example, Shard
     from atlas_flwr.privacy import Defence
     from atlas_flwr.types import TrunkClient
 
 __all__ = ["DefenceKeys", "WireDefence", "defence_of"]
+
+SECRET = "secret"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class DefenceKeys:
     defence: str = option(
         "none",
         "What clients do to hidden states and gradients before they leave, e.g. "
-        "'gaussian:0.3', 'laplace:0.3', 'topk:0.1', or several joined by +. Trust none "
+        "'gaussian:0.3', 'laplace:0.3', 'topk:0.1', or to what they have: 'labels:1' "
+        "answers labels at random, private to that epsilon, and 'mask' replaces "
+        "numbers, addresses and names; or several joined by +. Trust none "
         "that `atlas-flwr attack` has not been tried on: it knows which one is on.",
         only=ADAPTER_STRATEGIES,
     )
@@ -58,10 +64,14 @@ class WireDefence(Remedy):
             f"{why[config.split]}; set split='u-shaped', or defence='none'",
         )
 
+    def needs_classes(self, config: RunConfig) -> bool:
+        """Tell whether the defence is for tasks with classes alone."""
+        return defence_of(config).needs_classes
+
     def client(self, now: RoundContext) -> ClientHooks:
         """Defend, if the run says so."""
         found = defence_of(now.config)
-        return ClientHooks() if str(found) == "none" else _Defending(found)
+        return ClientHooks() if str(found) == "none" else _Defending(found, now)
 
 
 def defence_of(config: RunConfig) -> Defence:
@@ -72,8 +82,30 @@ def defence_of(config: RunConfig) -> Defence:
 
 
 class _Defending(ClientHooks):
-    def __init__(self, defence: Defence) -> None:
-        self.defence = defence
+    def __init__(self, defence: Defence, now: RoundContext) -> None:
+        self.defence, self.now = defence, now
+
+    def own(self, shard: Shard) -> Shard:
+        classes = len(shard.task.labels)
+        secret = self._secret() if self.defence.needs_classes else b""
+
+        def changed(examples: Sequence[Example], learned: bool) -> tuple[Example, ...]:
+            given = examples, classes, secret
+            return tuple(self.defence.examples(*given, learned=learned))
+
+        train, test = changed(shard.train, True), changed(shard.test, False)
+        return replace(shard, train=train, test=test)
+
+    def _secret(self) -> bytes:
+        """Return what never leaves the client, and is the same in all rounds."""
+        import numpy as np
+
+        store = self.now.store()
+        found = store.load(SECRET, before=1)
+        if found is None:
+            drawn = np.frombuffer(secrets.token_bytes(32), dtype=np.uint8)
+            store.save(SECRET, 0, found := {SECRET: drawn})
+        return found[SECRET].tobytes()
 
     def guard(self, trunk: TrunkClient) -> TrunkClient:
         import torch

@@ -44,7 +44,7 @@ def test_an_interval_of_scores_that_say_nothing_covers_a_half():
 def test_members_are_the_texts_that_crossed(folder):
     for recording in recordings(folder):
         batches, members, others = trained_and_not(folder, int(recording.client), 2)
-        collate = batches.collator(batches.me.shard(batches.config).task)
+        collate = batches.collator(batches.shard().task)
         crossed = {tuple(t.ids.tolist()) for t in recording.truths}
         rows = {tuple(collate([example]).input_ids[0].tolist()) for example in members}
         assert rows == crossed

@@ -9,13 +9,15 @@ Shapes: D width; what comes before it is a batch's (B, T), or a text's (T,).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from atlas_flwr.data import Example
 
 __all__ = ["NONE", "Defence", "Joined", "Kind"]
 
@@ -62,6 +64,29 @@ class Defence:
     def gradients(self, grad: Tensor, generator: torch.Generator) -> Tensor:
         """Change gradients (..., D) that are to be sent."""
         return grad
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether it is for tasks with classes alone."""
+        return False
+
+    def examples(
+        self, examples: Sequence[Example], classes: int, secret: bytes, *, learned: bool
+    ) -> Sequence[Example]:
+        """Change a client's own examples, before anything at all is made of them.
+
+        Parameters
+        ----------
+        examples : Sequence[Example]
+            Of one task.
+        classes : int
+            Of it; 0 where it has none.
+        secret : bytes
+            The client's own: what is drawn by it is drawn alike in every round.
+        learned : bool
+            Whether they are trained on; else the client is scored on them.
+        """
+        return examples
 
     def unlikeliness(
         self, received: Tensor, candidates: Tensor, scale: float
@@ -124,6 +149,19 @@ class Joined(Defence):
             grad = part.gradients(grad, generator)
         return grad
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether one of them is."""
+        return any(part.needs_classes for part in self.parts)
+
+    def examples(
+        self, examples: Sequence[Example], classes: int, secret: bytes, *, learned: bool
+    ) -> Sequence[Example]:
+        """Let each change them."""
+        for part in self.parts:
+            examples = part.examples(examples, classes, secret, learned=learned)
+        return examples
+
     def unlikeliness(
         self, received: Tensor, candidates: Tensor, scale: float
     ) -> Tensor:
@@ -145,9 +183,12 @@ class Kind:
         What it does, and what its strength is.
     above, maximum : float
         Strengths that are allowed: above the one, at most the other.
+    plain : bool
+        Whether it has no strength.
     """
 
     make: Callable[[float], Defence]
     about: str
     above: float = 0.0
     maximum: float = float("inf")
+    plain: bool = False

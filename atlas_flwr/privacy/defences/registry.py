@@ -8,18 +8,24 @@ from collections.abc import Mapping
 
 from atlas_flwr.privacy.defences.base import NONE, Defence, Joined, Kind
 from atlas_flwr.privacy.defences.gaussian import Gaussian
+from atlas_flwr.privacy.defences.labels import RandomLabels
 from atlas_flwr.privacy.defences.laplace import Laplace
+from atlas_flwr.privacy.defences.mask import Mask
 from atlas_flwr.privacy.defences.topk import TopK
 
 __all__ = ["DEFENCES", "parse_defence"]
 
 DEFENCES: Mapping[str, Kind] = {
-    "none": Kind(lambda strength: NONE, "nothing", maximum=0.0),
+    "none": Kind(lambda strength: NONE, "nothing", plain=True),
     "gaussian": Kind(
         Gaussian, "noise of so many times a usual position's size, both ways"
     ),
     "laplace": Kind(Laplace, "the same with Laplace noise of that deviation"),
     "topk": Kind(TopK, "only this share of a position's numbers, both ways", maximum=1),
+    "labels": Kind(RandomLabels, "labels answered at random, private to this epsilon"),
+    "mask": Kind(
+        lambda strength: Mask(), "numbers, addresses and names replaced", plain=True
+    ),
 }
 
 
@@ -47,9 +53,11 @@ def _one(text: str) -> Defence:
             f"{name!r} is no defence: must be one of {', '.join(DEFENCES)}, with a "
             "strength behind a colon, e.g. gaussian:0.3"
         )
-    if name == NONE.name and not strength:
-        return NONE
     kind = DEFENCES[name]
+    if kind.plain:
+        if strength:
+            raise ValueError(f"{text!r}: {name} has no strength; write {name} alone")
+        return kind.make(0.0)
     try:
         value = float(strength)
     except ValueError:
