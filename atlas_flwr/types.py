@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "AUTO_CODEC",
     "NO_LABEL",
     "Continuation",
     "LossReply",
@@ -22,6 +23,7 @@ __all__ = [
     "TrunkClient",
 ]
 
+AUTO_CODEC = "auto"  # in the place of a codec's name: what suits the link
 NO_LABEL = -100  # PyTorch's and Hugging Face's: a place without a label
 
 

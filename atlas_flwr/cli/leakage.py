@@ -116,7 +116,7 @@ def _crossed(
     from atlas_flwr.wire import codec_named
 
     head: Any = files.parts(plan).head.requires_grad_(False).eval()
-    defence, codec = defence_of(config), codec_named(config.codec)
+    defence, codec = defence_of(config), codec_named(config.recorded_codec)
     drawn = torch.Generator().manual_seed(config.seed)
     found = []
     for client, batches in enumerate(_prompts(config, files, texts)):

@@ -246,7 +246,7 @@ def _knowledge(
         model,
         [],
         defence_of(config),
-        codec_named(config.codec),
+        codec_named(config.recorded_codec),
         files.source.kind == "causal",
         answers,
         seed,

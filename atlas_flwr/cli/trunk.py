@@ -148,12 +148,12 @@ def _audit(path: Path | None) -> Iterator[TextIO | None]:
 
 def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
     from atlas_flwr.config import load_config
-    from atlas_flwr.wire import CODECS
+    from atlas_flwr.wire.codecs import CODEC_CHOICES
 
     defaults, _ = app_defaults(app)
     # What peers lend one another is nothing to a trunk that one of them serves.
     keys = {k: v for k, v in overrides.items() if not k.startswith("peer-")}
-    return load_config({**defaults, **keys}, {"codec": CODECS})
+    return load_config({**defaults, **keys}, {"codec": CODEC_CHOICES})
 
 
 def _own_identity(

@@ -66,8 +66,11 @@ def train(message: Message, context: Context) -> Message:
     """Train the adapters on the client's side, and through its session the trunk's."""
     from atlas_flwr.client_apps.round import ClientRound
 
-    arrays, metrics = ClientRound.of(message, context).train()
-    return _reply(message, metrics, arrays)
+    arrays, metrics, link = ClientRound.of(message, context).train()
+    reply = _reply(message, metrics, arrays)
+    if link is not None:
+        reply.content[keys.LINK] = link
+    return reply
 
 
 @app.evaluate()

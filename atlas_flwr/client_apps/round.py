@@ -46,7 +46,7 @@ from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
-from atlas_flwr.trunk.chain import connect_all
+from atlas_flwr.trunk.chain import codecs_of, connect_all
 from atlas_flwr.trunk.checking import CheckedTrunk, OwnTrunk
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
@@ -156,8 +156,14 @@ class ClientRound:
             sketch = signed_bytes(noised(sketch, *private))
         return sketch, probe.means()
 
-    def train(self) -> tuple[ArrayRecord, Metrics]:
-        """Train some local steps; return the client's arrays and metrics."""
+    def train(self) -> tuple[ArrayRecord, Metrics, ConfigRecord | None]:
+        """Train some local steps.
+
+        Returns
+        -------
+        tuple[ArrayRecord, Metrics, ConfigRecord or None]
+            The third says how the trunk was called, if there was one.
+        """
         config = self.config
         layout = Layout.of(self.arrays, self.scaling)
         hooks = self._hooks(before=self.round)
@@ -197,7 +203,7 @@ class ClientRound:
         }
         if done.penalty is not None:
             metrics["train-penalty"] = done.penalty
-        return arrays, metrics
+        return arrays, metrics, _link(adapted)
 
     def evaluate(self) -> tuple[Metrics, ConfigRecord | None]:
         """Score the adapters on the client's test examples.
@@ -257,7 +263,7 @@ class ClientRound:
         parts = self.files.parts(self.plan)
         trunk = connect_all(
             doors_of(self.entries),
-            self.config.codec,
+            self.config.link_codec,
             spares_padding=True,
             timeout=self.config.peer_timeout,
         )
@@ -340,3 +346,8 @@ def _crossed(adapted: ClientModel) -> Metrics:
     trunk = getattr(adapted.model, "trunk", None)
     meter = getattr(trunk, "meter", None) or ByteMeter()
     return {"cut-bytes-up": meter.total_up, "cut-bytes-down": meter.total_down}
+
+
+def _link(adapted: ClientModel) -> ConfigRecord | None:
+    trunk = getattr(adapted.model, "trunk", None)
+    return None if trunk is None else ConfigRecord({keys.LINK_CODEC: codecs_of(trunk)})

@@ -50,8 +50,10 @@ class CutConfig:
         only=ADAPTER_STRATEGIES,
     )
     codec: str = option(
-        "raw",
+        "auto",
         "How tensors cross the cut. raw is exact; lossy codecs save bytes and may cost "
-        "accuracy, gradients more than activations.",
+        "accuracy, gradients more than activations. auto is raw where the trunk is on "
+        "the client's machine; else a client measures its link as its session begins, "
+        "and takes raw, int8 or int4 by that (docs/codecs.md).",
         only=ADAPTER_STRATEGIES,
     )

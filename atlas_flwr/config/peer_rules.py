@@ -11,6 +11,7 @@ from atlas_flwr.config.parsing import parse_lent, split_list
 from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
+from atlas_flwr.types import AUTO_CODEC
 
 __all__ = ["peers_can_carry"]
 
@@ -29,7 +30,7 @@ def peers_can_carry(config: RunConfig) -> Iterator[Problem]:
                     f"leave {key} out",
                 )
         return
-    exact = config.codec == "raw" and config.split == "u-shaped"
+    exact = config.codec in ("raw", AUTO_CODEC) and config.split == "u-shaped"
     if config.peer_checks and not exact:
         yield Problem(
             ("peer-checks", "codec", "split"),

@@ -47,7 +47,8 @@ class PeerConfig:
         0.0,
         "Share of a client's messages with which it is sent its trunk's adapters, too, "
         "and computes one text of one call itself, block by block: a host whose "
-        "answer differs is left for another. For codec='raw' and split='u-shaped'.",
+        "answer differs is left for another. For split='u-shaped', and "
+        "codec='raw', which auto then is.",
         minimum=0,
         maximum=1,
         only=ADAPTER_STRATEGIES,

@@ -23,6 +23,7 @@ from atlas_flwr.config.scoring import ScoringConfig
 from atlas_flwr.config.training import TrainingConfig
 from atlas_flwr.options import Option
 from atlas_flwr.remedies import RemedyKeys
+from atlas_flwr.types import AUTO_CODEC
 
 __all__ = ["FIRST", "RunConfig", "groups", "options"]
 
@@ -109,6 +110,17 @@ class RunConfig(
     def peer_bytes(self) -> tuple[int, ...]:
         """``peer_memory``, parsed, in bytes; empty where nobody lends any."""
         return tuple(parse_lent(size) for size in split_list(self.peer_memory))
+
+    @property
+    def link_codec(self) -> str:
+        """``codec``; ``raw`` for auto where what crosses is compared or kept."""
+        exact = self.peer_checks > 0 or self.record_wire
+        return self.recorded_codec if exact else self.codec
+
+    @property
+    def recorded_codec(self) -> str:
+        """``codec``; ``raw`` for auto, by which a reader of the wire learns most."""
+        return "raw" if self.codec == AUTO_CODEC else self.codec
 
     @property
     def trunk_session_bytes(self) -> int | None:

@@ -9,6 +9,8 @@ __all__ = [
     "DESCRIBE",
     "FINGERPRINT",
     "IMPORTANCE",
+    "LINK",
+    "LINK_CODEC",
     "PLAN",
     "POOLED_NODES",
     "PROFILE",
@@ -46,6 +48,8 @@ TRUNK_TOKEN = "trunk-token"
 
 # Records and entries of replies.
 ALPHA = "lora-alpha"  # metric of a client whose alpha is its own
+LINK = "link"  # record of how the client called its trunk, with the entry below
+LINK_CODEC = "codec"
 PROFILE = "profile"
 SKETCH = "sketch"
 WRITTEN = "written"  # record of a client's answers, with the entries below

@@ -97,7 +97,7 @@ class _Recording(ClientHooks):
         now = self.now
         self.recorder = RecordingTrunk(
             trunk,
-            codec=codec_named(now.config.codec),
+            codec=codec_named(now.config.recorded_codec),
             client=str(now.client),
             round=now.round,
             cut=str(now.plan),

@@ -143,6 +143,9 @@ class ClientTrained:
         Backward passes that it did not send to the trunk.
     penalty : float, optional
         Mean of what remedies added to the loss.
+    codec : str
+        By which it called its trunk; those of all places where that was in several,
+        with ``+`` between. Empty for the whole model, and where it is not told.
     """
 
     round: int
@@ -160,6 +163,7 @@ class ClientTrained:
     plan: str = ""
     skipped: int = 0
     penalty: float | None = None
+    codec: str = ""
 
 
 @dataclass(frozen=True)

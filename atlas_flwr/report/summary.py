@@ -179,6 +179,8 @@ class Summary:
         of training out, as nobody had room for it.
     samples : tuple[Sample, ...]
         Those that clients have sent, with ``share-samples``.
+    codecs : Mapping[str, str]
+        By which each client that trained has last called its trunk, where known.
     wall_seconds : float
         From start to last event; pauses before a resumption do not count.
     """
@@ -211,6 +213,7 @@ class Summary:
     peer_moves: int = 0
     sat_out: int = 0
     samples: tuple[Sample, ...] = ()
+    codecs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         memberships=log.clustered.memberships if log.clustered else {},
         trunk_restarts=log.restarts,
         samples=gathered_samples(log.sampled, log.clusters),
+        codecs=_by_client({c: event.codec for c, event in last.items() if event.codec}),
         **carried_by_peers(happened),
     )
 

@@ -22,7 +22,7 @@ from atlas_flwr.server_apps.continuation import continued
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk.access import Access
-from atlas_flwr.wire import CODECS
+from atlas_flwr.wire.codecs import CODEC_CHOICES
 
 __all__ = ["checked_config", "find_problems"]
 
@@ -63,7 +63,7 @@ def checked_config(
         If the run to resume was another one.
     """
     try:
-        config = load_config(run_config, {"codec": CODECS})
+        config = load_config(run_config, {"codec": CODEC_CHOICES})
     except ConfigError as error:
         sound = _sound(run_config, error.keys)
         more = find_problems(sound, devices, clients) if sound else ()

@@ -156,6 +156,7 @@ class Recorder:
                 plan=f"{head}/{tail or '-'}" if head else "",
                 skipped=int(metrics.get("skipped", 0)),
                 penalty=metrics.get("train-penalty"),
+                codec=_codec(reply),
             )
         )
 
@@ -211,6 +212,11 @@ def _metrics(reply: Message) -> Metrics:
 def _confusion(reply: Message) -> tuple[int, ...]:
     found = next(iter(reply.content.metric_records.values())).get("confusion", [])
     return tuple(int(count) for count in cast("list[int]", found))
+
+
+def _codec(reply: Message) -> str:
+    told = reply.content.config_records.get(keys.LINK)
+    return "" if told is None else str(told.get(keys.LINK_CODEC, ""))[:80]
 
 
 def _scores(reply: Message) -> dict[str, Any]:

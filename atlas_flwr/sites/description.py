@@ -14,7 +14,7 @@ import yaml
 
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, SiteError
-from atlas_flwr.wire import CODECS
+from atlas_flwr.wire.codecs import CODEC_CHOICES
 
 __all__ = ["Link", "Node", "Site", "Trunk", "joined", "read_site"]
 
@@ -283,7 +283,7 @@ class _Reader:
         if len(self.problems) == before:
             keys = {key: value for key, value in config.items() if key not in OURS}
             try:
-                load_config(keys, {"codec": CODECS})
+                load_config(keys, {"codec": CODEC_CHOICES})
             except ConfigError as error:
                 self.problems += [f"run.config: {text}" for text in error.problems]
         return config

@@ -18,11 +18,12 @@ from torch import Tensor
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.framed import FramedTrunk
 from atlas_flwr.trunk.host import Door
+from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.trunk.transports import connect
 from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 
-__all__ = ["ChainTrunk", "connect_all"]
+__all__ = ["ChainTrunk", "codecs_of", "connect_all"]
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,16 @@ def connect_all(
             link.timeout = timeout
         links.append(link)
     return links[0] if len(links) == 1 else ChainTrunk(links)
+
+
+def codecs_of(trunk: TrunkClient) -> str:
+    """Name the codec by which a client calls its trunk.
+
+    Of a trunk in several places the codecs of all of them, once each, with ``+``
+    between; nothing where calls cross without frames.
+    """
+    if isinstance(trunk, PassingTrunk):
+        return codecs_of(trunk.trunk)
+    if isinstance(trunk, ChainTrunk):
+        return "+".join(dict.fromkeys(codecs_of(link) for link in trunk.links))
+    return trunk.codec.name if isinstance(trunk, FramedTrunk) else ""

@@ -229,6 +229,16 @@ class TrunkEngine:
     def ping(self) -> None:
         """Do nothing: an engine in this process is there."""
 
+    def check_open(self, token: str) -> None:
+        """Refuse a token that is of no open session, without waiting for its turn.
+
+        Raises
+        ------
+        SessionError
+            If it is not open.
+        """
+        self._table.find(token)
+
     def count_bytes(self, received: int, sent: int) -> None:
         """Add to the account the frames of a call that came over a transport."""
         with self._counts:
@@ -251,7 +261,7 @@ class TrunkEngine:
             If a shape is wrong.
         """
         with self._table.using(token) as session:
-            _check_u_shaped(session, "forward")
+            session.check_u_shaped("forward")
             call = self.base.received(call)
             if call.step is None:
                 answer: Tensor = self._passes.do(Evaluation(session, call))
@@ -280,7 +290,7 @@ class TrunkEngine:
             step has to be run forward again.
         """
         with self._table.using(token) as session:
-            _check_u_shaped(session, "backward")
+            session.check_u_shaped("backward")
             # A copy, with which a repeated call is compared.
             grad = grad.detach().to(self.base.reference_tensor, copy=True)
             found = session.log.take(step, grad)
@@ -313,7 +323,7 @@ class TrunkEngine:
             step is not finite; then nothing was trained.
         """
         with self._table.using(token) as session:
-            _check_vanilla(session)
+            session.check_vanilla()
             call = self.base.received(call)
             if labels is not None:
                 labels = labels.to(self.base.reference_tensor.device)
@@ -373,23 +383,6 @@ def _check_grad(found: Pass, step: int, grad: Tensor) -> None:
         raise TrunkError(
             f"the gradient of step {step} has shape {tuple(grad.shape)}; its answer "
             f"had {tuple(found.answer.shape)}"
-        )
-
-
-def _check_u_shaped(session: Session, verb: str) -> None:
-    if session.spec.plan.tail is None:
-        raise SessionError(
-            f"{verb}() of a session whose cut is {session.spec.plan}: the trunk ends "
-            "the model, and loss() is the whole of each of its steps; call that, or "
-            "open the session with a tail"
-        )
-
-
-def _check_vanilla(session: Session) -> None:
-    if session.spec.plan.tail is not None:
-        raise TrunkError(
-            f"the session's cut is {session.spec.plan}, whose tail is on the client; "
-            "only a vanilla cut (HEAD/-) ends in the trunk"
         )
 
 

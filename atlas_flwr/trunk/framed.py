@@ -37,6 +37,7 @@ class Verb(StrEnum):
     LOSS = "loss"
     EXTEND = "extend"
     FORGET = "forget"
+    ECHO = "echo"
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ class FramedTrunk(TrunkClient):
             The service's own, or :class:`~atlas_flwr.errors.TrunkLost`.
         """
 
+    @property
+    def has_wire(self) -> bool:
+        """Whether bytes leave the machine, so that their number costs time."""
+        return True
+
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the session's blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
         real = self._spared(call)
@@ -162,6 +168,12 @@ class FramedTrunk(TrunkClient):
         """Free what the trunk keeps of texts."""
         frame = encode_tensors(self.codec, _placed(Continuation(texts, 0)))
         self._ask(Verb.FORGET, frame, None)
+
+    def echo(self, size: int) -> None:
+        """Send so many bytes there and back, by which a link is measured."""
+        drawn = torch.Generator().manual_seed(size)  # for links that would shrink zeros
+        noise = torch.randint(256, (size,), dtype=torch.uint8, generator=drawn)
+        self._ask(Verb.ECHO, encode_tensors(self.codec, _echoed(noise)), None)
 
     def _spared(self, call: TrunkCall) -> Tensor | None:
         return spare_mask(call.attention_mask) if self.spares_padding else None
@@ -273,12 +285,20 @@ def _forget(
     return encode_tensors(codec, {})
 
 
+def _echo(
+    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
+) -> bytes:
+    engine.check_open(request.token)
+    return encode_tensors(codec, _echoed(_named(tensors, "echo")))
+
+
 _ANSWERS = {
     Verb.FORWARD: _forward,
     Verb.BACKWARD: _backward,
     Verb.LOSS: _loss,
     Verb.EXTEND: _extend,
     Verb.FORGET: _forget,
+    Verb.ECHO: _echo,
 }
 
 
@@ -292,6 +312,10 @@ def _inputs(
         "attention_mask": _small(mask, torch.uint8),
         "position_ids": _small(positions, torch.int32),
     }
+
+
+def _echoed(noise: Tensor) -> dict[str, tuple[Tensor, Role] | None]:
+    return {"echo": (noise, Role.ADAPTER)}
 
 
 def _placed(place: Continuation) -> dict[str, tuple[Tensor, Role] | None]:

@@ -133,6 +133,11 @@ class GrpcTrunk(FramedTrunk):
 
     channel: GrpcChannel
 
+    @property
+    def has_wire(self) -> bool:
+        """Whether it is another machine's: without TLS that cannot be."""
+        return self.channel.address.startswith("grpcs://")
+
     def exchange(self, request: Request) -> bytes:
         """Call the trunk; one that does not answer is asked again for a while."""
         return opened_answer(self.channel.call(sealed_request(request), self.timeout))

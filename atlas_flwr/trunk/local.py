@@ -228,6 +228,11 @@ class LoopbackTrunk(FramedTrunk):
 
     service: FrameService
 
+    @property
+    def has_wire(self) -> bool:
+        """None."""
+        return False
+
     def exchange(self, request: Request) -> bytes:
         """Call the service."""
         return self.service.answer(request)

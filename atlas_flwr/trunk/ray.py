@@ -281,6 +281,12 @@ class RayTrunk(FramedTrunk):
 
     actor: Any
 
+    @property
+    def has_wire(self) -> bool:
+        """Whether the cluster has several machines."""
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return sum(bool(node["Alive"]) for node in nodes) > 1
+
     def exchange(self, request: Request) -> bytes:
         """Call the actor."""
         frame = _result(self.actor.answer.remote(request), self.timeout)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from atlas_flwr.errors import TrunkError
+from atlas_flwr.errors import SessionError, TrunkError
 from atlas_flwr.lora import AdapterState, ImportanceProbe, LoraFactors
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.learner import Learner
@@ -197,3 +197,32 @@ class Session:
         """Copy everything that was trained here, after a last step if one is due."""
         self.learner.settle()
         return self.learner.state()
+
+    def check_u_shaped(self, verb: str) -> None:
+        """Refuse what a session without a tail cannot do.
+
+        Raises
+        ------
+        SessionError
+            If it is such a session.
+        """
+        if self.spec.plan.tail is None:
+            raise SessionError(
+                f"{verb}() of a session whose cut is {self.spec.plan}: the trunk ends "
+                "the model, and loss() is the whole of each of its steps; call that, "
+                "or open the session with a tail"
+            )
+
+    def check_vanilla(self) -> None:
+        """Refuse to end a model whose tail is on the client.
+
+        Raises
+        ------
+        TrunkError
+            If it is.
+        """
+        if self.spec.plan.tail is not None:
+            raise TrunkError(
+                f"the session's cut is {self.spec.plan}, whose tail is on the client; "
+                "only a vanilla cut (HEAD/-) ends in the trunk"
+            )

@@ -140,9 +140,8 @@ class SessionTable:
         with self._lock:
             return self._sessions.pop(token, None)
 
-    @contextmanager
-    def using(self, token: str) -> Iterator[Session]:
-        """Take a session for one call; other calls of it wait.
+    def find(self, token: str) -> Session:
+        """Return a session, which another call may be using.
 
         Raises
         ------
@@ -156,7 +155,18 @@ class SessionTable:
                 "this session is not open: it was closed at its round's end, or "
                 "evicted after being idle; the client can take part in the next round"
             )
-        came = self.clock()
+        return session
+
+    @contextmanager
+    def using(self, token: str) -> Iterator[Session]:
+        """Take a session for one call; other calls of it wait.
+
+        Raises
+        ------
+        SessionError
+            If it is not open.
+        """
+        session, came = self.find(token), self.clock()
         with session.lock:
             session.is_begun = True
             session.away.come(came)

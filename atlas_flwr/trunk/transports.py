@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.framed import FramedTrunk
-from atlas_flwr.types import TrunkClient
+from atlas_flwr.trunk.link import codec_for
+from atlas_flwr.types import AUTO_CODEC, TrunkClient
 from atlas_flwr.wire.codecs import Codec, codec_named
 
 __all__ = ["TRANSPORTS", "connect"]
@@ -72,7 +73,8 @@ def connect(
         Certificate of the server's authority in PEM, or the path of a file with it, for
         ``grpcs://``; ``None`` takes the system's authorities.
     codec : str
-        A key of :data:`atlas_flwr.wire.CODECS`.
+        A key of :data:`atlas_flwr.wire.CODECS`, or ``auto``: the link is measured, if
+        there is one, and a codec chosen (see :mod:`atlas_flwr.trunk.link`).
     spares_padding : bool
         See :class:`~atlas_flwr.trunk.framed.FramedTrunk`. Losses of this package, which
         are at labels alone, may have it; Hugging Face's on a left-padded batch, whose
@@ -94,7 +96,10 @@ def connect(
         raise TrunkError(f"trunk address {address!r}; allowed schemes: {allowed}")
     if not token:
         raise TrunkError(f"{address} needs the token of a session, and none was given")
-    trunk = TRANSPORTS[scheme](name, token, codec_named(codec), ca)
+    known = codec_named("raw" if codec == AUTO_CODEC else codec)
+    trunk = TRANSPORTS[scheme](name, token, known, ca)
+    if codec == AUTO_CODEC:
+        trunk.codec = codec_for(trunk)
     trunk.spares_padding = spares_padding
     return trunk
 

@@ -55,8 +55,9 @@ def test_a_deployment_takes_grpc_and_a_simulation_ray(trunk):
     "split", ["u-shaped", pytest.param("vanilla", marks=pytest.mark.slow)]
 )
 def test_a_run_over_grpc_learns_the_bits_of_one_in_one_process(tmp_path, split):
+    keys = {"codec": "raw", "split": split, "num_rounds": 1}
     found = [
-        digest(run(tmp_path / trunk, trunk=trunk, split=split, num_rounds=1).path)
+        digest(run(tmp_path / trunk, trunk=trunk, **keys).path)
         for trunk in ("local", "grpc")
     ]
     assert found[0] == found[1]

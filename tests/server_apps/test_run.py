@@ -99,6 +99,7 @@ def test_a_run_leaves_its_folder(unbroken):
     assert told["bytes_up"] > 0
     assert told["plans"]["0"] == "4/1"
     assert told["ranks"]["0"] == 8
+    assert set(told["codecs"].values()) == {"raw"}  # of auto, in one process
     for client, cluster in told["clusters"].items():
         shares = told["memberships"][client]
         assert max(shares, key=shares.get) == str(cluster)

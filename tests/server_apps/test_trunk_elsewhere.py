@@ -59,7 +59,8 @@ def test_a_run_whose_trunk_is_elsewhere_learns_the_bits_of_one_in_one_process(
     tmp_path, served_elsewhere
 ):
     with served_elsewhere() as access:
-        far = run(tmp_path / "far", trunk="grpc", trunk_access=access, num_rounds=1)
+        keys = {"trunk": "grpc", "trunk_access": access, "codec": "raw"}
+        far = run(tmp_path / "far", **keys, num_rounds=1)
     near = run(tmp_path / "near", trunk="local", num_rounds=1)
     assert digest(far.path) == digest(near.path)
 
@@ -139,7 +140,8 @@ def test_a_trunk_that_is_killed_and_started_anew_leaves_the_numbers_as_they_are(
         return "deliver"
 
     access = str(tmp_path / "trunk" / "access.json")
-    broken = run(tmp_path / "far", intercept, trunk="grpc", trunk_access=access)
+    keys = {"trunk": "grpc", "trunk_access": access, "codec": "raw"}
+    broken = run(tmp_path / "far", intercept, **keys)
     intact = run(tmp_path / "near", trunk="local")
     assert process.starts == 2
     assert accuracies(broken) == accuracies(intact)

@@ -11,14 +11,15 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.wire.codecs.base import Codec, read, restored
-    from atlas_flwr.wire.codecs.registry import CODECS, codec_named
+    from atlas_flwr.wire.codecs.registry import CODEC_CHOICES, CODECS, codec_named
 
-__all__ = ["CODECS", "Codec", "codec_named", "read", "restored"]
+__all__ = ["CODECS", "CODEC_CHOICES", "Codec", "codec_named", "read", "restored"]
 
 __getattr__, __dir__ = attach(
     __name__,
     {
         "CODECS": "registry",
+        "CODEC_CHOICES": "registry",
         "Codec": "base",
         "codec_named": "registry",
         "read": "base",
