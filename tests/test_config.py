@@ -404,3 +404,10 @@ def test_importing_the_configuration_pulls_in_neither_torch_nor_flower():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout.strip() == "[]", ran.stderr
+
+
+@pytest.mark.parametrize("text", ["${seed}", "${HOME}/runs", "a ${no such} b", "???"])
+def test_text_means_itself_and_no_other_key(text):
+    config = load_config({"model": text, "runs-dir": text})
+    assert (config.model, config.runs_dir) == (text, text)
+    assert from_yaml(to_yaml(config)) == config

@@ -125,6 +125,7 @@ def ready(given: argparse.Namespace) -> Ready:
         With what is wrong, and what there is.
     """
     from atlas_flwr.data import tokenizer_of
+    from atlas_flwr.data.preparation import known_positions
     from atlas_flwr.serving import Choice, Decoding, Prompts, chosen
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
@@ -140,6 +141,9 @@ def ready(given: argparse.Namespace) -> Ready:
     plan = SplitPlan.parse(given.cut) if given.cut else picked.plan
     plan.check(outline.num_layers)
     tokenizer: Any = tokenizer_of(files.source)
-    prompts = Prompts(tokenizer, picked.forms)
+    known = known_positions(outline.model.config)
+    taken = given.max_new_tokens + config.learned_positions
+    most = None if known is None else known - taken
+    prompts = Prompts(tokenizer, picked.forms, most)
     args = (folder, config, files, outline, picked, plan, given.trunk)
     return Ready(*args, prompts, decoding, summarize_folder(folder).num_clients)

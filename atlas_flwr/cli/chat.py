@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from atlas_flwr.cli.adapters import add_adapters, add_decoding, ready
+from atlas_flwr.errors import DataError
 
 if TYPE_CHECKING:
     from atlas_flwr.serving import Conversation
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     from atlas_flwr.serving import Conversation
 
     found = ready(given)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # told as what it is, later
     if sys.stdin.isatty() and find_spec("readline"):  # there is none on Windows
         import_module("readline")  # input() then edits lines, and knows those before
     with found.served() as served:
@@ -79,6 +83,9 @@ def answer(talk: Conversation, question: str) -> int:
     begun = time.perf_counter()
     try:
         talk.ask(question, lambda piece: print(piece, end="", flush=True))
+    except DataError as error:
+        print(f"{error} · /reset forgets what was said\n")
+        return 0
     except KeyboardInterrupt:
         print(" ...")
     seconds = time.perf_counter() - begun

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-ANSWER, BASE = "answer", "base"
+ANSWER, BASE = "answer", "base"  # what is written beside a row's own fields
+OTHERWISE = "generated-"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     _check(given)
     found = ready(given)
     asked = _asked(given, found)
+    names = _names(asked)
     print(found.title)
+    for name, other in names.items():
+        if other != name and (name == ANSWER or given.beside_base):
+            print(f"prompts have a field {name!r}: what is written is {other!r}")
     base: list[Answer] = []
     if given.beside_base:
         with found.of_base().served() as served:
@@ -53,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     with found.served() as served:
         begun = time.perf_counter()
         answers = _answers(served.model, found, asked, given.batch_size)
-        rows = _rows(asked, answers, base)
+        rows = _rows(asked, answers, base, names)
         written = _write(given.out, rows) if given.out else _print(rows)
         seconds = time.perf_counter() - begun
         print(_cost(len(asked), given.out, written, seconds, served.meter))
@@ -146,13 +151,27 @@ def _answers(
     return answered(model, found.prompts.tokenizer, ids, found.decoding, batch_size)
 
 
+def _names(asked: Sequence[Asked]) -> dict[str, str]:
+    """Return what answers are called, so that no field of a row is lost."""
+    taken = {name for prompt in asked for name in prompt.row}
+    found = {}
+    for name in (ANSWER, BASE):
+        found[name] = name
+        while found[name] in taken:
+            found[name] = OTHERWISE + found[name]
+    return found
+
+
 def _rows(
-    asked: Sequence[Asked], answers: Iterator[Answer], base: Sequence[Answer]
+    asked: Sequence[Asked],
+    answers: Iterator[Answer],
+    base: Sequence[Answer],
+    names: Mapping[str, str],
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield what is written of each prompt, and the tokens of its answer."""
     for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
-        before = {BASE: base[number].text} if base else {}
-        yield {**prompt.row, **before, ANSWER: answer.text}, answer.tokens
+        before = {names[BASE]: base[number].text} if base else {}
+        yield {**prompt.row, **before, names[ANSWER]: answer.text}, answer.tokens
 
 
 def _write(path: Path, rows: Iterator[tuple[dict[str, Any], int]]) -> int:
@@ -184,8 +203,9 @@ def _print(rows: Iterator[tuple[dict[str, Any], int]]) -> int:
 def _cost(
     prompts: int, out: Path | None, written: int, seconds: float, meter: ByteMeter
 ) -> str:
+    each = max(written, 1)
     return (
         f"{prompts} answers{f' in {out}' if out else ''} · {written} tokens, "
         f"{written / seconds:.1f} a second · bytes a token: "
-        f"{meter.total_up / written:,.0f} up, {meter.total_down / written:,.0f} down"
+        f"{meter.total_up / each:,.0f} up, {meter.total_down / each:,.0f} down"
     )

@@ -11,7 +11,7 @@ from logging import WARNING
 
 from flwr.app import Context, Error, Message
 
-from atlas_flwr.errors import AtlasError
+from atlas_flwr.errors import AtlasError, ConfigError
 from atlas_flwr.log import log
 from atlas_flwr.protocol.replies import CLIENT_APP_RAISED
 
@@ -25,7 +25,9 @@ def told_in_a_sentence(
     try:
         return call_next(message, context)
     except AtlasError as error:
-        reason = f"{type(error).__name__}: {error}"
+        # A node's own config is not the run's, which is where ConfigError counts them.
+        told = "; ".join(error.problems) if isinstance(error, ConfigError) else error
+        reason = f"{type(error).__name__}: {told}"
         kind = message.metadata.message_type
         log(WARNING, "client %d, %s: %s", context.node_id, kind, reason)
         return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)

@@ -43,6 +43,7 @@ class Roster:
     timeout: float | None = None
     request: ConfigRecord = field(default_factory=ConfigRecord)
     profiles: dict[int, Profile] = field(default_factory=dict)
+    _told: dict[int, str] = field(default_factory=dict)  # why a node said nothing
 
     def learn(self, grid: Grid, node_ids: Iterable[int]) -> None:
         """Ask the nodes that have not been asked before.
@@ -67,7 +68,9 @@ class Roster:
             node = reply.metadata.src_node_id
             if reply.has_error():
                 reason = reason_of(reply)
-                log(_WARNING, "node %d did not describe itself: %s", node, reason)
+                if self._told.get(node) != reason:  # it is asked again and again
+                    log(_WARNING, "node %d did not describe itself: %s", node, reason)
+                self._told[node] = reason
                 continue
             record = reply.content.config_records[keys.PROFILE]
             self.profiles[node] = Profile.from_record(record)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -25,6 +26,7 @@ from atlas_flwr.options import Problem
 __all__ = ["describe", "from_yaml", "load_config", "to_yaml"]
 
 Value = bool | int | float | str
+SHIELDED = "$\ue000{"  # of ${HOME}, which OmegaConf would take for another key
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -69,16 +71,25 @@ def from_yaml(text: str) -> RunConfig:
     ConfigError
         As :func:`load_config`, for everything else.
     """
-    loaded = OmegaConf.to_container(OmegaConf.create(text))
+    loaded = OmegaConf.to_container(OmegaConf.create(text.replace("${", SHIELDED)))
     if not isinstance(loaded, dict):
         raise ConfigError([f"the YAML is a {type(loaded).__name__}: must be a mapping"])
-    return _resolve(cast("dict[str, Value]", loaded), {}, at_start=False)
+    given = {
+        key: value.replace(SHIELDED, "${") if isinstance(value, str) else value
+        for key, value in loaded.items()
+    }
+    return _resolve(cast("dict[str, Value]", given), {}, at_start=False)
 
 
 def to_yaml(config: RunConfig) -> str:
     """Write a configuration as YAML, in the schema's order and Flower's keys."""
-    resolved = {key: getattr(config, key.replace("-", "_")) for key in options()}
-    return OmegaConf.to_yaml(OmegaConf.create(resolved))
+    values = {key: getattr(config, key.replace("-", "_")) for key in options()}
+    shielded = {
+        key: value.replace("${", SHIELDED) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+    text = OmegaConf.to_yaml(OmegaConf.create(shielded))
+    return text.replace(SHIELDED, "${")
 
 
 def _resolve(
@@ -91,8 +102,13 @@ def _resolve(
         for key, value in given.items()
         if key not in doubtful
     }
-    # DictConfig has RunConfig's fields, and may hold values that RULES refuse.
-    merged = cast("RunConfig", OmegaConf.merge(OmegaConf.structured(RunConfig), sound))
+    # Texts are no business of OmegaConf's, as above.
+    texts = {name: value for name, value in sound.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in sound.items() if name not in texts}
+    typed = OmegaConf.merge(OmegaConf.structured(RunConfig), numbers)
+    values = {**cast("dict[str, Any]", OmegaConf.to_container(typed)), **texts}
+    # It has RunConfig's fields, and may hold values that RULES refuse.
+    merged = cast("RunConfig", SimpleNamespace(**values))
     found = [*find_problems(merged), *_unknown_words(merged, known)]
     if at_start:
         found.extend(resume_problems(merged))
@@ -102,7 +118,7 @@ def _resolve(
             [problem.sentence for problem in problems],
             {key for problem in problems for key in problem.keys},
         )
-    return cast("RunConfig", OmegaConf.to_object(cast("Any", merged)))
+    return RunConfig(**values)
 
 
 @cache

@@ -2,7 +2,7 @@
 """What a well-typed configuration may still get wrong: limits and contradictions.
 
 A rule is a function of the configuration that yields :class:`Problem`; ``RULES`` holds
-them all. It sees either a ``RunConfig`` or OmegaConf's view of one, hence only fields.
+them all. It sees either a ``RunConfig`` or the fields of one alone.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ _REQUIRED = {
 _SOURCES = ("package", "path", "dataset")
 _PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
 
+SHIELD = "\0"  # no YAML text has a zero byte
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -191,21 +192,35 @@ def _typed(given: Mapping[str, Any]) -> tuple[Definition, list[str]]:
     problems = []
     for entry in fields(Definition):
         if entry.name in given:
-            value = _text_keys(given[entry.name])
+            value = _shielded(given[entry.name])
             if entry.name in ("text", "scores") and isinstance(value, str):
                 value = [value]
             try:
                 values = OmegaConf.merge(values, {entry.name: value})
-                OmegaConf.resolve(values)  # what looks like ${another key} is none
             except (OmegaConfBaseException, TypeError) as error:
                 problems.append(f"`{entry.name}`: {str(error).partition(chr(10))[0]}")
-    return values, problems
+    found: Any = OmegaConf.to_object(values)
+    own = {e.name: _unshielded(getattr(found, e.name)) for e in fields(Definition)}
+    return Definition(**own), problems
 
 
-def _text_keys(value: Any) -> Any:
+def _shielded(value: Any) -> Any:
+    """Hide what OmegaConf would read as another key, ``${price}``, or as none, ???."""
     if isinstance(value, dict):
-        return {str(key): content for key, content in value.items()}
+        return {_shielded(str(key)): _shielded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_shielded(item) for item in value]
+    if isinstance(value, str):
+        return value.replace("${", f"${SHIELD}{{").replace("???", f"??{SHIELD}?")
     return value
+
+
+def _unshielded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_unshielded(key): _unshielded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_unshielded(item) for item in value]
+    return value.replace(SHIELD, "") if isinstance(value, str) else value
 
 
 def _value_problems(given: Definition) -> Iterator[str]:

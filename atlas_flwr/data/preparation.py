@@ -147,13 +147,18 @@ def _tokenizer_problems(
         )
 
 
+def known_positions(config: Any) -> int | None:
+    """Return how many positions a model knows; ``None`` where it does not say."""
+    text = config.get_text_config()
+    limits = ("max_position_embeddings", "max_seq_len")  # MPT says the second
+    return next((n for k in limits if (n := getattr(text, k, None))), None)
+
+
 def _length_problems(
     source: ModelSource, config: Any, length: int, more: int
 ) -> Iterator[str]:
     """Tell of texts that, with what comes around them, are longer than is known."""
-    text = config.get_text_config()
-    limits = ("max_position_embeddings", "max_seq_len")  # MPT says the second
-    positions = next((n for k in limits if (n := getattr(text, k, None))), None)
+    positions = known_positions(config)
     if positions is None:
         return
     if source.kind == "classifier":

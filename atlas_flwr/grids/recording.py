@@ -26,6 +26,7 @@ DEAD_WORKER = (
     "ray.exceptions.OutOfMemoryError",
     "WorkerCrashedError",
 )
+DEAD_NODE = "its node has died"
 RESUME = "continue the run with --run-config \"resume='<run folder>'\""
 
 
@@ -138,12 +139,19 @@ class RecordingGrid(DelegatingGrid):
         kind, failed = seen.kind, seen.failed
         errors = [reply for reply in seen.replies if reply.has_error()]
         first = reason_of(errors[0]) if errors else "no reply came in time"
-        dead = next((reason_of(r) for r in errors if _is_dead(r)), None)
-        if dead is not None:
+        for reply in filter(_is_dead, errors):
+            lost_node = DEAD_NODE in str(reply.error.reason)
+            why, mend = (
+                ("with its machine", "See to that machine")
+                if lost_node
+                else (
+                    "most likely for want of memory",
+                    "Run fewer clients at once (--client-cpus 2)",
+                )
+            )
             raise RoundError(
-                f"{kind}: a worker of the simulation has died, most likely for want of "
-                f"memory, and Flower would go on to give it work ({dead}). Run fewer "
-                f"clients at once (--client-cpus 2) and {RESUME}"
+                f"{kind}: a worker of the simulation has died, {why}, and Flower would "
+                f"go on to give it work ({reason_of(reply)}). {mend} and {RESUME}"
             )
         if failed >= seen.sent:
             raise RoundError(

@@ -88,7 +88,7 @@ def find_problems(
     """
     yield from _folder_problems(config)
     if config.trunk_access:
-        yield from filter(None, [_complaint(lambda: Access.read(config.trunk_access))])
+        yield from _complaints(lambda: Access.read(config.trunk_access))
     good: dict[str, str] = {}
     problems = list(_data_problems(config, good))
     if clients and not problems:
@@ -182,12 +182,14 @@ def _share_problems(config: RunConfig, clients: int) -> Iterator[str]:
             yield str(error)
 
 
-def _complaint(check: Callable[[], object]) -> str:
+def _complaints(check: Callable[[], object]) -> tuple[str, ...]:
     try:
         check()
+    except ConfigError as error:
+        return error.problems
     except AtlasError as error:
-        return str(error)
-    return ""
+        return (str(error),)
+    return ()
 
 
 def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
@@ -203,7 +205,7 @@ def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
         checks.append(lambda: covering_plan(config, outline))
     if needs_trunk(config) and (cut := config.fixed_cut):
         checks.append(lambda: SplitPlan(*cut).check(count))
-    problems = [*dict.fromkeys(filter(None, map(_complaint, checks)))]
+    problems = [*dict.fromkeys(told for check in checks for told in _complaints(check))]
     if problems:
         yield from problems
         return

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from atlas_flwr.data.chats import chat_template_text
+from atlas_flwr.data.fields import unwritable
 from atlas_flwr.data.tokens import token_ids
 from atlas_flwr.data.turns import ASSISTANT, SYSTEM, USER, Turn
+from atlas_flwr.errors import DataError
 from atlas_flwr.serving.prompts import PromptForm, Prompts
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.split_cache import SplitCache
@@ -121,13 +123,25 @@ class Conversation:
         heard : Callable[[str], object]
             Called with each new piece of the answer.
 
+        Raises
+        ------
+        DataError
+            If it is no text, or too long with all that was said before; it then counts
+            as not said.
+
         Returns
         -------
         str
             The answer. Where ``KeyboardInterrupt`` ends it, what came until then counts
             as said.
         """
+        if why := unwritable(question):
+            raise DataError(f"that is no text: it has {why}")
+        before = list(self.turns), self._text
         ids = self._put(question)
+        if why := self.prompts.fault(ids):
+            self.turns, self._text = before
+            raise DataError(f"with what was said before, that is {why}")
         stream = _Stream(self.prompts.tokenizer, heard)
         whole = False
         try:

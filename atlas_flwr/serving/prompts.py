@@ -11,7 +11,8 @@ from typing import Any
 
 from atlas_flwr.data import Task
 from atlas_flwr.data.chats import chat_prompt
-from atlas_flwr.data.fields import plain_text
+from atlas_flwr.data.fields import plain_text, unwritable
+from atlas_flwr.data.readers.objects import loaded_json
 from atlas_flwr.data.templates import filled_in, template_fields
 from atlas_flwr.data.tokens import prompt_ids
 from atlas_flwr.data.turns import USER, Turn, read_turns, with_system
@@ -84,10 +85,13 @@ class Prompts:
         The model's.
     forms : Sequence[PromptForm]
         Of the tasks.
+    most : int, optional
+        Tokens that a prompt may come to, so that an answer has room; ``None`` for any.
     """
 
     tokenizer: Any
     forms: Sequence[PromptForm]
+    most: int | None = None
 
     def ids(self, row: Mapping[str, Any]) -> list[int]:
         """Return a row's tokens; a row with a prompt is put as it is."""
@@ -101,6 +105,17 @@ class Prompts:
         if form.chat:
             return self.chat([Turn(USER, text)], form.system)
         return self.plain(text)
+
+    def fault(self, ids: Sequence[int]) -> str:
+        """Say why a prompt cannot be answered, if it cannot."""
+        if not ids:
+            return "an empty prompt"
+        if self.most is None or len(ids) <= self.most:
+            return ""
+        return (
+            f"a prompt of {len(ids)} tokens, and with the answer's the model knows "
+            f"{self.most}: shorten it, or --max-new-tokens"
+        )
 
     def form_of(self, row: Mapping[str, Any]) -> PromptForm | None:
         """Return the first form whose fields a row has."""
@@ -117,18 +132,25 @@ class Prompts:
 
 
 def read_prompts(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
-    """Read a file of prompts, a JSON object a line.
+    """Read a file of prompts: a JSON object a line, or an array of them.
 
     Raises
     ------
     DataError
         If there is no such file, or none in it; naming rows that are no objects, or
-        have neither ``prompt`` nor a task's fields, or come to no token.
+        have neither ``prompt`` nor a task's fields, or come to no token, or to more
+        than the model knows.
     """
     if not path.is_file():
         raise DataError(f"no file {path}; it has a JSON object a line, with a prompt")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [(n, _read(line)) for n, line in enumerate(lines, 1) if line.strip()]
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text in UTF-8: {error}; it has a JSON object a line, with a "
+            "prompt"
+        ) from None
+    rows = list(_entries(text))
     if not rows:
         raise DataError(f"{path} has no prompt in it")
     faults = [f for n, row in rows for f in _faults(n, row, prompts)]
@@ -138,26 +160,52 @@ def read_prompts(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
     return [dict(row) for _, row in rows if isinstance(row, Mapping)]
 
 
-def _read(line: str) -> object:
+def _entries(text: str) -> Iterator[tuple[str, object]]:
+    """Yield what each line, or entry of an array, is, and where it stands."""
+    if text.lstrip().startswith("[") and isinstance(found := _read(text), list):
+        yield from ((f"entry {n}", row) for n, row in enumerate(found, 1))
+        return
+    # str.splitlines would break at what stands in a text, such as U+2028, too
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _read(line)
+
+
+def _read(text: str) -> object:
     try:
-        return json.loads(line)
-    except ValueError:
-        return line
+        return loaded_json(text)
+    except json.JSONDecodeError:
+        return text
 
 
-def _faults(number: int, row: object, prompts: Prompts) -> Iterator[str]:
+def _faults(where: str, row: object, prompts: Prompts) -> Iterator[str]:
     if not isinstance(row, Mapping):
-        yield f"line {number} is no JSON object"
+        yield f"{where} is no JSON object, or has a key twice"
     elif PROMPT in row and not isinstance(row[PROMPT], str):
-        yield f"line {number} has a prompt that is no text"
+        yield f"{where} has a prompt that is no text"
     elif why := _conversation_fault(row, prompts):
-        yield f"line {number} has a conversation that {why}"
+        yield f"{where} has a conversation that {why}"
     elif PROMPT not in row and prompts.form_of(row) is None:
         fields = [f"{', '.join(f.fields)} (task {f.name})" for f in prompts.forms]
         wanted = " or the fields ".join(["'prompt'", *fields])
-        yield f"line {number} has {', '.join(row) or 'no fields'}; wanted: {wanted}"
-    elif not prompts.ids(row):
-        yield f"line {number} has an empty prompt"
+        yield f"{where} has {', '.join(row) or 'no fields'}; wanted: {wanted}"
+    elif why := _field_fault(row, prompts) or prompts.fault(prompts.ids(row)):
+        yield f"{where} has {why}"
+
+
+def _field_fault(row: Mapping[str, Any], prompts: Prompts) -> str:
+    """Say what is no text, of what a row's prompt is made of."""
+    form = None if PROMPT in row else prompts.form_of(row)
+    if form is not None and form.messages:
+        spoken = " ".join(turn.content for turn in read_turns(row[form.messages]))
+        why = unwritable(spoken)
+        return f"{why} in {form.messages!r}" if why else ""
+    for name in (PROMPT,) if form is None else form.fields:
+        if isinstance(row[name], dict | list):
+            return f"an object or a list in {name!r}, where text is wanted"
+        if why := unwritable(row[name]):
+            return f"{why} in {name!r}"
+    return ""
 
 
 def _conversation_fault(row: Mapping[str, Any], prompts: Prompts) -> str:

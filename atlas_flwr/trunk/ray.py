@@ -46,6 +46,7 @@ __all__ = [
 NAMESPACE = "atlas-flwr"
 WAITING = 64  # calls that are in the actor at once, most of them waiting
 PING = 60.0  # seconds that the question whether it lives may take
+LOOK = 2.0  # seconds between looks whether waiting makes sense
 _CONTROL = "control"
 _SLOW_START = "timed out during startup"  # how Ray says that it gave up waiting
 
@@ -167,14 +168,15 @@ def start_ray_trunk(
     Raises
     ------
     TrunkError
-        If Ray is not running in this process, the name is taken, or loading takes too
-        long.
+        If Ray is not running in this process, the name is taken, no machine of Ray's
+        has such a GPU, or loading takes too long.
     PlanError
         If the model cannot be cut so.
     """
     deadline = time.monotonic() + timeout
     wait_for_ray(timeout)
     on_gpu = source.device.startswith("cuda")
+    gpus = float(on_gpu) if num_gpus is None else num_gpus
     limits = replace(source.limits, passes_at_once=1 if on_gpu else threads)
     source = replace(source, limits=limits)
     as_actor: Any = ray.remote  # its types know no concurrency groups
@@ -182,7 +184,7 @@ def start_ray_trunk(
         name=name,
         namespace=NAMESPACE,
         num_cpus=0,
-        num_gpus=float(on_gpu) if num_gpus is None else num_gpus,
+        num_gpus=gpus,
         max_concurrency=max(WAITING, threads),
         max_restarts=0,
     )
@@ -193,7 +195,10 @@ def start_ray_trunk(
     host = RayTrunkHost(actor, name)
     is_loaded = False
     try:
-        _result(actor.load.remote(source), max(deadline - time.monotonic(), 1.0))
+        loaded = actor.load.remote(source)
+        while not ray.wait([loaded], timeout=LOOK)[0] and time.monotonic() < deadline:
+            _check_gpus(gpus)
+        _result(loaded, max(deadline - time.monotonic(), 1.0))
         is_loaded = True
     finally:
         if not is_loaded:
@@ -201,9 +206,26 @@ def start_ray_trunk(
     return host
 
 
+def _check_gpus(wanted: float) -> None:
+    """Refuse to wait for a GPU that no machine of Ray's has, or has any more."""
+    nodes: Any = ray.nodes  # without types
+    alive = [node for node in nodes() if node["Alive"]]
+    most = max((node["Resources"].get("GPU", 0.0) for node in alive), default=0.0)
+    if wanted > most:
+        raise TrunkError(
+            f"the trunk wants {wanted:g} of a GPU, and none of the {len(alive)} "
+            f"machines that are in Ray's cluster has more than {most:g}: one may have "
+            "died, or Ray was told of no GPU (--federation-config "
+            "'init-args-num-gpus=1'); or set trunk-device='cpu'"
+        )
+
+
 @dataclass(frozen=True)
 class RayTrunkHost:
     """The owner's handle of the actor (see :class:`~atlas_flwr.trunk.TrunkHost`).
+
+    To it an actor that Ray cannot reach is lost at once: Ray calls it dead 15 to 65 s
+    later, and a call may have been done or not.
 
     Parameters
     ----------
@@ -258,15 +280,18 @@ class RayTrunkHost:
 
     def ping(self) -> None:
         """Check that the actor lives, and answers within a minute."""
-        _result(self.actor.ping.remote(), min(self.timeout, PING))
+        self._get(self.actor.ping.remote(), min(self.timeout, PING))
 
     def stop(self) -> None:
         """End the actor, if Ray itself has not ended."""
         if ray.is_initialized():
             ray.kill(self.actor)
 
-    def _get(self, reference: Any) -> Any:
-        return _result(reference, self.timeout)
+    def _get(self, reference: Any, timeout: float | None = None) -> Any:
+        try:
+            return _result(reference, timeout or self.timeout)
+        except _Unreachable as error:
+            raise _lost(str(error)) from None
 
 
 @dataclass(kw_only=True)
@@ -342,7 +367,8 @@ def _result(reference: Any, timeout: float) -> Any:
             raise error.cause from None
         raise
     except ActorUnavailableError as error:
-        raise TrunkBusy(f"the trunk cannot be reached right now: {error}") from None
+        said = str(error).partition("\n")[0]
+        raise _Unreachable(f"the trunk cannot be reached right now: {said}") from None
     except RayActorError as error:
         raise _lost(str(error).partition("\n")[0]) from None
     except GetTimeoutError:
@@ -350,6 +376,10 @@ def _result(reference: Any, timeout: float) -> Any:
             f"the trunk gave no answer in {timeout:.0f} s; it is overloaded (see "
             "trunk-threads), or its machine is"
         ) from None
+
+
+class _Unreachable(TrunkBusy):
+    """Ray cannot reach the actor, and does not know whether it lives."""
 
 
 def _lost(what: str) -> TrunkLost:

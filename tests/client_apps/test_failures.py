@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from atlas_flwr.client_apps.app import app as our_app
 from atlas_flwr.client_apps.failures import told_in_a_sentence
-from atlas_flwr.errors import DataError
+from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.testing import local_grid
 
 
@@ -34,6 +34,11 @@ def test_an_error_of_ours_is_an_error_reply():
     reply = answered(raising(DataError("the shard is empty")))
     assert reply.has_error()
     assert reply.error.reason == "DataError: the shard is empty"
+
+
+def test_what_is_wrong_with_a_node_is_not_called_the_runs():
+    reply = answered(raising(ConfigError(["trunk-access='x' is none", "and more"])))
+    assert reply.error.reason == "ConfigError: trunk-access='x' is none; and more"
 
 
 def test_any_other_goes_on_to_flower_which_tells_it_in_full():

@@ -59,7 +59,6 @@ template: "no place for it "
         (("format: csv", "format: csv\nmax_chars: -3"), "`max_chars` is -3"),
         (("format: csv", "format: csv\ntext: []"), "`text` names no field"),
         (("format: csv", "format: csv\ntext: label"), "the answer is in the text"),
-        (("{a: one, b: two}", "{a: '${x}', b: two}"), "`labels`"),
         (("path: rows.csv", ""), "exactly one of"),
         (("path: rows.csv", "dataset: some/name"), "go together"),
         (("format: csv", "format: lines"), "(?P<text>...)"),
@@ -83,3 +82,9 @@ def test_class_names_that_are_numbers_are_text() -> None:
 
 def test_a_single_text_field_needs_no_list() -> None:
     assert read_definition("own", f"{_GOOD}\ntext: body").text == ["body"]
+
+
+@pytest.mark.parametrize("word", ["${b}", "$${{b}", "???", "a ${nosuch} c", "\\${x}"])
+def test_text_is_taken_as_it_is_written(word: str) -> None:
+    given = read_definition("own", _GOOD.replace("a: one", f"'{word}': '{word} 1'"))
+    assert given.labels == {word: f"{word} 1", "b": "two"}

@@ -76,10 +76,23 @@ def test_a_failure_of_half_of_the_clients_is_said_aloud(tmp_path, caplog):
     assert summary(folder)["finished"]
 
 
-@pytest.mark.parametrize("error", ["ActorDiedError", "OutOfMemoryError"])
-def test_a_dead_worker_ends_the_run_that_flower_would_go_on_with(tmp_path, error):
-    reason = f"<class 'ray.exceptions.{error}'>:<'The worker is gone'>"
-    with pytest.raises(RoundError, match="worker of the simulation has died"):
+@pytest.mark.parametrize(
+    ("error", "said", "why"),
+    [
+        ("ActorDiedError", "The worker is gone", "for want of memory"),
+        ("OutOfMemoryError", "The worker is gone", "for want of memory"),
+        (
+            "ActorDiedError",
+            "The actor died unexpectedly.\nIt died because its node has died.",
+            "with its machine",
+        ),
+    ],
+)
+def test_a_dead_worker_ends_the_run_that_flower_would_go_on_with(
+    tmp_path, error, said, why
+):
+    reason = f"<class 'ray.exceptions.{error}'>:<'{said}'>"
+    with pytest.raises(RoundError, match=f"worker of the simulation has died.*{why}"):
         run(tmp_path, failing(MessageType.TRAIN, nodes=(3,), reason=reason))
 
 

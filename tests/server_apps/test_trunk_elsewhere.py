@@ -82,6 +82,14 @@ def test_a_way_to_a_trunk_that_leads_nowhere_is_told_before_anything_starts(tmp_
         )
 
 
+def test_its_problems_are_counted_once(tmp_path):
+    bad = tmp_path / "access.json"
+    bad.write_text('{"address": 1}')
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, trunk="grpc", trunk_access=str(bad))
+    assert str(caught.value).count("1 problem in") == 1
+
+
 class Process:
     """`atlas-flwr trunk` in a process that can be killed; ended with the test."""
 

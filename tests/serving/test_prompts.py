@@ -64,13 +64,35 @@ def test_a_row_finds_the_task_that_has_its_fields(tokenizer):
         (['{"stop": 1}'], r"has stop; wanted: 'prompt' or the fields start \(task"),
         (["{}"], "has no fields"),
         (["x"] * 5, "and 2 more"),
+        (['{"prompt": "a", "prompt": "b"}'], "has a key twice"),
+        (["[" * 5000], "line 1 is no JSON object"),
+        (['[{"prompt": "a"}, 3]'], "entry 2 is no JSON object"),
+        (['{"prompt": "\\ud800"}'], "half a character"),
+        (['{"start": {"a": 1}}'], "an object or a list in 'start'"),
+        (['{"prompt": ""}'], "an empty prompt"),
+        (['{"prompt": "' + "a " * 99 + '"}'], r"tokens.*the model knows 30"),
     ],
 )
 def test_rows_that_cannot_be_put_are_named(tmp_path, tokenizer, lines, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(DataError, match=message):
-        read_prompts(path, Prompts(tokenizer, [COUNTING]))
+        read_prompts(path, Prompts(tokenizer, [COUNTING], 30))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "\xff\xfe"}')
+    with pytest.raises(DataError, match="no text in UTF-8"):
+        read_prompts(path, Prompts(tokenizer, []))
+
+
+@pytest.mark.parametrize("around", ["\ufeff{}", "[{}]"])
+def test_marks_and_arrays_are_read(tmp_path, tokenizer, around):
+    path = tmp_path / "prompts.jsonl"
+    text = around.replace("{}", '{"prompt": "a\u2028b"}')
+    path.write_text(text, encoding="utf-8")
+    assert read_prompts(path, Prompts(tokenizer, [])) == [{"prompt": "a\u2028b"}]
 
 
 def test_blank_lines_are_no_rows(tmp_path, tokenizer):

@@ -204,3 +204,24 @@ def test_a_trunk_in_another_process_answers_the_same(folder, prompts):
     here = answers(folder, prompts, "--cluster", "0")
     far = answers(folder, prompts, "--cluster", "0", "--trunk", "ray", out="far.jsonl")
     assert far == here
+
+
+def test_no_field_of_a_prompt_is_lost(folder, tmp_path, capsys):
+    rows = [{"prompt": "a", "answer": "mine", "base": 1}, {"prompt": "b"}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    got = answers(folder, path, "--cluster", "0", "--beside-base")
+    assert got[0].keys() == {*rows[0], "generated-answer", "generated-base"}
+    assert (got[0]["answer"], got[0]["base"]) == ("mine", 1)
+    assert "what is written is 'generated-answer'" in capsys.readouterr().out
+
+
+def test_what_cannot_be_answered_ends_no_conversation(folder, capsys, monkeypatch):
+    said = f"half \udcff\n{'a ' * 3000}\nhello\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    given = ["--cluster", "0", "--max-new-tokens", LONG]
+    assert main(["chat", str(folder.path), *given]) == 0
+    told = capsys.readouterr().out
+    assert "no text: it has half a character" in told
+    assert "tokens, and with the answer's the model knows" in told
+    assert told.count(" a second]") == 1

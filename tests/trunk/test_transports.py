@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from atlas_flwr.errors import (
     AdapterError,
     PlanError,
     SessionError,
+    TrunkBusy,
     TrunkError,
     TrunkLost,
 )
@@ -24,6 +26,7 @@ from atlas_flwr.trunk import (
     serve_local,
 )
 from atlas_flwr.types import TrunkCall
+from atlas_flwr.wire.codecs import CODECS
 from tests.families import build
 
 PLAN = SplitPlan(1, 1)
@@ -108,6 +111,35 @@ def test_a_ray_trunk_that_cannot_load_says_why_and_leaves_its_name(cluster, tmp_
     impossible = TrunkSource(str(tmp_path), SplitPlan(4, 1))
     with pytest.raises(PlanError, match="leaves none to the trunk"):
         start_ray_trunk("t", impossible)  # and the next test takes the name
+
+
+def test_a_gpu_that_no_machine_has_is_not_waited_for(cluster, tmp_path):
+    from atlas_flwr.trunk.ray import start_ray_trunk
+
+    source = TrunkSource(str(tmp_path), PLAN)
+    with pytest.raises(TrunkError, match=r"wants 1 of a GPU.*none of the 1 machines"):
+        start_ray_trunk("g", source, num_gpus=1.0)
+
+
+def test_a_machine_out_of_reach_is_lost_to_the_owner_and_asked_again_by_clients(
+    monkeypatch,
+):
+    import ray
+    from ray.exceptions import ActorUnavailableError
+
+    from atlas_flwr.trunk.ray import RayTrunk, RayTrunkHost
+
+    def get(reference, timeout):
+        raise ActorUnavailableError("its machine does not answer\nfor long", None)
+
+    monkeypatch.setattr(ray, "get", get)
+    host = RayTrunkHost(MagicMock(), "t")
+    for ask in (host.ping, host.stats, lambda: host.close("token")):
+        with pytest.raises(TrunkLost, match=r"does not answer.*resume"):
+            ask()
+    client = RayTrunk(token="t", codec=CODECS["raw"], actor=MagicMock())
+    with pytest.raises(TrunkBusy, match="right now"):
+        client.exchange(MagicMock())
 
 
 def until_it_fails(ask):
