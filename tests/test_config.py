@@ -166,6 +166,16 @@ REFUSED = [
         {"trunk": "peers", "strategy": "splitlora", "server-adapters": "shared"},
         "server-adapters='shared' is one adapter that all clients step",
     ),
+    ({"trunk-replicas": 0}, "trunk-replicas=0: must be at least 1"),
+    ({"trunk-replicas": 2, "trunk": "grpc"}, "are actors of a simulation's Ray"),
+    (
+        {
+            "trunk-replicas": 2,
+            "strategy": "splitlora",
+            "server-adapters": "shared",
+        },
+        "in one place, and other replicas would idle",
+    ),
     ({"trunk-listen": "0.0.0.0:7001"}, "clients cannot dial 0.0.0.0"),
     ({"trunk-listen": "localhost"}, "trunk-listen='localhost': has no port"),
     ({"trunk-advertise": "a b"}, "'a b' is not HOST or HOST:PORT"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ways_of,
     )
     from atlas_flwr.budget.queues import QUEUES
+    from atlas_flwr.budget.seating import seated
     from atlas_flwr.budget.time import Rates, StepTime, step_time
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "pair",
     "per_byte",
     "return_freed_memory",
+    "seated",
     "simulate",
     "step_time",
     "trunk_memory",
@@ -95,6 +97,7 @@ __getattr__, __dir__ = attach(
         "pair": "pairing",
         "per_byte": "importance",
         "return_freed_memory": "allocator",
+        "seated": "seating",
         "simulate": "clock",
         "step_time": "time",
         "trunk_memory": "memory",

@@ -43,6 +43,14 @@ class MachineConfig:
         "Where clients and ServerApp dial the trunk of trunk-access, "
         "grpcs://HOST:PORT; empty is what that file says.",
     )
+    trunk_replicas: int = option(
+        1,
+        "Copies of the trunk of trunk='ray', spread over the nodes and GPUs of the Ray "
+        "cluster. A cluster's clients go to one of them, or to several of their own "
+        "where there are fewer clusters; the numbers are those of one trunk. Each "
+        "holds all of its weights, and trunk-threads is for each.",
+        minimum=1,
+    )
     trunk_threads: int = option(
         2,
         "CPU threads of the trunk. Leave cores for the clients: their number times "
@@ -66,7 +74,8 @@ class MachineConfig:
     trunk_restarts: int = option(
         2,
         "How often a trunk that has died is started again while a run goes on; the "
-        "round is then done again from the server's state, to the same numbers.",
+        "round is then done again from the server's state, to the same numbers. Of "
+        "several trunk-replicas only the clients of the one that died do theirs again.",
         minimum=0,
     )
     trunk_recompute: bool = option(

@@ -25,6 +25,7 @@ CROSSING = (
     "trunk_learning_rate",
     "trunk_listen",
     "trunk_recompute",
+    "trunk_replicas",
     "trunk_session_memory",
     *(entry.name for entry in fields(PeerConfig)),
 )
@@ -62,6 +63,7 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
             f"trunk-queue={config.trunk_queue!r}: it must be one of "
             + ", ".join(QUEUES),
         )
+    yield from _replicas(config)
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)
@@ -89,6 +91,26 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
             ("trunk-advertise", "trunk-listen"),
             f"clients cannot dial {dialled}, which is every address of this machine; "
             "set trunk-advertise to the name or address by which they reach it",
+        )
+
+
+def _replicas(config: RunConfig) -> Iterator[Problem]:
+    """Want copies of a trunk that this run starts, and no one thing in all of them."""
+    count = config.trunk_replicas
+    if count == 1:
+        return
+    if config.trunk in ("grpc", "peers") or config.trunk_access:
+        yield Problem(
+            ("trunk-replicas", "trunk"),
+            f"trunk-replicas={count}: are actors of a simulation's Ray cluster; set "
+            "trunk='ray' without trunk-access, or leave trunk-replicas out",
+        )
+    if config.server_adapters == "shared":
+        yield Problem(
+            ("trunk-replicas", "server-adapters"),
+            f"trunk-replicas={count}: server-adapters='shared' is one adapter that all "
+            "clients step, in one place, and other replicas would idle; set "
+            "server-adapters='own', or leave trunk-replicas out",
         )
 
 

@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from atlas_flwr.errors import DataError
-from atlas_flwr.report.peer_events import PeerLost, PeerMoved, PeersPaired
+from atlas_flwr.report.peer_events import (
+    PeerLost,
+    PeerMoved,
+    PeersPaired,
+    ReplicaLost,
+    ReplicaMoved,
+)
 
 __all__ = [
     "EVENTS",
@@ -25,6 +31,8 @@ __all__ = [
     "PeerLost",
     "PeerMoved",
     "PeersPaired",
+    "ReplicaLost",
+    "ReplicaMoved",
     "RoundEnded",
     "RunEnded",
     "RunStarted",
@@ -302,6 +310,8 @@ Event = (
     | PeersPaired
     | PeerLost
     | PeerMoved
+    | ReplicaLost
+    | ReplicaMoved
     | RunEnded
 )
 EVENTS: Mapping[str, type[Event]] = {
@@ -317,6 +327,8 @@ EVENTS: Mapping[str, type[Event]] = {
     "peers-paired": PeersPaired,
     "peer-lost": PeerLost,
     "peer-moved": PeerMoved,
+    "replica-lost": ReplicaLost,
+    "replica-moved": ReplicaMoved,
     "run-ended": RunEnded,
 }
 NAMES = {kind: name for name, kind in EVENTS.items()}

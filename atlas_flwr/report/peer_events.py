@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can happen between clients that carry the trunk for one another."""
+"""What can happen where the trunk is in several places: at peers, or replicas."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["PeerLost", "PeerMoved", "PeersPaired"]
+__all__ = ["PeerLost", "PeerMoved", "PeersPaired", "ReplicaLost", "ReplicaMoved"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,23 @@ class PeerMoved:
     round: int
     client: str
     way: str
+
+
+@dataclass(frozen=True)
+class ReplicaLost:
+    """A replica of the trunk does not answer any more, and why."""
+
+    round: int
+    replica: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReplicaMoved:
+    """Clients of a lost replica go on at others, by client.
+
+    What they did in the round is done again, from its start.
+    """
+
+    round: int
+    seats: Mapping[str, str]

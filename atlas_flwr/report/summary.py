@@ -177,6 +177,9 @@ class Summary:
     peer_moves, sat_out : int
         How often a client of a lost peer went to another, and how often one sat a round
         of training out, as nobody had room for it.
+    replicas_lost, replica_moves : int
+        Replicas of the trunk that were lost, and clients that began a round again at
+        another, each as often as it happened.
     samples : tuple[Sample, ...]
         Those that clients have sent, with ``share-samples``.
     codecs : Mapping[str, str]
@@ -212,6 +215,8 @@ class Summary:
     peers_lost: Mapping[str, str] = field(default_factory=dict)
     peer_moves: int = 0
     sat_out: int = 0
+    replicas_lost: int = 0
+    replica_moves: int = 0
     samples: tuple[Sample, ...] = ()
     codecs: Mapping[str, str] = field(default_factory=dict)
 

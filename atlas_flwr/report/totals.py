@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_flwr.config import RunConfig
-from atlas_flwr.report.carrying import carried_by_peers
+from atlas_flwr.report.carrying import carried
 from atlas_flwr.report.classes import balanced_accuracy, macro_f1
 from atlas_flwr.report.events import (
     Baseline,
@@ -29,7 +29,13 @@ from atlas_flwr.report.events import (
     SumsSent,
     TrunkRestarted,
 )
-from atlas_flwr.report.peer_events import PeerLost, PeerMoved, PeersPaired
+from atlas_flwr.report.peer_events import (
+    PeerLost,
+    PeerMoved,
+    PeersPaired,
+    ReplicaLost,
+    ReplicaMoved,
+)
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
 from atlas_flwr.report.written import gathered_samples, written_scores
@@ -85,7 +91,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         trunk_restarts=log.restarts,
         samples=gathered_samples(log.sampled, log.clusters),
         codecs=_by_client({c: event.codec for c, event in last.items() if event.codec}),
-        **carried_by_peers(happened),
+        **carried(happened),
     )
 
 
@@ -134,6 +140,8 @@ class _Log:
             case TrunkRestarted():
                 self.restarts += 1
             case RunEnded() | PeersPaired() | PeerLost() | PeerMoved():
+                pass
+            case ReplicaLost() | ReplicaMoved():
                 pass
 
     @property

@@ -19,6 +19,7 @@ TAKEN_ANEW = (
     "trunk_access",
     "trunk_address",
     "trunk_queue",
+    "trunk_replicas",
     "trunk_restarts",
     "trunk_threads",
 )

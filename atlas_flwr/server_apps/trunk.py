@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from logging import INFO
 
 from flwr.serverapp import Grid
@@ -18,6 +19,7 @@ from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.log import log
 from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
 from atlas_flwr.server_apps.peers import SERVER, peers_of
+from atlas_flwr.server_apps.replicas import replicas_of
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
@@ -27,6 +29,7 @@ __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
 
 Start = Callable[[RunContext, str, Grid], AbstractContextManager[Endpoint]]
 SHARED_GPU = 0.01  # clients take the rest of it
+SPREAD_GPU = 0.51  # so that two replicas are never on one
 STARTS = 8  # actors that load at the same time
 
 
@@ -45,6 +48,15 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
         "local": "an engine inside the ServerApp's process",
     }
     kind = trunk_kind(config, grid)
+    if config.trunk_replicas > 1 and kind == "grpc":
+        raise ConfigError(
+            [
+                f"trunk-replicas={config.trunk_replicas}: are actors of a simulation's "
+                "Ray cluster, and this run's clients are SuperNodes, whose trunk is in "
+                "the ServerApp; leave trunk-replicas out"
+            ],
+            ["trunk-replicas"],
+        )
     if kind not in reach:
         return
     raise ConfigError(
@@ -101,7 +113,8 @@ def _source(setting: RunContext) -> TrunkSource:
 
 @contextmanager
 def _local(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
-    with _local_trunk(_source(setting), name) as found:
+    source = _source(setting)
+    with replicas_of(setting, name, partial(_local_trunk, source), 1) as found:
         yield found
 
 
@@ -155,7 +168,14 @@ def _elsewhere(setting: RunContext, access: Access) -> Iterator[Endpoint]:
 
 @contextmanager
 def _ray(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
-    with _ray_trunk(setting, _source(setting), name) as found:
+    from atlas_flwr.trunk.ray import check_gpus, wait_for_ray
+
+    count, on_gpu = setting.config.trunk_replicas, setting.files.device == "cuda"
+    if count > 1:
+        wait_for_ray()
+        check_gpus(count * on_gpu)
+    start = partial(_ray_trunk, setting, _source(setting))
+    with replicas_of(setting, name, start, STARTS) as found:
         yield found
 
 
@@ -166,12 +186,14 @@ def _ray_trunk(
     from atlas_flwr.trunk.ray import start_ray_trunk
 
     config = setting.config
-    on_gpu = setting.files.device == "cuda"
+    on_gpu, alone = setting.files.device == "cuda", config.trunk_replicas == 1
+    share = SHARED_GPU if alone else SPREAD_GPU
     host = start_ray_trunk(
         name,
         source,
         threads=config.trunk_threads,
-        num_gpus=SHARED_GPU if on_gpu and config.device != "cpu" else None,
+        num_gpus=share if on_gpu and config.device != "cpu" else None,
+        spread=not alone,
     )
     try:
         yield Endpoint(host, host.address)

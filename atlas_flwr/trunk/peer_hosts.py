@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunks that peers run: started as they are needed, and missed when they end."""
+"""Trunks of several hosts: started as they are needed, and missed when they end."""
 
 from __future__ import annotations
 
@@ -7,29 +7,36 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Pairing
 from atlas_flwr.errors import ConfigError, TrunkError, TrunkLost, WireError
 from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
 
-__all__ = ["PeerHosts", "PeerWatcher", "StartPeer"]
+__all__ = ["HostWatcher", "PeerHosts", "PeerWatcher", "StartPeer"]
 
 StartPeer = Callable[[Link], AbstractContextManager[Endpoint]]
 
 
-class PeerWatcher(Protocol):
+class HostWatcher(Protocol):
+    """Is told who is lost."""
+
+    def lost(self, server_round: int, host: str, reason: str) -> None:
+        """A host does not answer any more."""
+
+
+class PeerWatcher(HostWatcher, Protocol):
     """Is told what happens between peers."""
 
     def paired(self, server_round: int, what: str, found: Pairing) -> None:
         """Guests were paired, for training, evaluation or fingerprints."""
 
-    def lost(self, server_round: int, host: str, reason: str) -> None:
-        """A host does not answer any more."""
-
     def moved(self, server_round: int, client: str, way: Way) -> None:
         """A guest of a lost host has another, or none."""
+
+
+W_co = TypeVar("W_co", bound=HostWatcher, covariant=True)
 
 
 class _Running(NamedTuple):
@@ -39,14 +46,14 @@ class _Running(NamedTuple):
 
 
 @dataclass
-class PeerHosts:
-    """The trunks of peers by their host.
+class PeerHosts(Generic[W_co]):
+    """The trunks of peers, or of replicas, by their host.
 
     Parameters
     ----------
     start : StartPeer
         Starts, or finds, a host's trunk of some blocks.
-    watcher : PeerWatcher
+    watcher : HostWatcher
         Is told who is lost.
     at_once : int
         Trunks that are started at the same time.
@@ -54,13 +61,13 @@ class PeerHosts:
     Attributes
     ----------
     lost : dict[str, str]
-        Hosts that have failed, and why; they stay out for the rest of the run.
+        Hosts that have failed, and why; they stay out, if they are not tried again.
     round : int
         What the watcher is told.
     """
 
     start: StartPeer
-    watcher: PeerWatcher
+    watcher: W_co
     at_once: int = 1
     lost: dict[str, str] = field(default_factory=dict, init=False)
     round: int = field(default=0, init=False)
@@ -76,18 +83,37 @@ class PeerHosts:
         """
         if link.host in self.lost:
             raise TrunkLost(f"host {link.host} is lost: {self.lost[link.host]}")
+        try:
+            return self.begin(link)
+        except (ConfigError, TrunkError, WireError) as error:
+            self.lose(link.host, str(error))
+            raise TrunkLost(str(error)) from None
+
+    def begin(self, link: Link) -> Endpoint:
+        """Return a host's trunk as :meth:`at` does; what fails is raised as it is."""
         running = self._running.get(link.host)
         if running is not None and running.link == link:
             return running.endpoint
         self._end(link.host)
         stack = ExitStack()
-        try:
-            endpoint = stack.enter_context(self.start(link))
-        except (ConfigError, TrunkError, WireError) as error:
-            self.lose(link.host, str(error))
-            raise TrunkLost(str(error)) from None
+        endpoint = stack.enter_context(self.start(link))
         self._running[link.host] = _Running(link, endpoint, stack)
         return endpoint
+
+    def begin_all(self, links: Sequence[Link]) -> None:
+        """Start the trunks of some hosts, several at a time; raise what fails first."""
+        with ThreadPoolExecutor(self.at_once) as pool:
+            for future in [pool.submit(self.begin, link) for link in links]:
+                future.result()
+
+    def again(self, link: Link) -> bool:
+        """Start the trunk of a lost host anew; tell if it could be."""
+        self.lost.pop(link.host, None)
+        try:
+            self.at(link)
+        except TrunkLost:
+            return False  # it is noted
+        return True
 
     def running(self, host: str) -> TrunkHost | None:
         """Return a host's trunk, if it runs."""

@@ -20,7 +20,7 @@ from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.host import Door, TrunkHost, TrunkStats
-from atlas_flwr.trunk.peer_hosts import PeerHosts
+from atlas_flwr.trunk.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.peer_model import PeerModel
 from atlas_flwr.trunk.session import SessionSpec
 
@@ -65,7 +65,7 @@ class Peers:
         Carries whom no peer can.
     """
 
-    hosts: PeerHosts
+    hosts: PeerHosts[PeerWatcher]
     model: PeerModel
     prices: Prices = field(default_factory=Prices)
     last: Host | None = None

@@ -37,6 +37,7 @@ __all__ = [
     "NAMESPACE",
     "RayTrunk",
     "RayTrunkHost",
+    "check_gpus",
     "connect_ray",
     "own_ray",
     "start_ray_trunk",
@@ -147,6 +148,7 @@ def start_ray_trunk(
     threads: int = 2,
     timeout: float = 300.0,
     num_gpus: float | None = None,
+    spread: bool = False,
 ) -> RayTrunkHost:
     """Start the actor and wait until it has loaded its blocks.
 
@@ -164,6 +166,8 @@ def start_ray_trunk(
         ServerApp) and for loading.
     num_gpus : float, optional
         What the actor takes of Ray's GPUs. Default: 1 on a GPU, else 0.
+    spread : bool
+        Whether the nodes of the Ray cluster take turns with actors started so.
 
     Raises
     ------
@@ -187,6 +191,8 @@ def start_ray_trunk(
         num_gpus=gpus,
         max_concurrency=max(WAITING, threads),
         max_restarts=0,
+        scheduling_strategy="SPREAD" if spread else "DEFAULT",
+        memory=1 if spread else None,  # Ray spreads only what asks for something
     )
     try:
         actor = make.remote()
@@ -356,6 +362,23 @@ def wait_for_ray(timeout: float = 300.0) -> None:
                 "elsewhere choose another trunk"
             )
         time.sleep(0.05)
+
+
+def check_gpus(wanted: int) -> None:
+    """Refuse to wait for GPUs that the Ray cluster does not have.
+
+    Raises
+    ------
+    TrunkError
+        If it has fewer than are wanted.
+    """
+    resources: Any = ray.cluster_resources  # untyped
+    found = int(resources().get("GPU", 0))
+    if found < wanted:
+        raise TrunkError(
+            f"{wanted} trunk-replicas on GPUs want one each, and this Ray cluster has "
+            f"{found}; lower trunk-replicas, or set trunk-device='cpu'"
+        )
 
 
 def _result(reference: Any, timeout: float) -> Any:
