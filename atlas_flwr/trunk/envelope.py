@@ -162,7 +162,9 @@ def _opened(envelope: bytes, sender: str, here: str) -> tuple[dict[str, Any], by
         raise WireError(f"an envelope with a head of {length} bytes")
     try:
         head = json.loads(rest[:length])
-    except (UnicodeDecodeError, ValueError, RecursionError):
+        # JSON may escape halves of characters, which are no text and cannot be written.
+        json.dumps(head, ensure_ascii=False).encode()
+    except (UnicodeError, ValueError, RecursionError):
         raise WireError("an envelope whose head is not JSON") from None
     if not isinstance(head, dict):
         raise WireError("an envelope whose head is no object")

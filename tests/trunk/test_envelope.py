@@ -6,10 +6,10 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atlas_flwr.errors import SessionError, TrunkBusy, WireError
+from atlas_flwr.errors import AtlasError, SessionError, TrunkBusy, WireError
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import FrameService, Request, SessionSpec, TrunkEngine
 from atlas_flwr.trunk.envelope import (
@@ -17,9 +17,11 @@ from atlas_flwr.trunk.envelope import (
     answered,
     opened_answer,
     opened_request,
+    sealed,
     sealed_request,
 )
 from atlas_flwr.trunk.framed import Verb
+from atlas_flwr.trunk.ownership import OwnerService, Served
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named
 from atlas_flwr.wire.messages import decode_tensors, encode_tensors
@@ -88,13 +90,38 @@ def test_another_version_is_refused_with_both_named():
         {"keep": "all"},
     ],
 )
-def test_a_head_that_asks_for_something_else_is_refused(head, monkeypatch):
-    from atlas_flwr.trunk import envelope
-
+def test_a_head_that_asks_for_something_else_is_refused(head):
     whole = {"verb": "forward", "token": "t", "codec": "raw", "step": 0, "keep": 0}
-    sealed = envelope.sealed({**whole, **head}, b"")
     with pytest.raises(WireError):
-        opened_request(sealed)
+        opened_request(sealed({**whole, **head}, b""))
+
+
+# Any text that JSON can write, halves of characters among it.
+texts = st.text(st.characters(codec=None), max_size=8)
+values = st.none() | st.booleans() | st.floats() | st.integers() | texts
+values = values | st.lists(values, max_size=2) | st.dictionaries(texts, values)
+heads = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("verb", "token", "codec", "step", "keep", "secret", "run"), values
+    ),
+)
+
+
+@given(heads, st.sampled_from([None, *Verb]))
+@example({"secret": "\ud800"}, None)
+@example({"token": "\ud800"}, Verb.FORWARD)
+def test_a_head_of_any_values_is_answered_by_an_error(service, head, verb):
+    head = head if verb is None else {"codec": "raw", **head, "verb": str(verb)}
+    owner = OwnerService(
+        service.engine, "s" * 32, Served("", "", "1/1", 4, 32, 0, "float32", "")
+    )
+    for answer in (
+        answered(service, sealed(head, b"")),
+        owner.answer(sealed(head, b"")),
+    ):
+        with pytest.raises(AtlasError):
+            opened_answer(answer)
 
 
 def test_an_answer_is_the_services_own(service):
