@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from atlas_flwr.serving import Chosen, Decoding, Prompts, Served
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles, Outline
+    from atlas_flwr.trunk.access import Access
 
 __all__ = ["Ready", "add_adapters", "add_decoding", "ready"]
 
@@ -38,7 +39,7 @@ class Ready:
         The adapters.
     plan : SplitPlan
         The cut.
-    trunk : str
+    trunk : str or Access
         Where the trunk runs.
     prompts : Prompts
         Makes tokens.
@@ -54,7 +55,7 @@ class Ready:
     outline: Outline
     picked: Chosen
     plan: SplitPlan
-    trunk: str
+    trunk: str | Access
     prompts: Prompts
     decoding: Decoding
     clients: int
@@ -66,9 +67,10 @@ class Ready:
         tail = self.plan.tail or 0
         parts = [f"head {self.plan.head}", f"trunk {blocks - self.plan.head - tail}"]
         parts += [f"tail {tail}"] if tail else []
+        trunk = self.trunk if isinstance(self.trunk, str) else self.trunk.address
         return (
             f"{self.files.source.name}, {self.picked.title}, of {self.folder.path} · "
-            f"{', '.join(parts)} blocks, trunk {self.trunk}"
+            f"{', '.join(parts)} blocks, trunk {trunk}"
         )
 
     def of_base(self) -> Ready:
@@ -104,6 +106,11 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
         choices=["local", "ray"],
         help="an engine in this process behind frames, or an actor in another one",
     )
+    parser.add_argument(
+        "--trunk-access",
+        metavar="FILE",
+        help="access.json of an `atlas-flwr trunk` that serves this model elsewhere",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: the run's)")
 
 
@@ -129,6 +136,7 @@ def ready(given: argparse.Namespace) -> Ready:
     from atlas_flwr.serving import Choice, Decoding, Prompts, chosen
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
+    from atlas_flwr.trunk.access import Access
 
     drafts = getattr(given, "drafts", 0)  # of `generate` alone
     decoding = Decoding(given.max_new_tokens, given.temperature, given.seed, drafts)
@@ -145,5 +153,7 @@ def ready(given: argparse.Namespace) -> Ready:
     taken = given.max_new_tokens + config.learned_positions
     most = None if known is None else known - taken
     prompts = Prompts(tokenizer, picked.forms, most)
-    args = (folder, config, files, outline, picked, plan, given.trunk)
+    far = given.trunk_access
+    trunk = Access.read(far) if far else given.trunk
+    args = (folder, config, files, outline, picked, plan, trunk)
     return Ready(*args, prompts, decoding, summarize_folder(folder).num_clients)

@@ -21,6 +21,7 @@ from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
 from atlas_flwr.server_apps.peers import SERVER, peers_of
 from atlas_flwr.server_apps.replicas import replicas_of
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.same_model import owned_elsewhere
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
 from atlas_flwr.trunk.access import Access
@@ -154,16 +155,9 @@ def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
         yield Endpoint(engine, address, identity.ca.decode())
 
 
-@contextmanager
-def _elsewhere(setting: RunContext, access: Access) -> Iterator[Endpoint]:
-    """Own a trunk that `atlas-flwr trunk` serves on another machine."""
-    from atlas_flwr.train.same_model import check_same, described
-    from atlas_flwr.trunk.grpc_channel import own_grpc
-
-    with own_grpc(access.address, access.secret, access.ca or None) as host:
-        plan = covering_plan(setting.config, setting.outline)
-        check_same(host.served, described(setting.files, plan))
-        yield Endpoint(host, access.address, access.ca)
+def _elsewhere(setting: RunContext, access: Access) -> AbstractContextManager[Endpoint]:
+    plan = covering_plan(setting.config, setting.outline)
+    return owned_elsewhere(access, setting.files, plan)
 
 
 @contextmanager

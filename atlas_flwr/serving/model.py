@@ -11,11 +11,12 @@ from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import RunConfig
 from atlas_flwr.lora import Scaling
 from atlas_flwr.serving.choice import Chosen
-from atlas_flwr.serving.trunks import TRUNKS
+from atlas_flwr.serving.trunks import answering
 from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import FramedTrunk, TrunkHost, connect
+from atlas_flwr.trunk.access import Access
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 
@@ -50,7 +51,7 @@ def served(
     config: RunConfig,
     picked: Chosen,
     plan: SplitPlan,
-    trunk: str = "local",
+    trunk: str | Access = "local",
 ) -> Iterator[Served]:
     """Load both sides, and join them.
 
@@ -64,8 +65,9 @@ def served(
         The adapters.
     plan : SplitPlan
         The cut.
-    trunk : str
-        A key of :data:`~atlas_flwr.serving.TRUNKS`.
+    trunk : str or Access
+        A key of :data:`~atlas_flwr.serving.TRUNKS`, or the way to an ``atlas-flwr
+        trunk`` on another machine.
 
     Yields
     ------
@@ -73,7 +75,7 @@ def served(
         In evaluation mode.
     """
     plan.check(outline.num_layers)
-    with TRUNKS[trunk](files.trunk(plan)) as endpoint:
+    with answering(files, plan, trunk) as endpoint:
         host = endpoint.host
         sessions = TrunkSessions(
             host,
@@ -83,7 +85,13 @@ def served(
             outline.num_layers,
         )
         token = sessions.open(SESSION, plan, picked.state)
-        link = connect(endpoint.address, token, codec=config.codec, spares_padding=True)
+        link = connect(
+            endpoint.address,
+            token,
+            ca=endpoint.ca or None,
+            codec=config.codec,
+            spares_padding=True,
+        )
         assert isinstance(link, FramedTrunk)
         parts = files.parts(plan)
         mine = sessions.on_client(plan, picked.state)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunk that answers: an engine in this process behind frames, or a Ray actor."""
+"""The trunk that answers: an engine here behind frames, a Ray actor, or a far one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.same_model import owned_elsewhere
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, TrunkSource, serve_local
+from atlas_flwr.trunk.access import Access
 
-__all__ = ["TRUNKS"]
+__all__ = ["TRUNKS", "answering"]
 
 Start = Callable[[TrunkSource], AbstractContextManager[Endpoint]]
 
@@ -31,6 +35,24 @@ def _ray(source: TrunkSource) -> Iterator[Endpoint]:
             yield Endpoint(host, host.address)
         finally:
             host.stop()
+
+
+def answering(
+    files: ModelFiles, plan: SplitPlan, where: str | Access
+) -> AbstractContextManager[Endpoint]:
+    """Start the trunk of a plan, or find one that serves elsewhere.
+
+    Parameters
+    ----------
+    files, plan : ModelFiles, SplitPlan
+        The model, and the cut.
+    where : str or Access
+        A key of :data:`TRUNKS`, or the way to an ``atlas-flwr trunk``.
+    """
+    if isinstance(where, Access):
+        covering = SplitPlan(1, None if plan.tail is None else 1)
+        return owned_elsewhere(where, files, covering)
+    return TRUNKS[where](files.trunk(plan))
 
 
 def _name() -> str:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a trunk on another machine holds the model of this run."""
+"""A trunk on another machine, and whether it holds the model of this run."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +13,11 @@ from atlas_flwr.errors import ConfigError
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors
 from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.host import Endpoint
 from atlas_flwr.trunk.ownership import Served
 
-__all__ = ["check_same", "described"]
+__all__ = ["check_same", "described", "owned_elsewhere"]
 
 VECTORS = 8  # that are hashed: norms and biases, from all over the model
 
@@ -41,6 +45,35 @@ def described(files: ModelFiles, plan: SplitPlan, start: str = "") -> Served:
         dtype=str(files.dtype).removeprefix("torch."),
         digest=_digest(files.source.path, outline.model),
     )
+
+
+@contextmanager
+def owned_elsewhere(
+    access: Access, files: ModelFiles, plan: SplitPlan
+) -> Iterator[Endpoint]:
+    """Own a trunk that `atlas-flwr trunk` serves; leave it in the end.
+
+    Parameters
+    ----------
+    access : Access
+        The way to it.
+    files : ModelFiles
+        The model that it must have.
+    plan : SplitPlan
+        Whose trunk it must be.
+
+    Raises
+    ------
+    ConfigError
+        If it serves another model.
+    TrunkLost
+        If nothing answers.
+    """
+    from atlas_flwr.trunk.grpc_channel import own_grpc
+
+    with own_grpc(access.address, access.secret, access.ca or None) as host:
+        check_same(host.served, described(files, plan))
+        yield Endpoint(host, access.address, access.ca)
 
 
 def check_same(theirs: Served, ours: Served) -> None:

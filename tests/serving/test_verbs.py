@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from peft import PeftModel
@@ -15,10 +17,18 @@ from atlas_flwr.client_apps.app import app
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
 from atlas_flwr.lora import load_peft
 from atlas_flwr.server_apps.run import Run
+from atlas_flwr.split import SplitPlan
 from atlas_flwr.testing import local_grid
+from atlas_flwr.train.same_model import described
+from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.certificates import run_identity
+from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
+from atlas_flwr.trunk.ownership import OwnerService
 
 ROWS = [{"prompt": "Count after one"}, {"start": "seven", "id": 3}, {"prompt": "x"}]
 LONG = "12"
+COVERING = SplitPlan(1, 1)
 
 
 @pytest.fixture
@@ -197,6 +207,42 @@ def test_a_finished_run_answers(tmp_path, capsys):
     prompts.write_text(json.dumps({"prompt": "Hello"}))
     (row,) = answers(begun.folder, prompts, "--client", "1")
     assert row["answer"] == whole_answer(path, "Hello")
+
+
+@contextmanager
+def trunk_elsewhere(folder, path, dtype=None):
+    """Serve the run's trunk over TLS; yield its engine."""
+    config = folder.config()
+    files = ModelFiles.of(replace(config, dtype=dtype or config.dtype))
+    engine, identity = files.trunk(COVERING).engine(), run_identity("127.0.0.1")
+    owner = OwnerService(engine, "s" * 32, described(files, COVERING, "1"))
+    options = ServeOptions(identity=identity)
+    with serve_grpc(engine, options, owner) as address:
+        Access(address, identity.ca.decode(), "s" * 32).write(path)
+        yield engine
+
+
+def test_a_trunk_on_another_machine_answers_the_same_and_keeps_nothing(
+    folder, prompts, tmp_path, capsys
+):
+    here = answers(folder, prompts, "--cluster", "0")
+    access = tmp_path / "access.json"
+    with trunk_elsewhere(folder, access) as engine:
+        chosen = ["--cluster", "0", "--trunk-access", str(access)]
+        assert answers(folder, prompts, *chosen, out="far.jsonl") == here
+        assert (engine.stats().sessions, engine.stats().caches) == (0, 0)
+    assert "trunk grpcs://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_trunk_elsewhere_of_another_model_does_not_answer(
+    folder, prompts, tmp_path, capsys
+):
+    access = tmp_path / "access.json"
+    given = ["--prompts", str(prompts), "--out", str(tmp_path / "out.jsonl")]
+    given += ["--cluster", "0", "--trunk-access", str(access)]
+    with trunk_elsewhere(folder, access, dtype="bfloat16"):
+        assert main(["generate", str(folder.path), *given]) == 1
+    assert "dtype 'bfloat16' (run: 'float32')" in capsys.readouterr().err
 
 
 @pytest.mark.slow
