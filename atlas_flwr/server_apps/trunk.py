@@ -89,7 +89,7 @@ def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
     """Start a trunk, or find it; leave none behind, however the run ends."""
     name, kind = f"trunk-{secrets.token_hex(4)}", trunk_kind(setting.config, grid)
     if kind == "grpc" and isinstance(grid, InMemoryGrid):
-        from atlas_flwr.trunk.ray import wait_for_ray
+        from atlas_flwr.trunk.ray_cluster import wait_for_ray
 
         wait_for_ray()  # which forks, and cannot while gRPC's threads run
     with TRUNKS[kind](setting, name, grid) as found:
@@ -162,7 +162,7 @@ def _elsewhere(setting: RunContext, access: Access) -> AbstractContextManager[En
 
 @contextmanager
 def _ray(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.ray import check_gpus, wait_for_ray
+    from atlas_flwr.trunk.ray_cluster import check_gpus, wait_for_ray
 
     count, on_gpu = setting.config.trunk_replicas, setting.files.device == "cuda"
     if count > 1:
@@ -204,7 +204,7 @@ def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     simulated = isinstance(grid, InMemoryGrid)
     profiles = setting.roster.profiles
     if simulated:
-        from atlas_flwr.trunk.ray import wait_for_ray
+        from atlas_flwr.trunk.ray_cluster import wait_for_ray
 
         wait_for_ray()
 

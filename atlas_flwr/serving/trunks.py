@@ -27,7 +27,8 @@ def _local(source: TrunkSource) -> Iterator[Endpoint]:
 
 @contextmanager
 def _ray(source: TrunkSource) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.ray import own_ray, start_ray_trunk
+    from atlas_flwr.trunk.ray import start_ray_trunk
+    from atlas_flwr.trunk.ray_cluster import own_ray
 
     with own_ray():
         host = start_ray_trunk(_name(), source, threads=1)

@@ -9,10 +9,8 @@ is answered while long passes run.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +27,7 @@ from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
 from atlas_flwr.trunk.host import TrunkStats
+from atlas_flwr.trunk.ray_cluster import wait_for_ray
 from atlas_flwr.trunk.session import SessionSpec
 from atlas_flwr.trunk.source import TrunkSource
 from atlas_flwr.wire.codecs import Codec
@@ -37,11 +36,8 @@ __all__ = [
     "NAMESPACE",
     "RayTrunk",
     "RayTrunkHost",
-    "check_gpus",
     "connect_ray",
-    "own_ray",
     "start_ray_trunk",
-    "wait_for_ray",
 ]
 
 NAMESPACE = "atlas-flwr"
@@ -49,7 +45,6 @@ WAITING = 64  # calls that are in the actor at once, most of them waiting
 PING = 60.0  # seconds that the question whether it lives may take
 LOOK = 2.0  # seconds between looks whether waiting makes sense
 _CONTROL = "control"
-_SLOW_START = "timed out during startup"  # how Ray says that it gave up waiting
 
 
 class TrunkActor:
@@ -103,42 +98,6 @@ class TrunkActor:
         """Answer a client."""
         torch.set_num_threads(1)  # OpenMP keeps the number for each thread
         return self.service.answer(request)
-
-
-@contextmanager
-def own_ray() -> Iterator[None]:
-    """Start a Ray cluster on this machine, for a trunk alone, and stop it.
-
-    Ray waits half a minute for a process of its own and gives up, which happens on a
-    machine that is busy or reads Ray from a cold disk. It is asked three times.
-
-    Raises
-    ------
-    TrunkError
-        If it did not start then.
-    """
-    for tries_left in (2, 1, 0):
-        try:
-            ray.init(
-                num_cpus=1,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            break
-        except Exception as error:  # Ray's own class for it is Exception
-            ray.shutdown()
-            if _SLOW_START not in str(error):
-                raise
-            if not tries_left:
-                raise TrunkError(
-                    f"Ray did not start on this machine, tried three times: {error} "
-                    "Free some CPU and memory, or use trunk='local'"
-                ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def start_ray_trunk(
@@ -343,42 +302,6 @@ def connect_ray(name: str, token: str, codec: Codec) -> RayTrunk:
     except ValueError:
         raise _lost(f"no actor {name!r}") from None
     return RayTrunk(token=token, codec=codec, actor=actor)
-
-
-def wait_for_ray(timeout: float = 300.0) -> None:
-    """Wait until Ray runs in this process.
-
-    Raises
-    ------
-    TrunkError
-        If it does not start in so many seconds.
-    """
-    deadline = time.monotonic() + timeout
-    while not ray.is_initialized():
-        if time.monotonic() > deadline:
-            raise TrunkError(
-                f"Ray did not start in this process within {timeout:.0f} s; the Ray "
-                "trunk is for Flower's simulation (flwr run on a local SuperLink), "
-                "elsewhere choose another trunk"
-            )
-        time.sleep(0.05)
-
-
-def check_gpus(wanted: int) -> None:
-    """Refuse to wait for GPUs that the Ray cluster does not have.
-
-    Raises
-    ------
-    TrunkError
-        If it has fewer than are wanted.
-    """
-    resources: Any = ray.cluster_resources  # untyped
-    found = int(resources().get("GPU", 0))
-    if found < wanted:
-        raise TrunkError(
-            f"{wanted} trunk-replicas on GPUs want one each, and this Ray cluster has "
-            f"{found}; lower trunk-replicas, or set trunk-device='cpu'"
-        )
 
 
 def _result(reference: Any, timeout: float) -> Any:

@@ -56,7 +56,7 @@ def test_a_local_address_reaches_the_engine_only_while_it_is_served():
 
 @pytest.fixture(scope="module")
 def cluster():
-    from atlas_flwr.trunk.ray import own_ray
+    from atlas_flwr.trunk.ray_cluster import own_ray
 
     with own_ray():
         yield
@@ -66,7 +66,7 @@ def cluster():
 def test_a_ray_that_starts_slowly_is_asked_three_times(slow_starts, monkeypatch):
     import ray
 
-    from atlas_flwr.trunk.ray import own_ray
+    from atlas_flwr.trunk.ray_cluster import own_ray
 
     asked = []
 
@@ -85,7 +85,7 @@ def test_a_ray_that_starts_slowly_is_asked_three_times(slow_starts, monkeypatch)
 def test_a_ray_that_cannot_start_is_not_asked_again(monkeypatch):
     import ray
 
-    from atlas_flwr.trunk.ray import own_ray
+    from atlas_flwr.trunk.ray_cluster import own_ray
 
     def init(**keys):
         raise ValueError("no such key")
