@@ -89,7 +89,7 @@ def served(
             endpoint.address,
             token,
             ca=endpoint.ca or None,
-            codec=config.codec,
+            codec=config.recorded_codec,  # what it answers is no question of speed
             spares_padding=True,
         )
         assert isinstance(link, FramedTrunk)
