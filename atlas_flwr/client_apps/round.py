@@ -186,6 +186,7 @@ class ClientRound:
                     accumulate=config.accumulate,
                 ),
                 objective=partial(hooks.step, proceed=task_loss),
+                in_flight=config.in_flight,
             )
             trained = adapted.state()
         arrays = layout.write(hooks.trained(trained))

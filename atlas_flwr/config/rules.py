@@ -15,6 +15,7 @@ from pathlib import Path
 
 from atlas_flwr.config.adaptation import MAX_RANK
 from atlas_flwr.config.adapters import adapter_fits_method
+from atlas_flwr.config.flight_rules import batches_can_overlap
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.peer_rules import peers_can_carry
 from atlas_flwr.config.schema import RunConfig
@@ -374,6 +375,7 @@ RULES: tuple[Rule, ...] = (
     shown_are_written,
     batch_is_filled,
     accumulated_steps_cross,
+    batches_can_overlap,
     half_is_for_gpus,
     folder_is_a_name,
 )

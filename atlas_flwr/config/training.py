@@ -80,6 +80,15 @@ class TrainingConfig:
         "A round runs local-steps times as many batches.",
         minimum=1,
     )
+    in_flight: int = option(
+        1,
+        "Batches of an optimiser step (of accumulate) that are on their way to the "
+        "trunk and back at once: while one waits, others compute, with the same "
+        "numbers. Hides a link's delay; takes memory for each on client and trunk. A "
+        "trunk of its own is started with the same in-flight.",
+        minimum=1,
+        maximum=64,
+    )
     eval_batch_size: int = option(
         16,
         "Examples in an evaluation step. No gradients are kept, so twice batch-size "

@@ -103,6 +103,7 @@ def trunk_source(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> Trunk
         sessions_per_pass=config.trunk_batch or (64 if on_gpu else 1),
         passes_at_once=1 if on_gpu else config.trunk_threads,
         queue=config.trunk_queue,
+        passes_per_session=max(Limits.passes_per_session, config.in_flight),
     )
     return files.trunk(plan, recompute=config.trunk_recompute, limits=limits)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from torch import nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.errors import AtlasError
+from atlas_flwr.train.overlap import Ran, overlapping
 from atlas_flwr.train.step import Objective, Step, task_loss
 from atlas_flwr.types import OptimizerSpec
 
@@ -56,6 +57,7 @@ def train(
     batches: Iterable[Batch],
     optimizer: OptimizerSpec,
     objective: Objective = task_loss,
+    in_flight: int = 1,
 ) -> Trained:
     """Train the parameters of ``model`` that require gradients.
 
@@ -74,6 +76,9 @@ def train(
         AdamW's settings; the trunk steps its own adapters with the same.
     objective : Callable[[Step], StepLoss]
         What a step minimises.
+    in_flight : int
+        Batches of an optimiser step that are on their way at once (see
+        :func:`~atlas_flwr.train.overlap.overlapping`).
 
     Raises
     ------
@@ -83,41 +88,41 @@ def train(
     model.eval()
     trained = [p for p in model.parameters() if p.requires_grad]
     stepper = adamw(trained, optimizer)
-    losses: list[float] = []
-    penalties: list[float] = []
-    steps, examples = 0, 0
-    for index, (batch, labels) in enumerate(_counted(batches, optimizer.accumulate)):
-        step = Step(model, batch, index, labels)
+
+    def run(step: Step) -> Ran:
         loss = objective(step)
         total = loss.total()
         if not torch.isfinite(total):
             raise AtlasError(
-                f"the loss is {total.item()} at local step {index + 1}; lower "
+                f"the loss is {total.item()} at local step {step.index + 1}; lower "
                 f"learning-rate (now {optimizer.lr})"
             )
-        (total if labels is None else total * step.share).backward()
-        if (index + 1) % optimizer.accumulate == 0:
-            stepper.step()
-            stepper.zero_grad()
-        if loss.counted:
-            losses.append(loss.task.item())
-        if loss.penalty is not None:
-            penalties.append(loss.penalty.item())
-        steps += 1
-        examples += len(batch)
+        (total if step.labels is None else total * step.share).backward()
+        penalty = None if loss.penalty is None else loss.penalty.item()
+        return Ran(loss.task.item() if loss.counted else None, penalty)
+
+    ran: list[Ran] = []
+    examples = 0
+    with overlapping(model, in_flight) as all_of:
+        for window in _windows(model, batches, optimizer.accumulate):
+            ran += all_of(run, window)
+            examples += sum(len(step.batch) for step in window)
+            if len(window) == optimizer.accumulate:
+                stepper.step()
+                stepper.zero_grad()
+    losses = [r.task for r in ran if r.task is not None]
+    penalties = [r.penalty for r in ran if r.penalty is not None]
     mean = sum(losses) / max(len(losses), 1)
     added = sum(penalties) / len(penalties) if penalties else None
-    return Trained(mean, added, steps, examples)
+    return Trained(mean, added, len(ran), examples)
 
 
-def _counted(
-    batches: Iterable[Batch], accumulate: int
-) -> Iterator[tuple[Batch, int | None]]:
-    """Yield batches with the labels of all that their optimiser step has."""
-    if accumulate == 1:
-        yield from ((batch, None) for batch in batches)
-        return
-    rest = iter(batches)
-    while step := list(islice(rest, accumulate)):
-        labels = sum(batch.label_count for batch in step)
-        yield from ((batch, labels) for batch in step)
+def _windows(
+    model: nn.Module, batches: Iterable[Batch], accumulate: int
+) -> Iterator[list[Step]]:
+    """Yield the batches of each optimiser step, with the labels of all of these."""
+    rest, index = iter(batches), count()
+    while window := list(islice(rest, accumulate)):
+        labels = sum(batch.label_count for batch in window)
+        known = None if accumulate == 1 else labels
+        yield [Step(model, batch, next(index), known) for batch in window]

@@ -8,8 +8,7 @@ than B x K.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,21 +83,28 @@ class Step:
     batch: Batch
     index: int
     labels: int | None = None
+    _known: list[tuple[Tensor, Tensor]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     @property
     def share(self) -> float:
         """Part of its optimiser step, by its labels."""
         return 1.0 if self.labels is None else self.batch.label_count / self.labels
 
-    @cached_property
+    @property
     def log_probabilities(self) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N, V) where labels are, float32, and the labels (N,).
 
         The model runs once, whoever asks; not for a vanilla split model, which ends in
         its trunk.
         """
+        # Not a cached_property: until Python 3.12 steps of all threads share its lock.
+        if self._known:
+            return self._known[0]
         logits, labels = label_logits(self.model, self.batch)
-        return F.log_softmax(logits, dim=-1), labels
+        self._known.append((F.log_softmax(logits, dim=-1), labels))
+        return self._known[0]
 
 
 Objective = Callable[[Step], StepLoss]

@@ -180,7 +180,7 @@ def _learn(
             answers.append(error)
             continue
         answers.append(back)
-        if share.learn():
+        if share.learn(work.step):
             due.append(work.session)
     step_together((s.learner.spec, s.learner.buffers) for s in due)
     for session in due:

@@ -23,7 +23,7 @@ from atlas_flwr.trunk.transports import connect
 from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 
-__all__ = ["ChainTrunk", "codecs_of", "connect_all"]
+__all__ = ["ChainTrunk", "codecs_of", "connect_all", "links_of"]
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,19 @@ def connect_all(
     return links[0] if len(links) == 1 else ChainTrunk(links)
 
 
-def codecs_of(trunk: TrunkClient) -> str:
-    """Name the codec by which a client calls its trunk.
+def links_of(trunk: TrunkClient) -> list[FramedTrunk]:
+    """Return the ways by which a client's calls leave it, in the order of blocks.
 
-    Of a trunk in several places the codecs of all of them, once each, with ``+``
-    between; nothing where calls cross without frames.
+    There are several to a trunk in several places, and none where calls cross without
+    frames.
     """
     if isinstance(trunk, PassingTrunk):
-        return codecs_of(trunk.trunk)
+        return links_of(trunk.trunk)
     if isinstance(trunk, ChainTrunk):
-        return "+".join(dict.fromkeys(codecs_of(link) for link in trunk.links))
-    return trunk.codec.name if isinstance(trunk, FramedTrunk) else ""
+        return [way for link in trunk.links for way in links_of(link)]
+    return [trunk] if isinstance(trunk, FramedTrunk) else []
+
+
+def codecs_of(trunk: TrunkClient) -> str:
+    """Name the codecs by which a client calls its trunk, with ``+`` between."""
+    return "+".join(dict.fromkeys(link.codec.name for link in links_of(trunk)))

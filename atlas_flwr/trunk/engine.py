@@ -111,7 +111,9 @@ class TrunkEngine:
         own = self.base.slice(spec.plan, self._with_shared(spec))
         # A vanilla answer holds logits, which are large.
         remembered = 1 if spec.plan.tail is None else 2
-        log = StepLog(self.limits.passes_per_session, remembered)
+        most = self.limits.passes_per_session
+        # Any of those in flight together may be asked for again.
+        log = StepLog(most, most if most > 2 else remembered)
         learner = self._learner(spec, own)
         session = Session(spec, own.view, learner, own.folded, log, self.clock())
         return self._table.add(session)

@@ -9,8 +9,11 @@ knows nothing of tensors, and the two know nothing of it. Padding does not cross
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -88,6 +91,9 @@ class FramedTrunk(TrunkClient):
     ----------
     meter : ByteMeter
         What has crossed.
+    away : Callable[[], AbstractContextManager[None]]
+        In force while a request is away, whose answer the calling thread waits for; its
+        other work is for one thread at a time.
     """
 
     token: str
@@ -95,7 +101,9 @@ class FramedTrunk(TrunkClient):
     timeout: float = 600.0
     spares_padding: bool = False
     meter: ByteMeter = field(default_factory=ByteMeter)
+    away: Callable[[], AbstractContextManager[None]] = nullcontext
     _real: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _sending: Lock = field(default_factory=Lock, init=False, repr=False)
 
     @abstractmethod
     def exchange(self, request: Request) -> bytes:
@@ -192,10 +200,12 @@ class FramedTrunk(TrunkClient):
         request = Request(verb, self.token, self.codec.name, frame, step, keep)
 
         def attempt() -> bytes:
-            self.meter.sent(frame)
+            with self._sending:
+                self.meter.sent(frame)
             return self.exchange(request)
 
-        answer = retry_while_busy(attempt, self.timeout)
+        with self.away():
+            answer = retry_while_busy(attempt, self.timeout)
         self.meter.received(answer)
         return decode_tensors(self.codec, answer)
 

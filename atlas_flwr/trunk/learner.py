@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakSet
 
 import numpy as np
@@ -75,10 +75,17 @@ class Learner:
         self.lock = threading.Lock()
         self.logs: WeakSet[StepLog] = WeakSet()
         self._waiting = 0
+        self._early: dict[int, Callable[[], None]] = {}
+        self._next = 0  # the step that is to be added
         self.updates = 0
         self.layout = _layout(factors, dense)
 
-    def learn(self, grads: Sequence[Tensor | None], log: StepLog) -> None:
+    def learn(
+        self,
+        grads: Sequence[Tensor | None],
+        log: StepLog,
+        step: int | None = None,
+    ) -> None:
         """Add the gradients of :attr:`parameters`; step when enough have come.
 
         A step makes open passes stale. Those of its own session are dropped, unless
@@ -86,7 +93,7 @@ class Learner:
         foresee it. All others are run forward again when their gradients come, so that
         those of one step are taken at the same adapters.
         """
-        self.add(grads)
+        self.in_order(step, lambda: self.add(grads))
         if self.counts_in():
             step_together([(self.spec, self.buffers)])
             self.stepped(log)
@@ -96,6 +103,28 @@ class Learner:
         rest = iter(grads)
         for buffer in self.buffers:
             buffer.add([next(rest) for _ in buffer.parameters])
+
+    def in_order(self, step: int | None, add: Callable[[], None]) -> None:
+        """Add gradients in the order of their steps, whatever order they come in.
+
+        So the sum has the same bits, though calls of batches that are in flight
+        together overtake one another. It takes memory for those alone that come early.
+        Of sessions that share what they train, and of steps without a number, they are
+        added as they come.
+        """
+        if step is None or self.spec.accumulate == 1 or len(self.logs) > 1:
+            add()
+            return
+        self._early[step] = add
+        while self._next in self._early:
+            self._early.pop(self._next)()
+            self._next += 1
+
+    def _add_early(self) -> None:
+        """Add what still waits for a step that never came."""
+        for step in sorted(self._early):
+            self._early.pop(step)()
+            self._next = step + 1
 
     def counts_in(self) -> bool:
         """Count a backward pass whose gradients were added; tell if a step is due."""
@@ -119,6 +148,7 @@ class Learner:
             self._make_stale(None)
 
     def _prepare(self) -> None:
+        self._add_early()
         batches = self._waiting / self.spec.accumulate
         self._waiting = 0
         if batches != 1:

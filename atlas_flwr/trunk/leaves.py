@@ -66,15 +66,19 @@ class Share:
     whole: Tensor | None = None
     grads: Sequence[Tensor | None] = ()
 
-    def learn(self) -> bool:
+    def learn(self, step: int) -> bool:
         """Add it to what the session has learned; tell if an optimiser step is due."""
+        learner = self.session.learner
+        learner.in_order(step, self._add)
+        return learner.counts_in()
+
+    def _add(self) -> None:
         learner = self.session.learner
         if self.whole is None:
             learner.add(self.grads)
         else:
             (buffer,) = learner.buffers
             buffer.add_whole(self.whole)
-        return learner.counts_in()
 
 
 @dataclass(frozen=True)

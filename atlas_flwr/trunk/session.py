@@ -96,7 +96,7 @@ class Away:
         """Note a call at this second of the engine's clock."""
         self.calls += 1
         if self._since is not None:
-            self._seconds += now - self._since
+            self._seconds += max(0.0, now - self._since)  # calls may overlap
             self._gaps += 1
             self._since = None
 
@@ -189,9 +189,9 @@ class Session:
         """All that it trains."""
         return self.learner.parameters
 
-    def learn(self, grads: Sequence[Tensor | None]) -> None:
-        """Take in the gradients of :attr:`parameters`."""
-        self.learner.learn(grads, self.log)
+    def learn(self, grads: Sequence[Tensor | None], step: int | None = None) -> None:
+        """Take in a step's gradients of :attr:`parameters`."""
+        self.learner.learn(grads, self.log, step)
 
     def state(self) -> AdapterState:
         """Copy everything that was trained here, after a last step if one is due."""

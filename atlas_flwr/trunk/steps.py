@@ -152,7 +152,7 @@ class StepLog:
     def make_room(self, step: int) -> None:
         """Drop the step's earlier pass, and the oldest open ones over the limit."""
         self._open.pop(step, None)
-        for old in list(self._open)[: len(self._open) - self.max_open + 1]:
+        for old in list(self._open)[: max(0, len(self._open) - self.max_open + 1)]:
             del self._open[old]
 
     def begin(self, step: int, made: Pass) -> None:

@@ -224,7 +224,7 @@ def _end(base: SharedBase, work: Ending) -> LossReply:
         if call.share != 1:
             loss = loss * call.share
         back, grads = _gradients(session, call, loss)
-    session.learn(grads)
+    session.learn(grads, call.step)
     shown = None if logits is None else logits.detach()
     return LossReply(loss.detach(), shown, back)
 

@@ -112,3 +112,15 @@ def test_a_completed_pass_keeps_no_activations():
     log.complete(0, found)
     assert log.load == Load()
     assert found.output is None
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 7])
+def test_as_many_steps_are_open_as_may_be_and_the_oldest_is_dropped(most):
+    log = StepLog(most)
+    for step in range(most + 1):
+        log.make_room(step)
+        log.begin(step, Pass(call(step)))
+        assert log.load.passes == min(step + 1, most)
+    with pytest.raises(SessionError, match="not open"):
+        log.take(0)
+    assert log.take(1).call.step == 1
