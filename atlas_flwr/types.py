@@ -94,6 +94,9 @@ class TrunkCall:
     loss_alone : bool
         Whether the trunk answers no logits beside a loss, and a causal model computes
         none where there is no label.
+    head_learns : bool
+        Whether anything before the cut is trained: if not, nobody reads d loss / d
+        hidden, and ``backward`` may return ``None``.
     """
 
     hidden: Tensor
@@ -103,6 +106,7 @@ class TrunkCall:
     padding_unread: bool = False
     share: float = 1.0
     loss_alone: bool = False
+    head_learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -177,8 +181,9 @@ class TrunkClient(ABC):
 
         The trunk's adapters take their optimiser step. Returns d loss / d hidden, shape
         (B, T, D), or ``None`` where the step is to leave the trunk and the head as they
-        are. Where an answer can be lost on the way, a trunk that is asked again
-        answers the same again, without a second optimiser step.
+        are, or the head has nothing to learn. Where an answer can be lost on the way, a
+        trunk that is asked again answers the same again, without a second optimiser
+        step.
         """
 
     @abstractmethod

@@ -71,7 +71,7 @@ def cross(call: TrunkCall, trunk: TrunkClient, step: int) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return _received(trunk.forward(replace(call, step=None)), call.hidden)
-    numbered = replace(call, step=step)
+    numbered = replace(call, step=step, head_learns=call.hidden.requires_grad)
     apply: Callable[..., Tensor] = _Crossing.apply
     answer = apply(_tracked(call.hidden), trunk, numbered)
     return answer

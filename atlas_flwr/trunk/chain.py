@@ -63,7 +63,7 @@ class ChainTrunk(TrunkClient):
         """Run all blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
         return self._before(self.links, call).hidden
 
-    def backward(self, step: int, grad: Tensor) -> Tensor:
+    def backward(self, step: int, grad: Tensor) -> Tensor | None:
         """Back-propagate a step, through the last link first."""
         return self._back(self.links, step, grad)
 
@@ -98,17 +98,20 @@ class ChainTrunk(TrunkClient):
 
     def _before(self, links: Sequence[TrunkClient], call: TrunkCall) -> TrunkCall:
         def ran(call: TrunkCall, link: TrunkClient) -> TrunkCall:
-            return replace(call, hidden=link.forward(call))
+            # What comes before the next link is this one, which learns.
+            return replace(call, hidden=link.forward(call), head_learns=True)
 
         return reduce(ran, links, call)
 
-    def _back(self, links: Sequence[TrunkClient], step: int, grad: Tensor) -> Tensor:
+    def _back(
+        self, links: Sequence[TrunkClient], step: int, grad: Tensor
+    ) -> Tensor | None:
+        back: Tensor | None = grad
         for link in reversed(links):
-            before = link.backward(step, grad)
-            if before is None:
+            if back is None:
                 raise TrunkError("a link of a chain kept the gradient of its step")
-            grad = before
-        return grad
+            back = link.backward(step, back)
+        return back
 
 
 def connect_all(

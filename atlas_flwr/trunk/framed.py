@@ -103,6 +103,7 @@ class FramedTrunk(TrunkClient):
     meter: ByteMeter = field(default_factory=ByteMeter)
     away: Callable[[], AbstractContextManager[None]] = nullcontext
     _real: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _mute: bool = field(default=False, init=False)  # the head learns nothing
     _sending: Lock = field(default_factory=Lock, init=False, repr=False)
 
     @abstractmethod
@@ -125,18 +126,22 @@ class FramedTrunk(TrunkClient):
         real = self._spared(call)
         if call.step is not None:
             self._remember(call.step, real)
+            self._mute = not call.head_learns
         frame = encode_tensors(self.codec, _inputs(call, real))
         found = self._ask(Verb.FORWARD, frame, call.step)["hidden"]
         return found if real is None else padded(found, real)
 
-    def backward(self, step: int, grad: Tensor) -> Tensor:
-        """Back-propagate a step."""
+    def backward(self, step: int, grad: Tensor) -> Tensor | None:
+        """Back-propagate a step; nothing comes back where the head learns nothing."""
         real = self._real.get(step)
         if real is not None:
             grad = grad.cpu()  # where it goes, anyway, and is checked
             check_spared(grad, real, "tail")
-        given = {"grad": _rows(grad, Role.GRADIENT, real), "real": _bits(real)}
+        rows, mute = _rows(grad, Role.GRADIENT, real), _flag(self._mute)
+        given = {"grad": rows, "real": _bits(real), "mute": mute}
         found = self._ask(Verb.BACKWARD, encode_tensors(self.codec, given), step)
+        if self._mute:
+            return None
         return found["grad"] if real is None else padded(found["grad"], real)
 
     def loss(
@@ -150,7 +155,7 @@ class FramedTrunk(TrunkClient):
             "labels": given,
             # As the loss that is answered, not to be rounded.
             "share": None if call.share == 1 else (share, Role.ADAPTER),
-            "alone": (torch.tensor(1), Role.ACTIVATION) if call.loss_alone else None,
+            "alone": _flag(call.loss_alone),
         }
         frame = encode_tensors(self.codec, {**_inputs(call, real), **ending})
         found = self._ask(Verb.LOSS, frame, call.step, logits_to_keep)
@@ -260,7 +265,8 @@ def _backward(
     if real is not None:
         answer = answer.cpu()  # where it goes, anyway, and is checked
         check_spared(answer, real, "trunk")
-    return encode_tensors(codec, {"grad": _rows(answer, Role.GRADIENT, real)})
+    rows = None if "mute" in tensors else _rows(answer, Role.GRADIENT, real)
+    return encode_tensors(codec, {"grad": rows})
 
 
 def _loss(
@@ -350,6 +356,10 @@ def _place(tensors: dict[str, Tensor]) -> Continuation:
 
 def _rows(values: Tensor, role: Role, real: Tensor | None) -> tuple[Tensor, Role]:
     return (values if real is None else unpadded(values, real)), role
+
+
+def _flag(is_set: bool) -> tuple[Tensor, Role] | None:
+    return (torch.tensor(1), Role.ACTIVATION) if is_set else None
 
 
 def _bits(real: Tensor | None) -> tuple[Tensor, Role] | None:

@@ -21,6 +21,7 @@ from atlas_flwr.trunk.framed import FrameService, Request, Verb
 from atlas_flwr.types import Role, TrunkCall
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build
+from tests.trunk.test_parity import adapters
 
 PLAN = SplitPlan(1, 1)
 
@@ -79,6 +80,25 @@ def test_lossy_codecs_round_the_crossing_and_little_else(model, codec):
             losses[name] = SplitModel(parts.head, parts.tail, trunk)(**given).loss
     assert losses[codec] != losses["raw"]
     torch.testing.assert_close(losses[codec], losses["raw"], rtol=0.01, atol=0)
+
+
+def test_a_head_that_learns_nothing_is_sent_no_gradient_and_the_trunk_learns_on():
+    given, found = batch("llama"), {}
+    for learns in (True, False):
+        torch.manual_seed(0)
+        whole = build("llama")
+        parts = partition(whole, PLAN)
+        parts.head.requires_grad_(learns)
+        engine = TrunkEngine(parts.trunk)
+        token = engine.open(SessionSpec(PLAN, adapters(whole, range(1, 4))))
+        with serve_local("mute", engine) as address:
+            trunk = connect(address, token=token)
+        SplitModel(parts.head, parts.tail, trunk)(**given).loss.backward()
+        found[learns] = engine.adapters(token).factors, trunk.meter.down[Role.GRADIENT]
+    assert found[True][1] > 4 * 32 * given["input_ids"].numel()
+    assert found[False][1] == 0
+    for name, expected in found[True][0].items():
+        assert torch.equal(found[False][0][name].B, expected.B)
 
 
 def test_client_and_trunk_count_the_same_bytes(engine):
