@@ -109,7 +109,11 @@ class Exchange:
             client = self.roster.client(node)
             entries[keys.PLAN] = str(given.plan)
             token = self.sessions.open(
-                client, given.plan, state, self.adapters.held(state.origin)
+                client,
+                given.plan,
+                state,
+                self.adapters.held(state.origin),
+                server_round=server_round,
             )
             entries.update(self.sessions.way(token))
             if self.sessions.is_checked():

@@ -97,7 +97,10 @@ def _message(
     if sessions is not None:
         probe, client = bool(entries[keys.IMPORTANCE]), roster.client(node)
         own[keys.PLAN] = str(PLAN)
-        token = sessions.open(client, PLAN, AdapterState(), probe=probe)
+        round_ = int(str(entries.get(keys.SERVER_ROUND, 0)))
+        token = sessions.open(
+            client, PLAN, AdapterState(), probe=probe, server_round=round_
+        )
         own.update(sessions.way(token))
     return Message(RecordDict({"config": own}), node, keys.FINGERPRINT)
 

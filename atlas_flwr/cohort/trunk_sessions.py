@@ -78,6 +78,7 @@ class TrunkSessions:
         state: AdapterState,
         source: AdapterState | None = None,
         probe: bool = False,
+        server_round: int = 0,
     ) -> str:
         """Open a session with the trunk's share of ``state``; return its token.
 
@@ -105,6 +106,7 @@ class TrunkSessions:
             merge,
             client,
             self.steps,
+            server_round,
         )
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from atlas_flwr.options import option
+from atlas_flwr.options import ADAPTER_STRATEGIES, option
 
 __all__ = ["MachineConfig"]
 
@@ -70,6 +70,14 @@ class MachineConfig:
         "Whose call the trunk takes first, of those that wait. longest-path: of the "
         "client with the most time before it outside the trunk, as a round ends with "
         "its last. fifo: that which came first. fair: each cluster its share.",
+    )
+    trunk_metrics: int = option(
+        0,
+        "Port at which the ServerApp's machine, and no other, is shown Prometheus' "
+        "/metrics, /healthz and /readyz of the trunk that the run starts; 0 for none.",
+        minimum=0,
+        maximum=65535,
+        only=ADAPTER_STRATEGIES,
     )
     trunk_restarts: int = option(
         2,

@@ -24,6 +24,7 @@ CROSSING = (
     "trunk_batch",
     "trunk_learning_rate",
     "trunk_listen",
+    "trunk_metrics",
     "trunk_recompute",
     "trunk_replicas",
     "trunk_session_memory",
@@ -133,6 +134,12 @@ def _elsewhere(config: RunConfig) -> Iterator[Problem]:
             ("trunk-access", "trunk"),
             f"trunk-access={access!r}: trunk={config.trunk!r} is started by the run "
             "itself; set trunk='grpc' or 'auto'",
+        )
+    if access and config.trunk_metrics:
+        yield Problem(
+            ("trunk-metrics", "trunk-access"),
+            f"trunk-metrics={config.trunk_metrics}: the trunk of trunk-access is "
+            "another's; start `atlas-flwr trunk` with --metrics, and leave this out",
         )
     for name in ("trunk_listen", "trunk_advertise"):
         text = getattr(config, name)

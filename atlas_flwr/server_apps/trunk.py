@@ -92,8 +92,23 @@ def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
         from atlas_flwr.trunk.ray_cluster import wait_for_ray
 
         wait_for_ray()  # which forks, and cannot while gRPC's threads run
-    with TRUNKS[kind](setting, name, grid) as found:
+    with TRUNKS[kind](setting, name, grid) as found, _shown(setting, found):
         yield found
+
+
+@contextmanager
+def _shown(setting: RunContext, trunk: Endpoint) -> Iterator[None]:
+    """Serve the trunk's numbers on this machine, if the run is to."""
+    port = setting.config.trunk_metrics
+    if not port:
+        yield
+        return
+    from atlas_flwr.trunk.metrics import TrunkMetrics, serve_metrics
+
+    metrics = TrunkMetrics(trunk.host.stats)
+    with serve_metrics(str(port), metrics, lambda: True) as place:
+        log(INFO, "metrics and health of the trunk: %s", place)
+        yield
 
 
 def trunk_source(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> TrunkSource:

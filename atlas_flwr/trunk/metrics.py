@@ -133,7 +133,7 @@ def serve_metrics(
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdigit():
-        raise TrunkError(f"--metrics {listen!r}; it is PORT or HOST:PORT")
+        raise TrunkError(f"metrics at {listen!r}; write PORT or HOST:PORT")
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

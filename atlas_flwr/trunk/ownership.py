@@ -170,7 +170,10 @@ class OwnerService:
 
     def open(self, run: str, data: bytes) -> bytes:
         """Open a session."""
-        token = self.engine.open(spec_of(data))
+        spec = spec_of(data)
+        token = self.engine.open(spec)
+        if self.journal:
+            self.journal.opened(token, spec.client, spec.round)
         self._heard(run).tokens.add(token)
         return _told({"token": token})
 

@@ -48,7 +48,10 @@ class SessionSpec:
         Batches of the sessions that share, whoever's, in one optimiser step on the mean
         of their gradients.
     client : str
-        Whose it is; told to no trunk, but to who finds it one.
+        Whose it is, by the name that outlives a run, for who finds it a place and for
+        an account of who was there; told to no peer.
+    round : int
+        Server round that it is for, for that account; 0 for none.
     steps : int
         How many its client will take, for the queue of the calls that wait; 0: unknown.
 
@@ -67,6 +70,7 @@ class SessionSpec:
     merge: int = 1
     client: str = ""
     steps: int = 0
+    round: int = 0
 
     def __post_init__(self) -> None:
         if self.merge < 1 or (self.merge > 1 and not self.shared):

@@ -104,6 +104,8 @@ def spec_bytes(spec: SessionSpec) -> bytes:
         "probe": spec.probe,
         "merge": spec.merge,
         "steps": spec.steps,
+        "client": spec.client,
+        "round": spec.round,
     }
     return state_bytes(spec.state, about)
 
@@ -131,6 +133,8 @@ def spec_of(data: bytes) -> SessionSpec:
             probe=bool(about["probe"]),
             merge=int(about["merge"]),
             steps=int(about["steps"]),
+            client=str(about["client"]),
+            round=int(about["round"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WireError(f"bytes that are no session: {error!r}") from None

@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
@@ -73,6 +73,7 @@ class Journal:
         self._second = 0.0
         self._refused = 0
         self._steps: dict[str, tuple[int, int]] = {}  # how many, and the last one
+        self._whose: dict[str, dict[str, object]] = {}
 
     def write(self, event: str, **about: object) -> None:
         """Write a line."""
@@ -105,14 +106,26 @@ class Journal:
             count, last = self._steps.get(token, (0, -1))
             self._steps[token] = count + (step != last), step
 
+    def opened(self, token: str, client: str, server_round: int) -> None:
+        """Take note of whose a session is, for all that is written of it."""
+        with self._lock:
+            self._whose[token] = {"client": client, "round": server_round}
+
+    def whose(self, token: str) -> Mapping[str, object]:
+        """Return client and round of an open session; nothing of a guessed one."""
+        with self._lock:
+            return self._whose.get(token, {})
+
     def owner(self, verb: str, run: str, token: str) -> None:
         """Write of what an owner did, where it is one of these."""
+        about = {"run": run, "session": session_name(token), **self.whose(token)}
         if verb == "open":
-            self.write("joined", run=run, session=session_name(token))
+            self.write("joined", **about)
         elif verb == "close":
             with self._lock:
                 steps, _ = self._steps.pop(token, (0, -1))
-            self.write("closed", run=run, session=session_name(token), steps=steps)
+                self._whose.pop(token, None)
+            self.write("closed", **about, steps=steps)
         elif verb in ("hello", "leave"):
             self.write(f"owner's {verb}", run=run)
 
@@ -165,7 +178,8 @@ class Watch:
         if request is None or isinstance(error, WireError):
             self.journal.refused("client", error, verb=verb)
         else:
-            session = session_name(request.token)
-            self.journal.refused(
-                "client", error, verb=verb, session=session, step=request.step
-            )
+            about = {
+                "session": session_name(request.token),
+                **self.journal.whose(request.token),
+            }
+            self.journal.refused("client", error, verb=verb, step=request.step, **about)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,34 @@ def test_json_lines_give_back_any_text(
     ]
     path.write_text("\n".join(lines), encoding="utf-8", newline="")
     assert _read("jsonl", path) == [Row(text, "1") for text in texts]
+
+
+@given(
+    text=st.text(st.sampled_from("a é\r\n\u2028\x85\ufeff"), max_size=30),
+    encoding=st.sampled_from(["utf-8-sig", "utf-16", "utf-16-le"]),
+)
+def test_lines_read_one_by_one_are_those_of_the_whole(
+    text: str, encoding: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "file"
+    path.write_bytes(text.encode(encoding))
+    reading = Reading("lines", path=str(path), encoding=encoding)
+    whole = enumerate(reading.string().split("\n"), start=1)
+    assert [*reading.lines()] == [(n, line) for n, line in whole if line.strip()]
+
+
+def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"text": "x" * 1000, "label": "a"}) + "\n"
+    path.write_text(line * 4000)
+    tracemalloc.start()
+    try:
+        rows = sum(1 for _ in Reading("jsonl", path=str(path)).rows())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rows == 4000
+    assert peak < path.stat().st_size / 10
 
 
 def test_fields_are_joined_in_the_order_asked(tmp_path: Path) -> None:

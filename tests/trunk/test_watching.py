@@ -49,13 +49,15 @@ def seen():
     watch = Watch(journal, metrics.heard)
     with serve_grpc(engine, ServeOptions(), owner, watch) as address:
         with own_grpc(address, SECRET, None) as host:
-            token = host.open(SessionSpec(PLAN, state))
+            token = host.open(SessionSpec(PLAN, state, client="7", round=3))
             trunk = connect(address, token=token)
             for step in (0, 1):
                 hidden = torch.randn(2, 5, 32)
                 answer = trunk.forward(TrunkCall(hidden, step=step))
                 trunk.backward(step, torch.ones_like(answer))
             trunk.backward(1, torch.ones_like(answer))  # asked again
+            with pytest.raises(TrunkError, match="step 9"):
+                trunk.backward(9, torch.ones_like(answer))
             with pytest.raises(SessionError):
                 connect(address, token="guessed").forward(TrunkCall(hidden))
             during = metrics.text().decode()
@@ -86,8 +88,12 @@ def test_the_audit_names_who_joined_trained_and_was_refused(seen):
     refused = [line for line in lines if line["event"] == "refused"]
     assert [(r["who"], r["error"]) for r in refused] == [
         ("client", "SessionError"),
+        ("client", "SessionError"),
         ("owner", "TrunkError"),
     ]
+    of_client = [line for line in lines if line.get("session") == session]
+    assert {(line["client"], line["round"]) for line in of_client} == {("7", 3)}
+    assert "client" not in refused[1]  # a guessed token is nobody's
     assert len({line["run"] for line in lines if "run" in line}) == 1
 
 

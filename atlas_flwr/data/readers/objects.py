@@ -19,7 +19,8 @@ __all__ = ["loaded_json", "read_json", "read_jsonl"]
 
 def read_jsonl(reading: Reading) -> Iterator[Row | Fault]:
     """Read an object a line."""
-    if reading.string().lstrip().startswith("["):
+    _, first = next(reading.lines(), (0, ""))
+    if first.lstrip().startswith("["):
         yield from read_json(reading)
         return
     for number, line in reading.lines():

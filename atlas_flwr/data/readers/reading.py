@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from atlas_flwr.data.packages import read_member
 from atlas_flwr.data.readers.catalogues import read_gettext
@@ -23,6 +24,7 @@ from atlas_flwr.errors import DataError
 __all__ = ["PRESET_ENCODING", "READERS", "Reading"]
 
 PRESET_ENCODING = "utf-8-sig"
+LOOK = 200  # bytes by which an encoding is told
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -121,14 +123,18 @@ class Reading:
         DataError
             If it is not there.
         """
+        with self._opened() as file:
+            return file.read()
+
+    def _opened(self) -> BinaryIO:
         if self.package:
-            return read_member(self.package, self.member)
+            return io.BytesIO(read_member(self.package, self.member))
         if not Path(self.path).is_file():
             raise DataError(
                 f"there is no file {self.path} (a task's `path` is seen from the "
                 "folder of its YAML file)"
             )
-        return Path(self.path).read_bytes()
+        return Path(self.path).open("rb")
 
     def string(self) -> str:
         """Read the file as text, with line feeds as the only ends of lines.
@@ -142,28 +148,41 @@ class Reading:
 
     def decoded(self, content: bytes, name: str = "") -> str:
         """Decode text of the source, of the file ``name`` in it."""
-        encoding = self.encoding
-        if encoding == PRESET_ENCODING and content.startswith(UTF16_MARKS):
-            encoding = "utf-16"
+        encoding = self._encoding(content[:LOOK])
         try:
             return content.decode(encoding)
         except (UnicodeDecodeError, LookupError) as error:
             where = f"{self.where}, file {name}" if name else self.where
-            likely = "utf-16" if b"\0" in content[:200] else "cp1252 or latin-1"
-            raise DataError(
-                f"{where} is not in the encoding {encoding!r}: {error}; set the task's "
-                f"`encoding`, {likely} for one"
-            ) from None
+            raise _undecoded(where, encoding, error, content[:LOOK]) from None
+
+    def _encoding(self, first: bytes) -> str:
+        marked = self.encoding == PRESET_ENCODING and first.startswith(UTF16_MARKS)
+        return "utf-16" if marked else self.encoding
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Read the file's lines that are not blank, with their numbers from 1.
 
         ``str.splitlines`` would also break at characters that stand inside a text,
-        such as U+2028 in JSON or byte 0x85 in Latin-1.
+        such as U+2028 in JSON or byte 0x85 in Latin-1. The file is never in memory as a
+        whole, as it may be larger than that.
+
+        Raises
+        ------
+        DataError
+            If it is not there, or is not in the task's encoding.
         """
-        for number, line in enumerate(self.string().split("\n"), start=1):
-            if line.strip():
-                yield number, line
+        with self._opened() as file:
+            first = file.read(LOOK)
+            file.seek(0)
+            encoding = self._encoding(first)
+            try:
+                text = io.TextIOWrapper(file, encoding, newline="\n")
+                for number, line in enumerate(text, start=1):
+                    if line.strip():
+                        ends = "\r\n" if line.endswith("\r\n") else "\n"
+                        yield number, line.removesuffix(ends)
+            except (UnicodeDecodeError, LookupError) as error:
+                raise _undecoded(self.where, encoding, error, first) from None
 
     def picked(
         self, records: Iterable[tuple[str, Mapping[str, Any]]]
@@ -171,6 +190,14 @@ class Reading:
         """Pick the text's and the label's fields out of records with their places."""
         for where, record in records:
             yield picked_row(self, where, record)
+
+
+def _undecoded(where: str, encoding: str, error: Exception, first: bytes) -> DataError:
+    likely = "utf-16" if b"\0" in first else "cp1252 or latin-1"
+    return DataError(
+        f"{where} is not in the encoding {encoding!r}: {error}; set the task's "
+        f"`encoding`, {likely} for one"
+    )
 
 
 # A new format is an entry here.
