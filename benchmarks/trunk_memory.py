@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trunk's process takes when its calls come in many threads, as transports' do.
 
+Beside what the memory model says of its tensors, and what Python and its libraries take
+before there are any.
+
 Run from the top of the repository::
 
     python benchmarks/trunk_memory.py
@@ -12,6 +15,8 @@ passes at once, one CPU thread each; a process for each row of the table.
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import random
 import resource
 import subprocess
@@ -22,21 +27,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from atlas_flwr.budget import TrunkSession, packing_environment, trunk_memory
 from atlas_flwr.config import load_config
 from atlas_flwr.lora import Scaling
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.initial import initial_state
+from atlas_flwr.train.memory import resident_bytes
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import EngineTrunk, Limits, SessionSpec
 from atlas_flwr.types import TrunkCall
 
 PLAN, CLIENTS, STEPS, ROWS = SplitPlan(1, 1), 2, 12, 8
 CALLERS = 64  # threads in which a Ray actor or a gRPC server answers
+LONGEST, RANK = 48, 8
 
 
-def measured(own_threads: bool, callers: int) -> tuple[float, float]:
-    """Return the largest resident memory in MiB, and processor seconds a step."""
+def measured(own_threads: bool, callers: int) -> tuple[float, float, float]:
+    """Return resident memory in MiB before and at its peak, and CPU seconds a step."""
+    importlib.import_module("atlas_flwr.trunk.ray")  # as the actor's process does
     torch.set_num_threads(1)
+    before = resident_bytes() / 2**20
     files = ModelFiles.of(load_config({"model": "smollm2"}))
     outline = files.outline()
     middle = PLAN.trunk_range(outline.num_layers)
@@ -45,7 +55,7 @@ def measured(own_threads: bool, callers: int) -> tuple[float, float]:
         for name, shape in outline.shapes(("all-linear",)).items()
         if outline.block_of(name) in middle
     }
-    state = initial_state(shapes, rank=8, scaling=Scaling(16.0), seed=0)
+    state = initial_state(shapes, rank=RANK, scaling=Scaling(16.0), seed=0)
     limits = Limits(sessions_per_pass=1, passes_at_once=2)
     engine = files.trunk(PLAN, limits=limits).engine(own_threads=own_threads)
     width = engine.base.reference_tensor.shape[-1]
@@ -57,7 +67,7 @@ def measured(own_threads: bool, callers: int) -> tuple[float, float]:
         trunk = EngineTrunk(engine, engine.open(SessionSpec(PLAN, state)))
         lengths = random.Random(number)
         for step in range(STEPS):
-            hidden = torch.randn(ROWS, lengths.randint(14, 48), width)
+            hidden = torch.randn(ROWS, lengths.randint(14, LONGEST), width)
             call = TrunkCall(hidden, step=step)
             answer = pool.submit(trunk.forward, call).result()
             pool.submit(trunk.backward, step, torch.randn_like(answer)).result()
@@ -69,7 +79,22 @@ def measured(own_threads: bool, callers: int) -> tuple[float, float]:
     for thread in clients:
         thread.join()
     seconds = (time.process_time() - begun) / (CLIENTS * STEPS)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return before, peak, seconds
+
+
+def predicted() -> float:
+    """Return what the memory model says of the tensors, in MiB."""
+    files = ModelFiles.of(load_config({"model": "smollm2"}))
+    sessions = [TrunkSession(PLAN.head, PLAN.tail, RANK)] * CLIENTS
+    found = trunk_memory(
+        files.outline().architecture(("all-linear",)),
+        sessions=sessions,
+        batch=ROWS,
+        length=LONGEST,
+        in_flight=CLIENTS,
+    )
+    return found.total / 2**20
 
 
 def main() -> None:
@@ -81,14 +106,27 @@ def main() -> None:
         own, callers = given.one
         print(*measured(bool(own), callers))
         return
-    print("| passes run in | calls come in | peak, MiB | CPU s a step |")
-    print("| --- | --- | --- | --- |")
-    for own, callers in ((0, CALLERS), (1, CALLERS), (0, 2)):
+    print(f"predicted for the tensors: {predicted():.0f} MiB\n")
+    print("| passes run in | calls come in | allocator | before, MiB | peak | CPU s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    packed = dict(packing_environment())
+    rows = [(0, CALLERS, {}), (1, CALLERS, {}), (0, 2, {}), (1, CALLERS, packed)]
+    for own, callers, more in rows:
         words = [sys.executable, __file__, "--one", str(own), str(callers)]
-        done = subprocess.run(words, check=True, capture_output=True, text=True)
-        peak, seconds = map(float, done.stdout.split())
+        done = subprocess.run(
+            words,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **more},
+        )
+        before, peak, seconds = map(float, done.stdout.split())
         where = "2 threads of their own" if own else "the callers' threads"
-        print(f"| {where} | {callers} threads | {peak:.0f} | {seconds:.2f} |")
+        name = "jemalloc" if more else "glibc"
+        print(
+            f"| {where} | {callers} threads | {name} | {before:.0f} | {peak:.0f} | "
+            f"{seconds:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ REFUSED = [
         "strategy='fedavg' does not read it",
     ),
     ({"trunk-session-memory": "lots"}, "trunk-session-memory='lots'"),
+    ({"trunk-limit": "1GiB,2GiB"}, "trunk-limit='1GiB,2GiB'"),
     ({"adapter": "dora"}, "adapter='dora': must be one of"),
     ({"prompt-tokens": 4}, "prompt-tokens=4: adapter='lora' has none, only prompt"),
     ({"adapter": "prompt", "strategy": "hetlora"}, "is a method for LoRA's factors"),

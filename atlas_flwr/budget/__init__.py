@@ -7,7 +7,7 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.budget.allocation import AdaptedLayer, Allocation, allocate
-    from atlas_flwr.budget.allocator import return_freed_memory
+    from atlas_flwr.budget.allocator import packing_environment, return_freed_memory
     from atlas_flwr.budget.architecture import Architecture
     from atlas_flwr.budget.assignment import Assignment, assign
     from atlas_flwr.budget.clock import Round, Traveller, TrunkRate, simulate
@@ -57,6 +57,7 @@ __all__ = [
     "blended",
     "client_memory",
     "distance",
+    "packing_environment",
     "pair",
     "per_byte",
     "return_freed_memory",
@@ -96,6 +97,7 @@ __getattr__, __dir__ = attach(
         "distance": "importance",
         "pair": "pairing",
         "per_byte": "importance",
+        "packing_environment": "allocator",
         "return_freed_memory": "allocator",
         "seated": "seating",
         "simulate": "clock",

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How this process's C library gives freed memory back."""
+"""How freed memory is used again: by this process's C library, or another allocator."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
-__all__ = ["MAPPED_FROM", "return_freed_memory"]
+__all__ = ["MAPPED_FROM", "packing_environment", "return_freed_memory"]
 
 MAPPED_FROM = 1 << 16
+# One arena for all threads; its freed pages go back within half a minute, which is
+# longer than steps are apart, so that these do not fault them in again.
+JEMALLOC = "narenas:1,dirty_decay_ms:30000"
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 
 
@@ -28,3 +35,28 @@ def return_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM) == 1
+
+
+def packing_environment() -> Mapping[str, str]:
+    """Return the environment of a process that is to pack tensors densely.
+
+    glibc serves an aligned tensor from a hole only if that is larger by the alignment,
+    so holes of just the right size stay empty. jemalloc has no such holes, and one
+    arena lets a thread use what another has freed. Ray brings it along; a process
+    takes it only when it starts.
+
+    Returns
+    -------
+    Mapping[str, str]
+        Empty where Ray's build has none, as outside Linux, and where ``LD_PRELOAD``
+        names another one already.
+    """
+    if "LD_PRELOAD" in os.environ:
+        return {}
+    ray = importlib.util.find_spec("ray")
+    if ray is None or ray.origin is None or not sys.platform.startswith("linux"):
+        return {}
+    library = Path(ray.origin).parent / "core" / "libjemalloc.so"
+    if not library.exists():
+        return {}
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": JEMALLOC}

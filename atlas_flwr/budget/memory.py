@@ -38,6 +38,7 @@ __all__ = [
 
 FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
+VALUE_MOMENTS = 3  # a session that waits has no gradient
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
 REMEMBERED = 2 * 4  # a session's last two steps: two questions, and an answer to each
 
@@ -213,8 +214,7 @@ def trunk_memory(
         weights += a.output_params + (a.hidden * a.vocabulary if a.tied else 0)
     size = StepSize(batch, length, logits_to_keep if a.vocabulary else 0)
     owned = [_Load.of(a, session, size) for session in sessions]
-    # A session keeps the arrays that it was opened with, beside its own copies.
-    adapters = sum(FLOAT32 * VALUE_GRADIENT_MOMENTS * load.trained for load in owned)
+    adapters = sum(FLOAT32 * VALUE_MOMENTS * load.trained for load in owned)
     largest = sorted(owned, key=lambda load: load.kept, reverse=True)[:in_flight]
     most = max((load.kept for load in owned), default=0.0)
     ends = any(session.tail is None for session in sessions)

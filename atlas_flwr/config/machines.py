@@ -91,6 +91,13 @@ class MachineConfig:
         "Recompute activations in the trunk's backward instead of keeping them: far "
         "less server memory for about a third more of its time.",
     )
+    trunk_limit: str = option(
+        "",
+        "What all clients' sessions may take of the trunk's memory together, the base "
+        "aside, e.g. 8GiB. Over it idle ones move from a GPU to the host's memory, and "
+        "clients wait for their turn; no number changes. Empty: all that a GPU has, "
+        "and on a CPU no limit. A session that is alone is never refused.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32",
         "Type of the frozen weights; what is trained is float32. bfloat16 halves their "

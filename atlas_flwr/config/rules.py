@@ -129,10 +129,11 @@ def all_linear_is_alone(config: RunConfig) -> Iterator[Problem]:
 
 
 def devices_are_sizes(config: RunConfig) -> Iterator[Problem]:
-    """Want each of devices to be a byte size, and the trunk's limit too."""
-    for name in ("devices", "trunk_session_memory"):
+    """Want each of devices to be a byte size, and the trunk's limits too."""
+    for name in ("devices", "trunk_session_memory", "trunk_limit"):
         key, text = name.replace("_", "-"), getattr(config, name)
-        for item in split_list(text):
+        items = split_list(text) if name == "devices" else [text] * bool(text)
+        for item in items:
             try:
                 parse_bytes(item)
             except ValueError as error:

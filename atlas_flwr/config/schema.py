@@ -129,6 +129,11 @@ class RunConfig(
         return parse_bytes(text) if text else None
 
     @property
+    def trunk_limit_bytes(self) -> int | None:
+        """``trunk_limit``, parsed; ``None`` for none."""
+        return parse_bytes(self.trunk_limit) if self.trunk_limit else None
+
+    @property
     def fixed_cut(self) -> tuple[int, int | None] | None:
         """``cut``, parsed as (head, tail); ``None`` for auto."""
         return None if self.cut == "auto" else parse_cut(self.cut)

@@ -119,6 +119,7 @@ def trunk_source(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> Trunk
         passes_at_once=1 if on_gpu else config.trunk_threads,
         queue=config.trunk_queue,
         passes_per_session=max(Limits.passes_per_session, config.in_flight),
+        session_bytes=config.trunk_limit_bytes,
     )
     return files.trunk(plan, recompute=config.trunk_recompute, limits=limits)
 

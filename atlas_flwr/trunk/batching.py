@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atlas_flwr.errors import AtlasError, TrunkError
+from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError
 from atlas_flwr.trunk.base import SharedBase
 from atlas_flwr.trunk.buffer import step_together
 from atlas_flwr.trunk.joined import JointPass, JointSlot
 from atlas_flwr.trunk.leaves import Share
+from atlas_flwr.trunk.residence import stepping, with_room
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.trunk.steps import Pass
 from atlas_flwr.trunk.work import Backward, Beginning, Evaluation, Work, alone
@@ -21,18 +23,25 @@ from atlas_flwr.types import TrunkCall
 
 __all__ = ["Batcher", "JoiningBatcher"]
 
+Found = tuple[Tensor, Share]
+
 
 class Batcher:
-    """Do each call's work alone.
+    """Do each call's work alone; when memory is out, once more with room made.
 
     Parameters
     ----------
     base : SharedBase
         What they run on.
+    relieve : Callable[[], int]
+        Lets idle sessions make room.
     """
 
-    def __init__(self, base: SharedBase) -> None:
+    def __init__(
+        self, base: SharedBase, relieve: Callable[[], int] = lambda: 0
+    ) -> None:
         self.base = base
+        self.relieve = relieve
 
     def kind(self, work: Work) -> Hashable | None:
         """Return what is equal for work that one pass can do; ``None``: only alone."""
@@ -52,12 +61,20 @@ class Batcher:
 
     def _answer(self, work: Work) -> Any:
         try:
-            return alone(self.base, work)
+            return with_room(partial(alone, self.base, work), self.relieve)
         except AtlasError as error:
             return error
 
     def _learned(self, works: Sequence[Backward]) -> list[Any]:
-        return _learn(works, [work.gradients(self.base) for work in works])
+        return _learn(works, [self._gradients(work) for work in works])
+
+    def _gradients(self, work: Backward) -> Found | TrunkBusy:
+        try:
+            return with_room(
+                partial(work.gradients, self.base), self.relieve, _Undo([work])
+            )
+        except TrunkBusy as error:
+            return error
 
 
 class JoiningBatcher(Batcher):
@@ -75,6 +92,12 @@ class JoiningBatcher(Batcher):
         """Do work of one kind; each answer is as if its session had been alone."""
         if len(works) == 1 or isinstance(works[0], Backward):
             return super().run(works)
+        try:
+            return with_room(partial(self._joined, works), self.relieve)
+        except TrunkBusy:
+            return [self._answer(work) for work in works]
+
+    def _joined(self, works: Sequence[Work]) -> list[Any]:
         members = [work.member for work in works]
         if isinstance(works[0], Evaluation):
             with torch.no_grad():
@@ -107,6 +130,13 @@ class JoiningBatcher(Batcher):
         ]
 
     def _learned(self, works: Sequence[Backward]) -> list[Any]:
+        try:
+            together = partial(self._together, works)
+            return _learn(works, with_room(together, self.relieve, _Undo(works)))
+        except TrunkBusy as error:
+            return [error] if len(works) == 1 else super()._learned(works)
+
+    def _together(self, works: Sequence[Backward]) -> list[Found]:
         found: dict[int, tuple[Tensor, Share]] = {}
         again: list[int] = []
         for joint, slots in _by_graph(works).items():
@@ -121,7 +151,7 @@ class JoiningBatcher(Batcher):
             elif work.found.joint is None:
                 again.append(k)
         found.update(self._run_again(works, sorted(again)))
-        return _learn(works, [found[k] for k in range(len(works))])
+        return [found[k] for k in range(len(works))]
 
     def _run_again(
         self, works: Sequence[Backward], places: Sequence[int]
@@ -167,13 +197,48 @@ def _by_graph(works: Sequence[Backward]) -> dict[JointPass, dict[int, int]]:
     return found
 
 
-def _learn(
-    works: Sequence[Backward], found: Sequence[tuple[Tensor, Share]]
-) -> list[Any]:
+class _Undo:
+    """Lets backward passes that have failed halfway be run again, from forward.
+
+    Parameters
+    ----------
+    works : Sequence[Backward]
+        Before they run.
+    """
+
+    def __init__(self, works: Sequence[Backward]) -> None:
+        self.works = works
+        self._seen = [
+            (probe, dict(probe.sums), dict(probe.passes))
+            for probe in (work.session.probe for work in works)
+            if probe is not None
+        ]
+
+    def __call__(self) -> None:
+        for work in self.works:
+            if work.found.joint is not None:
+                work.found.joint.joint.drop()
+            work.found.forget_graph()
+        for probe, sums, passes in self._seen:
+            probe.sums, probe.passes = dict(sums), dict(passes)
+
+
+def _learn(works: Sequence[Backward], found: Sequence[Found | TrunkBusy]) -> list[Any]:
     """Let the sessions learn; those whose step is due step together."""
+    with stepping():
+        return _learned(works, found)
+
+
+def _learned(
+    works: Sequence[Backward], found: Sequence[Found | TrunkBusy]
+) -> list[Any]:
     answers: list[Any] = []
     due: list[Session] = []
-    for work, (back, share) in zip(works, found, strict=True):
+    for work, outcome in zip(works, found, strict=True):
+        if isinstance(outcome, TrunkBusy):
+            answers.append(outcome)
+            continue
+        back, share = outcome
         try:
             work.check()
         except TrunkError as error:

@@ -67,6 +67,29 @@ class ParameterBuffer:
     def _ranges(self) -> Iterable[tuple[int, int]]:
         return pairwise(self._ends)
 
+    @property
+    def nbytes(self) -> int:
+        """What values and AdamW's moments take, once a step has been taken."""
+        return 3 * self.values.nbytes
+
+    def move(self, device: torch.device) -> None:
+        """Bring it to a device; :attr:`parameters` are others then, of equal values."""
+        shapes = [parameter.shape for parameter in self.parameters]
+        self.values = self.values.detach().to(device)
+        self.parameters = [
+            self.values[start:end].view(shape).detach().requires_grad_()
+            for (start, end), shape in zip(self._ranges, shapes, strict=True)
+        ]
+        if self._sum is not None:
+            self._sum = self._sum.to(device)
+        whole = len(self._pieces) < len(self.parameters)
+        places = [(0, self._ends[-1])] if whole else self._ranges
+        for piece, (start, end) in zip(self._pieces, places, strict=False):
+            piece.value = self.values[start:end]
+            piece.mean, piece.square, piece.steps = (
+                tensor.to(device) for tensor in (piece.mean, piece.square, piece.steps)
+            )
+
     def add(self, grads: Sequence[Tensor | None]) -> None:
         """Add gradients of the parameters; ``None`` where one had no part."""
         self._touched = [

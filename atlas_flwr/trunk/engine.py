@@ -3,26 +3,26 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from atlas_flwr.errors import AdapterError, SessionError, TrunkError
+from atlas_flwr.errors import AdapterError, SessionError, TrunkBusy
 from atlas_flwr.lora import AdapterState, LoraFactors, trailing
 from atlas_flwr.trunk.base import SharedBase, Slice
 from atlas_flwr.trunk.batching import JoiningBatcher
 from atlas_flwr.trunk.gathering import Gathering
-from atlas_flwr.trunk.host import TrunkStats
+from atlas_flwr.trunk.host import TrunkStats, process_peak_bytes
 from atlas_flwr.trunk.inference import TextCaches
 from atlas_flwr.trunk.learner import Learner
+from atlas_flwr.trunk.residence import Residence, with_room
 from atlas_flwr.trunk.session import Session, SessionSpec
 from atlas_flwr.trunk.steps import Pass, StepLog
 from atlas_flwr.trunk.table import Limits, SessionTable
@@ -36,6 +36,8 @@ from atlas_flwr.trunk.work import (
 from atlas_flwr.types import Continuation, LossReply, TrunkCall
 
 __all__ = ["TrunkEngine"]
+
+T = TypeVar("T")
 
 
 class TrunkEngine:
@@ -81,9 +83,12 @@ class TrunkEngine:
         self.limits = limits or Limits()
         self.recompute = recompute
         self.clock = clock
-        self._table = SessionTable(self.limits, clock)
+        residence = Residence(self.base.reference_tensor.device, clock)
+        self._table = SessionTable(self.limits, clock, residence)
         self._passes = Gathering(
-            JoiningBatcher(self.base), self.limits, own_threads=own_threads
+            JoiningBatcher(self.base, self._table.relieve),
+            self.limits,
+            own_threads=own_threads,
         )
         self._texts = TextCaches(self.limits, clock)
         self._counts = threading.Lock()
@@ -106,15 +111,18 @@ class TrunkEngine:
         AdapterError
             If an adapter is of no layer of its slice, or a dense array of no parameter.
         TrunkBusy
-            If there are too many sessions.
+            If there are too many sessions, or no memory is left for one.
         """
-        own = self.base.slice(spec.plan, self._with_shared(spec))
+        folded = self._with_shared(spec)
+        own = self._with_room(lambda: self.base.slice(spec.plan, folded))
         # A vanilla answer holds logits, which are large.
         remembered = 1 if spec.plan.tail is None else 2
         most = self.limits.passes_per_session
         # Any of those in flight together may be asked for again.
         log = StepLog(most, most if most > 2 else remembered)
         learner = self._learner(spec, own)
+        # What it was opened with is copied by now, and would be held a second time.
+        spec = replace(spec, state=AdapterState())
         session = Session(spec, own.view, learner, own.folded, log, self.clock())
         return self._table.add(session)
 
@@ -182,7 +190,9 @@ class TrunkEngine:
         SessionError
             If it is not open.
         """
-        with self._table.using(token) as session:
+        with self._table.using(token, on_device=False) as session:
+            if session.learner.is_unsettled:
+                self._table.bring(session)
             return session.state()
 
     def importance(self, token: str) -> dict[str, float]:
@@ -193,7 +203,7 @@ class TrunkEngine:
         SessionError
             If it is not open.
         """
-        with self._table.using(token) as session:
+        with self._table.using(token, on_device=False) as session:
             return session.probe.means() if session.probe else {}
 
     def close(self, token: str) -> None:
@@ -213,7 +223,7 @@ class TrunkEngine:
             passes=load.passes,
             steps=self._steps,
             busy_seconds=counts.busy_seconds,
-            peak_bytes=_peak_bytes(),
+            peak_bytes=process_peak_bytes(),
             kept_bytes=load.nbytes,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
@@ -226,6 +236,7 @@ class TrunkEngine:
             evicted_caches=self._texts.evicted,
             waiting=self._passes.waiting,
             evicted_sessions=self._table.evicted,
+            sessions_in_host=self._table.away,
         )
 
     def ping(self) -> None:
@@ -264,7 +275,7 @@ class TrunkEngine:
         """
         with self._table.using(token) as session:
             session.check_u_shaped("forward")
-            call = self.base.received(call)
+            call = self._with_room(partial(self.base.received, call))
             if call.step is None:
                 answer: Tensor = self._passes.do(Evaluation(session, call))
                 return answer
@@ -294,12 +305,17 @@ class TrunkEngine:
         with self._table.using(token) as session:
             session.check_u_shaped("backward")
             # A copy, with which a repeated call is compared.
-            grad = grad.detach().to(self.base.reference_tensor, copy=True)
+            like = self.base.reference_tensor
+            grad = self._with_room(partial(grad.detach().to, like, copy=True))
             found = session.log.take(step, grad)
             if found.grad is None:
-                _check_grad(found, step, grad)
+                found.check_grad(step, grad)
                 work = Backward(session, found.call, step, found, grad)
-                found.grad = self._passes.do(work)
+                try:
+                    found.grad = self._passes.do(work)
+                except TrunkBusy:
+                    session.log.begin(step, found)  # asked again, it is run again
+                    raise
                 found.given = grad
                 session.log.complete(step, found)
                 self._count_step()
@@ -326,7 +342,7 @@ class TrunkEngine:
         """
         with self._table.using(token) as session:
             session.check_vanilla()
-            call = self.base.received(call)
+            call = self._with_room(partial(self.base.received, call))
             if labels is not None:
                 labels = labels.to(self.base.reference_tensor.device)
             work = Ending(session, call, labels, logits_to_keep)
@@ -364,7 +380,8 @@ class TrunkEngine:
             )
             past = place.past
             past = kept.cache.get_seq_length() if past is None else past
-            call = self.base.received(replace(call, step=None), past)
+            call = replace(call, step=None)
+            call = self._with_room(partial(self.base.received, call, past))
             work = Extension(session, call, kept, place, keep)
             answer: Tensor = self._passes.do(work)
             self._texts.keep(token, place.texts, kept)
@@ -374,20 +391,9 @@ class TrunkEngine:
         """Free what is kept of a session's texts."""
         self._texts.forget(token, texts)
 
+    def _with_room(self, work: Callable[[], T]) -> T:
+        return with_room(work, self._table.relieve)
+
     def _count_step(self) -> None:
         with self._counts:
             self._steps += 1
-
-
-def _check_grad(found: Pass, step: int, grad: Tensor) -> None:
-    assert found.answer is not None
-    if grad.shape != found.answer.shape:
-        raise TrunkError(
-            f"the gradient of step {step} has shape {tuple(grad.shape)}; its answer "
-            f"had {tuple(found.answer.shape)}"
-        )
-
-
-def _peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,7 +13,14 @@ from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.session import SessionSpec
 
-__all__ = ["Door", "Endpoint", "Introducing", "TrunkHost", "TrunkStats"]
+__all__ = [
+    "Door",
+    "Endpoint",
+    "Introducing",
+    "TrunkHost",
+    "TrunkStats",
+    "process_peak_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class TrunkStats:
         Calls that wait for their turn now.
     evicted_sessions : int
         Sessions that were forgotten, being idle.
+    sessions_in_host : int
+        Idle sessions whose state has left the trunk's GPU for the host's memory.
     """
 
     sessions: int
@@ -69,6 +80,13 @@ class TrunkStats:
     evicted_caches: int = 0
     waiting: int = 0
     evicted_sessions: int = 0
+    sessions_in_host: int = 0
+
+
+def process_peak_bytes() -> int:
+    """Return the largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @runtime_checkable

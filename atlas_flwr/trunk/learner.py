@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakSet
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -61,15 +62,10 @@ class Learner:
         vectors = ia3_vectors(dense)
         others = [v for key, v in dense.items() if key not in map(ia3_key, vectors)]
         self.buffers = _buffers(factors, vectors, others)
-        self.parameters = [p for b in self.buffers for p in b.parameters]
-        rest = iter(self.parameters)
-        self.factors = {
-            name: LoraFactors(next(rest), next(rest), f.scale)
-            for name, f in factors.items()
-        }
-        self.vectors = {name: next(rest) for name in vectors}
         self.dense: dict[str, Tensor] = {**dense}
-        self.dense.update({ia3_key(name): v for name, v in self.vectors.items()})
+        self._scales = {name: f.scale for name, f in factors.items()}
+        self._vectors = tuple(vectors)
+        self._name()
         self.spec = optimizer
         self.merge = merge
         self.lock = threading.Lock()
@@ -79,6 +75,38 @@ class Learner:
         self._next = 0  # the step that is to be added
         self.updates = 0
         self.layout = _layout(factors, dense)
+
+    def _name(self) -> None:
+        """Find the parameters in the buffers by their layers."""
+        self.parameters = [p for b in self.buffers for p in b.parameters]
+        rest = iter(self.parameters)
+        self.factors = {
+            name: LoraFactors(next(rest), next(rest), scale)
+            for name, scale in self._scales.items()
+        }
+        self.vectors = {name: next(rest) for name in self._vectors}
+        self.dense.update({ia3_key(name): v for name, v in self.vectors.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """What parameters and moments take."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether merged gradients still wait for others."""
+        return self.merge > 1 and self._waiting > 0
+
+    @property
+    def can_move(self) -> bool:
+        """Whether it is adapters alone: modules that are trained in full stay."""
+        return len(self.dense) == len(self._vectors)
+
+    def move(self, device: torch.device) -> None:
+        """Bring parameters, moments and waiting gradients to a device, bit for bit."""
+        for buffer in self.buffers:
+            buffer.move(device)
+        self._name()
 
     def learn(
         self,
@@ -142,7 +170,7 @@ class Learner:
 
     def settle(self) -> None:
         """Step on the mean of merged gradients that still wait for others."""
-        if self.merge > 1 and self._waiting:
+        if self.is_unsettled:
             self._prepare()
             step_together([(self.spec, self.buffers)])
             self._make_stale(None)

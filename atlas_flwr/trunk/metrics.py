@@ -30,6 +30,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # Read from the engine's account when asked for, so that calls do not pay for it.
 GAUGES = {
     "sessions": ("sessions", "Sessions that are open"),
+    "sessions_in_host": ("sessions_in_host", "Idle sessions moved off the GPU"),
     "waiting": ("queue_calls", "Calls that wait for their turn"),
     "passes": ("open_passes", "Forward passes that wait for their backward"),
     "kept_bytes": ("kept_bytes", "Activations kept for a backward"),

@@ -23,6 +23,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from atlas_flwr.budget import packing_environment
 from atlas_flwr.errors import AtlasError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
@@ -152,6 +153,7 @@ def start_ray_trunk(
         max_restarts=0,
         scheduling_strategy="SPREAD" if spread else "DEFAULT",
         memory=1 if spread else None,  # Ray spreads only what asks for something
+        runtime_env={"env_vars": dict(packing_environment())},
     )
     try:
         actor = make.remote()

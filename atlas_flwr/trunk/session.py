@@ -139,6 +139,8 @@ class Session:
         Where its client's time goes.
     load : Load
         What its open steps keep, published for other threads to read.
+    remembered_bytes : int
+        What its questions and answers take, published likewise.
     is_begun : bool
         Whether any call came yet.
     """
@@ -162,6 +164,7 @@ class Session:
         self.is_begun = False
         self.away = Away()
         self.load = Load()
+        self.remembered_bytes = 0
         learner.logs.add(log)
 
     @property
@@ -192,6 +195,11 @@ class Session:
     def parameters(self) -> Sequence[Tensor]:
         """All that it trains."""
         return self.learner.parameters
+
+    def publish(self) -> None:
+        """Let other threads read what it keeps now."""
+        self.load = self.log.load
+        self.remembered_bytes = self.log.remembered_bytes
 
     def learn(self, grads: Sequence[Tensor | None], step: int | None = None) -> None:
         """Take in a step's gradients of :attr:`parameters`."""

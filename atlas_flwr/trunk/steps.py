@@ -8,13 +8,13 @@ highest number is, which is enough to refuse them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from atlas_flwr.errors import SessionError
+from atlas_flwr.errors import SessionError, TrunkError
 from atlas_flwr.types import LossReply, TrunkCall
 
 if TYPE_CHECKING:
@@ -87,9 +87,38 @@ class Pass:
         """Whether the step is."""
         return self.grad is not None or self.reply is not None
 
+    def check_grad(self, step: int, grad: Tensor) -> None:
+        """Refuse a gradient of another shape than the answer."""
+        assert self.answer is not None
+        if grad.shape != self.answer.shape:
+            raise TrunkError(
+                f"the gradient of step {step} has shape {tuple(grad.shape)}; its "
+                f"answer had {tuple(self.answer.shape)}"
+            )
+
     def forget_graph(self) -> None:
         """Let a backward run forward again."""
         self.output, self.joint, self.nbytes = None, None, 0
+
+    @property
+    def remembered_bytes(self) -> int:
+        """What it takes without its graph."""
+        own = [self.answer, self.given, self.grad, self.labels, *_given(self.call)]
+        return sum(tensor.nbytes for tensor in own if tensor is not None)
+
+    def move(self, device: torch.device) -> None:
+        """Bring it to a device, without its graph."""
+        self.forget_graph()
+        self.call = _moved_call(self.call, device)
+        for name in ("answer", "given", "grad", "labels"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, tensor.to(device))
+        if self.reply is not None:
+            held = {f.name: getattr(self.reply, f.name) for f in fields(self.reply)}
+            self.reply = LossReply(
+                **{k: None if t is None else t.to(device) for k, t in held.items()}
+            )
 
 
 class StepLog:
@@ -115,6 +144,17 @@ class StepLog:
         """What the open steps keep."""
         kept = (Load(1, found.nbytes) for found in self._open.values())
         return sum(kept, Load())
+
+    @property
+    def remembered_bytes(self) -> int:
+        """What complete steps take, and the questions and answers of open ones."""
+        held = (*self._open.values(), *self._complete.values())
+        return sum(found.remembered_bytes for found in held)
+
+    def move(self, device: torch.device) -> None:
+        """Bring all that is kept to a device; open steps lose their graphs."""
+        for found in (*self._open.values(), *self._complete.values()):
+            found.move(device)
 
     def find(
         self,
@@ -219,6 +259,24 @@ def _same(one: TrunkCall, other: TrunkCall) -> bool:
     )
     alike = (one.share, one.loss_alone) == (other.share, other.loss_alone)
     return alike and all(_equal(a, b) for a, b in pairs)
+
+
+def _given(call: TrunkCall) -> tuple[Tensor | None, ...]:
+    return call.hidden, call.attention_mask, call.position_ids
+
+
+def _moved_call(call: TrunkCall, device: torch.device) -> TrunkCall:
+    hidden, mask, positions = (
+        None if tensor is None else tensor.detach().to(device)
+        for tensor in _given(call)
+    )
+    assert hidden is not None
+    return replace(
+        call,
+        hidden=hidden.requires_grad_(call.hidden.requires_grad),
+        attention_mask=mask,
+        position_ids=positions,
+    )
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

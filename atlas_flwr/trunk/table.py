@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from atlas_flwr.budget.queues import QUEUES
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
+from atlas_flwr.trunk.residence import HOST, Residence, with_room
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.trunk.steps import Load
 
@@ -34,6 +36,12 @@ class Limits:
         client's turn, and is evicted only when room is needed.
     kept_bytes : int, optional
         Activations of all sessions: no further pass begins while they exceed it.
+    session_bytes : int, optional
+        What all sessions take together: their activations, adapters, moments and
+        remembered answers. Over it those that wait longest move from a GPU to the
+        host's memory (see :class:`~atlas_flwr.trunk.residence.Residence`); where that
+        does not do, no further pass begins beside those under way. One that is alone
+        always may.
     sessions_per_pass : int
         Whose calls, if they wait at the same time, run as one pass. At 1 each call runs
         alone, and the same calls give the same bits whatever other sessions do
@@ -64,6 +72,7 @@ class Limits:
     passes_per_session: int = 2
     idle_seconds: float = 1800.0
     kept_bytes: int | None = None
+    session_bytes: int | None = None
     sessions_per_pass: int = 64
     rows_per_pass: int = 16384
     window_seconds: float = 0.05
@@ -93,6 +102,8 @@ class SessionTable:
         What to hold at most.
     clock : Callable[[], float]
         Seconds.
+    residence : Residence, optional
+        Moves idle sessions; by default none moves.
 
     Attributes
     ----------
@@ -100,9 +111,15 @@ class SessionTable:
         Sessions that were forgotten, being idle.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float],
+        residence: Residence | None = None,
+    ) -> None:
         self.limits = limits
         self.clock = clock
+        self.residence = residence or Residence(HOST, clock)
         self.evicted = 0
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
@@ -116,8 +133,15 @@ class SessionTable:
         with self._lock:
             return self._load()
 
+    @property
+    def away(self) -> int:
+        """Sessions that are in the host's memory now."""
+        return sum(map(self.residence.is_away, self._all()))
+
     def add(self, session: Session) -> str:
         """Add a session; return its token, which cannot be guessed.
+
+        If it has no room on a GPU, and nobody there is idle, it waits in the host.
 
         Raises
         ------
@@ -133,12 +157,18 @@ class SessionTable:
                 )
             token = secrets.token_urlsafe(24)
             self._sessions[token] = session
+        if self._short() > 0:
+            self.relieve(self._short())
         return token
 
     def remove(self, token: str) -> Session | None:
         """Forget a session; return it, if it was there."""
         with self._lock:
             return self._sessions.pop(token, None)
+
+    def relieve(self, wanted: float = math.inf) -> int:
+        """Let idle sessions make room; return the bytes that are free now."""
+        return self.residence.relieve(self._all(), wanted)
 
     def find(self, token: str) -> Session:
         """Return a session, which another call may be using.
@@ -158,13 +188,22 @@ class SessionTable:
         return session
 
     @contextmanager
-    def using(self, token: str) -> Iterator[Session]:
+    def using(self, token: str, *, on_device: bool = True) -> Iterator[Session]:
         """Take a session for one call; other calls of it wait.
+
+        Parameters
+        ----------
+        token : str
+            Whose.
+        on_device : bool
+            Whether it has to be where the trunk computes.
 
         Raises
         ------
         SessionError
             If it is not open.
+        TrunkBusy
+            If there is no room for it there now.
         """
         session, came = self.find(token), self.clock()
         with session.lock:
@@ -172,11 +211,29 @@ class SessionTable:
             session.away.come(came)
             session.last_used = self.clock()
             try:
+                if on_device and self.residence.is_away(session):
+                    self.bring(session)
                 yield session
             finally:
-                session.load = session.log.load
+                session.publish()
                 session.last_used = self.clock()
                 session.away.go(session.last_used)
+
+    def bring(self, session: Session) -> None:
+        """Bring a session, whose lock is held, back to where the trunk computes.
+
+        Raises
+        ------
+        TrunkBusy
+            If there is no room for it there now.
+        """
+        needed = session.learner.nbytes + session.log.remembered_bytes
+        if self._short(needed) > 0:
+            self.relieve(self._short(needed))
+        with self._lock:
+            self._check_room(session, needed)
+        # What a failed move has brought lies there beside the rest, and is used later.
+        with_room(lambda: self.residence.back(session), self.relieve)
 
     def admit(self, session: Session, nbytes: int = 0) -> None:
         """Count one pass more for a session that is in use.
@@ -194,9 +251,11 @@ class SessionTable:
         TrunkBusy
             If the open passes of all sessions are at a limit.
         """
+        if self._short(nbytes) > 0:
+            self.relieve(self._short(nbytes))
         with self._lock:
             self._evict()
-            session.load = session.log.load
+            session.publish()
             now, most = self._load(), self.limits.kept_bytes
             if now.passes >= self.limits.passes:
                 raise TrunkBusy(
@@ -208,7 +267,32 @@ class SessionTable:
                     f"{now.nbytes:,} bytes of activations wait for their backward, the "
                     f"limit is {most:,}; try again in a moment, or recompute them"
                 )
+            self._check_room(session, nbytes)
             session.load += Load(1, nbytes)
+
+    def _check_room(self, session: Session, nbytes: int) -> None:
+        """Refuse a call that has no room beside others' open steps."""
+        most, short = self.limits.session_bytes, self._short(nbytes, self._sessions)
+        others = (s.load.nbytes for s in self._sessions.values() if s is not session)
+        if short > 0 and any(others):
+            raise TrunkBusy(
+                f"this call needs {nbytes:,} bytes, {short:,} more than sessions may "
+                f"take beside one another, which is {most:,}; try again in a moment, "
+                "recompute activations (trunk-recompute), or raise trunk-limit"
+            )
+
+    def _short(
+        self, nbytes: int = 0, sessions: Mapping[str, Session] | None = None
+    ) -> int:
+        """Return by how many bytes sessions and what is to come pass the limit."""
+        if self.limits.session_bytes is None:
+            return 0
+        found = self._all() if sessions is None else sessions.values()
+        return self.residence.nbytes(found) + nbytes - self.limits.session_bytes
+
+    def _all(self) -> list[Session]:
+        with self._lock:
+            return list(self._sessions.values())
 
     def _load(self) -> Load:
         return sum((s.load for s in self._sessions.values()), Load())

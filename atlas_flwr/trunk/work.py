@@ -16,6 +16,7 @@ from atlas_flwr.trunk.base import SharedBase
 from atlas_flwr.trunk.inference import KeptTexts
 from atlas_flwr.trunk.joined import Member
 from atlas_flwr.trunk.leaves import Share
+from atlas_flwr.trunk.residence import stepping
 from atlas_flwr.trunk.session import Session
 from atlas_flwr.trunk.steps import Pass
 from atlas_flwr.types import Continuation, LossReply, TrunkCall
@@ -224,7 +225,8 @@ def _end(base: SharedBase, work: Ending) -> LossReply:
         if call.share != 1:
             loss = loss * call.share
         back, grads = _gradients(session, call, loss)
-    session.learn(grads, call.step)
+    with stepping():  # or a repetition would learn twice
+        session.learn(grads, call.step)
     shown = None if logits is None else logits.detach()
     return LossReply(loss.detach(), shown, back)
 

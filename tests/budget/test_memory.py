@@ -12,8 +12,10 @@ from atlas_flwr.budget import (
     Footprint,
     TrunkSession,
     client_memory,
+    packing_environment,
     trunk_memory,
 )
+from atlas_flwr.budget.allocator import JEMALLOC
 from atlas_flwr.budget.footprint import Growth, StepSize
 from atlas_flwr.errors import BudgetError
 
@@ -238,3 +240,24 @@ def test_holes_between_tensors_are_given_back():
         pytest.skip("not glibc")
     assert int(with_it) >= 45  # of 50 MiB
     assert int(freed("no")) <= 5
+
+
+ALLOCATOR = "import ctypes; print(hasattr(ctypes.CDLL(None), 'mallctl'))"  # jemalloc's
+
+
+def test_a_process_that_packs_has_another_allocator(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    asked = packing_environment()
+    if not asked:
+        pytest.skip("Ray has no jemalloc here")
+    command = [sys.executable, "-c", ALLOCATOR]
+    told = [
+        subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+        for env in ({}, {**asked, "MALLOC_CONF": f"abort_conf:true,{JEMALLOC}"})
+    ]
+    assert [found.stdout.strip() for found in told] == ["False", "True"]
+
+
+def test_an_allocator_of_the_users_own_stays(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "libmine.so")
+    assert packing_environment() == {}
