@@ -43,7 +43,8 @@ def packing_environment() -> Mapping[str, str]:
     glibc serves an aligned tensor from a hole only if that is larger by the alignment,
     so holes of just the right size stay empty. jemalloc has no such holes, and one
     arena lets a thread use what another has freed. Ray brings it along; a process
-    takes it only when it starts.
+    takes it only when it starts. On a machine that has Ray elsewhere the loader says
+    that it finds nothing there, and goes on without.
 
     Returns
     -------
