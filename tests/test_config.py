@@ -166,6 +166,8 @@ REFUSED = [
         {"trunk": "peers", "strategy": "splitlora", "server-adapters": "shared"},
         "server-adapters='shared' is one adapter that all clients step",
     ),
+    ({"staleness-cutoff": 1}, "staleness-cutoff=1: with quorum=1.0 a round waits"),
+    ({"quorum": 0.5, "staleness-exponent": -1.0}, "must be at least 0"),
     ({"trunk-replicas": 0}, "trunk-replicas=0: must be at least 1"),
     ({"trunk-replicas": 2, "trunk": "grpc"}, "are actors of a simulation's Ray"),
     (

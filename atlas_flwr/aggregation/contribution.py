@@ -30,12 +30,15 @@ class Contribution:
         Its trained adapters, the trunk's among them.
     sent : AdapterState, optional
         What it was sent to begin the round with, where that is known.
+    late : bool
+        Whether that was a round before this one, so that its group has moved meanwhile.
     """
 
     client: str
     weight: float
     state: AdapterState
     sent: AdapterState | None = None
+    late: bool = False
 
 
 def shares(parts: Sequence[Contribution]) -> list[float]:

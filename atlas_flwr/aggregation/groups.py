@@ -239,7 +239,8 @@ class ClusterAdapters:
         self._trained = {g: _rank_sums(parts) for g, parts in members.items()}
         for group, parts in members.items():
             former = self.groups.get(group)
-            counted = weighed(parts, group, self.hooks)
+            now = partial(self._now, former, group)
+            counted = weighed(parts, group, self.hooks, now)
             state = self.rule.combine(former, counted)
             if former is not None:
                 most, room = self.rule.max_rank, self._room([group])
@@ -255,6 +256,12 @@ class ClusterAdapters:
                 for shortened in (self._shortened(state),)
             ]
         )
+
+    def _now(
+        self, held: AdapterState | None, group: str, part: Contribution
+    ) -> AdapterState:
+        ranks = {name: found.rank for name, found in part.state.factors.items()}
+        return self._started(held, ranks, 0, group)
 
     def _shortened(self, state: AdapterState) -> AdapterState:
         """Cut at the initial rank: what goes into the arrays of all groups together.

@@ -6,11 +6,17 @@ A member that was sent the product L_k and sent back L'_k changed it by
 :math:`\sum_k p_k U_k`, each member counts as two of its rank:
 
 .. math:: \sum_k p_k L_k + \sum_k c_k U_k = \sum_k c_k L'_k + \sum_k (p_k - c_k) L_k
+
+A member that is late was sent the :math:`L_k` of an earlier round. Its change is added
+to what it would be sent now, :math:`N_k`, as FedBuff adds it (arXiv 2106.06639,
+algorithm 1), and it counts as three:
+:math:`p_k N_k + c_k U_k = p_k N_k + c_k L'_k - c_k L_k`. What its group has learned
+meanwhile is neither undone nor counted again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from atlas_flwr.aggregation.contribution import Contribution, shares
@@ -23,25 +29,47 @@ __all__ = ["weighed"]
 
 
 def weighed(
-    parts: Sequence[Contribution], group: str, hooks: ServerHooks
+    parts: Sequence[Contribution],
+    group: str,
+    hooks: ServerHooks,
+    now: Callable[[Contribution], AdapterState] | None = None,
 ) -> Sequence[Contribution]:
-    """Return a group's contributions as the remedies let them count.
+    """Return a group's contributions as the remedies, and their age, let them count.
+
+    Parameters
+    ----------
+    parts : Sequence[Contribution]
+        As they came.
+    group : str
+        Theirs.
+    hooks : ServerHooks
+        The remedies'.
+    now : Callable[[Contribution], AdapterState], optional
+        Returns what a member would be sent now, at its ranks; for those that are late.
 
     Raises
     ------
     AdapterError
-        If a remedy is on and it is not known what a member was sent.
+        If a remedy is on, or a member late, and it is not known what it was sent.
     """
     counts = hooks.counts(group, lambda: [_update(part) for part in parts])
-    if counts is None:
+    if counts is None and not any(part.late for part in parts):
         return parts
-    total = sum(part.weight for part in parts)
+    weights = [part.weight for part in parts]
+    if counts is not None:
+        shares(parts)
+        weights = [sum(weights) * c for c in counts]
     out = []
-    for part, p, c in zip(parts, shares(parts), counts, strict=True):
-        if c:
-            out.append(replace(part, weight=total * c))
-        if p != c:
-            out.append(Contribution(part.client, total * (p - c), _sent(part)))
+    for part, weight in zip(parts, weights, strict=True):
+        if weight:
+            out.append(replace(part, weight=weight))
+        if part.late and now is not None:
+            out.append(Contribution(part.client, -weight, _sent(part)))
+            here = _within(now(part), part.state)
+            out.append(Contribution(part.client, part.weight, here))
+        elif weight != part.weight:
+            rest = part.weight - weight
+            out.append(Contribution(part.client, rest, _sent(part)))
     return out
 
 
@@ -52,8 +80,12 @@ def _update(part: Contribution) -> Update:
 def _sent(part: Contribution) -> AdapterState:
     if part.sent is None:
         raise AdapterError(f"client {part.client}: what it was sent is not known")
-    factors, dense = part.state.factors, part.state.dense
+    return _within(part.sent, part.state)
+
+
+def _within(state: AdapterState, other: AdapterState) -> AdapterState:
+    """Leave out what another state does not have."""
     return AdapterState(
-        {name: f for name, f in part.sent.factors.items() if name in factors},
-        {key: array for key, array in part.sent.dense.items() if key in dense},
+        {name: f for name, f in state.factors.items() if name in other.factors},
+        {key: array for key, array in state.dense.items() if key in other.dense},
     )

@@ -13,7 +13,7 @@ from atlas_flwr.aggregation import Contribution
 from atlas_flwr.aggregation.groups import ClusterAdapters
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
-from atlas_flwr.errors import AdapterError, RoundError, SessionError
+from atlas_flwr.errors import AdapterError, RoundError, SessionError, TrunkLost
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
@@ -61,15 +61,18 @@ class Exchange:
     failure: str = "nobody replied"
     _sent: dict[int, AdapterState] = field(default_factory=dict)
     _split: set[int] = field(default_factory=set)
+    _former: dict[int, AdapterState] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Forget the former round."""
+        """Forget the former round, but for who is still at it."""
+        busy, known = self.roster.busy(), {**self._former, **self._sent}
+        self._former = {node: known[node] for node in busy if node in known}
+        self._split &= self._former.keys()
         self._sent = {}
-        self._split = set()
 
     def sent(self, node: int) -> AdapterState:
-        """Return what a node was sent to train from in this round."""
-        return self._sent[node]
+        """Return what a node was last sent to train from."""
+        return self._sent[node] if node in self._sent else self._former[node]
 
     def message(
         self,
@@ -179,13 +182,16 @@ class Exchange:
     def end_sessions(self) -> None:
         """Close every session: the round ended, whoever did not come back.
 
+        Those of clients that are late, and will be counted, stay open.
+
         Raises
         ------
         TrunkLost
             If the trunk is gone.
         """
         if self.sessions is not None:
-            self.sessions.close_all()
+            busy = {self.roster.client(node) for node in self.roster.busy()}
+            self.sessions.close_all(busy)
             self.sessions.host.ping()
 
     def _scaling(self, client: str) -> Scaling:
@@ -201,9 +207,22 @@ class Exchange:
         if keys.ALPHA in metrics:
             scaling = replace(scaling, alpha=float(str(metrics[keys.ALPHA])))
         state = self.adapters.layout.read(arrays, sender, scaling)
+        is_late = node not in self._sent and node in self._former
         if self.sessions is not None and node in self._split:
-            state = state.merged(self.sessions.collect(client))
-        check_trained(sender, state, self._sent.get(node), self.rank_decay)
+            state = state.merged(self._collected(self.sessions, client, is_late))
+        known = {**self._former, **self._sent}
+        check_trained(sender, state, known.get(node), self.rank_decay)
         if scaling.alpha is not None and keys.ALPHA in metrics:
             self.alphas[client] = scaling.alpha
-        return Contribution(client, weight, state, self._sent.get(node))
+        return Contribution(client, weight, state, known.get(node), late=is_late)
+
+    def _collected(
+        self, sessions: TrunkSessions, client: str, is_late: bool
+    ) -> AdapterState:
+        try:
+            return sessions.collect(client)
+        except TrunkLost as error:
+            if is_late:
+                sessions.host.ping()  # else the place that it was in is lost, alone
+                raise SessionError(f"client {client}, late: {error}") from None
+            raise

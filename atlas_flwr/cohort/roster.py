@@ -8,7 +8,7 @@ states when it is asked with a ``query.describe`` message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -37,11 +37,15 @@ class Roster:
         Seconds to wait for descriptions.
     request : ConfigRecord
         What the question brings along, e.g. the run's configuration.
+    busy : Callable[[], Collection[int]]
+        Tells the nodes that are still at a former round, and whose update will count:
+        they are asked for nothing else.
     """
 
     ask: bool = True
     timeout: float | None = None
     request: ConfigRecord = field(default_factory=ConfigRecord)
+    busy: Callable[[], Collection[int]] = tuple
     profiles: dict[int, Profile] = field(default_factory=dict)
     _told: dict[int, str] = field(default_factory=dict)  # why a node said nothing
 

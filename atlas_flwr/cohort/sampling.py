@@ -44,7 +44,9 @@ def sample(
     count = sample_size(len(list(grid.get_node_ids())), fraction, minimum)
     _, connected = sample_nodes(grid, available, count)
     roster.learn(grid, connected)
-    nodes = draw(roster.order(connected), count, seed, what, server_round)
+    busy = roster.busy()
+    free = [node for node in roster.order(connected) if node not in busy]
+    nodes = draw(free, min(count, len(free)), seed, what, server_round)
     message = "configure_%s: Sampled %s nodes (out of %s)"
     flower_log(INFO, message, what, len(nodes), len(connected))
     return nodes

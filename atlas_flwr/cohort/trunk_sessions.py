@@ -219,10 +219,11 @@ class TrunkSessions:
         if token is not None:
             self.host.close(token)
 
-    def close_all(self) -> None:
-        """Close every session: a round ended, whoever did not come back."""
+    def close_all(self, spared: Collection[str] = ()) -> None:
+        """Close every session but some: a round ended, whoever did not come back."""
         for client in list(self._tokens):
-            self.close(client)
+            if client not in spared:
+                self.close(client)
         for name in self._shared:
             self.host.unshare(name)
         self._shared.clear()

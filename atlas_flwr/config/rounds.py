@@ -54,12 +54,27 @@ class RoundConfig:
     )
     quorum: float = option(
         1.0,
-        "Share of a training round's replies after which it goes on; later ones are "
-        "dropped, by fedavg and fedprox discounted and taken into the next round. "
-        "Below 1 slow clients hold nobody up, a run's numbers depend on who was fast, "
-        "and a resumed run may differ.",
+        "Share of a training round's replies after which it goes on; later ones count "
+        "less (staleness-exponent), in the round that they come in. Below 1 slow "
+        "clients hold nobody up, a run's numbers depend on who was fast, and a resumed "
+        "run may differ.",
         above=0,
         maximum=1,
+    )
+    staleness_exponent: float = option(
+        0.5,
+        "With a quorum below 1, an update that comes tau rounds late counts (1 + tau) "
+        "to the power of minus this: at 0 as any other, at 0.5 for 0.71 a round late, "
+        "at 1 for a half.",
+        minimum=0,
+    )
+    staleness_cutoff: int = option(
+        4,
+        "Rounds after which a late update is dropped; 0 drops all. Until then its "
+        "client is asked for nothing else, but by fedavg and fedprox. Always dropped: "
+        "those of hetlora, which weighs by other things, of local, of "
+        "server-adapters='shared' and of trunk='peers'.",
+        minimum=0,
     )
     secure_aggregation: bool = option(
         False,

@@ -18,6 +18,7 @@ from atlas_flwr.config.adapters import adapter_fits_method
 from atlas_flwr.config.flight_rules import batches_can_overlap
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.peer_rules import peers_can_carry
+from atlas_flwr.config.round_rules import late_updates_are_met
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
@@ -366,6 +367,7 @@ RULES: tuple[Rule, ...] = (
     decay_has_a_mixing,
     mira_has_a_pull,
     sums_are_enough,
+    late_updates_are_met,
     shared_adapters_are_alike,
     merged_batches_are_shared,
     folding_is_exact,

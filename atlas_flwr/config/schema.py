@@ -123,6 +123,13 @@ class RunConfig(
         return "raw" if self.codec == AUTO_CODEC else self.codec
 
     @property
+    def counts_late(self) -> bool:
+        """Whether updates that come after their round are counted."""
+        apart = self.strategy in ("hetlora", "local")
+        one_place = self.server_adapters == "shared" or self.trunk == "peers"
+        return self.staleness_cutoff > 0 and not (apart or one_place)
+
+    @property
     def trunk_session_bytes(self) -> int | None:
         """``trunk_session_memory``, parsed; ``None`` for unlimited."""
         text = self.trunk_session_memory

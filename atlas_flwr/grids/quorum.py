@@ -2,9 +2,10 @@
 """Rounds that do not wait for the slowest: go on when enough have answered.
 
 Semi-asynchronous rounds, as FedBuff's buffer of K updates (arXiv 2106.06639, algorithm
-1), for any strategy: it is the Grid that stops waiting. A reply that comes later is
-either dropped, or taken into the next round with its weight divided by sqrt(1 + tau),
-tau being the rounds that it is late (the paper's s(tau), section 5).
+1), for any strategy: it is the Grid that stops waiting. A reply that comes tau rounds
+late is taken into the round that it comes in, its weight times s(tau) = (1 + tau)^-a,
+FedAsync's polynomial (arXiv 1903.03934, section 5.2; a = 1/2 is FedBuff's), or dropped
+past a number of rounds. Each reply is pulled once, so that none counts twice.
 """
 
 from __future__ import annotations
@@ -34,18 +35,22 @@ class QuorumGrid(DelegatingGrid):
         Share of the messages whose replies are waited for, in (0, 1]; 1 waits for all.
         A reply that is an error does not count.
     keep_late : bool
-        Take late replies into the next round, discounted, which suits strategies that
-        average whole updates (FedAvg, FedProx). ATLAS and its kin refuse them by name:
-        a split client's session has ended with its round.
+        Take late replies into the round that they come in, discounted. FedAvg averages
+        whole models, late ones among them. ATLAS and its kin add a late client's
+        change to what its cluster holds, if their roster knows who is :meth:`busy`.
     weighted_by_key : str
         The metric that is discounted.
     poll_seconds : float
         Between looks for replies.
+    exponent : float
+        a. 0 counts late replies as if they were not.
+    cutoff : int
+        Rounds after which a late reply is dropped.
 
     Raises
     ------
     ValueError
-        If the quorum is not in (0, 1].
+        If the quorum is not in (0, 1], or the exponent or the cutoff below 0.
     """
 
     def __init__(
@@ -56,16 +61,22 @@ class QuorumGrid(DelegatingGrid):
         keep_late: bool = False,
         weighted_by_key: str = "num-examples",
         poll_seconds: float = 0.5,
+        exponent: float = 0.5,
+        cutoff: int = 4,
     ) -> None:
         super().__init__(grid)
         if not 0 < quorum <= 1:
             raise ValueError(f"quorum={quorum}; it must be above 0 and at most 1")
+        if not exponent >= 0 or cutoff < 0:
+            raise ValueError(f"{exponent=}, {cutoff=}: both must be 0 or more")
         self.quorum = quorum
+        self.exponent, self.cutoff = exponent, cutoff
         self.keep_late = keep_late
         self.weighted_by_key = weighted_by_key
         self.poll_seconds = poll_seconds
         self._rounds = 0
-        self._missing: dict[str, int] = {}  # message id -> the round that sent it
+        # By message id: the round that sent it, and to which node.
+        self._missing: dict[str, tuple[int, int]] = {}
         self._late = self._overdue = 0
 
     @property
@@ -78,6 +89,13 @@ class QuorumGrid(DelegatingGrid):
         """Replies of earlier rounds that were taken into the last."""
         return self._overdue
 
+    def busy(self) -> set[int]:
+        """Return the nodes whose late replies would be taken into the next round."""
+        if not self.keep_late:
+            return set()
+        oldest = self._rounds + 1 - self.cutoff
+        return {node for sent, node in self._missing.values() if sent >= oldest}
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -87,7 +105,10 @@ class QuorumGrid(DelegatingGrid):
         if not out or out[0].metadata.message_type != MessageType.TRAIN:
             return self.grid.send_and_receive(out, timeout=timeout)
         self._rounds += 1
-        waiting = set(self.grid.push_messages(out))
+        self._drop_stale()
+        names = list(self.grid.push_messages(out))
+        nodes = {i: m.metadata.dst_node_id for i, m in zip(names, out, strict=True)}
+        waiting = set(names)
         enough = math.ceil(self.quorum * len(out) - 1e-9)  # 0.28 * 25 is above 7
         end = math.inf if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -102,7 +123,7 @@ class QuorumGrid(DelegatingGrid):
         if waiting and _valid(replies) >= enough:
             self._late = len(waiting)
             log(INFO, "%d of %d replies are late", len(waiting), len(out))
-        self._missing |= dict.fromkeys(waiting, self._rounds)
+        self._missing |= {name: (self._rounds, nodes[name]) for name in waiting}
         return [*replies, *overdue]
 
     def _overdue_replies(self) -> list[Message]:
@@ -111,17 +132,26 @@ class QuorumGrid(DelegatingGrid):
         found = list(self.grid.pull_messages(self._missing))
         kept = []
         for reply in found:
-            sent = self._missing.pop(reply.metadata.reply_to_message_id)
+            sent, _ = self._missing.pop(reply.metadata.reply_to_message_id)
             if self.keep_late and reply.has_content():
                 self._discount(reply, self._rounds - sent)
                 kept.append(reply)
         return kept
 
+    def _drop_stale(self) -> None:
+        """Wait no more for what would come past the cutoff."""
+        oldest = self._rounds - self.cutoff
+        stale = [name for name, (sent, _) in self._missing.items() if sent < oldest]
+        for name in stale:
+            del self._missing[name]
+        if stale and self.keep_late:
+            log(INFO, "%d replies are too late to be counted", len(stale))
+
     def _discount(self, reply: Message, rounds: int) -> None:
         for metrics in reply.content.metric_records.values():
             weight = metrics.get(self.weighted_by_key)
             if isinstance(weight, int | float):
-                metrics[self.weighted_by_key] = weight / math.sqrt(1 + rounds)
+                metrics[self.weighted_by_key] = weight * (1 + rounds) ** -self.exponent
 
 
 def _valid(replies: Iterable[Message]) -> int:

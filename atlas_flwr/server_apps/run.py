@@ -119,8 +119,14 @@ class Run:
         start = partial(trunk_of, grid=grid)
         grid = ProgressGrid(grid, progress.saw, progress.waiting)
         if config.quorum < 1:
-            keeps = config.strategy in ("fedavg", "fedprox")
-            grid = QuorumGrid(grid, config.quorum, keep_late=keeps)
+            grid = QuorumGrid(
+                grid,
+                config.quorum,
+                keep_late=config.counts_late,
+                exponent=config.staleness_exponent,
+                cutoff=config.staleness_cutoff,
+            )
+            roster.busy = grid.busy
         without = split_list(config.without_clients)
         mending = MendingGrid(grid)
         recording = RecordingGrid(mending, roster, recorder.exchange, without)

@@ -20,11 +20,11 @@ SLOW = 1_000 + 7 * 3  # the node of client 3
 
 
 class SlowNode(DelegatingGrid):
-    """Holds one node's training replies back until the next round's messages go out."""
+    """Holds one node's training replies back until later rounds' messages go out."""
 
-    def __init__(self, grid):
+    def __init__(self, grid, lag=1):
         super().__init__(grid)
-        self.pushed = 0
+        self.pushed, self.lag = 0, lag
         self.held: dict[str, int] = {}
 
     def push_messages(self, messages):
@@ -38,7 +38,8 @@ class SlowNode(DelegatingGrid):
         return ids
 
     def pull_messages(self, message_ids):
-        free = [i for i in message_ids if self.held.get(i) != self.pushed]
+        now, lag = self.pushed, self.lag
+        free = [i for i in message_ids if now - self.held.get(i, now - lag) >= lag]
         return self.grid.pull_messages(free)
 
 
@@ -77,6 +78,38 @@ def test_a_late_reply_is_dropped_or_discounted(keep_late):
         weights.append(13 / math.sqrt(2))
     found = played(2, quorum=0.75, keep_late=keep_late)
     np.testing.assert_allclose(found, average(values, weights), rtol=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("lag", [1, 3])
+def test_a_late_replys_weight_is_fedasyncs_polynomial_until_the_cutoff(exponent, lag):
+    settings = {"exponent": exponent, "cutoff": 3, "keep_late": True}
+    weights = late_weights(lag, **settings)
+    assert weights == pytest.approx([13 * (1 + lag) ** -exponent])
+    assert late_weights(4, **settings) == []
+
+
+def late_weights(lag, **settings):
+    """Weights of client 3's first reply, which comes so many rounds late."""
+    found = []
+    with local_grid(client_app(), 4) as grid:
+        slow = SlowNode(grid, lag)
+        around = QuorumGrid(slow, 0.75, poll_seconds=0.001, **settings)
+        for number in range(1, 7):
+            strategy = FedAvg(fraction_evaluate=0.0)
+            messages = list(
+                strategy.configure_train(number, initial(), ConfigRecord(), grid)
+            )
+            late = around.busy()
+            if number > 1:
+                messages = [m for m in messages if m.metadata.dst_node_id != SLOW]
+            assert late == ({SLOW} if 1 < number <= 1 + min(lag, 3) else set())
+            found += [
+                reply.content["metrics"]["num-examples"]
+                for reply in around.send_and_receive(messages)
+                if reply.metadata.src_node_id == SLOW
+            ]
+    return found
 
 
 def test_waiting_ends_with_the_timeout():
