@@ -10,6 +10,10 @@ each by itself, three rounds of eight steps, the wire recorded. Every attack kno
 defence. Prints a Markdown table, a row a defence and cut: of the clients' texts what
 the best attack reads and which one that is, then what the run has learned, its bytes
 and its time. A finished run, and what attacks have read of it, are kept in ``--runs``.
+
+Defences for tasks with classes alone, such as ``labels:1``, run without the third
+client, which changes nothing for the others; of those that change labels, labels are
+attacked.
 """
 
 from __future__ import annotations
@@ -30,11 +34,9 @@ from typing import Any
 from finished import is_finished
 
 CLASSIFIED, WRITTEN = ("questions", "spam"), "dialog"
-CLIENTS = 3
 BASE = {
     "model": "smollm2",
     "trunk": "local",
-    "tasks": ",".join((*CLASSIFIED, WRITTEN)),
     "clustering": "none",
     "aggregation": "none",
     "score-examples": 1,
@@ -43,6 +45,11 @@ BASE = {
 CUTS = ("1/1", "2/1", "8/1")
 DEFENCES = ("none", "gaussian:0.3", "gaussian:1", "gaussian:3", "topk:0.1")
 ATTACKS = ("linear", "verified", "inverter")
+OF_LABELS = ("label-gradient",)
+
+
+def attacks(defence: str) -> tuple[str, ...]:
+    return OF_LABELS if defence.startswith("labels") else ATTACKS
 
 
 def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
@@ -50,31 +57,37 @@ def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
 
     from atlas_flwr.cli.attack import main as attack
     from atlas_flwr.client_apps.app import app
+    from atlas_flwr.privacy import parse_defence
     from atlas_flwr.server_apps.run import Run
     from atlas_flwr.testing import local_grid
 
     cut, defence, seed = job
+    tasks = (
+        CLASSIFIED if parse_defence(defence).needs_classes else (*CLASSIFIED, WRITTEN)
+    )
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     folder = runs / f"{cut}-{defence}-{seed}".replace("/", "-").replace(":", "-")
     if not is_finished(folder):
         places = {"runs-dir": str(runs), "run-name": folder.name}
-        config = {**BASE, "cut": cut, "defence": defence, "seed": seed, **places}
+        asked = {"tasks": ",".join(tasks), "cut": cut, "defence": defence, "seed": seed}
+        config = {**BASE, **asked, **places}
         began = time.process_time()
-        with local_grid(app, CLIENTS, run_config=config) as grid:
+        with local_grid(app, len(tasks), run_config=config) as grid:
             Run.begin(config).execute(grid)
         (folder / "seconds").write_text(f"{time.process_time() - began:.0f}")
     if not (folder / "privacy.json").is_file():
         with redirect_stdout(StringIO()):
-            attack([str(folder), f"--attacks={','.join(ATTACKS)}", f"--texts={texts}"])
+            names = ",".join(attacks(defence))
+            attack([str(folder), f"--attacks={names}", f"--texts={texts}"])
     summary = json.loads((folder / "summary.json").read_text())
     first, last = summary["per_round"][0], summary["per_round"][-1]
     accuracy = last["accuracy"]
     return {
         "read": json.loads((folder / "privacy.json").read_text()),
         "accuracy": 100 * statistics.fmean(accuracy[task] for task in CLASSIFIED),
-        "before": first["perplexity"][WRITTEN],
-        "perplexity": last["perplexity"][WRITTEN],
+        "before": first["perplexity"].get(WRITTEN),
+        "perplexity": last["perplexity"].get(WRITTEN),
         "up": summary["bytes_up"] / 2**20,
         "seconds": float((folder / "seconds").read_text()),
     }
@@ -93,13 +106,15 @@ def row(cut: str, defence: str, found: list[dict[str, Any]]) -> str:
             if score["attack"] == name
         ]
 
-    best = max(ATTACKS, key=lambda name: statistics.fmean(read(name)))
+    best = max(attacks(defence), key=lambda name: statistics.fmean(read(name)))
     cells = [
         mean(read(best)),
         f"`{best}`",
         mean([one["accuracy"] for one in found]),
         f"{mean([one['before'] for one in found])} → "
-        + mean([one["perplexity"] for one in found]),
+        + mean([one["perplexity"] for one in found])
+        if found[0]["before"]
+        else "—",
         mean([one["up"] for one in found], 0),
         mean([one["seconds"] for one in found], 0),
     ]
@@ -117,8 +132,7 @@ def main() -> None:
     given = parser.parse_args()
     cells = list(product(given.cuts, given.defences))
     print(
-        "| cut | defence | text read, % | by | accuracy, % | perplexity | up, MiB "
-        "| CPU, s |"
+        "| cut | defence | read, % | by | accuracy, % | perplexity | up, MiB | CPU, s |"
     )
     print("| --- " * 8 + "|", flush=True)
     jobs = [(*cell, seed) for cell in cells for seed in given.seeds]

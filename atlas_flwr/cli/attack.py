@@ -13,7 +13,7 @@ from atlas_flwr.cli.report import latest
 from atlas_flwr.config import split_list
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.privacy import ATTACKS
-from atlas_flwr.privacy.attacks.registry import MEMBERSHIP
+from atlas_flwr.privacy.attacks.registry import MEMBERSHIP, OF_TASKS
 from atlas_flwr.report import RunFolder, write_report
 from atlas_flwr.report.privacy import privacy_table
 from atlas_flwr.report.store import replace_text
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         "--attacks",
         default=",".join(ATTACKS),
         help="a comma list (default: all on what crossed, "
-        f"{','.join(ATTACKS)}; on exported adapters there are {','.join(MEMBERSHIP)})",
+        f"{','.join(ATTACKS)}; on exported adapters there are {','.join(MEMBERSHIP)}, "
+        f"on sizes {','.join(OF_TASKS)})",
     )
     parser.add_argument(
         "--texts", metavar="N", type=int, default=32, help="to attack (default: 32)"
@@ -56,9 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     from atlas_flwr.cli.recorded import cases, recordings
 
     readers = [name for name in names if name in ATTACKS]
-    found, scores = recordings(folder) if readers else [], []
+    sizers = [OF_TASKS[name] for name in names if name in OF_TASKS]
+    found, scores = recordings(folder) if readers or sizers else [], []
     known = split_list(given.known)
-    for case in cases(folder.config(), found, given.texts, given.seed, known):
+    held = found if readers else []
+    for case in cases(folder.config(), held, given.texts, given.seed, known):
         for name in readers:
             attack = ATTACKS[name]
             if why := attack.unfit(case.knowledge, case.seen):
@@ -68,6 +71,10 @@ def main(arguments: Sequence[str]) -> int:
             scores.append(case.judged(attack, given.seed))
             seconds = time.monotonic() - began
             print(f"{name} at cut {case.cut}: {seconds:.0f} s", flush=True)
+    if sizers:
+        from atlas_flwr.cli.traffic import task_scores
+
+        scores += task_scores(folder.config(), found, sizers, given.seed)
     tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
     if tellers:
         from atlas_flwr.cli.members import member_scores
@@ -86,12 +93,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _named(listed: str, texts: int) -> tuple[str, ...]:
     """Read which attacks are wanted."""
-    names = split_list(listed)
+    names, known = split_list(listed), (*ATTACKS, *OF_TASKS, *MEMBERSHIP)
     problems = [
-        f"attacks={listed!r}: {name!r} is no attack; there are "
-        f"{', '.join((*ATTACKS, *MEMBERSHIP))}"
+        f"attacks={listed!r}: {name!r} is no attack; there are {', '.join(known)}"
         for name in names or ("",)
-        if name not in ATTACKS and name not in MEMBERSHIP
+        if name not in known
     ]
     if texts < 1:
         problems.append(f"texts={texts}: at least 1 text to attack")

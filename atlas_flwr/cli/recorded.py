@@ -296,15 +296,17 @@ def _with_texts(
     others = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
     names = known or others
     each = TEXTS_KNOWN // len(names)
-    told = {tuple(t.ids.tolist()) for r in found for t in r.truths}
+    told = {tuple(t.ids[~t.answer].tolist()) for r in found for t in r.truths}
     tokenizer: Any = tokenizer_of(files.source)
     prompts: list[tuple[torch.Tensor, slice]] = []
     for name in names:
         task = load_task(name)
         collate = collator_of(files.source, tokenizer, task, config.max_length)
-        shard = make_shard(0, 1, [task], train_examples=each, seed=blank.seed)
+        # The first of a task's texts may be the clients' own.
+        most = each + len(told) * (name in config.task_list)
+        shard = make_shard(0, 1, [task], train_examples=most, seed=blank.seed)
         made = [collate([example], prompt=True).input_ids for example in shard.train]
-        rows = [ids for ids in made if tuple(ids[0].tolist()) not in told]
+        rows = [ids for ids in made if tuple(ids[0].tolist()) not in told][:each]
         own = _own_part([ids[0].tolist() for ids in rows])
         prompts += [(ids, own) for ids in rows]
     crossed: list[tuple[torch.Tensor, torch.Tensor, slice]] = []

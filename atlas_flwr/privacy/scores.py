@@ -25,7 +25,8 @@ class Score:
         Which attack, by whom, against what.
     target : str
         ``"text"``, of which all is counted that the task's template does not say;
-        ``"label"``; or ``"member"``, whether a text was trained on.
+        ``"label"``; ``"member"``, whether a text was trained on; or ``"task"``, of
+        which a client's round is one text of one token.
     texts, tokens : int
         How many were attacked. A label is one token.
     token_accuracy : float

@@ -25,7 +25,12 @@ PRIVACY_COLUMNS = (
 )
 
 
-OF = {"text": "tokens", "label": "labels", "member": "members (AUC)"}
+OF = {
+    "text": "tokens",
+    "label": "labels",
+    "member": "members (AUC)",
+    "task": "clients' tasks",
+}
 
 
 def privacy_rows(folder: RunFolder) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atlas_flwr.cli.command import run_words
-from atlas_flwr.cli.recorded import recordings
+from atlas_flwr.cli.recorded import cases, recordings
 from atlas_flwr.config import load_config
 from atlas_flwr.data import resolve_model
 from atlas_flwr.lora import AdapterState
@@ -118,6 +118,11 @@ def test_a_run_whose_summaries_cross_is_recorded_and_read_by_who_can(
         for seen, truth in zip(found.observations, found.truths, strict=True):
             assert len(seen.hidden) == len(seen.gradient) == 3
             assert len(truth.ids) > 3
+    own = {tuple(t.ids.tolist()) for r in recordings(folder) for t in r.truths}
+    (case,) = cases(folder.config(), recordings(folder), 4, 0, ["questions", "movies"])
+    known = [tuple(text.ids.tolist()) for text in case.knowledge.known]
+    assert len(known) == 40
+    assert not own & set(known)
     words = ["attack", str(folder.path), "--texts", "4", "--attacks"]
     words += ["linear,writer,label-gradient", "--known", "movies"]
     assert run_words(words) == 0

@@ -7,20 +7,21 @@ An attack is one file beside this one and one line in ``registry.py``. It sees n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from atlas_flwr.privacy.adversary import PASSIVE_SERVER, Adversary, Who
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from atlas_flwr.privacy.knowledge import Knowledge
     from atlas_flwr.privacy.observation import Observation
 
-__all__ = ["LABEL", "MEMBER", "TEXT", "Attack", "MemberAttack"]
+__all__ = ["LABEL", "MEMBER", "TASK", "TEXT", "Attack", "MemberAttack", "TaskAttack"]
 
-TEXT, LABEL, MEMBER = "text", "label", "member"
+TEXT, LABEL, MEMBER, TASK = "text", "label", "member", "task"
 
 
 class Attack(ABC):
@@ -106,4 +107,36 @@ class MemberAttack(ABC):
         -------
         Tensor
             Shape (N,); members should have the greater ones.
+        """
+
+
+class TaskAttack(ABC):
+    """One attack on the sizes of what crossed: it tells a client's task.
+
+    Attributes
+    ----------
+    name, adversary, about
+        As :class:`Attack`'s.
+    """
+
+    name: ClassVar[str]
+    adversary: ClassVar[Adversary] = Adversary(
+        Who.OUTSIDER, weights=False, adapters=False, texts=True, defence=False
+    )
+    about: ClassVar[str]
+
+    @abstractmethod
+    def guess(
+        self, sizes: NDArray[Any], rows: int, lengths: Mapping[str, NDArray[Any]]
+    ) -> str:
+        """Say which task a client has.
+
+        Parameters
+        ----------
+        sizes : NDArray
+            Shape (steps,): positions that crossed in each step of a round.
+        rows : int
+            Texts of a step.
+        lengths : Mapping[str, NDArray]
+            By task, how many positions single texts of it have.
         """

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from atlas_flwr.privacy.attacks.base import Attack, MemberAttack
+from atlas_flwr.privacy.attacks.base import Attack, MemberAttack, TaskAttack
 from atlas_flwr.privacy.attacks.inverter import Inverter
 from atlas_flwr.privacy.attacks.label_clusters import LabelClusters
 from atlas_flwr.privacy.attacks.label_gradient import LabelGradient
 from atlas_flwr.privacy.attacks.linear import Linear
 from atlas_flwr.privacy.attacks.membership_loss import MembershipLoss
 from atlas_flwr.privacy.attacks.membership_reference import MembershipReference
+from atlas_flwr.privacy.attacks.traffic import Traffic
 from atlas_flwr.privacy.attacks.verified import Verified
 from atlas_flwr.privacy.attacks.writer import Writer
 
-__all__ = ["ATTACKS", "MEMBERSHIP"]
+__all__ = ["ATTACKS", "MEMBERSHIP", "OF_TASKS"]
 
 ATTACKS: Mapping[str, Attack] = {
     attack.name: attack
@@ -33,3 +34,6 @@ ATTACKS: Mapping[str, Attack] = {
 MEMBERSHIP: Mapping[str, MemberAttack] = {
     attack.name: attack for attack in (MembershipLoss(), MembershipReference())
 }
+
+# On the sizes of what crossed alone.
+OF_TASKS: Mapping[str, TaskAttack] = {attack.name: attack for attack in (Traffic(),)}

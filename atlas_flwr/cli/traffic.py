@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the sizes of what a run's clients sent tell their tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_flwr.cli.recorded import PUBLIC
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.privacy import Recording, Score
+    from atlas_flwr.privacy.attacks.base import TaskAttack
+
+__all__ = ["task_scores"]
+
+TEXTS = 300  # of each task that the attacker thinks possible
+
+
+def task_scores(
+    config: RunConfig,
+    found: Sequence[Recording],
+    attacks: Sequence[TaskAttack],
+    seed: int,
+) -> Iterator[Score]:
+    """Guess the task of each client in each round, among the run's and some others.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    found : Sequence[Recording]
+        What it recorded, of which only lengths are used.
+    attacks : Sequence[TaskAttack]
+        What to try.
+    seed : int
+        Of the texts that the attacker knows.
+    """
+    from atlas_flwr.privacy.attacks.base import TASK
+    from atlas_flwr.privacy.scores import score
+
+    names = list(dict.fromkeys((*config.task_list, *PUBLIC)))
+    lengths = _lengths(config, names, seed)
+    truths = [[int(r.client) % len(config.task_list)] for r in found]
+    for attack in attacks:
+        guesses = [attack.guess(*_sizes(recording), lengths) for recording in found]
+        yield score(
+            [[names.index(guess)] for guess in guesses],
+            truths,
+            baseline=1 / len(names),
+            seed=seed,
+            attack=attack.name,
+            adversary=str(attack.adversary),
+            defence=config.defence,
+            cut=", ".join(sorted({str(recording.plan) for recording in found})),
+            target=TASK,
+        )
+
+
+def _sizes(recording: Recording) -> tuple[NDArray[Any], int]:
+    """Return the positions that crossed in each step, and a step's rows."""
+    positions: Counter[int] = Counter()
+    rows: Counter[int] = Counter()
+    for seen in recording.observations:
+        positions[seen.step] += len(seen.hidden)
+        rows[seen.step] += 1
+    return np.array(list(positions.values())), max(rows.values())
+
+
+def _lengths(
+    config: RunConfig, names: Sequence[str], seed: int
+) -> Mapping[str, NDArray[Any]]:
+    """Return, by task, how many positions texts of it send in training."""
+    from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
+    from atlas_flwr.data.collation import collator_of
+
+    source = resolve_model(config.model, progress=False)
+    tokenizer: Any = tokenizer_of(source)
+    told = {}
+    for name in names:
+        task = load_task(name)
+        collate = collator_of(source, tokenizer, task, config.max_length)
+        shard = make_shard(0, 1, [task], train_examples=TEXTS, seed=seed)
+        rows = [collate([e]).input_ids.shape[1] for e in shard.train]
+        if config.summary_positions:
+            rows = [config.summary_positions + 1] * len(rows)
+        told[name] = np.array(rows)
+    return told
