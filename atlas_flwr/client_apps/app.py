@@ -20,9 +20,10 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from atlas_flwr.client_apps.failures import told_in_a_sentence
+from atlas_flwr.client_apps.resident import answered_by_resident
 from atlas_flwr.protocol import keys
 
-app = ClientApp(mods=[told_in_a_sentence])
+app = ClientApp(mods=[told_in_a_sentence, answered_by_resident])
 
 
 @app.query("describe")

@@ -6,6 +6,7 @@
 # started, whatever happens. Arguments are further keys of the run: "num-rounds=1".
 # Logs lie in $LOGS (default: a folder in /tmp, whose path is printed).
 # Exits with 0 only if the run was completed.
+# With RESIDENT=1 the nodes keep a worker that answers their messages, with all imported.
 # With PEERS=1 there is no trunk on the server: node 0 serves it, for itself and both others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -61,17 +62,22 @@ print(*(one.getsockname()[1] for one in held))
 ")
 
 # A folder for each machine: certificates, keys, start scripts.
-carries=""
+carries="" resident=""
+if [ "${RESIDENT:-}" ]; then
+  resident="resident: 600"
+  export XDG_RUNTIME_DIR="$work"  # a worker ends when its socket is gone
+fi
 if [ "${PEERS:-}" ]; then
   CONFIG="$CONFIG trunk='peers'"
-  carries=", config: {trunk-memory: 4GiB, trunk-access: '$work/trunk/access.json'}"
+  carries="trunk-memory: 4GiB, trunk-access: '$work/trunk/access.json', "
 fi
 {
   printf 'name: lab\nvalid-days: 2\nlink: {host: 127.0.0.1, port: %s, listen: 127.0.0.1}\n' "$port"
   printf 'nodes:\n'
   node=0
   for own in $node_ports; do
-    printf '  - {name: node%s, port: %s%s}\n' "$node" "$own" "$carries"
+    printf '  - {name: node%s, port: %s, config: {%s}}\n' \
+      "$node" "$own" "$carries$resident"
     node=$((node + 1))
     carries=""
   done
