@@ -351,4 +351,6 @@ def _crossed(adapted: ClientModel) -> Metrics:
 
 def _link(adapted: ClientModel) -> ConfigRecord | None:
     trunk = getattr(adapted.model, "trunk", None)
-    return None if trunk is None else ConfigRecord({keys.LINK_CODEC: codecs_of(trunk)})
+    codecs = "" if trunk is None else codecs_of(trunk)
+    # Flower counts no bytes of an empty text.
+    return ConfigRecord({keys.LINK_CODEC: codecs}) if codecs else None

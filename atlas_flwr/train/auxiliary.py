@@ -31,7 +31,8 @@ from atlas_flwr.split import SplitModel
 from atlas_flwr.split.crossing import with_gradient
 from atlas_flwr.split.passes import end_model, run_blocks, takes_positions
 from atlas_flwr.train.step import batch_loss, device_of, model_inputs
-from atlas_flwr.types import LossReply, TrunkCall, TrunkClient
+from atlas_flwr.trunk.passing import PassingTrunk
+from atlas_flwr.types import TrunkCall, TrunkClient
 
 __all__ = ["AuxiliaryTail", "Bridge"]
 
@@ -65,18 +66,13 @@ class Bridge(nn.Module):
         return hidden + change.to(hidden.dtype)
 
 
-class _Listening(TrunkClient):
+class _Listening(PassingTrunk):
     """A trunk of which the last step's smashed data and gradient are kept."""
 
     def __init__(self, trunk: TrunkClient) -> None:
-        self.trunk = trunk
+        super().__init__(trunk)
         self.hidden: Tensor | None = None
         self.gradient: Tensor | None = None
-
-    @property
-    def meter(self) -> Any:
-        """The bytes that crossed, if the trunk counts them."""
-        return getattr(self.trunk, "meter", None)
 
     def forward(self, call: TrunkCall) -> Tensor:
         self.hidden = call.hidden
@@ -86,11 +82,6 @@ class _Listening(TrunkClient):
         back = self.trunk.backward(step, grad)
         self.gradient = None if back is None else back.to(grad.device)
         return self.gradient
-
-    def loss(
-        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
-    ) -> LossReply:
-        return self.trunk.loss(call, labels, logits_to_keep)
 
 
 class AuxiliaryTail:
