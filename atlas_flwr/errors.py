@@ -12,6 +12,7 @@
     ├── AdapterError         LoRA factors that do not fit
     ├── WireError            bytes that are not a frame
     ├── ResumeError          a run that cannot be continued
+    ├── StorageError         a run's folder that cannot be written
     ├── RoundError           a round of which nothing valid came
     └── TrunkError           the server's side of the model
         ├── SessionError     no such session, or it was evicted
@@ -36,6 +37,7 @@ __all__ = [
     "RoundError",
     "SessionError",
     "SiteError",
+    "StorageError",
     "TrunkBusy",
     "TrunkError",
     "TrunkLost",
@@ -66,6 +68,10 @@ class ConfigError(AtlasError, ValueError):
         super().__init__(
             f"{count} problem{'s' if count != 1 else ''} in the run config:\n{lines}"
         )
+
+
+class StorageError(AtlasError, OSError):
+    """A file of a run's cannot be written: the disk is full, or not ours to write."""
 
 
 class SiteError(AtlasError, ValueError):

@@ -353,6 +353,13 @@ def _finite(value: Any) -> Any:
     return None if lost else value
 
 
+PLAIN: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+}
+
+
 def from_record(record: Mapping[str, Any]) -> Event | None:
     """Read an event back; ``None`` for a kind that is not in :data:`EVENTS`.
 
@@ -374,6 +381,13 @@ def from_record(record: Mapping[str, Any]) -> Event | None:
         given["alone"] = tuple(given["alone"])
     if given.get("loss", 0.0) is None:
         given["loss"] = math.nan
+    for entry in fields(kind):
+        wanted, value = PLAIN.get(str(entry.type)), given.get(entry.name)
+        if wanted and value is not None and not isinstance(value, wanted):
+            raise DataError(
+                f"a {record['event']!r} event with {entry.name}={value!r}, which is no "
+                f"{entry.type}"
+            )
     try:
         return kind(**given)
     except TypeError as error:

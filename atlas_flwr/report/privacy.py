@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from atlas_flwr.errors import DataError
 from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.table import as_text, percent
 
@@ -38,7 +39,14 @@ def privacy_rows(folder: RunFolder) -> list[tuple[str, ...]]:
     path = folder.path / "privacy.json"
     if not path.is_file():
         return []
-    return [_cells(found) for found in json.loads(path.read_text(encoding="utf-8"))]
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [_cells(found) for found in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}): remove it, or run "
+            f"`atlas-flwr attack {folder.path}` again"
+        ) from None
 
 
 def privacy_table(folder: RunFolder) -> str:

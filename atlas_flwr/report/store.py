@@ -20,16 +20,20 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from yaml import YAMLError
+
 from atlas_flwr.config import RunConfig, from_yaml, to_yaml
-from atlas_flwr.errors import ConfigError, DataError, ResumeError
+from atlas_flwr.errors import ConfigError, DataError, ResumeError, StorageError
 from atlas_flwr.report.events import Event, from_record, to_record
 
-__all__ = ["RunFolder", "latest_run", "replace_text", "taken_name"]
+__all__ = ["RunFolder", "latest_run", "replace_text", "taken_name", "writing"]
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,18 @@ class RunFolder:
         return path.read_text(encoding="utf-8")
 
     def config(self) -> RunConfig:
-        """Read the configuration."""
-        return from_yaml(self.config_path.read_text(encoding="utf-8"))
+        """Read the configuration.
+
+        Raises
+        ------
+        DataError
+            When the file is damaged.
+        """
+        try:
+            return from_yaml(self.config_path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, YAMLError) as error:
+            said = " ".join(str(error).split())
+            raise DataError(f"{self.config_path} is damaged: {said}") from None
 
     def rewrite(self, config: RunConfig) -> None:
         """Write the configuration: at the start, or with more rounds than before."""
@@ -141,7 +155,8 @@ class RunFolder:
         """
         record = to_record(event, time.time() if at is None else at)
         line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
-        with self.metrics_path.open("ab+") as file:
+        path = self.metrics_path
+        with writing(path), path.open("ab+") as file:
             _drop_torn_line(file.fileno())
             file.write(line.encode())
             file.flush()
@@ -159,7 +174,10 @@ class RunFolder:
         """
         if not self.metrics_path.is_file():
             return []
-        whole, _, _ = self.metrics_path.read_bytes().rpartition(b"\n")
+        found = self.metrics_path.read_bytes()
+        whole, end, _ = found.rpartition(b"\n")
+        if found and not end and not found.startswith(b"{"):
+            raise DataError(f"{self.metrics_path}: has no event in it, but other bytes")
         lines = whole.split(b"\n") if whole else []
         return [self._parsed(line, number) for number, line in enumerate(lines, 1)]
 
@@ -168,17 +186,26 @@ class RunFolder:
             record = json.loads(line)
         except ValueError as error:
             raise DataError(f"{self.metrics_path}:{number}: {error}") from None
-        if not isinstance(record, dict) or not {"event", "time"} <= record.keys():
+        is_event = (
+            isinstance(record, dict)
+            and isinstance(record.get("event"), str)
+            and isinstance(record.get("time"), int | float)
+        )
+        if not is_event:
             raise DataError(
                 f"{self.metrics_path}:{number}: not an event: it needs an object with "
                 "'event' and 'time'"
             )
-        return record
+        found: dict[str, Any] = record
+        return found
 
     def events(self) -> Iterator[tuple[float, Event]]:
         """Yield the events of known kinds with their times in seconds since 1970."""
-        for record in self.records():
-            event = from_record(record)
+        for number, record in enumerate(self.records(), 1):
+            try:
+                event = from_record(record)
+            except DataError as error:
+                raise DataError(f"{self.metrics_path}:{number}: {error}") from None
             if event is not None:
                 yield float(record["time"]), event
 
@@ -191,11 +218,32 @@ class RunFolder:
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds the old or the new one whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with writing(path), draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what a file that cannot be written means for its run.
+
+    Raises
+    ------
+    StorageError
+        For errors of the disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path} cannot be written: {error}. Make room there, and continue the run "
+            "from its last checkpoint with --run-config \"resume='<run folder>'\""
+        ) from None
 
 
 def taken_name(config: RunConfig) -> str:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from atlas_flwr.errors import ResumeError
+from atlas_flwr.report.store import writing
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -53,9 +54,22 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write ``folder/round-<n>``; keep the one before, and remove what is older."""
+    draft = folder / f".round-{checkpoint.round}"
+    try:
+        with writing(folder):
+            _write(folder, draft, checkpoint)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # of one that was broken off
+    found = _rounds(folder)
+    # Rounds above this one are of a run that was resumed from before them.
+    kept = [number for number in found if number <= checkpoint.round][-_KEPT:]
+    for number in set(found).difference(kept):
+        shutil.rmtree(folder / f"round-{number}")
+
+
+def _write(folder: Path, draft: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"round-{checkpoint.round}"
-    draft, target = folder / f".{name}", folder / name
+    target = folder / f"round-{checkpoint.round}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     tensors = {_OURS + key: a.numpy() for key, a in checkpoint.arrays.items()}
@@ -73,11 +87,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     _onto_disk(folder)
-    found = _rounds(folder)
-    # Rounds above this one are of a run that was resumed from before them.
-    kept = [number for number in found if number <= checkpoint.round][-_KEPT:]
-    for number in set(found).difference(kept):
-        shutil.rmtree(folder / f"round-{number}")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from atlas_flwr.lora import AdapterState, save_peft
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.remedies import kept_elsewhere
 from atlas_flwr.report import RunFolder
+from atlas_flwr.report.store import writing
 from atlas_flwr.server_apps.build import RunContext, initial_arrays, scaling_of
 from atlas_flwr.server_apps.model_card import ModelCard
 from atlas_flwr.split import SUMMARY_KEY
@@ -39,7 +40,13 @@ def export_adapters(
     list[Path]
         The folders.
     """
-    paths = []
+    with writing(folder.path / "adapters"):
+        return list(_exported(folder, strategy, setting, arrays))
+
+
+def _exported(
+    folder: RunFolder, strategy: Strategy, setting: RunContext, arrays: ArrayRecord
+) -> Iterator[Path]:
     for name, state in _states(strategy, setting, arrays).items():
         path = folder.adapter_dir(name)
         dense = dict(state.dense)
@@ -61,8 +68,7 @@ def export_adapters(
             summary=SUMMARY_FILE if summary is not None else "",
             notes=kept_elsewhere(config),
         ).write(path)
-        paths.append(path)
-    return paths
+        yield path
 
 
 def _tasks(strategy: Strategy, setting: RunContext, group: str) -> list[Task]:

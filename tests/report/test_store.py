@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.config import load_config
-from atlas_flwr.errors import ConfigError, DataError, ResumeError
+from atlas_flwr.errors import ConfigError, DataError, ResumeError, StorageError
 from atlas_flwr.report import ClientEvaluated, RoundEnded, RunFolder, latest_run
 from atlas_flwr.report.events import EVENTS, from_record, to_record
+from atlas_flwr.report.privacy import privacy_rows
 
 
 def new_folder(tmp_path, **keys):
@@ -74,6 +75,28 @@ def test_lines_that_are_no_events_are_refused(folder, line):
         folder.records()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.yaml", b"a: [", "config.yaml is damaged"),
+        ("config.yaml", b"\xff\xfe\x00", "config.yaml is damaged"),
+        ("metrics.jsonl", b"\x80\x81 no event", "no event in it"),
+        ("metrics.jsonl", b'{"event": 1, "time": 1}\n', "jsonl:1: not an event"),
+        (
+            "metrics.jsonl",
+            b'{"event": "round-ended", "time": 1, "round": "x"}\n',
+            "jsonl:1: a 'round-ended' event with round='x', which is no int",
+        ),
+        ("privacy.json", b'{"x', "privacy.json is damaged"),
+        ("privacy.json", b'[{"attack": "linear"}]', "privacy.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_in_a_sentence(folder, file, content, told):
+    (folder.path / file).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        folder.config(), list(folder.events()), privacy_rows(folder)
+
+
 def test_events_of_later_versions_are_kept_but_not_read(folder, timeline):
     with folder.metrics_path.open("a") as file:
         file.write('{"event": "comet", "time": 1, "round": 3}\n')
@@ -131,3 +154,12 @@ def test_a_folder_of_an_older_version_without_an_id_is_told(tmp_path):
     (folder.path / "run-id").unlink()
     with pytest.raises(ResumeError, match="an older version made it"):
         folder.run_id()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+def test_a_full_disk_is_said_with_the_way_on(tmp_path):
+    made = new_folder(tmp_path)
+    made.metrics_path.unlink()
+    made.metrics_path.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"metrics.jsonl.*No space left.*resume="):
+        made.record(RoundEnded(1, 1.0, 2, 3))

@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from safetensors import SafetensorError
 
-from atlas_flwr.errors import ResumeError
+from atlas_flwr.errors import ResumeError, StorageError
 from atlas_flwr.server_apps.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -64,3 +65,19 @@ def test_a_lone_damaged_checkpoint_leaves_a_new_start(tmp_path, file):
     (saved(tmp_path, 1) / "round-1" / file).unlink()
     with pytest.raises(ResumeError, match=rf"{file} is damaged.*start the run anew"):
         load_checkpoint(tmp_path)
+
+
+def test_a_full_disk_is_said_and_costs_no_checkpoint_that_was_there(
+    tmp_path, monkeypatch
+):
+    saved(tmp_path, 1)
+
+    def full(tensors, path):
+        path.write_bytes(b"cut")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("atlas_flwr.server_apps.checkpoint.save_file", full)
+    with pytest.raises(StorageError, match=r"No space left.*Make room.*resume="):
+        saved(tmp_path, 2)
+    assert load_checkpoint(tmp_path).round == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["round-1"]
