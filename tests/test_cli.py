@@ -827,3 +827,12 @@ def test_plan_shows_cuts_of_adapters_that_have_no_rank(capsys):
     out = capsys.readouterr().out
     assert "1024 MiB: cut 4/1" in out
     assert "q_proj" not in out
+
+
+@pytest.mark.parametrize(
+    ("strategies", "told"),
+    [([], "nothing to compare"), (["atlas", "atlas"], "atlas more than once")],
+)
+def test_a_comparison_of_nothing_or_of_one_with_itself_is_refused(strategies, told):
+    with pytest.raises(ConfigError, match=told):
+        plan(strategies, [0], {})

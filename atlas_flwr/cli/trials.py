@@ -72,7 +72,10 @@ def plan(
     ConfigError
         When a key is the comparison's own to set, or no strategy here reads it.
     """
+    repeated = sorted({s for s in strategies if strategies.count(s) > 1})
     problems = [
+        *(() if strategies else ["--strategies '': names nothing to compare"]),
+        *(f"--strategies names {name} more than once" for name in repeated),
         *(f"{k}: compare sets it itself" for k in given if k in OURS_TO_SET),
         *(
             f"{key}: none of {', '.join(strategies)} reads it"

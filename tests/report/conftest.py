@@ -18,7 +18,13 @@ from atlas_flwr.report import (
     SumsSent,
 )
 from atlas_flwr.report.events import Sampled, TrunkRestarted
-from atlas_flwr.report.peer_events import PeerLost, PeerMoved, PeersPaired
+from atlas_flwr.report.peer_events import (
+    PeerLost,
+    PeerMoved,
+    PeersPaired,
+    ReplicaLost,
+    ReplicaMoved,
+)
 
 TASKS = {"0": "news", "1": "spam", "2": "news", "3": "spam"}
 EXAMPLES = {"0": 10, "1": 20, "2": 30, "3": 20}
@@ -84,7 +90,12 @@ def made_up_events(rounds=2):
         sent = SumsSent(number, 0.01 * number)
         ways = {"0": "3[1-9]", "1": "3[1-4] 2[5-9]"}
         paired = PeersPaired(number, "train", ways, ("2",))
-        others = [PeerLost(number, "3", "off"), PeerMoved(number, "0", "2[1-9]")]
+        others = [
+            PeerLost(number, "3", "off"),
+            PeerMoved(number, "0", "2[1-9]"),
+            ReplicaLost(number, "1", "off"),
+            ReplicaMoved(number, {"0": "0"}),
+        ]
         events += [paired, *trained(number), *others, sent, *evaluated(number), ended]
     events.append(Sampled(rounds, "0", "news", 0, "Why?", "So.", "No."))
     return [*events, TrunkRestarted(rounds, "out of memory"), RunEnded(rounds)]
