@@ -382,6 +382,15 @@ def test_yaml_that_is_no_mapping_is_refused():
         from_yaml("- a\n- b\n")
 
 
+@pytest.mark.parametrize("keys", [{"strategy": "fedavg"}, {"split": "none"}])
+def test_a_run_that_began_with_another_default_can_be_read(keys):
+    began = to_yaml(load_config({"tasks": "spam", **keys}))
+    assert "codec: auto" in began
+    assert from_yaml(began.replace("codec: auto", "codec: raw")).codec == "raw"
+    with pytest.raises(ConfigError, match="codec='raw'"):
+        load_config({"tasks": "spam", **keys, "codec": "raw"})
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("1B", 1), ("2KB", 2000), ("2KiB", 2048), ("1.5 GiB", 3 * 2**29), ("1tib", 2**40)],

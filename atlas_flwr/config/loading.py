@@ -64,7 +64,9 @@ def load_config(
 
 @lru_cache(maxsize=16)
 def from_yaml(text: str) -> RunConfig:
-    """Read what :func:`to_yaml` wrote; ``resume`` need not exist any more.
+    """Read what :func:`to_yaml` wrote, of a run that began, with an older version, too.
+
+    ``resume`` need not exist any more, and what nothing reads may have any value.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def _resolve(
     values = {**cast("dict[str, Any]", OmegaConf.to_container(typed)), **texts}
     # It has RunConfig's fields, and may hold values that RULES refuse.
     merged = cast("RunConfig", SimpleNamespace(**values))
-    found = [*find_problems(merged), *_unknown_words(merged, known)]
+    found = [*find_problems(merged, at_start=at_start), *_unknown_words(merged, known)]
     if at_start:
         found.extend(resume_problems(merged))
     problems += [problem for problem in found if doubtful.isdisjoint(problem.keys)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -384,10 +384,25 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def find_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield every problem of a configuration whose types are right."""
+# What they refuse would only be ignored. A run that began may have such a key at what
+# was its default then.
+UNREAD: Collection[Rule] = (strategy_reads_it, trunk_is_used)
+
+
+def find_problems(config: RunConfig, *, at_start: bool = True) -> Iterator[Problem]:
+    """Yield every problem of a configuration whose types are right.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The configuration.
+    at_start : bool
+        Whether a run is to begin with it; of one that began, what nothing reads is let
+        be.
+    """
     for rule in RULES:
-        yield from rule(config)
+        if at_start or rule not in UNREAD:
+            yield from rule(config)
 
 
 def resume_problems(config: RunConfig) -> Iterator[Problem]:
