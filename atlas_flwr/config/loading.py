@@ -13,9 +13,9 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
+from atlas_flwr.config.limit_rules import describe_limits
 from atlas_flwr.config.parsing import split_list
 from atlas_flwr.config.rules import (
-    describe_limits,
     find_problems,
     resume_problems,
 )

@@ -7,15 +7,14 @@ them all. It sees either a ``RunConfig`` or the fields of one alone.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 from atlas_flwr.config.adaptation import MAX_RANK
 from atlas_flwr.config.adapters import adapter_fits_method
 from atlas_flwr.config.flight_rules import batches_can_overlap
+from atlas_flwr.config.limit_rules import strategy_reads_it, within_limits
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.peer_rules import peers_can_carry
 from atlas_flwr.config.round_rules import late_updates_are_met
@@ -24,63 +23,12 @@ from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
 from atlas_flwr.config.summary_rules import summaries_find_their_place
 from atlas_flwr.config.trunk_rules import trunk_is_found, trunk_is_used
-from atlas_flwr.options import ADAPTER_STRATEGIES, Option, Problem
+from atlas_flwr.options import ADAPTER_STRATEGIES, Problem
 from atlas_flwr.remedies import every_step_crosses, remedy_problems
 
 __all__ = ["RULES", "Problem", "find_problems", "resume_problems"]
 
 Rule = Callable[[RunConfig], Iterator[Problem]]
-
-
-def within_limits(config: RunConfig) -> Iterator[Problem]:
-    """Want numbers in their limits, and finite."""
-    for entry in fields(RunConfig):
-        limits: Option = entry.metadata["option"]
-        value = getattr(config, entry.name)
-        if isinstance(value, str | bool):
-            continue
-        key = entry.name.replace("_", "-")
-        if not math.isfinite(value):
-            allowed = " and ".join(filter(None, ("finite", describe_limits(limits))))
-            yield Problem((key,), f"{key}={value}: must be {allowed}")
-        elif not _inside(value, limits):
-            yield Problem((key,), f"{key}={value}: must be {describe_limits(limits)}")
-
-
-def _inside(value: float, limits: Option) -> bool:
-    return (
-        (limits.minimum is None or value >= limits.minimum)
-        and (limits.above is None or value > limits.above)
-        and (limits.maximum is None or value <= limits.maximum)
-    )
-
-
-def describe_limits(limits: Option) -> str:
-    """Say an option's limits in words; empty where it has none."""
-    words = []
-    if limits.minimum is not None:
-        words.append(f"at least {limits.minimum}")
-    if limits.above is not None:
-        words.append(f"above {limits.above}")
-    if limits.maximum is not None:
-        words.append(f"at most {limits.maximum}")
-    return " and ".join(words)
-
-
-def strategy_reads_it(config: RunConfig) -> Iterator[Problem]:
-    """Want no key set that the strategy would ignore."""
-    for entry in fields(RunConfig):
-        limits: Option = entry.metadata["option"]
-        value = getattr(config, entry.name)
-        ignored = limits.only and config.strategy not in limits.only
-        if ignored and value != entry.default:
-            key, owners = entry.name.replace("_", "-"), " and ".join(limits.only)
-            do = "does" if len(limits.only) == 1 else "do"
-            yield Problem(
-                ("strategy", key),
-                f"{key}={value!r}: strategy={config.strategy!r} does not read it, only "
-                f"{owners} {do}; leave it at {entry.default!r}",
-            )
 
 
 def names_are_given(config: RunConfig) -> Iterator[Problem]:
