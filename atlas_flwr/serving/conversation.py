@@ -20,6 +20,7 @@ from atlas_flwr.serving.prompts import PromptForm, Prompts
 from atlas_flwr.split import SplitModel
 from atlas_flwr.split.split_cache import SplitCache
 from atlas_flwr.train.answers import Decoding
+from atlas_flwr.train.step import device_of
 
 __all__ = ["Conversation"]
 
@@ -187,7 +188,7 @@ class Conversation:
 
     def _generate(self, ids: list[int], stream: _Stream) -> None:
         settings = self.decoding.settings(self.prompts.tokenizer, self.model)
-        given = torch.tensor([ids])
+        given = torch.tensor([ids], device=device_of(self.model))
         torch.manual_seed(self.decoding.seed + self._asked)
         self._asked += 1
         if self.model.keeps_cache:

@@ -17,9 +17,12 @@ from atlas_flwr.serving import (
     Prompts,
     served,
 )
-from atlas_flwr.split import SplitPlan
+from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk import SessionSpec
+from atlas_flwr.trunk.local import EngineTrunk
 from tests.serving.test_prompts import ADVICE, TEMPLATE
+from tests.stand_in_gpu import DEVICE, stand_in_gpu
 
 PLAN = SplitPlan(2, 1)
 DECODING = Decoding(max_new_tokens=6)
@@ -97,6 +100,21 @@ def test_its_turns_are_the_unsplit_models_and_cross_once(found, files, prompts):
     assert sum(lengths) == len(talk._ids) - 1  # the last token is not read
     assert talk.written == 6
     assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 3
+
+
+def test_a_client_on_a_gpu_says_the_same(files, prompts):
+    parts = files.parts(PLAN)
+    said = []
+    for device in ("cpu", DEVICE):
+        with stand_in_gpu():
+            engine = files.trunk(PLAN).engine()
+            for part in (parts.head, parts.tail):
+                part.to(device)
+            trunk = EngineTrunk(engine, engine.open(SessionSpec(PLAN)))
+            model = SplitModel(parts.head, parts.tail, trunk).eval()
+            talk = Conversation(model, prompts, DECODING)
+            said.append([talk.ask(question, silent) for question in ("hello", "why")])
+    assert said[0] == said[1]
 
 
 def test_what_was_said_is_forgotten_with_its_cache(found, prompts):
