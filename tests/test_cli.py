@@ -269,6 +269,7 @@ def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):
             "model": "model",
             "runs-dir": "runs",
             "resume": "",
+            "trunk-access": "a.json, ~/b.json",
             "seed": 1,
         }
     )
@@ -278,6 +279,7 @@ def test_paths_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):
         "model": f"{tmp_path}/model",
         "runs-dir": f"{tmp_path}/runs",
         "resume": "",
+        "trunk-access": f"{tmp_path}/a.json,{tmp_path}/mine/b.json",
         "seed": 1,
     }
     assert placed({"model": "tiny", "tasks": "spam"}) == {

@@ -169,6 +169,10 @@ REFUSED = [
     ({"staleness-cutoff": 1}, "staleness-cutoff=1: with quorum=1.0 a round waits"),
     ({"quorum": 0.5, "staleness-exponent": -1.0}, "must be at least 0"),
     ({"trunk-replicas": 0}, "trunk-replicas=0: must be at least 1"),
+    (
+        {"trunk-access": "a.json,b.json", "trunk-address": "grpcs://a:1"},
+        "is one address, and trunk-access names 2 trunks",
+    ),
     ({"trunk-replicas": 2, "trunk": "grpc"}, "are actors of a simulation's Ray"),
     (
         {

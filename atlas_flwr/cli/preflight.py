@@ -14,7 +14,7 @@ from atlas_flwr.errors import AtlasError, ConfigError
 
 __all__ = ["Preflight", "cleared", "placed"]
 
-PATHS = ("runs-dir", "resume", "trunk-access")
+PATHS = ("runs-dir", "resume")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ def placed(overrides: Mapping[str, Value]) -> dict[str, Value]:
     for key in PATHS:
         if isinstance(path := found.get(key), str) and path:
             found[key] = _absolute(path)
+    if isinstance(files := found.get("trunk-access"), str):
+        found["trunk-access"] = ",".join(map(_absolute, split_list(files)))
     if isinstance(model := found.get("model"), str) and _is_folder(model):
         found["model"] = _absolute(model)
     if isinstance(tasks := found.get("tasks"), str):

@@ -36,7 +36,8 @@ class MachineConfig:
     trunk_access: str = option(
         "",
         "The file access.json that `atlas-flwr trunk` wrote: the trunk runs on a "
-        "machine of its own, and this run opens its sessions there.",
+        "machine of its own, and this run opens its sessions there. Several files, as "
+        "'a.json,b.json', are of trunks that share the clients, as trunk-replicas do.",
     )
     trunk_address: str = option(
         "",

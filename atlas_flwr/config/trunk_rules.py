@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from atlas_flwr.budget.queues import QUEUES
-from atlas_flwr.config.parsing import parse_address
+from atlas_flwr.config.parsing import parse_address, split_list
 from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
@@ -97,10 +97,17 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
 
 def _replicas(config: RunConfig) -> Iterator[Problem]:
     """Want copies of a trunk that this run starts, and no one thing in all of them."""
-    count = config.trunk_replicas
-    if count == 1:
+    count, places = config.trunk_replicas, len(split_list(config.trunk_access))
+    if places > 1 and config.trunk_address:
+        yield Problem(
+            ("trunk-address", "trunk-access"),
+            f"trunk-address={config.trunk_address!r}: is one address, and trunk-access "
+            f"names {places} trunks; leave it out, or write each trunk's into its file",
+        )
+    if count == 1 and places < 2:
         return
-    if config.trunk in ("grpc", "peers") or config.trunk_access:
+    started = config.trunk not in ("grpc", "peers") and not config.trunk_access
+    if count > 1 and not started:
         yield Problem(
             ("trunk-replicas", "trunk"),
             f"trunk-replicas={count}: are actors of a simulation's Ray cluster; set "
@@ -109,9 +116,9 @@ def _replicas(config: RunConfig) -> Iterator[Problem]:
     if config.server_adapters == "shared":
         yield Problem(
             ("trunk-replicas", "server-adapters"),
-            f"trunk-replicas={count}: server-adapters='shared' is one adapter that all "
-            "clients step, in one place, and other replicas would idle; set "
-            "server-adapters='own', or leave trunk-replicas out",
+            f"{max(count, places)} trunks: server-adapters='shared' is one adapter "
+            "that all clients step, in one place, and other replicas would idle; set "
+            "server-adapters='own', or have one trunk",
         )
 
 

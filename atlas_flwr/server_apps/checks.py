@@ -9,9 +9,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config
+from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config, split_list
 from atlas_flwr.data import load_examples, load_task, make_shard, prepare
 from atlas_flwr.errors import AtlasError, ConfigError, DataError
 from atlas_flwr.remedies import needing_classes
@@ -87,8 +88,8 @@ def find_problems(
     Where it is known how many clients there are, each task must have text for its own.
     """
     yield from _folder_problems(config)
-    if config.trunk_access:
-        yield from _complaints(lambda: Access.read(config.trunk_access))
+    for path in split_list(config.trunk_access):
+        yield from _complaints(partial(Access.read, path))
     good: dict[str, str] = {}
     problems = list(_data_problems(config, good))
     if clients and not problems:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import count
 from logging import INFO, WARNING
 
 from atlas_flwr.budget.chains import Link
@@ -20,7 +19,7 @@ from atlas_flwr.trunk.replicas import Replicas
 
 __all__ = ["replicas_of"]
 
-StartTrunk = Callable[[str], AbstractContextManager[Endpoint]]
+StartTrunk = Callable[[], AbstractContextManager[Endpoint]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class _Telling:
 
 @contextmanager
 def replicas_of(
-    setting: RunContext, name: str, start: StartTrunk, at_once: int
+    setting: RunContext, starts: Sequence[StartTrunk], at_once: int
 ) -> Iterator[Endpoint]:
     """Yield a run's trunk: itself where it is one, else a host that stands for all.
 
@@ -66,26 +65,24 @@ def replicas_of(
     ----------
     setting : RunContext
         The run.
-    name : str
-        What the trunk is called; that of a replica begins with it.
-    start : Callable[[str], AbstractContextManager[Endpoint]]
-        Starts a trunk of that name.
+    starts : Sequence[Callable[[], AbstractContextManager[Endpoint]]]
+        Each starts one, or finds it; again if that one is lost.
     at_once : int
         How many it may start at the same time.
     """
     config, layers = setting.config, setting.outline.num_layers
-    if config.trunk_replicas == 1:
-        with start(name) as found:
+    if len(starts) == 1:
+        with starts[0]() as found:
             yield found
         return
-    numbers = count(1)
     blocks = covering_plan(config, setting.outline).trunk_range(layers)
     links = [
         Link(f"replica {number}", blocks.start, blocks.stop)
-        for number in range(1, config.trunk_replicas + 1)
+        for number in range(1, len(starts) + 1)
     ]
+    by_name = {link.host: start for link, start in zip(links, starts, strict=True)}
     told = _Telling(setting.on_event)
-    hosts = PeerHosts(lambda link: start(f"{name}-{next(numbers)}"), told, at_once)
+    hosts = PeerHosts(lambda link: by_name[link.host](), told, at_once)
     replicas = Replicas(hosts, links, config.trunk_restarts)
     try:
         replicas.start()

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from logging import INFO
 
 from flwr.serverapp import Grid
 from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
-from atlas_flwr.config import RunConfig
+from atlas_flwr.config import RunConfig, split_list
 from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.log import log
@@ -129,10 +130,21 @@ def _source(setting: RunContext) -> TrunkSource:
     return trunk_source(setting.config, setting.files, plan)
 
 
+def _named(
+    start: Callable[[str], AbstractContextManager[Endpoint]], name: str, copies: int
+) -> list[Callable[[], AbstractContextManager[Endpoint]]]:
+    """Return what starts each of so many copies, under a name of its own each time."""
+    if copies == 1:
+        return [partial(start, name)]
+    numbers = count(1)
+    return [lambda: start(f"{name}-{next(numbers)}")] * copies
+
+
 @contextmanager
 def _local(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     source = _source(setting)
-    with replicas_of(setting, name, partial(_local_trunk, source), 1) as found:
+    starts = _named(partial(_local_trunk, source), name, setting.config.trunk_replicas)
+    with replicas_of(setting, starts, 1) as found:
         yield found
 
 
@@ -147,14 +159,18 @@ def _local_trunk(source: TrunkSource, name: str) -> Iterator[Endpoint]:
 def _grpc(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     config = setting.config
     if config.trunk_access:
-        access = Access.read(config.trunk_access)
-        access = replace(access, address=config.trunk_address or access.address)
-        with _elsewhere(setting, access) as found:
-            log(INFO, "the trunk of this run is at %s", found.address)
-            yield found
+        given = config.trunk_address
+        found = [Access.read(path) for path in split_list(config.trunk_access)]
+        found = [replace(each, address=given or each.address) for each in found]
+        places = ", ".join(each.address for each in found)
+        starts = [partial(_elsewhere, setting, each) for each in found]
+        # One by one: a model is built to compare, which threads cannot do side by side.
+        with replicas_of(setting, starts, 1) as endpoint:
+            log(INFO, "the trunk of this run is at %s", places)
+            yield endpoint
         return
-    with _grpc_trunk(setting, _source(setting)) as found:
-        yield found
+    with _grpc_trunk(setting, _source(setting)) as endpoint:
+        yield endpoint
 
 
 @contextmanager
@@ -181,12 +197,12 @@ def _elsewhere(setting: RunContext, access: Access) -> AbstractContextManager[En
 def _ray(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.ray_cluster import check_gpus, wait_for_ray
 
-    count, on_gpu = setting.config.trunk_replicas, setting.files.device == "cuda"
-    if count > 1:
+    copies, on_gpu = setting.config.trunk_replicas, setting.files.device == "cuda"
+    if copies > 1:
         wait_for_ray()
-        check_gpus(count * on_gpu)
+        check_gpus(copies * on_gpu)
     start = partial(_ray_trunk, setting, _source(setting))
-    with replicas_of(setting, name, start, STARTS) as found:
+    with replicas_of(setting, _named(start, name, copies), STARTS) as found:
         yield found
 
 

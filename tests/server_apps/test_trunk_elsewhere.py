@@ -22,7 +22,7 @@ from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.server_apps.run import Run
 from tests.golden.record import digest
 from tests.server_apps.test_failures import adapters
-from tests.server_apps.test_run import BASE, accuracies, run
+from tests.server_apps.test_run import BASE, accuracies, run, summary
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -156,6 +156,30 @@ def test_a_trunk_that_is_killed_and_started_anew_leaves_the_numbers_as_they_are(
     expected, got = adapters(intact), adapters(broken)
     assert expected.keys() == got.keys()
     assert all(np.array_equal(got[key], value) for key, value in expected.items())
+
+
+@pytest.mark.slow
+def test_one_of_two_trunks_that_is_killed_for_good_leaves_the_numbers_as_they_are(
+    tmp_path, process
+):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    other, seen = Process(tmp_path / "other", port), []
+
+    def intercept(message):
+        if message.metadata.message_type == MessageType.TRAIN:
+            seen.append(message)
+            if len(seen) == 6:
+                other.kill()
+        return "deliver"
+
+    files = [str(tmp_path / name / "access.json") for name in ("trunk", "other")]
+    keys = {"trunk": "grpc", "trunk_access": ",".join(files), "codec": "raw"}
+    broken = run(tmp_path / "far", intercept, **keys, trunk_restarts=0)
+    intact = run(tmp_path / "near", trunk="local")
+    assert digest(broken.path) == digest(intact.path)
+    assert summary(broken)["replicas_lost"] == 1
+    assert 0 < summary(broken)["replica_moves"] < 4
 
 
 @pytest.mark.slow
