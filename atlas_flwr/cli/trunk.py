@@ -189,7 +189,8 @@ def serve(
     from atlas_flwr.trunk.watching import Watch
 
     files = ModelFiles.of(config, config.server_device)
-    plan = covering_plan(config, files.outline())
+    outline = files.outline()
+    plan = covering_plan(config, outline)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     dialled = parse_address(config.trunk_advertise or config.trunk_listen)[0]
     shown = identity or kept_identity(folder, dialled)
@@ -197,7 +198,7 @@ def serve(
     journal = outlook.journal()
     outlook.say(f"loading the trunk of {config.model}", journal, "loading")
     engine = trunk_source(config, files, plan).engine(own_threads=True)
-    served = described(files, plan, start=secrets.token_hex(8))
+    served = described(files, outline, plan, start=secrets.token_hex(8))
     owner = OwnerService(engine, secret, served, journal=journal)
     options = ServeOptions(config.trunk_listen, config.trunk_advertise, shown)
     ended = threading.Event()

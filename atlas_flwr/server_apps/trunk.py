@@ -164,7 +164,6 @@ def _grpc(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
         found = [replace(each, address=given or each.address) for each in found]
         places = ", ".join(each.address for each in found)
         starts = [partial(_elsewhere, setting, each) for each in found]
-        # One by one: a model is built to compare, which threads cannot do side by side.
         with replicas_of(setting, starts, 1) as endpoint:
             log(INFO, "the trunk of this run is at %s", places)
             yield endpoint
@@ -190,7 +189,7 @@ def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
 
 def _elsewhere(setting: RunContext, access: Access) -> AbstractContextManager[Endpoint]:
     plan = covering_plan(setting.config, setting.outline)
-    return owned_elsewhere(access, setting.files, plan)
+    return owned_elsewhere(access, setting.files, setting.outline, plan)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def served(
         In evaluation mode.
     """
     plan.check(outline.num_layers)
-    with answering(files, plan, trunk) as endpoint:
+    with answering(files, outline, plan, trunk) as endpoint:
         host = endpoint.host
         sessions = TrunkSessions(
             host,

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.same_model import owned_elsewhere
-from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import Endpoint, TrunkSource, serve_local
 from atlas_flwr.trunk.access import Access
 
@@ -39,20 +39,20 @@ def _ray(source: TrunkSource) -> Iterator[Endpoint]:
 
 
 def answering(
-    files: ModelFiles, plan: SplitPlan, where: str | Access
+    files: ModelFiles, outline: Outline, plan: SplitPlan, where: str | Access
 ) -> AbstractContextManager[Endpoint]:
     """Start the trunk of a plan, or find one that serves elsewhere.
 
     Parameters
     ----------
-    files, plan : ModelFiles, SplitPlan
+    files, outline, plan : ModelFiles, Outline, SplitPlan
         The model, and the cut.
     where : str or Access
         A key of :data:`TRUNKS`, or the way to an ``atlas-flwr trunk``.
     """
     if isinstance(where, Access):
         covering = SplitPlan(1, None if plan.tail is None else 1)
-        return owned_elsewhere(where, files, covering)
+        return owned_elsewhere(where, files, outline, covering)
     return TRUNKS[where](files.trunk(plan))
 
 

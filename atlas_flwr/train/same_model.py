@@ -12,7 +12,7 @@ from typing import Any
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors
-from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.host import Endpoint
 from atlas_flwr.trunk.ownership import Served
@@ -22,19 +22,20 @@ __all__ = ["check_same", "described", "owned_elsewhere"]
 VECTORS = 8  # that are hashed: norms and biases, from all over the model
 
 
-def described(files: ModelFiles, plan: SplitPlan, start: str = "") -> Served:
+def described(
+    files: ModelFiles, outline: Outline, plan: SplitPlan, start: str = ""
+) -> Served:
     """Say what the trunk of a plan is, of the files that are here.
 
     Parameters
     ----------
-    files : ModelFiles
-        The model.
+    files, outline : ModelFiles, Outline
+        The model. Outlines cannot be made in several threads at once, so it is given.
     plan : SplitPlan
         Whose trunk.
     start : str
         Tells one start of a trunk from another.
     """
-    outline = files.outline()
     return Served(
         start=start,
         model=files.source.path,
@@ -49,7 +50,7 @@ def described(files: ModelFiles, plan: SplitPlan, start: str = "") -> Served:
 
 @contextmanager
 def owned_elsewhere(
-    access: Access, files: ModelFiles, plan: SplitPlan
+    access: Access, files: ModelFiles, outline: Outline, plan: SplitPlan
 ) -> Iterator[Endpoint]:
     """Own a trunk that `atlas-flwr trunk` serves; leave it in the end.
 
@@ -57,7 +58,7 @@ def owned_elsewhere(
     ----------
     access : Access
         The way to it.
-    files : ModelFiles
+    files, outline : ModelFiles, Outline
         The model that it must have.
     plan : SplitPlan
         Whose trunk it must be.
@@ -72,7 +73,7 @@ def owned_elsewhere(
     from atlas_flwr.trunk.grpc_channel import own_grpc
 
     with own_grpc(access.address, access.secret, access.ca or None) as host:
-        check_same(host.served, described(files, plan))
+        check_same(host.served, described(files, outline, plan))
         yield Endpoint(host, access.address, access.ca)
 
 

@@ -215,7 +215,8 @@ def trunk_elsewhere(folder, path, dtype=None):
     config = folder.config()
     files = ModelFiles.of(replace(config, dtype=dtype or config.dtype))
     engine, identity = files.trunk(COVERING).engine(), run_identity("127.0.0.1")
-    owner = OwnerService(engine, "s" * 32, described(files, COVERING, "1"))
+    told = described(files, files.outline(), COVERING, "1")
+    owner = OwnerService(engine, "s" * 32, told)
     options = ServeOptions(identity=identity)
     with serve_grpc(engine, options, owner) as address:
         Access(address, identity.ca.decode(), "s" * 32).write(path)
