@@ -804,22 +804,42 @@ def test_plan_shows_a_round_which_alone_takes_a_clients_own_path(capsys):
     shown = capsys.readouterr().out.partition("a round of 1 clients")[2]
     head, _, *rows = shown.splitlines()
     path = head.split()[-2]
-    assert int(path.replace(",", "")) > 10
+    assert float(path.replace(",", "")) > 10
     whole = [row.lstrip("* ").split() for row in rows]
     assert [row[2] for row in whole if row[1] == "1"] == [path] * 3
     assert [row for row in rows if row.startswith("*")] == [rows[0]]
 
 
-@pytest.mark.parametrize("wrong", [["--spread", "0.5"], ["--trunks", "0"], ["-n", "0"]])
-def test_plan_refuses_a_round_of_nobody(wrong, capsys):
-    given = ["-c", "model='tiny'", "--round", *wrong]
-    assert main(["plan", str(ROOT), *given]) == 1
-    assert "all must be at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--round", "--spread", "0.5"], "--spread 0.5: must be at least 1"),
+        (["--round", "--spread", "nan"], "--spread nan: must be at least 1"),
+        (["--round", "--spread", "1e308"], "at most 1e+06"),
+        (["--round", "--trunks", "0"], "--trunks 0: must be at least 1"),
+        (["--round", "-n", "0"], "-n 0: must be at least 1"),
+        (["--spread", "2"], "--spread: is read with --round alone"),
+        (["--trunks", "2"], "--trunks: is read with --round alone"),
+        (["--mbits", "0"], "--mbits 0: must be above 0, and finite"),
+        (["--trunk-gflops", "0"], "--trunk-gflops 0: must be above 0"),
+        (["--client-gflops", "inf"], "--client-gflops inf: must be above 0"),
+        (["--leakage", "0"], "--leakage 0: at least 1 text"),
+    ],
+)
+def test_plan_refuses_numbers_that_are_none_and_options_that_nothing_reads(
+    wrong, said, capsys
+):
+    assert main(["plan", str(ROOT), "-c", "model='tiny'", *wrong]) == 1
+    assert said in capsys.readouterr().err
 
 
-def test_plan_reads_no_leakage_of_no_text(capsys):
-    assert main(["plan", str(ROOT), "-c", "model='tiny'", "--leakage", "0"]) == 1
-    assert "--leakage 0: at least 1 text" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "keys", ["strategy='fedavg'", "split='none'", "trunk='peers' peer-memory='1GiB'"]
+)
+def test_plan_shows_no_round_of_a_trunk_that_the_run_has_not(keys, capsys):
+    config = f"model='tiny' tasks='spam' {keys}"
+    assert main(["plan", str(ROOT), "-c", config, "--round"]) == 1
+    assert f"--round with {keys.split()[0]}: " in capsys.readouterr().err
 
 
 def test_plan_shows_cuts_of_adapters_that_have_no_rank(capsys):

@@ -168,6 +168,15 @@ REFUSED = [
     ),
     ({"staleness-cutoff": 1}, "staleness-cutoff=1: with quorum=1.0 a round waits"),
     ({"quorum": 0.5, "staleness-exponent": -1.0}, "must be at least 0"),
+    (
+        {"quorum": 0.5, "staleness-exponent": 1.0, "strategy": "hetlora"},
+        "staleness-exponent=1.0: with strategy='hetlora' all that is late is dropped",
+    ),
+    (
+        {"quorum": 0.5, "staleness-exponent": 1.0, "staleness-cutoff": 0},
+        "staleness-exponent=1.0: with staleness-cutoff=0 all that is late is dropped",
+    ),
+    ({"quorum": 0.5, "strategy": "centralized"}, "is one client, for which a round"),
     ({"trunk-replicas": 0}, "trunk-replicas=0: must be at least 1"),
     (
         {"trunk-access": "a.json,b.json", "trunk-address": "grpcs://a:1"},
@@ -437,3 +446,24 @@ def test_text_means_itself_and_no_other_key(text):
     config = load_config({"model": text, "runs-dir": text})
     assert (config.model, config.runs_dir) == (text, text)
     assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trunk-access", "access.json"),
+        ("trunk-advertise", "here"),
+        ("trunk-batch", 4),
+        ("trunk-limit", "1GiB"),
+        ("trunk-listen", "127.0.0.1:1"),
+        ("trunk-metrics", 9100),
+        ("trunk-queue", "fair"),
+        ("trunk-recompute", True),
+        ("trunk-replicas", 2),
+    ],
+)
+@pytest.mark.parametrize("without", [{"strategy": "fedavg"}, {"split": "none"}])
+def test_what_is_said_of_a_trunk_is_refused_where_there_is_none(key, value, without):
+    said = " ".join(complaints({key: value, **without}))
+    assert f"{key}={value!r}" in said
+    assert "does not read it" in said or "there is no trunk" in said

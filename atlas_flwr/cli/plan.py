@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ __all__ = ["main"]
 
 GIGA, MEGA, MIB = 1e9, 1e6, 1 << 20
 BAR = 24
+SPREAD, MOST = 10.0, 1e6
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,12 +60,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--spread",
         type=float,
-        default=10.0,
         help="with --round: how many times as fast as the slowest the fastest client "
         "is, and its link (10); the rates are those of the fastest",
     )
     parser.add_argument(
-        "--trunks", type=int, default=1, help="with --round: replicas of the trunk (1)"
+        "--trunks",
+        type=int,
+        help="with --round: trunks that share the clients (the run's own)",
     )
     rates = parser.add_argument_group("rates; the default is this machine's own")
     rates.add_argument("--client-gflops", type=float, help="of a device")
@@ -72,23 +75,20 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     from atlas_flwr.errors import BudgetError, ConfigError
 
-    if given.leakage is not None and given.leakage < 1:
-        raise ConfigError([f"--leakage {given.leakage}: at least 1 text"])
-    if given.spread < 1 or given.trunks < 1 or given.num_supernodes < 1:
-        raise ConfigError(
-            [
-                f"--spread {given.spread:g}, --trunks {given.trunks} and -n "
-                f"{given.num_supernodes}: all must be at least 1"
-            ]
-        )
+    if problems := list(_wrong(given)):
+        raise ConfigError(problems)
     values = cleared(given.app, parse_overrides(given.run_config), devices=False).merged
 
     from atlas_flwr.budget import Allocation, Rates
-    from atlas_flwr.config import load_config
+    from atlas_flwr.config import load_config, split_list
     from atlas_flwr.server_apps.assignment import DeviceRule
     from atlas_flwr.train.weights import ModelFiles
 
     config = load_config(values)
+    if given.round:
+        from atlas_flwr.cli.rounds import check_round
+
+        check_round(config)
     files = ModelFiles.of(config)
     rule = DeviceRule.of(config, files.outline(), files.dtype)
     here = None if given.client_gflops and given.trunk_gflops else measured_flops()
@@ -123,12 +123,38 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.rounds import round_shown
 
         shown = round_shown(
-            config, rule, speeds, given.num_supernodes, given.spread, given.trunks
+            config,
+            rule,
+            speeds,
+            given.num_supernodes,
+            given.spread or SPREAD,
+            given.trunks
+            or max(config.trunk_replicas, len(split_list(config.trunk_access))),
         )
         print("\n" + shown)
     if config.trunk == "peers":
         print("\n" + pairing_shown(config, files, given.num_supernodes))
     return int(refused)
+
+
+def _wrong(given: argparse.Namespace) -> Iterator[str]:
+    """Yield which options are out of their range, or would be read by nothing."""
+    if given.leakage is not None and given.leakage < 1:
+        yield f"--leakage {given.leakage}: at least 1 text"
+    for name, least in (("num_supernodes", 1), ("spread", 1), ("trunks", 1)):
+        value = getattr(given, name)
+        # A number that is none is not between any two.
+        if value is not None and not least <= value <= MOST:
+            key = "-n" if name == "num_supernodes" else f"--{name}"
+            yield f"{key} {value:g}: must be at least {least} and at most {MOST:g}"
+    for name in ("spread", "trunks"):
+        if getattr(given, name) is not None and not given.round:
+            yield f"--{name}: is read with --round alone; add that, or leave it out"
+    for name in ("client_gflops", "trunk_gflops", "mbits"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < math.inf:
+            key = "--" + name.replace("_", "-")
+            yield f"{key} {value:g}: must be above 0, and finite"
 
 
 def described(

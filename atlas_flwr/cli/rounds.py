@@ -12,9 +12,36 @@ if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
     from atlas_flwr.server_apps.assignment import DeviceRule
 
-__all__ = ["round_shown"]
+__all__ = ["check_round", "round_shown"]
 
 PARTS = (1, 2, 4)
+
+
+def check_round(config: RunConfig) -> None:
+    """Refuse a run in which no trunk stands between all clients.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or clients carry it.
+    """
+    from atlas_flwr.config import ADAPTER_STRATEGIES
+    from atlas_flwr.errors import ConfigError
+
+    why = None
+    if config.strategy not in ADAPTER_STRATEGIES:
+        why = f"strategy={config.strategy!r}: every client trains the whole model"
+    elif config.split == "none":
+        why = "split='none': every client trains the whole model"
+    elif config.trunk == "peers":
+        why = "trunk='peers': each host has a queue of its own"
+    if why:
+        raise ConfigError(
+            [
+                f"--round with {why}, and the clock is of one trunk for all; leave "
+                "--round out, or plan a run with such a trunk"
+            ]
+        )
 
 
 def round_shown(
@@ -51,7 +78,7 @@ def round_shown(
     lines = [
         f"a round of {clients} clients, {travellers[0].steps} steps each, on "
         f"{trunks} trunk{'s' * (trunks > 1)}; speeds and links are drawn over "
-        f"{spread:g}x; the slowest client alone would take {path:,.0f} s",
+        f"{spread:g}x; the slowest client alone would take {_told(path)} s",
         f"  {'trunk-queue':14}{'micro-batches':>14}{'seconds':>10}{'trunk busy':>12}",
     ]
     for name, queue in QUEUES.items():
@@ -60,9 +87,13 @@ def round_shown(
             busy = 100 * sum(found.busy) / (found.seconds * trunks)
             mark = "*" if (name, parts) == (config.trunk_queue, 1) else " "
             lines.append(
-                f"{mark} {name:14}{parts:>14}{found.seconds:>10,.0f}{busy:>10.0f} %"
+                f"{mark} {name:14}{parts:>14}{_told(found.seconds):>10}{busy:>10.0f} %"
             )
     return "\n".join(lines)
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def drawn(

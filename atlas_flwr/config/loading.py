@@ -38,6 +38,8 @@ TYPE_NAMES = {
 def load_config(
     run_config: Mapping[str, Value],
     known: Mapping[str, Collection[str]] | None = None,
+    *,
+    at_start: bool = True,
 ) -> RunConfig:
     """Check a run config and resolve it; keys that are missing take their defaults.
 
@@ -48,6 +50,9 @@ def load_config(
     known : Mapping[str, Collection[str]], optional
         Further allowed words for keys whose meaning other layers define, e.g.
         ``{"codec": CODECS}``. For a comma list, each item must be among them.
+    at_start : bool
+        Whether a run is to begin with it; of one that began, what nothing reads may
+        have any value.
 
     Returns
     -------
@@ -59,7 +64,7 @@ def load_config(
     ConfigError
         With every unknown key, wrong type, impossible value and contradiction at once.
     """
-    return _resolve(run_config, known or {}, at_start=True)
+    return _resolve(run_config, known or {}, at_start=at_start)
 
 
 @lru_cache(maxsize=16)

@@ -27,22 +27,26 @@ class MachineConfig:
         "127.0.0.1:0",
         "Where trunk='grpc' listens, HOST:PORT; port 0 takes a free one. For "
         "SuperNodes on other machines 0.0.0.0 and a port that your firewall lets in.",
+        only=ADAPTER_STRATEGIES,
     )
     trunk_advertise: str = option(
         "",
         "The HOST or HOST:PORT that clients dial to reach trunk='grpc'; empty is that "
         "of trunk-listen. It is the name in the trunk's certificate.",
+        only=ADAPTER_STRATEGIES,
     )
     trunk_access: str = option(
         "",
         "The file access.json that `atlas-flwr trunk` wrote: the trunk runs on a "
         "machine of its own, and this run opens its sessions there. Several files, as "
         "'a.json,b.json', are of trunks that share the clients, as trunk-replicas do.",
+        only=ADAPTER_STRATEGIES,
     )
     trunk_address: str = option(
         "",
         "Where clients and ServerApp dial the trunk of trunk-access, "
         "grpcs://HOST:PORT; empty is what that file says.",
+        only=ADAPTER_STRATEGIES,
     )
     trunk_replicas: int = option(
         1,
@@ -51,6 +55,7 @@ class MachineConfig:
         "where there are fewer clusters; the numbers are those of one trunk. Each "
         "holds all of its weights, and trunk-threads is for each.",
         minimum=1,
+        only=ADAPTER_STRATEGIES,
     )
     trunk_threads: int = option(
         2,
@@ -65,12 +70,14 @@ class MachineConfig:
         "1 on a CPU. At 1 a run gives the same bits every time; above it, the same "
         "numbers to float rounding.",
         minimum=0,
+        only=ADAPTER_STRATEGIES,
     )
     trunk_queue: str = option(
         "longest-path",
         "Whose call the trunk takes first, of those that wait. longest-path: of the "
         "client with the most time before it outside the trunk, as a round ends with "
         "its last. fifo: that which came first. fair: each cluster its share.",
+        only=ADAPTER_STRATEGIES,
     )
     trunk_metrics: int = option(
         0,
@@ -91,6 +98,7 @@ class MachineConfig:
         False,
         "Recompute activations in the trunk's backward instead of keeping them: far "
         "less server memory for about a third more of its time.",
+        only=ADAPTER_STRATEGIES,
     )
     trunk_limit: str = option(
         "",
@@ -98,6 +106,7 @@ class MachineConfig:
         "aside, e.g. 8GiB. Over it idle ones move from a GPU to the host's memory, and "
         "clients wait for their turn; no number changes. Empty: all that a GPU has, "
         "and on a CPU no limit. A session that is alone is never refused.",
+        only=ADAPTER_STRATEGIES,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32",
@@ -129,7 +138,8 @@ class MachineConfig:
     resume: str = option(
         "",
         "A run folder to continue from its last checkpoint. Other keys must be as "
-        "they were, except num-rounds, which may grow.",
+        "they were, but for num-rounds, which may grow, and those of the trunk that "
+        "change no number (docs/running.md lists them).",
     )
     checkpoint_every: int = option(
         1,

@@ -334,7 +334,7 @@ RULES: tuple[Rule, ...] = (
 
 # What they refuse would only be ignored. A run that began may have such a key at what
 # was its default then.
-UNREAD: Collection[Rule] = (strategy_reads_it, trunk_is_used)
+UNREAD: Collection[Rule] = (strategy_reads_it, trunk_is_used, late_updates_are_met)
 
 
 def find_problems(config: RunConfig, *, at_start: bool = True) -> Iterator[Problem]:

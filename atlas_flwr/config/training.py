@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from atlas_flwr.options import option
+from atlas_flwr.options import ADAPTER_STRATEGIES, option
 
 __all__ = ["TrainingConfig"]
 
@@ -88,6 +88,7 @@ class TrainingConfig:
         "trunk of its own is started with the same in-flight.",
         minimum=1,
         maximum=64,
+        only=ADAPTER_STRATEGIES,
     )
     eval_batch_size: int = option(
         16,

@@ -19,7 +19,7 @@ from atlas_flwr.remedies import needing_classes
 from atlas_flwr.report.store import RunFolder, taken_name
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import covering_plan, needs_trunk
-from atlas_flwr.server_apps.continuation import continued
+from atlas_flwr.server_apps.continuation import anew_problems, beside_began, continued
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk.access import Access
@@ -63,21 +63,33 @@ def checked_config(
     ResumeError
         If the run to resume was another one.
     """
+    began = _began(str(run_config.get("resume", "")))
+    if began:
+        run_config = beside_began(run_config, began, given)
     try:
-        config = load_config(run_config, {"codec": CODEC_CHOICES})
+        config = load_config(
+            run_config, {"codec": CODEC_CHOICES}, at_start=began is None
+        )
     except ConfigError as error:
         sound = _sound(run_config, error.keys)
         more = find_problems(sound, devices, clients) if sound else ()
         raise ConfigError([*error.problems, *more], error.keys) from None
-    problems = []
-    if config.resume:
-        config = continued(config, RunFolder.open(config.resume).config(), given)
+    problems: list[str] = []
+    if began:
+        config = continued(config, began, given)
+        problems += anew_problems(config, began)
     elif taken := taken_name(config):
         problems.append(taken)
     problems += find_problems(config, devices, clients)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _began(resume: str) -> RunConfig | None:
+    """Return what the run to resume began with, if there is one."""
+    there = resume and (Path(resume) / "config.yaml").is_file()
+    return RunFolder.open(resume).config() if there else None
 
 
 def find_problems(

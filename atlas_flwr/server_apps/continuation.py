@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, replace
 
-from atlas_flwr.config import RunConfig
+from atlas_flwr.config import RunConfig, options
+from atlas_flwr.config.rules import find_problems
 from atlas_flwr.errors import ResumeError
 from atlas_flwr.report import RunFolder, RunStarted
 from atlas_flwr.server_apps.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["check_clients", "continued", "saved_state"]
+__all__ = ["anew_problems", "beside_began", "check_clients", "continued", "saved_state"]
 
+Value = bool | int | float | str
 # What a resumed run may be given anew: nothing that changes its numbers.
 TAKEN_ANEW = (
+    "in_flight",
     "num_rounds",
     "trunk_access",
     "trunk_address",
+    "trunk_advertise",
+    "trunk_limit",
+    "trunk_listen",
+    "trunk_metrics",
     "trunk_queue",
     "trunk_replicas",
     "trunk_restarts",
@@ -67,6 +74,54 @@ def continued(
         )
     anew = {name: getattr(given, name) for name in meant.intersection(TAKEN_ANEW)}
     return replace(began, **anew)
+
+
+def beside_began(
+    given: Mapping[str, Value], began: RunConfig, named: Collection[str] = ()
+) -> dict[str, Value]:
+    """Fill the keys that are not given from the run's, by which they are judged.
+
+    Parameters
+    ----------
+    given : Mapping[str, Value]
+        Flat and kebab-case, as :func:`continued` means it.
+    began : RunConfig
+        What it began with.
+    named : Collection[str]
+        Keys that were named when it was resumed.
+    """
+    default = RunConfig()
+    rest = {
+        key: getattr(began, key.replace("-", "_"))
+        for key in options()
+        if key not in ("resume", "run-name")
+    }
+    return rest | {
+        key: value
+        for key, value in given.items()
+        # A key that there is not stays, to be refused.
+        if key in named or value != getattr(default, key.replace("-", "_"), None)
+    }
+
+
+def anew_problems(config: RunConfig, began: RunConfig) -> Iterator[str]:
+    """Yield what is wrong with keys given anew, beside what the run began with.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What it would go on with.
+    began : RunConfig
+        What it began with.
+    """
+    changed = {
+        name.replace("_", "-")
+        for name in TAKEN_ANEW
+        if getattr(config, name) != getattr(began, name)
+    }
+    for problem in find_problems(config):
+        if not changed.isdisjoint(problem.keys):
+            yield problem.sentence
 
 
 def saved_state(path: str, config: RunConfig) -> tuple[RunFolder, Checkpoint]:
