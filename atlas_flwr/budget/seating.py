@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 __all__ = ["seated"]
 
@@ -65,12 +65,21 @@ def _divided(
     return [
         part
         for party, share in zip(parties, shares, strict=True)
-        for part in _chunks(sorted(party, key=lambda c: before.get(c, "")), share)
+        for part in _chunks(_seated_together(party, before), share)
     ]
 
 
+def _seated_together(party: Party, before: Mapping[str, str]) -> Party:
+    """Order a party by where its clients were, the most first, as chunks are cut."""
+    was = {client: before.get(client, "") for client in party}
+    sizes = Counter(was.values())
+    return sorted(party, key=lambda client: (-sizes[was[client]], was[client]))
+
+
 def _chunks(party: Party, count: int) -> list[Party]:
-    ends = [len(party) * k // count for k in range(count + 1)]
+    """Cut into as many parts, those that are larger by one first."""
+    size, more = divmod(len(party), count)
+    ends = [0, *accumulate([size + 1] * more + [size] * (count - more))]
     return [party[a:b] for a, b in pairwise(ends)]
 
 

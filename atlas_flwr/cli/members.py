@@ -46,6 +46,7 @@ def member_scores(
     from atlas_flwr.privacy.attacks.base import MEMBER
     from atlas_flwr.privacy.auc import auc
     from atlas_flwr.privacy.scores import Score
+    from atlas_flwr.remedies.wire_defence import defence_of
 
     config = folder.config()
     told = [_client(folder, i, texts) for i in range(_count(folder))]
@@ -59,7 +60,7 @@ def member_scores(
         yield Score(
             attack=attack.name,
             adversary=str(attack.adversary),
-            defence=config.defence,
+            defence=str(defence_of(config)),
             cut=", ".join(map(str, cuts)) or "none",
             target=MEMBER,
             texts=sum(len(losses[0]) for pair in told for losses in pair),

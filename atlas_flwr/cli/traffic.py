@@ -44,6 +44,7 @@ def task_scores(
     """
     from atlas_flwr.privacy.attacks.base import TASK
     from atlas_flwr.privacy.scores import score
+    from atlas_flwr.remedies.wire_defence import defence_of
 
     names = list(dict.fromkeys((*config.task_list, *PUBLIC)))
     lengths = _lengths(config, names, seed)
@@ -57,7 +58,7 @@ def task_scores(
             seed=seed,
             attack=attack.name,
             adversary=str(attack.adversary),
-            defence=config.defence,
+            defence=str(defence_of(config)),
             cut=", ".join(sorted({str(recording.plan) for recording in found})),
             target=TASK,
         )

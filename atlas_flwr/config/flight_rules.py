@@ -50,9 +50,3 @@ def batches_can_overlap(config: RunConfig) -> Iterator[Problem]:
                 f"in-flight={count} with {key}={value!r}: the memory model counts one "
                 f"batch at a time; set in-flight=1, or {key}=''",
             )
-    if config.record_wire:
-        yield Problem(
-            ("in-flight", "record-wire"),
-            f"in-flight={count} with record-wire=true: who records reads one batch "
-            "after the other; set in-flight=1",
-        )

@@ -64,6 +64,13 @@ class WireRecording(Remedy):
                 "adapter, or record-wire=false",
             )
 
+        if config.in_flight > 1:
+            yield Problem(
+                ("in-flight", "record-wire"),
+                f"in-flight={config.in_flight} with record-wire=true: who records "
+                "reads one batch after the other; set in-flight=1",
+            )
+
     def warnings(self, config: RunConfig) -> Iterator[str]:
         """Say that private text is being written down."""
         if config.record_wire:
