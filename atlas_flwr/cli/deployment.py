@@ -21,6 +21,7 @@ from typing import Any
 
 from atlas_flwr.cli.dialling import Dialled, dialled, why_not
 from atlas_flwr.cli.doctor import Finding
+from atlas_flwr.errors import ConfigError
 
 __all__ = ["examine_folder"]
 
@@ -68,6 +69,8 @@ def examine_folder(
     for name, version in wanted.items():
         yield _version(name, str(version))
     yield from _certificates(folder)
+    if about.get("trunk-mutual"):
+        yield _shown_to_trunk(folder)
     if (path / "node.key").exists() or about.get("role") == "node":
         yield _key(folder)
     try:
@@ -139,6 +142,30 @@ def _certificates(folder: _Folder) -> Iterator[Finding]:
         yield Finding("certificate", False, detail, RESEND)
         return
     yield _dates("certificate", "server.pem", server, folder.clock())
+
+
+def _shown_to_trunk(folder: _Folder) -> Finding:
+    """Look at what a node or the ServerApp shows the trunk, which asks for it."""
+    from atlas_flwr.trunk.access import Access
+    from atlas_flwr.trunk.credentials import Credentials
+
+    name, path = "certificate for the trunk", folder.path
+    node = folder.about.get("role") == "node"
+    where = "trunk.pem" if node else "access.json"
+    try:
+        if node:
+            pair = (path / "trunk.pem", path / "trunk.key")
+            shown: Credentials | None = Credentials(*(p.read_bytes() for p in pair))
+        else:
+            shown = Access.read(path / "access.json", checked=False).shown
+        if shown is None:
+            return Finding(name, False, f"{where} has none", RESEND)
+        here = datetime.fromtimestamp(folder.clock(), UTC)
+        shown.check(here, (path / "ca.crt").read_bytes())
+        certificate = shown.own
+    except (OSError, ValueError, ConfigError) as error:
+        return Finding(name, False, f"{where}: {error}", RESEND)
+    return _dates(name, where, certificate, folder.clock())
 
 
 def _dates(name: str, file: str, certificate: Any, now: float) -> Finding:

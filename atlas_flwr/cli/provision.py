@@ -19,6 +19,7 @@ EXAMPLE = """site.yaml, e.g.:
     trunk-port: 7001           # the ServerApp's trunk; or, on a machine of its own:
   # trunk:
   #   host: gpu.example.org
+  #   mutual: true             # nodes show it a certificate, too
   nodes:
     - name: north
     - name: south

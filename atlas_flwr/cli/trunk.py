@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from atlas_flwr.cli.gate import ACCESS, Gate, gate_of, kept_access
 from atlas_flwr.cli.overrides import app_defaults, parse_overrides
 from atlas_flwr.cli.preflight import placed
 from atlas_flwr.cli.run import add_run_config
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from atlas_flwr.trunk.certificates import Identity
     from atlas_flwr.trunk.watching import Journal
 
-__all__ = ["Outlook", "main"]
-
-ACCESS = "access.json"
+__all__ = ["Outlook", "main", "serve"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,6 +66,22 @@ def main(arguments: Sequence[str]) -> int:
         help="the authority that clients check --cert by; default: their system's",
     )
     parser.add_argument(
+        "--client-ca",
+        metavar="FILE",
+        type=Path,
+        help="mutual TLS: who shows no certificate of an authority in this file, PEM, "
+        "is refused before any call. The ServerApp shows one, too:",
+    )
+    parser.add_argument(
+        "--owner-cert",
+        metavar="FILE",
+        default="",
+        help="its certificate, PEM, which goes into access.json; default: that there",
+    )
+    parser.add_argument(
+        "--owner-key", metavar="FILE", default="", help="its private key, PEM; likewise"
+    )
+    parser.add_argument(
         "--metrics",
         metavar="[HOST:]PORT",
         default="",
@@ -85,6 +100,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if (given.cert is None) != (given.key is None) or (given.ca and not given.cert):
         raise ConfigError(["--cert and --key belong together, and --ca to them"])
+    shown = _own_identity(given.cert, given.key, given.ca)
+    gate = gate_of(given)
     overrides = {
         **placed(parse_overrides(given.run_config)),
         "trunk": "grpc",
@@ -92,10 +109,9 @@ def main(arguments: Sequence[str]) -> int:
         "trunk-advertise": given.advertise,
     }
     config = _config(given.app, overrides)
-    shown = _own_identity(given.cert, given.key, given.ca)
     with _audit(given.audit) as audit:
         outlook = Outlook(given.metrics, audit, given.log_json)
-        serve(config, given.folder, shown, outlook)
+        serve(config, given.folder, shown, outlook, gate)
     return 0
 
 
@@ -175,6 +191,7 @@ def serve(
     folder: Path,
     identity: Identity | None,
     outlook: Outlook = Outlook(),
+    gate: Gate | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls that are open then may end."""
     from atlas_flwr.config.parsing import parse_address
@@ -194,13 +211,16 @@ def serve(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     dialled = parse_address(config.trunk_advertise or config.trunk_listen)[0]
     shown = identity or kept_identity(folder, dialled)
-    secret = _kept_secret(folder / ACCESS)
+    kept = kept_access(folder / ACCESS)
+    # So that a trunk may be started anew.
+    secret = kept.secret if kept else secrets.token_urlsafe(32)
     journal = outlook.journal()
     outlook.say(f"loading the trunk of {config.model}", journal, "loading")
     engine = trunk_source(config, files, plan).engine(own_threads=True)
     served = described(files, outline, plan, start=secrets.token_hex(8))
     owner = OwnerService(engine, secret, served, journal=journal)
-    options = ServeOptions(config.trunk_listen, config.trunk_advertise, shown)
+    wanted = gate.authorities if gate else None
+    options = ServeOptions(config.trunk_listen, config.trunk_advertise, shown, wanted)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -216,7 +236,8 @@ def serve(
             seen = f"metrics and health: {stack.enter_context(place)}"
             outlook.say(seen, journal, "metrics")
         address = stack.enter_context(serve_grpc(engine, options, owner, watch))
-        Access(address, shown.ca.decode(), secret).write(folder / ACCESS)
+        own = (gate.owner.certificate.decode(), gate.owner.key.decode()) if gate else ()
+        Access(address, shown.ca.decode(), secret, *own).write(folder / ACCESS)
         ready.set()
         outlook.say(
             f"the trunk of {config.model} serves at {address}\n"
@@ -228,10 +249,3 @@ def serve(
         ended.wait()
         ready.clear()
         outlook.say("ending: open calls may finish", journal, "ending")
-
-
-def _kept_secret(path: Path) -> str:
-    """Take the secret that a folder keeps, so that a trunk may be started anew."""
-    from atlas_flwr.trunk.access import Access
-
-    return Access.read(path).secret if path.exists() else secrets.token_urlsafe(32)

@@ -17,6 +17,7 @@ from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol.profile import Offer, Profile
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.credentials import Credentials
 
 __all__ = ["Identity", "dealt_offer", "device_budget"]
 
@@ -37,12 +38,15 @@ class Identity:
         Bytes that training may take.
     offer : Offer
         What it would carry of the trunk for others.
+    shown : Credentials, optional
+        What it shows a trunk that asks for certificates.
     """
 
     index: int
     count: int
     memory: int | None
     offer: Offer = field(default_factory=Offer)
+    shown: Credentials | None = None
 
     @classmethod
     def of(cls, context: Context, config: RunConfig) -> Identity:
@@ -53,12 +57,14 @@ class Identity:
         ``'3GiB'``, which goes before the run config's ``devices``, and ``trunk-memory``
         and ``trust``, which go before ``peer-memory`` and ``peer-trust``. A node that
         serves a trunk names the file access.json of it as ``trunk-access``, and if
-        others dial it elsewhere, ``trunk-address``.
+        others dial it elsewhere, ``trunk-address``. One whose trunk asks for
+        certificates names the files of its own, PEM, as ``trunk-cert`` and
+        ``trunk-key``.
 
         Raises
         ------
         ConfigError
-            If a key is missing or out of range.
+            If a key is missing or out of range, or a file that one names is no use.
         """
         node = context.node_config
         missing = [k for k in ("partition-id", "num-partitions") if k not in node]
@@ -77,7 +83,8 @@ class Identity:
             )
         own = node.get("memory")
         memory = parse_bytes(str(own)) if own else device_budget(config, index, count)
-        return cls(index, count, memory, _offer(node, config, index, count))
+        offer = _offer(node, config, index, count)
+        return cls(index, count, memory, offer, _shown(node))
 
     def shard(self, config: RunConfig, index: int | None = None) -> Shard:
         """Return this client's text, or in a simulation another client's."""
@@ -149,6 +156,14 @@ def _offer(
     except ValueError as error:
         raise ConfigError([f"trunk-memory={size!r} (node config): {error}"]) from None
     return replace(offer, memory=memory)
+
+
+def _shown(node: Mapping[str, object]) -> Credentials | None:
+    names = ("trunk-cert", "trunk-key")
+    certificate, key = (str(node.get(name, "")) for name in names)
+    if not certificate and not key:
+        return None
+    return Credentials.read(certificate, key, names)
 
 
 def _groups(text: str) -> frozenset[str]:

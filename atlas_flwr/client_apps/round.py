@@ -267,6 +267,7 @@ class ClientRound:
             self.config.link_codec,
             spares_padding=True,
             timeout=self.config.peer_timeout,
+            shown=self.me.shown,
         )
         if self.on_trunk is not None:
             trunk = CheckedTrunk(trunk, self._own_trunk(self.plan, self.on_trunk))

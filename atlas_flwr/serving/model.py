@@ -91,6 +91,7 @@ def served(
             ca=endpoint.ca or None,
             codec=config.recorded_codec,  # what it answers is no question of speed
             spares_padding=True,
+            shown=endpoint.shown,
         )
         assert isinstance(link, FramedTrunk)
         parts = files.parts(plan)

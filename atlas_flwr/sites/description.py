@@ -60,11 +60,14 @@ class Trunk:
         Its port.
     listen : str
         The address it listens on.
+    mutual : bool
+        It asks nodes and the ServerApp for certificates.
     """
 
     host: str
     port: int = 7001
     listen: str = "0.0.0.0"
+    mutual: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,11 +201,15 @@ class _Reader:
         )
 
     def _trunk(self, given: Any) -> Trunk:
-        found = self._section(given, "trunk", ("host", "port", "listen"))
+        found = self._section(given, "trunk", ("host", "port", "listen", "mutual"))
+        mutual = found.get("mutual", False)
+        if not isinstance(mutual, bool):
+            self.problems.append(f"trunk.mutual is {mutual!r}; it is true or false")
         return Trunk(
             self._host(found.get("host"), "trunk.host"),
             self._port(found.get("port", Trunk.port), "trunk.port"),
             self._ip(found.get("listen", Trunk.listen), "trunk.listen"),
+            mutual is True,
         )
 
     def _nodes(self, given: Any) -> tuple[Node, ...]:

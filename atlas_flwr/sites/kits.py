@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -100,6 +100,16 @@ def _kits(site: Site, authority: Path | None) -> dict[str, _Kit]:
         trunk = signer.identity(f"{site.name} trunk", site.trunk.host, life)
         address = f"grpcs://{joined(site.trunk.host, site.trunk.port)}"
         access = Access(address, trunk.ca.decode(), secrets.token_urlsafe(32))
+        if site.trunk.mutual:
+            own = signer.credentials(f"{site.name} ServerApp", life)
+            pair = own.certificate.decode(), own.key.decode()
+            access = replace(access, certificate=pair[0], key=pair[1])
+            for node in site.nodes:
+                theirs = signer.credentials(f"{site.name} node {node.name}", life)
+                kits[f"nodes/{node.name}"] |= {
+                    "trunk.pem": _File(theirs.certificate),
+                    "trunk.key": _File(theirs.key, SECRET),
+                }
         kits["trunk"] = _trunk(site.trunk, site) | _shown(trunk)
         for role in ("trunk", "link"):
             kits[role]["access.json"] = _File(access.to_json(), SECRET)
@@ -216,6 +226,7 @@ def _about(name: str, site: Site) -> str:
         "link": joined(site.link.host, site.link.port),
         "trunk": trunk,
         "trunk-lasts": site.trunk is not None,
+        "trunk-mutual": site.trunk is not None and site.trunk.mutual,
         "versions": {"atlas-flwr": __version__, "flwr": _flwr()},
     }
     return json.dumps(about, indent=1) + "\n"

@@ -24,7 +24,12 @@ By hand: `./start.sh`.
 def node_readme(node: Node, site: Site, flwr: str) -> str:
     """For a node's owner."""
     link = joined(site.link.host, site.link.port)
-    trunk = _trunk_address(site)
+    trunk, shown = _trunk_address(site), ""
+    if site.trunk and site.trunk.mutual:
+        shown = (
+            "`trunk.key` is another secret, by which the trunk lets this node in: its "
+            f"certificate\n`trunk.pem` is valid for {site.days} days.\n\n"
+        )
     return f"""# Node {node.name} of {site.name}
 
 `node.key` is this node's secret: who has it can pose as this node. It stays here,
@@ -32,8 +37,8 @@ readable by its owner alone. Who made this folder could have kept it; if that is
 much, make your own, `ssh-keygen -t ecdsa -b 384 -N "" -f node.key`, and send
 `node.key.pub` to be registered instead of `node.pub`.
 
-{_check(flwr)}3. Let the clock be set by NTP: signatures are refused when it is 5 s
-   ahead of the SuperLink's, or 5 min behind.
+{shown}{_check(flwr)}3. Let the clock be set by NTP: signatures are refused when it is
+   5 s ahead of the SuperLink's, or 5 min behind.
 4. Let this machine open connections to {link}{trunk}. It accepts none.
 5. `atlas-flwr doctor --deployment .` says what is missing.
 6. Start it.

@@ -50,11 +50,14 @@ def link_start(link: Link) -> str:
 
 def node_start(node: Node, number: int, site: Site) -> str:
     """Start a SuperNode."""
-    config = {
+    config: dict[str, Plain] = {
         "partition-id": number,
         "num-partitions": len(site.nodes),
-        **node.config,
     }
+    if site.trunk and site.trunk.mutual:
+        # Relative to where the SuperNode was started, which is its folder.
+        config |= {"trunk-cert": "trunk.pem", "trunk-key": "trunk.key"}
+    config |= node.config
     pairs = " ".join(f"{key}={_literal(value)}" for key, value in config.items())
     command = _command(
         "exec flower-supernode",
@@ -69,11 +72,13 @@ def node_start(node: Node, number: int, site: Site) -> str:
 
 def trunk_start(trunk: Trunk, site: Site) -> str:
     """Start a trunk on a machine of its own."""
+    asks = ("--client-ca", "ca.crt") if trunk.mutual else ()
     command = _command(
         'exec atlas-flwr trunk "${ATLAS_APP:-' + shlex.quote(site.app) + '}"',
         *("--run-config", "run.toml", "--listen", joined(trunk.listen, trunk.port)),
         *("--advertise", joined(trunk.host, trunk.port), "--folder", "."),
         *("--cert", "server.pem", "--key", "server.key", "--ca", "ca.crt"),
+        *asks,
         *("--audit", "audit.jsonl"),
     )
     return OPENING.format(about="Starts the trunk; arguments are its own.") + command

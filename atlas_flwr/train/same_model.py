@@ -72,9 +72,10 @@ def owned_elsewhere(
     """
     from atlas_flwr.trunk.grpc_channel import own_grpc
 
-    with own_grpc(access.address, access.secret, access.ca or None) as host:
+    ca, shown = access.ca or None, access.shown
+    with own_grpc(access.address, access.secret, ca, shown=shown) as host:
         check_same(host.served, described(files, outline, plan))
-        yield Endpoint(host, access.address, access.ca)
+        yield Endpoint(host, access.address, access.ca, shown)
 
 
 def check_same(theirs: Served, ours: Served) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
+    from atlas_flwr.trunk.credentials import Credentials
     from atlas_flwr.trunk.engine import TrunkEngine
     from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
     from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from atlas_flwr.trunk.transports import connect
 
 __all__ = [
+    "Credentials",
     "Endpoint",
     "EngineTrunk",
     "FrameService",
@@ -42,6 +44,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "Credentials": "credentials",
         "Endpoint": "host",
         "EngineTrunk": "local",
         "FrameService": "framed",

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.trunk.credentials import Credentials
 
 __all__ = ["Access"]
+
+ALWAYS = {"address", "ca", "secret"}
+MUTUAL = {"certificate", "key"}  # where the trunk asks for certificates
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,22 @@ class Access:
         Its authority's certificate, PEM; empty for the system's authorities.
     secret : str
         The owner's.
+    certificate, key : str
+        What the owner shows a trunk that asks for certificates, PEM; empty else.
     """
 
     address: str
     ca: str
     secret: str = field(repr=False)
+    certificate: str = ""
+    key: str = field(default="", repr=False)
+
+    @property
+    def shown(self) -> Credentials | None:
+        """What the owner shows a trunk that asks for certificates."""
+        if not self.certificate:
+            return None
+        return Credentials(self.certificate.encode(), self.key.encode())
 
     def write(self, path: Path) -> None:
         """Write it for the file's owner alone."""
@@ -38,22 +54,35 @@ class Access:
             file.write(self.to_json())
 
     @classmethod
-    def read(cls, path: str | Path) -> Access:
+    def read(cls, path: str | Path, *, checked: bool = True) -> Access:
         """Read what was written.
+
+        Parameters
+        ----------
+        path : str or Path
+            Of the file.
+        checked : bool
+            Look at its certificate, if there is one.
 
         Raises
         ------
         ConfigError
-            If the file is not there, or something else.
+            If the file is not there, or something else, or its certificate is no use.
         """
         try:
-            return cls.parse(Path(path).expanduser().read_text(encoding="utf-8"))
+            found = cls.parse(Path(path).expanduser().read_text(encoding="utf-8"))
+            if checked and found.shown:
+                found.shown.check(datetime.now(UTC))
         except (OSError, ValueError) as error:
             raise _refused(path, str(error)) from None
+        return found
 
     def to_json(self) -> str:
         """Write it as text."""
-        return json.dumps(asdict(self), indent=1)
+        told = asdict(self)
+        return json.dumps(
+            {k: told[k] for k in told if told[k] or k in ALWAYS}, indent=1
+        )
 
     @classmethod
     def parse(cls, text: str) -> Access:
@@ -64,9 +93,9 @@ class Access:
         ValueError
             If it is something else.
         """
-        found, wanted = json.loads(text), {f.name for f in fields(cls)}
-        if not isinstance(found, dict) or set(found) != wanted:
-            raise ValueError(f"it has not the entries {', '.join(sorted(wanted))}")
+        found = json.loads(text)
+        if not isinstance(found, dict) or set(found) not in (ALWAYS, ALWAYS | MUTUAL):
+            raise ValueError(f"it has not the entries {', '.join(sorted(ALWAYS))}")
         return cls(**{key: str(value) for key, value in found.items()})
 
 

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from atlas_flwr.trunk.credentials import Credentials
+
 __all__ = ["Authority", "Identity", "kept_identity", "run_identity"]
 
 PEM = serialization.Encoding.PEM
@@ -48,7 +50,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Authority:
-    """What signs servers' certificates; both PEM.
+    """What signs certificates of servers and clients; both PEM.
 
     Attributes
     ----------
@@ -105,22 +107,36 @@ class Authority:
         life : timedelta
             How long it is valid.
         """
-        issuer = x509.load_pem_x509_certificate(self.certificate)
-        signing = self._signing()
         key = ec.generate_private_key(ec.SECP256R1())
         hosts = map(_alternative, dict.fromkeys((host, *LOOPBACK)))
-        serves = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-        made = (
+        made = self._for(name, key, ExtendedKeyUsageOID.SERVER_AUTH, life)
+        made = made.add_extension(x509.SubjectAlternativeName([*hosts]), critical=False)
+        shown = made.sign(self._signing(), hashes.SHA256()).public_bytes(PEM)
+        return Identity(shown, _private(key), self.certificate)
+
+    def credentials(self, name: str, life: timedelta = LIFE) -> Credentials:
+        """Make a client's key and certificate, by which nobody can be a server."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = self._for(name, key, ExtendedKeyUsageOID.CLIENT_AUTH, life)
+        shown = made.sign(self._signing(), hashes.SHA256()).public_bytes(PEM)
+        return Credentials(shown, _private(key))
+
+    def _for(
+        self,
+        name: str,
+        key: ec.EllipticCurvePrivateKey,
+        purpose: x509.ObjectIdentifier,
+        life: timedelta,
+    ) -> x509.CertificateBuilder:
+        issuer = x509.load_pem_x509_certificate(self.certificate)
+        return (
             _builder(_name(name), issuer.subject, key.public_key(), life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
             .add_extension(_usage(signs=False), critical=True)
-            .add_extension(x509.SubjectAlternativeName([*hosts]), critical=False)
-            .add_extension(serves, critical=False)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             .add_extension(_subject(key), critical=False)
-            .add_extension(_issuer(signing), critical=False)
-            .sign(signing, hashes.SHA256())
+            .add_extension(_issuer(self._signing()), critical=False)
         )
-        return Identity(made.public_bytes(PEM), _private(key), self.certificate)
 
 
 def run_identity(host: str) -> Identity:

@@ -16,6 +16,7 @@ from functools import reduce
 from torch import Tensor
 
 from atlas_flwr.errors import TrunkError
+from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.framed import FramedTrunk
 from atlas_flwr.trunk.host import Door
 from atlas_flwr.trunk.passing import PassingTrunk
@@ -120,6 +121,7 @@ def connect_all(
     *,
     spares_padding: bool = False,
     timeout: float | None = None,
+    shown: Credentials | None = None,
 ) -> TrunkClient:
     """Connect to a session, wherever its blocks are.
 
@@ -131,6 +133,8 @@ def connect_all(
         See :func:`atlas_flwr.trunk.connect`.
     timeout : float, optional
         Seconds to wait for each answer, if not as long as the transport does.
+    shown : Credentials, optional
+        This client's; those that speak TLS are shown them, if they ask.
 
     Raises
     ------
@@ -145,6 +149,7 @@ def connect_all(
             door.ca or None,
             codec,
             spares_padding=spares_padding,
+            shown=shown if door.address.startswith("grpcs://") else None,
         )
         if timeout is not None and isinstance(link, FramedTrunk):
             link.timeout = timeout

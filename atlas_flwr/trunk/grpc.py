@@ -46,6 +46,8 @@ class ServeOptions:
         ``HOST`` or ``HOST:PORT`` that clients dial; empty is what is listened on.
     identity : Identity, optional
         With which TLS is spoken. Without, it listens on this machine alone.
+    client_ca : bytes, optional
+        Authorities, PEM: who shows no certificate of theirs is refused before any call.
     insecure : bool
         Listen without TLS to other machines, too: text and adapters cross in the clear.
     calls : int
@@ -59,6 +61,7 @@ class ServeOptions:
     listen: str = "127.0.0.1:0"
     advertise: str = ""
     identity: Identity | None = field(default=None, repr=False)
+    client_ca: bytes | None = None
     insecure: bool = False
     calls: int = 64
     largest: int = 512 << 20
@@ -103,6 +106,8 @@ def serve_grpc(
             f"listen={options.listen!r} without TLS: what crosses is the clients' text "
             "in another spelling. Give a certificate, or listen on 127.0.0.1"
         )
+    if options.client_ca is not None and options.identity is None:
+        raise TrunkError("certificates of clients are for TLS: give the server's, too")
     server = grpc.server(
         ThreadPoolExecutor(options.calls, thread_name_prefix="trunk-call"),
         options=[
@@ -138,7 +143,9 @@ def _bound(server: Any, options: ServeOptions) -> int:
         if options.identity is None:
             return int(server.add_insecure_port(options.listen))
         pair = options.identity.key, options.identity.certificate
-        credentials = grpc.ssl_server_credentials([pair])
+        credentials = grpc.ssl_server_credentials(
+            [pair], options.client_ca, options.client_ca is not None
+        )
         return int(server.add_secure_port(options.listen, credentials))
     except RuntimeError as error:
         raise TrunkError(f"cannot listen on {options.listen}: {error}") from None

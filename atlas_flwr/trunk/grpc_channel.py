@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from atlas_flwr.errors import TrunkBusy, TrunkError, TrunkLost
+from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.envelope import opened_answer, sealed_request
 from atlas_flwr.trunk.framed import FramedTrunk, Request
 from atlas_flwr.trunk.ownership import RemoteHost
@@ -33,6 +34,14 @@ AWAY = 20.0  # seconds without a trunk, after which it counts as lost
 HELLO = 15.0  # seconds to find it at first
 OWNED = 60.0  # likewise for its owner: it may be loading its blocks again
 
+# gRPC tells a client that is refused for its certificate no reason; the trunk's stderr
+# alone has it.
+ASKS = {
+    False: "asks for a certificate (atlas-flwr trunk --client-ca) and this client has "
+    "none (trunk-cert and trunk-key of the node config; the owner's is in access.json)",
+    True: "does not take the certificate that this client shows, which has ended, is "
+    "not of its --client-ca, or not one of a client",
+}
 ALIVE = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -148,7 +157,13 @@ class GrpcTrunk(FramedTrunk):
 
 
 def connect_grpc(
-    target: str, token: str, codec: Codec, ca: str | bytes | None, *, secure: bool
+    target: str,
+    token: str,
+    codec: Codec,
+    ca: str | bytes | None,
+    shown: Credentials | None = None,
+    *,
+    secure: bool,
 ) -> GrpcTrunk:
     """Connect to a session.
 
@@ -163,6 +178,8 @@ def connect_grpc(
     ca : str or bytes, optional
         The authority's certificate, PEM, or the path of a file with it; ``None`` for
         the system's authorities.
+    shown : Credentials, optional
+        For a trunk that asks for certificates.
     secure : bool
         Whether TLS is spoken; without, this machine's own addresses alone are dialled.
 
@@ -173,14 +190,17 @@ def connect_grpc(
     TrunkLost
         If nothing answers, or nothing with a certificate of that authority.
     """
-    return GrpcTrunk(
-        token=token, codec=codec, channel=_dialled(target, ca, CLIENTS, secure=secure)
-    )
+    channel = _dialled(target, ca, CLIENTS, shown, secure=secure)
+    return GrpcTrunk(token=token, codec=codec, channel=channel)
 
 
 @contextmanager
 def own_grpc(
-    address: str, secret: str, ca: str | None, timeout: float = 600.0
+    address: str,
+    secret: str,
+    ca: str | None,
+    timeout: float = 600.0,
+    shown: Credentials | None = None,
 ) -> Iterator[RemoteHost]:
     """Own a trunk that was started on another machine; leave it in the end.
 
@@ -194,6 +214,8 @@ def own_grpc(
         See :func:`connect_grpc`.
     timeout : float
         Seconds for each answer.
+    shown : Credentials, optional
+        See :func:`connect_grpc`.
 
     Raises
     ------
@@ -206,7 +228,7 @@ def own_grpc(
     if scheme not in ("grpc", "grpcs") or not target:
         raise TrunkError(f"trunk address {address!r}; it is grpcs://HOST:PORT")
     secure = scheme == "grpcs"
-    channel = _dialled(target, ca, OWNER, secure=secure, wait=OWNED)
+    channel = _dialled(target, ca, OWNER, shown, secure=secure, wait=OWNED)
     try:
         host = RemoteHost(lambda sent: channel.call(sent, timeout), secret, timeout)
         try:
@@ -222,6 +244,7 @@ def _dialled(
     target: str,
     ca: str | bytes | None,
     service: str,
+    shown: Credentials | None,
     *,
     secure: bool,
     wait: float | None = None,
@@ -230,11 +253,12 @@ def _dialled(
     address = f"grpc{'s' if secure else ''}://{target}"
     options = [*SIZES, *ALIVE]
     if secure:
-        credentials = grpc.ssl_channel_credentials(_pem(ca))
+        pair = (shown.key, shown.certificate) if shown else (None, None)
+        credentials = grpc.ssl_channel_credentials(_pem(ca), *pair)
         channel = grpc.secure_channel(target, credentials, options)
     else:
         host = target.rpartition(":")[0]
-        if ca is not None or not is_loopback(host):
+        if ca is not None or shown is not None or not is_loopback(host):
             raise TrunkError(
                 f"{address}: grpc:// has no TLS and reaches this machine alone; dial "
                 "grpcs:// with the authority's certificate (ca=)"
@@ -245,6 +269,8 @@ def _dialled(
     except grpc.FutureTimeoutError:
         channel.close()
         checked = ", or its certificate is not of the given authority" if secure else ""
+        if secure:
+            checked += f", or it {ASKS[shown is not None]}"
         raise TrunkLost(
             f"nothing answers at {address} in {wait:.0f} s{checked}: does the trunk "
             "run, is the port open, do both clocks agree?"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.session import SessionSpec
 
 __all__ = [
@@ -200,8 +201,11 @@ class Endpoint(NamedTuple):
         What clients pass to :func:`atlas_flwr.trunk.connect`.
     ca : str
         The certificate that they pass beside it, PEM; empty where there is no TLS.
+    shown : Credentials, optional
+        What its owner shows it, and clients of the owner's own machine may.
     """
 
     host: TrunkHost
     address: str
     ca: str = ""
+    shown: Credentials | None = None

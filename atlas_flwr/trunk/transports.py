@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from atlas_flwr.errors import TrunkError
+from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.framed import FramedTrunk
 from atlas_flwr.trunk.link import codec_for
 from atlas_flwr.types import AUTO_CODEC, TrunkClient
@@ -14,33 +15,42 @@ from atlas_flwr.wire.codecs import Codec, codec_named
 __all__ = ["TRANSPORTS", "connect"]
 
 Authority = str | bytes | None
-Opener = Callable[[str, str, Codec, Authority], FramedTrunk]
+Shown = Credentials | None
+Opener = Callable[[str, str, Codec, Authority, Shown], FramedTrunk]
 
 
-def _ray(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
+def _ray(
+    name: str, token: str, codec: Codec, ca: Authority, shown: Shown
+) -> FramedTrunk:
     from atlas_flwr.trunk.ray import connect_ray
 
-    _refuse_certificate("ray", name, ca)
+    _refuse_certificate("ray", name, ca, shown)
     return connect_ray(name, token, codec)
 
 
-def _local(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
+def _local(
+    name: str, token: str, codec: Codec, ca: Authority, shown: Shown
+) -> FramedTrunk:
     from atlas_flwr.trunk.local import connect_local
 
-    _refuse_certificate("local", name, ca)
+    _refuse_certificate("local", name, ca, shown)
     return connect_local(name, token, codec)
 
 
-def _grpc(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
+def _grpc(
+    name: str, token: str, codec: Codec, ca: Authority, shown: Shown
+) -> FramedTrunk:
     from atlas_flwr.trunk.grpc_channel import connect_grpc
 
-    return connect_grpc(name, token, codec, ca, secure=False)
+    return connect_grpc(name, token, codec, ca, shown, secure=False)
 
 
-def _grpcs(name: str, token: str, codec: Codec, ca: Authority) -> FramedTrunk:
+def _grpcs(
+    name: str, token: str, codec: Codec, ca: Authority, shown: Shown
+) -> FramedTrunk:
     from atlas_flwr.trunk.grpc_channel import connect_grpc
 
-    return connect_grpc(name, token, codec, ca, secure=True)
+    return connect_grpc(name, token, codec, ca, shown, secure=True)
 
 
 TRANSPORTS: Mapping[str, Opener] = {
@@ -58,6 +68,7 @@ def connect(
     codec: str = "raw",
     *,
     spares_padding: bool = False,
+    shown: Credentials | None = None,
 ) -> TrunkClient:
     """Connect to a session on a trunk.
 
@@ -79,6 +90,8 @@ def connect(
         See :class:`~atlas_flwr.trunk.framed.FramedTrunk`. Losses of this package, which
         are at labels alone, may have it; Hugging Face's on a left-padded batch, whose
         first tokens are predicted from padding, may not.
+    shown : Credentials, optional
+        Certificate and key, for a trunk that asks its clients for them.
 
     Raises
     ------
@@ -97,16 +110,16 @@ def connect(
     if not token:
         raise TrunkError(f"{address} needs the token of a session, and none was given")
     known = codec_named("raw" if codec == AUTO_CODEC else codec)
-    trunk = TRANSPORTS[scheme](name, token, known, ca)
+    trunk = TRANSPORTS[scheme](name, token, known, ca, shown)
     if codec == AUTO_CODEC:
         trunk.codec = codec_for(trunk)
     trunk.spares_padding = spares_padding
     return trunk
 
 
-def _refuse_certificate(scheme: str, name: str, ca: Authority) -> None:
-    if ca is not None:
+def _refuse_certificate(scheme: str, name: str, ca: Authority, shown: Shown) -> None:
+    if ca is not None or shown is not None:
         raise TrunkError(
-            f"{scheme}://{name} takes no certificate (ca=): {scheme}:// does not leave "
-            "this machine's cluster and has no TLS; leave it out"
+            f"{scheme}://{name} takes no certificate (ca=, shown=): {scheme}:// does "
+            "not leave this machine's cluster and has no TLS; leave it out"
         )

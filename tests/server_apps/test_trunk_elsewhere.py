@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from flwr.app import MessageType
 
-from atlas_flwr.cli.trunk import serve
+from atlas_flwr.cli.gate import Gate
+from atlas_flwr.cli.trunk import Outlook, serve
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.server_apps.run import Run
+from atlas_flwr.trunk.certificates import Authority
 from tests.golden.record import digest
 from tests.server_apps.test_failures import adapters
-from tests.server_apps.test_run import BASE, accuracies, run, summary
+from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -33,11 +35,10 @@ def served_elsewhere(tmp_path, monkeypatch):
     ended = {}
 
     @contextmanager
-    def serving(**changes):
+    def serving(gate=None, **changes):
         config = load_config({**BASE, "trunk": "grpc", **changes})
-        thread = threading.Thread(
-            target=serve, args=(config, tmp_path / "trunk", None), daemon=True
-        )
+        given = config, tmp_path / "trunk", None, Outlook(), gate
+        thread = threading.Thread(target=serve, args=given, daemon=True)
         thread.start()
         access = tmp_path / "trunk" / "access.json"
         while not access.exists():
@@ -55,12 +56,19 @@ def served_elsewhere(tmp_path, monkeypatch):
     return serving
 
 
-def test_a_run_whose_trunk_is_elsewhere_learns_the_bits_of_one_in_one_process(
+def test_a_run_whose_trunk_asks_for_certificates_learns_the_bits_of_one_in_one_process(
     tmp_path, served_elsewhere
 ):
-    with served_elsewhere() as access:
+    site = Authority.made("site")
+    gate = Gate(site.certificate, site.credentials("ServerApp"))
+    shown = site.credentials("node")
+    for kind, content in (("cert", shown.certificate), ("key", shown.key)):
+        (tmp_path / kind).write_bytes(content)
+    node = {"trunk-cert": f"{tmp_path}/cert", "trunk-key": f"{tmp_path}/key"}
+    nodes = [node] * NODES
+    with served_elsewhere(gate) as access:
         keys = {"trunk": "grpc", "trunk_access": access, "codec": "raw"}
-        far = run(tmp_path / "far", **keys, num_rounds=1)
+        far = run(tmp_path / "far", node_configs=nodes, **keys, num_rounds=1)
     near = run(tmp_path / "near", trunk="local", num_rounds=1)
     assert digest(far.path) == digest(near.path)
 

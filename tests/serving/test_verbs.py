@@ -22,7 +22,7 @@ from atlas_flwr.testing import local_grid
 from atlas_flwr.train.same_model import described
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk.access import Access
-from atlas_flwr.trunk.certificates import run_identity
+from atlas_flwr.trunk.certificates import Authority, run_identity
 from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
 from atlas_flwr.trunk.ownership import OwnerService
 
@@ -210,25 +210,30 @@ def test_a_finished_run_answers(tmp_path, capsys):
 
 
 @contextmanager
-def trunk_elsewhere(folder, path, dtype=None):
+def trunk_elsewhere(folder, path, dtype=None, asks=None):
     """Serve the run's trunk over TLS; yield its engine."""
     config = folder.config()
     files = ModelFiles.of(replace(config, dtype=dtype or config.dtype))
     engine, identity = files.trunk(COVERING).engine(), run_identity("127.0.0.1")
     told = described(files, files.outline(), COVERING, "1")
     owner = OwnerService(engine, "s" * 32, told)
-    options = ServeOptions(identity=identity)
+    options = ServeOptions(
+        identity=identity, client_ca=asks.certificate if asks else None
+    )
+    own = asks.credentials("ServerApp") if asks else None
+    pair = (own.certificate.decode(), own.key.decode()) if own else ()
     with serve_grpc(engine, options, owner) as address:
-        Access(address, identity.ca.decode(), "s" * 32).write(path)
+        Access(address, identity.ca.decode(), "s" * 32, *pair).write(path)
         yield engine
 
 
+@pytest.mark.parametrize("asks", [None, Authority.made("site")], ids=["tls", "mutual"])
 def test_a_trunk_on_another_machine_answers_the_same_and_keeps_nothing(
-    folder, prompts, tmp_path, capsys
+    folder, prompts, tmp_path, capsys, asks
 ):
     here = answers(folder, prompts, "--cluster", "0")
     access = tmp_path / "access.json"
-    with trunk_elsewhere(folder, access) as engine:
+    with trunk_elsewhere(folder, access, asks=asks) as engine:
         chosen = ["--cluster", "0", "--trunk-access", str(access)]
         assert answers(folder, prompts, *chosen, out="far.jsonl") == here
         assert (engine.stats().sessions, engine.stats().caches) == (0, 0)

@@ -173,3 +173,29 @@ def test_a_folder_that_was_meddled_with_is_told(site, capsys):
     assert "was not dialled" in findings(node, 1)["SuperLink"].detail
     assert main(["doctor", "--deployment", str(site)]) == 1
     assert "provision" in capsys.readouterr().out
+
+
+def test_what_the_trunk_is_shown_is_looked_at(kits):
+    trunk = {"host": "localhost", "port": 1, "mutual": True}
+    site = kits(trunk=trunk)
+    north, name = site / "nodes" / "north", "certificate for the trunk"
+
+    def found(folder, days=0.0):
+        clock = time.time() + days * 86400
+        return next(f for f in examine_folder(folder, lambda: clock) if f.name == name)
+
+    for folder in (north, site / "link", site / "trunk"):
+        assert found(folder).ok
+        assert not found(folder, 350).ok
+        assert "ended at" in found(folder, 400).detail
+    other = kits("other", trunk=trunk) / "nodes" / "north"
+    for file in ("trunk.pem", "trunk.key"):
+        (north / file).write_bytes((other / file).read_bytes())
+    assert "of another authority" in found(north).detail
+    (north / "trunk.key").write_bytes((site / "nodes/south/trunk.key").read_bytes())
+    assert "not of this key" in found(north).detail
+    (north / "trunk.pem").unlink()
+    assert (found(north).ok, found(north).needed) == (False, True)
+    plain = kits("plain", trunk={"host": "localhost", "port": 1})
+    names = {finding.name for finding in examine_folder(plain / "link")}
+    assert name not in names

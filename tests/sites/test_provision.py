@@ -16,10 +16,13 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.cli.supernode.register import try_load_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
@@ -27,6 +30,7 @@ from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 from atlas_flwr.cli import main
 from atlas_flwr.errors import SiteError
 from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.credentials import Credentials
 
 SECRETS = ("*.key", "access.json")
 TRUNK = {"host": "localhost", "port": 17001, "listen": "127.0.0.1"}
@@ -129,6 +133,38 @@ def test_secrets_are_their_owners_alone_and_in_no_other_folder(kits):
     assert not north & south
 
 
+def test_a_trunk_that_asks_is_shown_what_the_site_gave_each_and_by_nobody_twice(kits):
+    plain, site = kits("plain", trunk=TRUNK), kits(trunk={**TRUNK, "mutual": True})
+    assert not [*plain.rglob("trunk.*")]
+    ca, now = (site / "link" / "ca.crt").read_bytes(), datetime.now(UTC)
+    access = Access.read(site / "link" / "access.json")
+    assert access == Access.read(site / "trunk" / "access.json")
+    shown = [access.shown]
+    for name in ("north", "south"):
+        node = site / "nodes" / name
+        pair = (node / "trunk.pem", node / "trunk.key")
+        shown.append(Credentials.read(*map(str, pair)))
+        assert stat.S_IMODE(pair[1].stat().st_mode) == 0o600
+        words = words_of(node)
+        config = words[words.index("--node-config") + 1]
+        assert 'trunk-cert="trunk.pem" trunk-key="trunk.key"' in config
+        assert "`trunk.key` is another secret" in (node / "README.md").read_text()
+        assert "trunk.key" in (node / "SHA256SUMS").read_text()
+    for each in shown:
+        each.check(now, ca)
+        uses = each.own.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert [*uses] == [ExtendedKeyUsageOID.CLIENT_AUTH]  # nobody poses as a server
+    assert len({each.key for each in shown}) == 3
+    words = words_of(site / "trunk")
+    assert words[words.index("--client-ca") + 1] == "ca.crt"
+    assert "--client-ca" not in words_of(plain / "trunk")
+
+
+def words_of(folder: Path) -> list[str]:
+    script = (folder / "start.sh").read_text()
+    return shlex.split(script[script.index("exec ") :])
+
+
 def is_secret(path: Path) -> bool:
     return any(path.match(kind) for kind in SECRETS)
 
@@ -149,7 +185,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_written(
     file.write_text(
         "name: A lab\nlnk: 1\nvalid-days: 0\n"
         "link: {host: 'a b', port: 99999, trunk-port: true}\n"
-        "trunk: {host: gpu.example.org}\n"
+        "trunk: {host: gpu.example.org, mutual: 1}\n"
         "nodes: [{name: a}, {name: a}, {name: '../b', config: {X: [1]}}, 3]\n"
         "run: {app: here, config: {num-round: 3, trunk-listen: '0.0.0.0:1'}}\n"
     )
@@ -160,6 +196,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_written(
         *("name is 'A lab'", "'lnk'", "valid-days is 0", "link.host", "link.port"),
         *("link.trunk-port", "2 nodes are called 'a'", "'../b'", "the key 'X'"),
         *("nodes[3] is 3", "run.app", "num-round is not", "trunk-listen is not yours"),
+        "trunk.mutual is 1",
     )
     assert [text for text in wanted if text not in told] == []
     assert list(tmp_path.iterdir()) == [file]
@@ -174,8 +211,7 @@ def test_nodes_without_a_trunk_to_dial_are_told(kits):
 def test_words_of_a_site_reach_the_commands_as_they_are(kits):
     config = {"data": '$(touch injected); it\'s "quoted"', "partition-id": 7}
     site = kits(nodes=[{"name": "north", "config": config}])
-    script = (site / "nodes" / "north" / "start.sh").read_text()
-    words = shlex.split(script[script.index("exec ") :])
+    words = words_of(site / "nodes" / "north")
     pairs = words[words.index("--node-config") + 1]
     assert pairs == (
         f"partition-id=7 num-partitions=1 data={json.dumps(config['data'])}"
