@@ -329,7 +329,7 @@ def test_a_node_that_serves_a_trunk_over_tls_carries_it_for_two_others(
         north,
         {"trunk-memory": "1GiB", "trust": "south"},  # in this process
     ]
-    found = carried(tmp_path, peer_memory="", node_configs=nodes)
+    found = carried(tmp_path, peer_memory="", node_configs=nodes, codec="raw")
     assert digest(found.path) == central
     for pairing in told(found, "peers-paired"):
         hosts = {c: way.partition("[")[0] for c, way in pairing["ways"].items()}
