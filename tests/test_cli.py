@@ -833,6 +833,13 @@ def test_plan_refuses_numbers_that_are_none_and_options_that_nothing_reads(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("keys", ["strategy='fedavg'", "split='none'"])
+def test_a_trunk_that_no_client_would_call_is_not_served(keys, tmp_path, capsys):
+    given = ["-c", f"model='tiny' {keys}", "--folder", str(tmp_path / "trunk")]
+    assert main(["trunk", str(ROOT), *given]) == 1
+    assert "there is no trunk to serve" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "keys", ["strategy='fedavg'", "split='none'", "trunk='peers' peer-memory='1GiB'"]
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.cli.report import latest
+from atlas_flwr.errors import ConfigError
 from atlas_flwr.report import RunFolder, summarize_folder
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cut", help="HEAD/TAIL, e.g. 2/1 or 2/- (default: the run's)")
     parser.add_argument(
         "--trunk",
-        default="local",
         choices=["local", "ray"],
-        help="an engine in this process behind frames, or an actor in another one",
+        help="an engine in this process behind frames (local, the default), or an "
+        "actor in another one",
     )
     parser.add_argument(
         "--trunk-access",
@@ -138,6 +139,16 @@ def ready(given: argparse.Namespace) -> Ready:
     from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.trunk.access import Access
 
+    far = given.trunk_access
+    if far == "":
+        raise ConfigError(["--trunk-access is empty: name the file, or leave it out"])
+    if far and given.trunk:
+        raise ConfigError(
+            [
+                f"--trunk {given.trunk} with --trunk-access: the trunk of {far} is "
+                "elsewhere; leave one of the two out"
+            ]
+        )
     drafts = getattr(given, "drafts", 0)  # of `generate` alone
     decoding = Decoding(given.max_new_tokens, given.temperature, given.seed, drafts)
     folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
@@ -153,7 +164,6 @@ def ready(given: argparse.Namespace) -> Ready:
     taken = given.max_new_tokens + config.learned_positions
     most = None if known is None else known - taken
     prompts = Prompts(tokenizer, picked.forms, most)
-    far = given.trunk_access
-    trunk = Access.read(far) if far else given.trunk
+    trunk = given.trunk or "local" if far is None else Access.read(far)
     args = (folder, config, files, outline, picked, plan, trunk)
     return Ready(*args, prompts, decoding, summarize_folder(folder).num_clients)

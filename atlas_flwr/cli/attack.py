@@ -45,13 +45,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--known",
         metavar="TASKS",
-        default="",
         help="a comma list of tasks whose texts the attacker has, less those of the "
         "clients (default: three that are not the run's)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     given = parser.parse_args(arguments)
     names = _named(given.attacks, given.texts)
+    if given.known is not None:
+        _check_known(given.known, names)
     folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
 
     from atlas_flwr.cli.recorded import cases, recordings
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     readers = [name for name in names if name in ATTACKS]
     sizers = [OF_TASKS[name] for name in names if name in OF_TASKS]
     found, scores = recordings(folder) if readers or sizers else [], []
-    known = split_list(given.known)
+    known = split_list(given.known or "")
     held = found if readers else []
     for case in cases(folder.config(), held, given.texts, given.seed, known):
         for name in readers:
@@ -99,8 +100,26 @@ def _named(listed: str, texts: int) -> tuple[str, ...]:
         for name in names or ("",)
         if name not in known
     ]
+    problems += [
+        f"attacks={listed!r}: names {name} more than once"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
     if texts < 1:
         problems.append(f"texts={texts}: at least 1 text to attack")
     if problems:
         raise ConfigError(problems)
     return names
+
+
+def _check_known(listed: str, names: Sequence[str]) -> None:
+    """Want different tasks, and an attack that learns from their texts."""
+    known = split_list(listed)
+    if not known or "" in known or len(set(known)) < len(known):
+        raise ConfigError([f"--known {listed!r}: name different tasks, as in a,b"])
+    if not set(names).intersection(ATTACKS):
+        raise ConfigError(
+            [
+                f"--known {listed}: is read by {', '.join(ATTACKS)} alone, and of "
+                f"them none is in --attacks {','.join(names)}; leave it out"
+            ]
+        )

@@ -34,6 +34,7 @@ from atlas_flwr.errors import AtlasError, ConfigError
 __all__ = ["KEY", "answered_by_resident", "received", "sent"]
 
 KEY = "resident"
+LONGEST = 10**8  # seconds; a socket waits no longer than some 10^9
 STARTING = 120.0  # seconds for its process to listen
 _LENGTH = struct.Struct("<Q")
 
@@ -51,11 +52,11 @@ def answered_by_resident(
         If the worker cannot be started, or died.
     """
     seconds = context.node_config.get(KEY, 0)
-    if isinstance(seconds, bool | str) or seconds < 0:
+    if isinstance(seconds, bool | str) or not 0 <= seconds <= LONGEST:
         raise ConfigError(
             [
                 f"--node-config {KEY}={seconds!r}: it is the seconds after which an "
-                f"idle worker ends, as in '{KEY}=600'; 0 is none"
+                f"idle worker ends, as in '{KEY}=600', at most {LONGEST}; 0 is none"
             ]
         )
     if not seconds:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import tempfile
@@ -145,7 +146,7 @@ def test_a_folder_that_others_reach_is_refused(place, mode):
         resident._folder()
 
 
-@pytest.mark.parametrize("seconds", [-1, "600", True])
+@pytest.mark.parametrize("seconds", [-1, "600", True, math.nan, math.inf, 1e18])
 def test_no_number_of_seconds_is_refused(seconds):
     node = SimpleNamespace(node_config={"resident": seconds})
     with pytest.raises(ConfigError, match="it is the seconds"):

@@ -128,7 +128,11 @@ def test_a_vanilla_split_hides_no_more(tmp_path):
     [
         (("--attacks", "linear,telepathy"), "'telepathy' is no attack; there are"),
         (("--attacks", ""), "'' is no attack"),
+        (("--attacks", "linear,linear"), "names linear more than once"),
         (("--texts", "0"), "texts=0: at least 1"),
+        (("--known", ""), "name different tasks"),
+        (("--known", "spam,spam"), "name different tasks"),
+        (("--known", "spam", "--attacks", "traffic"), "is read by linear, verified"),
     ],
 )
 def test_what_is_wrong_is_said(folder, capsys, words, said):

@@ -251,6 +251,19 @@ def test_a_trunk_elsewhere_of_another_model_does_not_answer(
     assert "dtype 'bfloat16' (run: 'float32')" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--trunk-access", ""), "--trunk-access is empty"),
+        (("--trunk-access", "a.json", "--trunk", "ray"), "leave one of the two out"),
+    ],
+)
+def test_one_trunk_is_named_or_none(folder, prompts, words, said, capsys):
+    given = ["--prompts", str(prompts), "--cluster", "0", *words]
+    assert main(["generate", str(folder.path), *given]) == 1
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_trunk_in_another_process_answers_the_same(folder, prompts):
     here = answers(folder, prompts, "--cluster", "0")
