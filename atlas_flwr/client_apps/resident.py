@@ -34,7 +34,7 @@ from atlas_flwr.errors import AtlasError, ConfigError
 __all__ = ["KEY", "answered_by_resident", "received", "sent"]
 
 KEY = "resident"
-LONGEST = 10**8  # seconds; a socket waits no longer than some 10^9
+LONGEST = 10**8  # seconds; with nan or inf an idle worker would never end
 STARTING = 120.0  # seconds for its process to listen
 _LENGTH = struct.Struct("<Q")
 
