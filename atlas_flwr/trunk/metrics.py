@@ -161,7 +161,10 @@ def serve_metrics(
     try:
         server = _Server((host, int(port)), Answers)
     except (OSError, OverflowError) as error:
-        raise TrunkError(f"cannot listen on {listen}: {error}") from None
+        raise TrunkError(
+            f"cannot show the trunk's metrics at {listen}: {error}. Give another port "
+            "to trunk-metrics, or to --metrics"
+        ) from None
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
     thread.start()
     open_to_all = "" if is_loopback(host) else " (to other machines, too, in the clear)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import urllib.error
 import urllib.request
 
@@ -157,3 +158,13 @@ def test_an_audit_file_that_cannot_be_written_is_told_before_anything_is_loaded(
     audit = tmp_path / "none" / "audit.jsonl"
     assert main(["trunk", str(app), "--audit", str(audit)]) == 1
     assert "--audit" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named_with_the_keys_that_give_another():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(TrunkError, match=rf"metrics at {port}: .*trunk-metrics"),
+            serve_metrics(str(port), None, lambda: True),
+        ):
+            pass
