@@ -120,6 +120,30 @@ class PeerHosts(Generic[W_co]):
         running = self._running.get(host)
         return None if running is None else running.endpoint.host
 
+    def trunk(self, host: str) -> TrunkHost:
+        """Return a host's trunk.
+
+        Raises
+        ------
+        TrunkLost
+            If it does not run.
+        """
+        trunk = self.running(host)
+        if trunk is None:
+            raise TrunkLost(self.lost.get(host, f"{host} does not run"))
+        return trunk
+
+    def ask(self, host: str, request: Callable[[TrunkHost], object]) -> None:
+        """Ask a host to forget something; if it is lost, it has."""
+        trunk = self.running(host)
+        if trunk is None:
+            return
+        try:
+            with self.minding(host):
+                request(trunk)
+        except TrunkLost:
+            return  # it is noted
+
     def start_all(self, links: Sequence[Link]) -> None:
         """Start the trunks of some hosts, several at a time; those that fail are lost.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
@@ -221,7 +221,7 @@ class Peers:
         for host, held in list(self._holding):
             if held == name:
                 self._holding.discard((host, held))
-                self._ask(host, partial(_unshare, name=name))
+                self.hosts.ask(host, partial(_unshare, name=name))
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained, on all its hosts.
@@ -237,7 +237,7 @@ class Peers:
         for host, door in session.doors.items():
             try:
                 with self.hosts.minding(host):
-                    parts.append(self._at(host).adapters(door.token))
+                    parts.append(self.hosts.trunk(host).adapters(door.token))
             except TrunkLost as error:
                 raise SessionError(
                     f"client {session.spec.client}: what its session has trained is "
@@ -250,7 +250,7 @@ class Peers:
         session, found = self._session(token), dict[str, float]()
         for host, door in reversed(session.doors.items()):
             with self.hosts.minding(host):
-                found |= self._at(host).importance(door.token)
+                found |= self.hosts.trunk(host).importance(door.token)
         return found
 
     def close(self, token: str) -> None:
@@ -343,25 +343,8 @@ class Peers:
 
     def _shut(self, session: _Session) -> None:
         for host, door in session.doors.items():
-            self._ask(host, partial(_close, token=door.token))
+            self.hosts.ask(host, partial(_close, token=door.token))
         session.doors = {}
-
-    def _ask(self, host: str, request: Callable[[TrunkHost], None]) -> None:
-        """Ask a host to forget something; if it is lost, it has."""
-        trunk = self.hosts.running(host)
-        if trunk is None:
-            return
-        try:
-            with self.hosts.minding(host):
-                request(trunk)
-        except TrunkLost:
-            return  # it is noted
-
-    def _at(self, host: str) -> TrunkHost:
-        trunk = self.hosts.running(host)
-        if trunk is None:
-            raise TrunkLost(self.hosts.lost.get(host, f"host {host} does not run"))
-        return trunk
 
     def _session(self, token: str) -> _Session:
         if token not in self._sessions:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import methodcaller
 from typing import Any, Protocol
@@ -171,7 +171,7 @@ class Replicas:
         for replica, held in list(self._holding):
             if held == name:
                 self._holding.discard((replica, held))
-                self._ask(replica, methodcaller("unshare", name))
+                self.hosts.ask(replica, methodcaller("unshare", name))
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained.
@@ -183,19 +183,19 @@ class Replicas:
         """
         session = self._session(token)
         with self.hosts.minding(session.replica):
-            return self._at(session.replica).adapters(session.door.token)
+            return self.hosts.trunk(session.replica).adapters(session.door.token)
 
     def importance(self, token: str) -> Mapping[str, float]:
         """Return what a probing session has measured, by layer."""
         session = self._session(token)
         with self.hosts.minding(session.replica):
-            return self._at(session.replica).importance(session.door.token)
+            return self.hosts.trunk(session.replica).importance(session.door.token)
 
     def close(self, token: str) -> None:
         """Close a session; unknown ones are closed already."""
         session = self._sessions.pop(token, None)
         if session is not None:
-            self._ask(session.replica, methodcaller("close", session.door.token))
+            self.hosts.ask(session.replica, methodcaller("close", session.door.token))
 
     def stats(self) -> TrunkStats:
         """Return the sums of all accounts; of peaks, the fullest replica's."""
@@ -289,23 +289,6 @@ class Replicas:
         if spec.folds and (replica, name) not in self._holding:
             host.share(name, self._shared[name])
             self._holding.add((replica, name))
-
-    def _ask(self, replica: str, request: Callable[[TrunkHost], object]) -> None:
-        """Ask a replica to forget something; if it is lost, it has."""
-        host = self.hosts.running(replica)
-        if host is None:
-            return
-        try:
-            with self.hosts.minding(replica):
-                request(host)
-        except TrunkLost:
-            return  # it is noted
-
-    def _at(self, replica: str) -> TrunkHost:
-        host = self.hosts.running(replica)
-        if host is None:
-            raise TrunkLost(self.hosts.lost.get(replica, f"{replica} does not run"))
-        return host
 
     def _session(self, token: str) -> _Session:
         if token not in self._sessions:
