@@ -122,7 +122,7 @@ class TrunkEngine:
         log = StepLog(most, most if most > 2 else remembered)
         learner = self._learner(spec, own)
         # What it was opened with is copied by now, and would be held a second time.
-        spec = replace(spec, state=AdapterState())
+        spec = replace(spec, state=AdapterState(origin=spec.state.origin))
         session = Session(spec, own.view, learner, own.folded, log, self.clock())
         return self._table.add(session)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from atlas_flwr.errors import TrunkBusy, TrunkError
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
 from atlas_flwr.trunk.gathering import Gathering
+from atlas_flwr.trunk.state_bytes import spec_bytes, spec_of
+from atlas_flwr.trunk.work import Evaluation
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import build
 from tests.trunk.test_parity import adapters
@@ -41,14 +44,14 @@ class Recording:
         return [work.name.upper() for work in works]
 
 
-def work(name, shape=(2, 4), left=0.0):
+def work(name, shape=(2, 4), left=0.0, cluster=""):
     hidden = torch.zeros(*shape, 1)
     session = SimpleNamespace(learner=name)
     return SimpleNamespace(
         name=name,
         session=session,
         call=SimpleNamespace(hidden=hidden),
-        waiting=Waiting(left),
+        waiting=Waiting(left, cluster),
     )
 
 
@@ -146,6 +149,26 @@ def test_who_has_the_longest_way_before_it_goes_first():
     made = gathering(batcher, queue="fifo", sessions_per_pass=1)
     asked(made, [work(name, left=left) for name, left in lefts.items()])
     assert batcher.passes == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_a_fair_trunk_does_not_let_a_crowd_go_first():
+    batcher = Recording()
+    made = gathering(batcher, queue="fair", sessions_per_pass=1)
+    asked(made, [*(work(name, cluster="crowd") for name in "abcd"), work("e")])
+    assert batcher.passes == [["a"], ["e"], ["b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize("held", [{}, {"model.layers.1.mlp.up_proj": 1}])
+def test_a_call_that_waits_is_of_its_sessions_cluster(held):
+    trunk = partition(build("llama"), PLAN).trunk
+    engine, rows = TrunkEngine(trunk), torch.zeros(2, 3, 32)
+    state = replace(adapters(build("llama"), range(1, 4)), origin="7")
+    if held:
+        engine.share("7", state.factors)
+    sent = spec_bytes(SessionSpec(PLAN, state, folds=held, steps=5))
+    token = engine.open(spec_of(sent))
+    made = Evaluation(engine._table.find(token), TrunkCall(rows))
+    assert made.waiting == Waiting(float("inf"), "7", 6)
 
 
 def test_a_session_knows_how_long_its_client_will_be_away():
