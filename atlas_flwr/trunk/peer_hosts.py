@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Pairing
 from atlas_flwr.errors import ConfigError, TrunkError, TrunkLost, WireError
+from atlas_flwr.lora import LoraFactors
 from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
+from atlas_flwr.trunk.session import SessionSpec
 
 __all__ = ["HostWatcher", "PeerHosts", "PeerWatcher", "StartPeer"]
 
@@ -72,6 +75,10 @@ class PeerHosts(Generic[W_co]):
     lost: dict[str, str] = field(default_factory=dict, init=False)
     round: int = field(default=0, init=False)
     _running: dict[str, _Running] = field(default_factory=dict, init=False)
+    _shared: dict[str, Mapping[str, LoraFactors]] = field(
+        default_factory=dict, init=False
+    )
+    _holding: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def at(self, link: Link) -> Endpoint:
         """Return a host's trunk; start it if it does not run, or with other blocks.
@@ -98,6 +105,7 @@ class PeerHosts(Generic[W_co]):
         stack = ExitStack()
         endpoint = stack.enter_context(self.start(link))
         self._running[link.host] = _Running(link, endpoint, stack)
+        self._holding = {held for held in self._holding if held[0] != link.host}
         return endpoint
 
     def begin_all(self, links: Sequence[Link]) -> None:
@@ -143,6 +151,31 @@ class PeerHosts(Generic[W_co]):
                 request(trunk)
         except TrunkLost:
             return  # it is noted
+
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products that sessions fold, for those hosts that come to need them."""
+        self._shared[name] = products
+
+    def unshare(self, name: str) -> None:
+        """Forget shared products, everywhere."""
+        self._shared.pop(name, None)
+        for host, held in list(self._holding):
+            if held == name:
+                self._holding.discard((host, held))
+                self.ask(host, methodcaller("unshare", name))
+
+    def give_shared(self, host: str, spec: SessionSpec) -> None:
+        """Give a host the products that a session of it folds, if it has them not.
+
+        Raises
+        ------
+        TrunkLost
+            If it does not run.
+        """
+        name = spec.state.origin
+        if spec.folds and (host, name) not in self._holding:
+            self.trunk(host).share(name, self._shared[name])
+            self._holding.add((host, name))
 
     def start_all(self, links: Sequence[Link]) -> None:
         """Start the trunks of some hosts, several at a time; those that fail are lost.

@@ -12,14 +12,15 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import reduce
+from operator import methodcaller
 from typing import Any
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
-from atlas_flwr.trunk.host import Door, TrunkHost, TrunkStats
+from atlas_flwr.trunk.host import Door, TrunkStats
 from atlas_flwr.trunk.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.peer_model import PeerModel
 from atlas_flwr.trunk.session import SessionSpec
@@ -76,8 +77,6 @@ class Peers:
     _barred: set[tuple[str, str]] = field(default_factory=set, init=False)
     _waited: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
     _sessions: dict[str, _Session] = field(default_factory=dict, init=False)
-    _shared: dict[str, Mapping[str, LoraFactors]] = field(default_factory=dict)
-    _holding: set[tuple[str, str]] = field(default_factory=set)
 
     def admit(
         self,
@@ -213,15 +212,11 @@ class Peers:
 
     def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
         """Hold products that sessions fold, for those hosts that come to need them."""
-        self._shared[name] = products
+        self.hosts.share(name, products)
 
     def unshare(self, name: str) -> None:
         """Forget shared products, everywhere."""
-        self._shared.pop(name, None)
-        for host, held in list(self._holding):
-            if held == name:
-                self._holding.discard((host, held))
-                self.hosts.ask(host, partial(_unshare, name=name))
+        self.hosts.unshare(name)
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained, on all its hosts.
@@ -305,15 +300,9 @@ class Peers:
                 continue
             endpoint = self.hosts.at(link)
             with self.hosts.minding(link.host):
-                self._give_shared(link.host, endpoint.host, mine)
+                self.hosts.give_shared(link.host, mine)
                 token = endpoint.host.open(mine)
             session.doors[link.host] = Door(endpoint.address, token, endpoint.ca)
-
-    def _give_shared(self, host: str, trunk: TrunkHost, spec: SessionSpec) -> None:
-        name = spec.state.origin
-        if spec.folds and (host, name) not in self._holding:
-            trunk.share(name, self._shared[name])
-            self._holding.add((host, name))
 
     def _way(self, client: str) -> Way:
         if client not in self._ways:
@@ -343,18 +332,10 @@ class Peers:
 
     def _shut(self, session: _Session) -> None:
         for host, door in session.doors.items():
-            self.hosts.ask(host, partial(_close, token=door.token))
+            self.hosts.ask(host, methodcaller("close", door.token))
         session.doors = {}
 
     def _session(self, token: str) -> _Session:
         if token not in self._sessions:
             raise SessionError("this session is not open: it was closed already")
         return self._sessions[token]
-
-
-def _close(trunk: TrunkHost, token: str) -> None:
-    trunk.close(token)
-
-
-def _unshare(trunk: TrunkHost, name: str) -> None:
-    trunk.unshare(name)

@@ -21,7 +21,7 @@ from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.budget.seating import seated
 from atlas_flwr.errors import SessionError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
-from atlas_flwr.trunk.host import Door, TrunkHost, TrunkStats
+from atlas_flwr.trunk.host import Door, TrunkStats
 from atlas_flwr.trunk.peer_hosts import HostWatcher, PeerHosts
 from atlas_flwr.trunk.session import SessionSpec
 
@@ -70,8 +70,6 @@ class Replicas:
     _clusters: dict[str, int | None] = field(default_factory=dict, init=False)
     _seats: dict[str, str] = field(default_factory=dict, init=False)
     _sessions: dict[str, _Session] = field(default_factory=dict, init=False)
-    _shared: dict[str, Mapping[str, LoraFactors]] = field(default_factory=dict)
-    _holding: set[tuple[str, str]] = field(default_factory=set)
     _lives: Counter[str] = field(default_factory=Counter, init=False)
 
     def start(self) -> None:
@@ -163,15 +161,11 @@ class Replicas:
 
     def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
         """Hold products that sessions fold, for those replicas that come to need it."""
-        self._shared[name] = products
+        self.hosts.share(name, products)
 
     def unshare(self, name: str) -> None:
         """Forget shared products, everywhere."""
-        self._shared.pop(name, None)
-        for replica, held in list(self._holding):
-            if held == name:
-                self._holding.discard((replica, held))
-                self.hosts.ask(replica, methodcaller("unshare", name))
+        self.hosts.unshare(name)
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained.
@@ -235,7 +229,6 @@ class Replicas:
             if name in self.hosts.lost and self.restarts:
                 self.restarts -= 1
                 self._lives[name] += 1
-                self._holding = {held for held in self._holding if held[0] != name}
                 if self.hosts.again(link):
                     self.hosts.watcher.started(self.hosts.round, name)
 
@@ -251,7 +244,7 @@ class Replicas:
             try:
                 endpoint = self.hosts.at(link)
                 with self.hosts.minding(replica):
-                    self._give_shared(replica, endpoint.host, spec)
+                    self.hosts.give_shared(replica, spec)
                     token = endpoint.host.open(spec)
             except TrunkLost:
                 continue  # it is noted, and the next seat is another
@@ -283,12 +276,6 @@ class Replicas:
         moved = self._seated(lost)
         self._seats |= moved
         self.hosts.watcher.moved(self.hosts.round, moved)
-
-    def _give_shared(self, replica: str, host: TrunkHost, spec: SessionSpec) -> None:
-        name = spec.state.origin
-        if spec.folds and (replica, name) not in self._holding:
-            host.share(name, self._shared[name])
-            self._holding.add((replica, name))
 
     def _session(self, token: str) -> _Session:
         if token not in self._sessions:

@@ -157,8 +157,7 @@ class SessionTable:
                 )
             token = secrets.token_urlsafe(24)
             self._sessions[token] = session
-        if self._short() > 0:
-            self.relieve(self._short())
+        self._make_room()
         return token
 
     def remove(self, token: str) -> Session | None:
@@ -228,8 +227,7 @@ class SessionTable:
             If there is no room for it there now.
         """
         needed = session.learner.nbytes + session.log.remembered_bytes
-        if self._short(needed) > 0:
-            self.relieve(self._short(needed))
+        self._make_room(needed)
         with self._lock:
             self._check_room(session, needed)
         # What a failed move has brought lies there beside the rest, and is used later.
@@ -251,8 +249,7 @@ class SessionTable:
         TrunkBusy
             If the open passes of all sessions are at a limit.
         """
-        if self._short(nbytes) > 0:
-            self.relieve(self._short(nbytes))
+        self._make_room(nbytes)
         with self._lock:
             self._evict()
             session.publish()
@@ -269,6 +266,11 @@ class SessionTable:
                 )
             self._check_room(session, nbytes)
             session.load += Load(1, nbytes)
+
+    def _make_room(self, nbytes: int = 0) -> None:
+        """Let idle sessions go, if all do not have room beside what is to come."""
+        if (short := self._short(nbytes)) > 0:
+            self.relieve(short)
 
     def _check_room(self, session: Session, nbytes: int) -> None:
         """Refuse a call that has no room beside others' open steps."""

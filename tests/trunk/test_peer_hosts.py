@@ -9,10 +9,13 @@ import pytest
 
 from atlas_flwr.budget.chains import Link
 from atlas_flwr.errors import ConfigError, SessionError, TrunkError, TrunkLost
-from atlas_flwr.trunk import Endpoint
+from atlas_flwr.lora import AdapterState
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.trunk import Endpoint, SessionSpec
 from atlas_flwr.trunk.peer_hosts import PeerHosts
 
 LINK = Link("a", 1, 4)
+FOLDS = AdapterState(origin="7")
 
 
 class Trunk:
@@ -90,3 +93,32 @@ def test_a_host_that_is_to_hold_other_blocks_is_started_anew():
     assert ended == [LINK]
     found.stop()
     assert ended == [LINK, Link("a", 1, 3)]
+
+
+class Holding(Trunk):
+    """Notes what it is given to hold, and to forget."""
+
+    def __init__(self):
+        super().__init__()
+        self.given, self.forgotten = [], []
+
+    def share(self, name, products):
+        self.given.append(name)
+
+    def unshare(self, name):
+        self.forgotten.append(name)
+
+
+def test_a_host_is_given_what_its_sessions_fold_once_and_again_when_started_anew():
+    trunk = Holding()
+    found, spec = hosts(trunk), SessionSpec(SplitPlan(1, 1), FOLDS, folds={"layer": 1})
+    found.share("7", {})
+    for link, times in ((LINK, 1), (LINK, 1), (Link("a", 2, 4), 2)):
+        found.at(link)
+        found.give_shared("a", spec)
+        assert trunk.given == ["7"] * times
+    found.give_shared("a", SessionSpec(SplitPlan(1, 1), FOLDS))
+    assert trunk.given == ["7"] * 2
+    found.unshare("7")
+    found.unshare("7")
+    assert trunk.forgotten == ["7"]
