@@ -27,12 +27,31 @@ _INEXACT = {
     "train with use_dora=False",
     "hada_w": "is a factor of LoHa, whose product is taken entry by entry; use LoRA",
     "lokr_w": "is a factor of LoKr, whose product is Kronecker's; use LoRA",
+    "hira_": "is a factor of HiRA, whose product is multiplied with the weights; use "
+    "LoRA",
+    "adamss_": "is a factor of AdaMSS, of a part of the weights; use LoRA",
+    "deft_": "is a factor of DEFT's; use LoRA",
+    "lily_": "is a factor of Lily, which several layers share; use LoRA",
+    "osf_svd_params": "is a factor of OSF's decomposed weights; use LoRA",
+    "prefix_task_": "is a factor of multitask prompts; use plain prompt tuning",
 }
 
 # Parameters of JetMoe's and Granite's mixtures, which their names do not call experts.
-_STACKED, _MIXTURES = ("input_linear", "output_linear"), ("mlp", "moe")
+_STACKED, _MIXTURES = ("input_linear", "output_linear"), ("mlp", "moe", "experts")
 # Averaged number by number, which is near what was learned together, and not equal.
-_NEAR = {"vera_lambda": "VeRA", "oft_": "OFT", "boft_": "BOFT"}
+_NEAR = {
+    "adaption_gate": "adaption prompts",
+    "boft_R": "BOFT",
+    "frod_lambda": "FRoD",
+    "hra_u": "HRA",
+    "oft_R": "OFT",
+    "peanut_": "PEANuT",
+    "psoft_R": "PSOFT",
+    "pvera_lambda": "PVeRA",
+    "road_theta": "RoAd",
+    "shadow_down": "Shadow",
+    "vera_lambda": "VeRA",
+}
 
 
 def lora_key(layer: str, factor: str) -> str:
@@ -107,7 +126,7 @@ class Layout:
     @property
     def nearly(self) -> list[str]:
         """Kinds of adapters whose mean is near what was learned, and not equal."""
-        found = {kind for word, kind in _NEAR.items() for k in self.dense if word in k}
+        found = {n for word, n in _NEAR.items() for k in self.dense if _has(k, word)}
         return sorted(found)
 
     def read(
@@ -136,8 +155,13 @@ class Layout:
         for key, array in arrays.items():
             name, factor = self._place(key)
             if name in self.layers:
-                value = _finite(sender, key, array)
-                pairs.setdefault(name, {})[factor] = value
+                pair = pairs.setdefault(name, {})
+                if factor in pair:
+                    raise AdapterError(
+                        f"{sender}: array {key!r} is a second lora_{factor} of layer "
+                        f"{name!r}, which has one adapter in this federation"
+                    )
+                pair[factor] = _finite(sender, key, array)
             elif match := _FOLDED_KEY.match(key):
                 value = _finite(sender, key, array)
                 folded.setdefault(match["layer"], {})[match["factor"]] = value
@@ -231,8 +255,13 @@ def _refuse_experts(key: str, layer: str) -> None:
         )
 
 
+def _has(key: str, word: str) -> bool:
+    """Whether a part of an array's name begins so, as PEFT's parameters do."""
+    return f".{word}" in f".{key}"
+
+
 def _refuse_inexact(key: str) -> None:
-    why = next((why for word, why in _INEXACT.items() if word in key), None)
+    why = next((why for word, why in _INEXACT.items() if _has(key, word)), None)
     if why is None and "lora_" in key:
         why = (
             "is a LoRA parameter of another kind than '<layer>.lora_A.weight' / "

@@ -347,6 +347,19 @@ def test_two_adapters_of_one_layer_are_added_up_apart():
     assert result.arrays["q.lora_B.other.weight"].numpy().any()
 
 
+def test_a_second_adapter_in_a_reply_is_refused_by_name(caplog):
+    def twice(sent, number):
+        again = {k.replace(".weight", ".other.weight"): v + 9 for k, v in sent.items()}
+        return {**moved(sent, number), **(again if number == 1 else {})}
+
+    result, _ = started(Atlas(**ALONE), answering(twice), PAIR)
+    assert (
+        "client 1007 (node 1007): array 'q.lora_A.other.weight' is a second lora_A"
+        in (caplog.text)
+    )
+    assert list(result.arrays) == list(PAIR)
+
+
 def test_a_reply_of_two_array_records_is_refused_as_by_fedavg():
     app = ClientApp()
 
@@ -392,6 +405,7 @@ def test_a_refused_reply_leaves_no_alpha_behind():
         ("layers.0.mlp.experts.lora_A.weight", "experts as one parameter"),
         ("layers.0.mlp.experts.base_layer.lora_A.weight", "experts as one parameter"),
         ("layers.0.mlp.input_linear.lora_A.weight", "experts as one parameter"),
+        ("self_attention.experts.output_linear.lora_A.weight", "experts as one"),
         ("q.hada_w1_a", "LoHa"),
         ("q.lokr_w1", "LoKr"),
         ("q.lora_magnitude_vector.weight", "DoRA"),

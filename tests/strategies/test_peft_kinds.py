@@ -7,11 +7,18 @@ import logging
 import numpy as np
 import peft
 import pytest
+import torch
+from flwr.app import Array, ArrayRecord
 from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp.strategy import FedAvg
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import (
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 
 from atlas_flwr.errors import AdapterError
+from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.strategies import Atlas
 from tests.families import build
 from tests.strategies.test_drop_in import (
@@ -86,6 +93,59 @@ def test_it_clusters_clients_too(kind):
     started(strategy, answering(apart), arrays_of(AVERAGED[kind]), nodes=4, rounds=2)
     found = strategy.clusters
     assert found["1000"] == found["1014"] != found["1007"] == found["1021"]
+
+
+OTHERS = {
+    "AdaMSS": peft.AdamssConfig(**LAYER),
+    "C3A": peft.C3AConfig(**LAYER, block_size=4),
+    "DEFT": peft.DeftConfig(**LAYER),
+    "FourierFT": peft.FourierFTConfig(**LAYER, n_frequency=20),
+    "HiRA": peft.HiraConfig(**LAYER),
+    "HRA": peft.HRAConfig(**LAYER),
+    "OFT": AVERAGED["OFT"],
+    "OSF": peft.OSFConfig(**LAYER),
+    "PSOFT": peft.PsoftConfig(**LAYER),
+    "SHiRA": peft.ShiraConfig(**LAYER, r=2),
+    "WaveFT": peft.WaveFTConfig(**LAYER, n_frequency=20),
+}
+
+
+def merged_change(config, arrays):
+    """Return what arrays make of the weights."""
+    torch.manual_seed(0)
+    model, before = build("llama"), build("llama").state_dict()
+    torch.manual_seed(0)
+    whole = get_peft_model(model, config)
+    set_peft_model_state_dict(whole, arrays)
+    after = whole.merge_and_unload().state_dict()
+    return {k: after[k].double() - v.double() for k, v in before.items() if k in after}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_taken_without_a_word_has_an_exact_mean(kind):
+    torch.manual_seed(0)
+    model = get_peft_model(build("llama"), OTHERS[kind])
+    start = get_peft_model_state_dict(model)
+    drawn = torch.Generator().manual_seed(0)
+    two = [
+        {
+            k: v + 0.3 * torch.randn(v.shape, generator=drawn) * v.is_floating_point()
+            for k, v in start.items()
+        }
+        for _ in range(2)
+    ]
+    mean = {k: (v + two[1][k]) / 2 for k, v in two[0].items()}
+    *each, got = (merged_change(OTHERS[kind], arrays) for arrays in (*two, mean))
+    expected = {k: (v + each[1][k]) / 2 for k, v in each[0].items()}
+    error = sum(float((got[k] - v).norm() ** 2) for k, v in expected.items())
+    size = sum(float(v.norm() ** 2) for v in expected.values())
+    is_exact = error < 1e-6 * size
+    try:
+        layout = Layout.of(ArrayRecord({k: Array(v.numpy()) for k, v in start.items()}))
+    except AdapterError:
+        assert not is_exact
+    else:
+        assert bool(layout.nearly) != is_exact
 
 
 def test_lora_is_added_up_as_products():
