@@ -109,7 +109,8 @@ class QuorumGrid(DelegatingGrid):
         names = list(self.grid.push_messages(out))
         nodes = {i: m.metadata.dst_node_id for i, m in zip(names, out, strict=True)}
         waiting = set(names)
-        enough = math.ceil(self.quorum * len(out) - 1e-9)  # 0.28 * 25 is above 7
+        # 0.28 * 25 is above 7; and a reply it is, however small the share.
+        enough = max(math.ceil(self.quorum * len(out) - 1e-9), 1)
         end = math.inf if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         while waiting and _valid(replies) < enough and time.monotonic() < end:

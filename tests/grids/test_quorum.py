@@ -148,7 +148,9 @@ def test_all_replies_being_errors_nobody_waits_for_more():
         assert len(list(around.send_and_receive(messages))) == 4
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.28, 7), (0.29, 8), (1.0, 25)])
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.28, 7), (0.29, 8), (1.0, 25), (1e-12, 1)]
+)
 def test_a_share_that_is_a_whole_number_of_clients_is_that_number(share, count):
     with local_grid(client_app(), 25) as grid:
         held = OneByOne(grid)
