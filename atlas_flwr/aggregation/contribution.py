@@ -31,7 +31,8 @@ class Contribution:
     sent : AdapterState, optional
         What it was sent to begin the round with, where that is known.
     late : bool
-        Whether that was a round before this one, so that its group has moved meanwhile.
+        Whether its group holds something else by now: it was sent that a round before
+        this one, or when it was in no group or another.
     """
 
     client: str

@@ -70,7 +70,7 @@ class ClusterAdapters:
     _initial: AdapterState | None = None
     _overall: AdapterState | None = None
     _layout: Layout | None = None
-    _returned: ArrayRecord | None = None  # a copy, as its receiver may change it
+    _expected: ArrayRecord | None = None  # a copy, as who has them may change them
     _handed: AdapterState | None = None  # the last arrays, if they were changed
     _row_norms: dict[str, float] | None = None  # of A, by layer, if they ever were
     _weights: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -90,8 +90,9 @@ class ClusterAdapters:
                 log(WARNING, "%s is averaged number by number: near, not exact", kind)
         if self._initial is None:
             self._initial = self._layout.read(arrays, "initial arrays")
-        elif self._returned is not None:
-            self._take(arrays, self._returned)
+        elif self._expected is not None and not _same(self._expected, arrays):
+            self._take(arrays)
+        self._expected = ArrayRecord(dict(arrays))
 
     @property
     def has_learned(self) -> bool:
@@ -99,27 +100,24 @@ class ClusterAdapters:
         return self._overall is not None
 
     @property
-    def has_returned(self) -> bool:
-        """Whether a round has ended since this object was made, or restored."""
-        return self._returned is not None
+    def has_begun(self) -> bool:
+        """Whether arrays have come since this object was made, or restored."""
+        return self._expected is not None
 
     def begin_anew(self) -> None:
         """Forget all that was learned: the next arrays are initial ones."""
         self.groups, self._overall, self._handed = {}, None, None
-        self._row_norms, self._weights = None, {}
-        self._initial = self._layout = self._returned = None
+        self._row_norms, self._weights, self._trained = None, {}, {}
+        self._initial = self._layout = self._expected = None
 
     def returned(self) -> ArrayRecord:
         """Return all clients' adapters together, as the strategy's result."""
         made = self.layout.write(self.overall)
-        self._returned = ArrayRecord(dict(made))
+        self._expected = ArrayRecord(dict(made))
         return made
 
-    def _take(self, arrays: ArrayRecord, before: ArrayRecord) -> None:
-        """Let clients start from arrays that somebody changed on their way."""
-        if _same(before, arrays):
-            return
-        self._returned = ArrayRecord(dict(arrays))
+    def _take(self, arrays: ArrayRecord) -> None:
+        """Let clients start from arrays that somebody else made, or changed."""
         if self.rule.folds or len(self.groups) > 1:
             why = (
                 "what does not fit into their rank is folded into the frozen weights"
@@ -211,10 +209,10 @@ class ClusterAdapters:
         at = Start(
             self.initial, self._ranks(ranks), self.layout.scale, self.seed, round_
         )
-        if held is None:
-            return at.nested(self.initial)
         if self._handed is not None and ranks is None:
             return self._handed  # to the bit: updates are clipped against these
+        if held is None:
+            return at.nested(self.initial)
         state = self.rule.start(held, at)
         if self._row_norms is not None and self.rule.rescales:
             state = with_row_norms(state, self._row_norms)
@@ -232,6 +230,8 @@ class ClusterAdapters:
 
         What a group that has trained before makes of both is for the hooks to say.
         """
+        if not members:
+            return
         self._handed = None
         if self._row_norms is not None:
             everyone = [part for parts in members.values() for part in parts]

@@ -7,7 +7,8 @@ A member that was sent the product L_k and sent back L'_k changed it by
 
 .. math:: \sum_k p_k L_k + \sum_k c_k U_k = \sum_k c_k L'_k + \sum_k (p_k - c_k) L_k
 
-A member that is late was sent the :math:`L_k` of an earlier round. Its change is added
+A member that is late was sent the :math:`L_k` of an earlier round, or of before it was
+in its group. Its change is added
 to what it would be sent now, :math:`N_k`, as FedBuff adds it (arXiv 2106.06639,
 algorithm 1), and it counts as three:
 :math:`p_k N_k + c_k U_k = p_k N_k + c_k L'_k - c_k L_k`. What its group has learned

@@ -44,6 +44,11 @@ class Assignments:
     _given: dict[str, Assigned] = field(default_factory=dict)
     _limits: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Forget what was measured and given."""
+        self.importances, self._counts = {}, {}
+        self._bases, self._given, self._limits = {}, {}, {}
+
     def learn(self, client: str, importance: Importance) -> None:
         """Take a client's new measurement into its mean."""
         count = self._counts.get(client, 0) + 1

@@ -173,7 +173,7 @@ class Discovery:
     def forget(self) -> None:
         """Forget sketches and clusters."""
         self.sketches, self.fitted_on, self.numbers = {}, (), ()
-        self._clusters = None
+        self._clusters, self.next_number = None, 0
 
     @property
     def fitted(self) -> bool:
@@ -182,8 +182,8 @@ class Discovery:
 
     def label(self, client: str) -> int | None:
         """Return the client's cluster; a newcomer joins the nearest centroid."""
-        if self.method == "none":
-            return 0
+        if not self.may_part:  # nobody waits for a sketch that can tell nothing
+            return self.numbers[0] if self.numbers else 0
         if self._clusters is None or client not in self.sketches:
             return None
         if client in self.fitted_on:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
+from typing import Protocol, TypeVar
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from atlas_flwr.aggregation import Contribution
 from atlas_flwr.aggregation.groups import ClusterAdapters
@@ -18,10 +19,28 @@ from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Assigned
-from atlas_flwr.protocol.replies import check_trained, reason_of, records_of
+from atlas_flwr.protocol.replies import (
+    check_trained,
+    reason_of,
+    records_of,
+    weight_of,
+)
 from atlas_flwr.remedies.base import PERSONAL
 
 __all__ = ["Exchange"]
+
+
+Read = TypeVar("Read")
+
+_NOBODY = "nobody replied"
+
+
+class RecordKeys(Protocol):
+    """FedAvg's words for what is in its messages, which may be set at any time."""
+
+    arrayrecord_key: str
+    configrecord_key: str
+    weighted_by_key: str
 
 
 @dataclass
@@ -36,8 +55,8 @@ class Exchange:
         Gives arrays their layout.
     sessions : TrunkSessions, optional
         The trunk, for split clients.
-    arrayrecord_key, configrecord_key, weighted_by_key : str
-        As in FedAvg.
+    record_keys : RecordKeys
+        The strategy, which has them.
     alphas : dict[str, float]
         LoRA's alpha of clients whose replies told one of their own, in the metric
         ``lora-alpha``.
@@ -52,16 +71,20 @@ class Exchange:
     roster: Roster
     adapters: ClusterAdapters
     sessions: TrunkSessions | None
-    arrayrecord_key: str
-    configrecord_key: str
-    weighted_by_key: str
+    record_keys: RecordKeys
     alphas: dict[str, float] = field(default_factory=dict)
     rank_decay: float = 1.0
     asked: bool = False
-    failure: str = "nobody replied"
+    failure: str = _NOBODY
     _sent: dict[int, AdapterState] = field(default_factory=dict)
     _split: set[int] = field(default_factory=set)
     _former: dict[int, AdapterState] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Forget all rounds: others begin."""
+        self.alphas.clear()
+        self._sent, self._former, self._split = {}, {}, set()
+        self.asked, self.failure = False, _NOBODY
 
     def begin(self) -> None:
         """Forget the former round, but for who is still at it."""
@@ -130,8 +153,8 @@ class Exchange:
         scaling = self._scaling(self.roster.client(node))
         record = RecordDict(
             {
-                self.arrayrecord_key: write(state, scaling),
-                self.configrecord_key: entries,
+                self.record_keys.arrayrecord_key: write(state, scaling),
+                self.record_keys.configrecord_key: entries,
             }
         )
         if on_trunk is not None:
@@ -141,18 +164,23 @@ class Exchange:
     def note(self, replies: Sequence[Message]) -> None:
         """Keep why the first of all failed."""
         failed = [reason_of(reply) for reply in replies if reply.has_error()]
-        if failed and self.failure == Exchange.failure:
+        if failed and self.failure == _NOBODY:
             self.failure = f"the first failure: {failed[0]}"
 
-    def check_learned(self) -> None:
+    def check_learned(self, arrays: ArrayRecord) -> None:
         """Refuse to end a run in which clients were asked, and nobody trained.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            Those of the run's result; empty if no round had any.
 
         Raises
         ------
         RoundError
             If it was so: with the first reason.
         """
-        if self.asked and not self.adapters.has_learned:
+        if self.asked and not arrays and not self.adapters.has_learned:
             raise RoundError(
                 "no client's training came back in any round, so nothing was learned: "
                 f"{self.failure}"
@@ -166,18 +194,18 @@ class Exchange:
         RoundError
             If there are replies, and none fits.
         """
-        accepted, refused = [], []
-        for message in replies:
-            try:
-                accepted.append((message, self._contribution(message)))
-            except (AdapterError, SessionError) as error:
-                log(WARNING, "aggregate_train: refused: %s", error)
-                refused.append(error)
-        if refused and not accepted:
-            raise RoundError(
-                f"none of {len(refused)} replies could be used; the first: {refused[0]}"
-            )
-        return accepted
+        return _usable("aggregate_train", replies, self._contribution)
+
+    def accept_evaluated(self, replies: Sequence[Message]) -> list[Message]:
+        """Return the evaluations that can be weighed; refuse the others by name.
+
+        Raises
+        ------
+        RoundError
+            If there are replies, and none can.
+        """
+        found = _usable("aggregate_evaluate", replies, self._weight)
+        return [message for message, _ in found]
 
     def end_sessions(self) -> None:
         """Close every session: the round ended, whoever did not come back.
@@ -198,11 +226,18 @@ class Exchange:
         common = self.adapters.scaling
         return replace(common, alpha=self.alphas.get(client, common.alpha))
 
+    def _sender(self, node: int) -> str:
+        return f"client {self.roster.client(node)} (node {node})"
+
+    def _weight(self, message: Message) -> float:
+        sender = self._sender(message.metadata.src_node_id)
+        return weight_of(message, sender, self.record_keys.weighted_by_key)
+
     def _contribution(self, message: Message) -> Contribution:
         node = message.metadata.src_node_id
-        client = self.roster.client(node)
-        sender = f"client {client} (node {node})"
-        arrays, metrics, weight = records_of(message, sender, self.weighted_by_key)
+        client, sender = self.roster.client(node), self._sender(node)
+        weighted_by = self.record_keys.weighted_by_key
+        arrays, metrics, weight = records_of(message, sender, weighted_by)
         scaling = self._scaling(client)
         if keys.ALPHA in metrics:
             scaling = replace(scaling, alpha=float(str(metrics[keys.ALPHA])))
@@ -226,3 +261,21 @@ class Exchange:
                 sessions.host.ping()  # else the place that it was in is lost, alone
                 raise SessionError(f"client {client}, late: {error}") from None
             raise
+
+
+def _usable(
+    where: str, replies: Sequence[Message], read: Callable[[Message], Read]
+) -> list[tuple[Message, Read]]:
+    """Read replies, and log those that are refused; raise where all are."""
+    found, refused = [], []
+    for message in replies:
+        try:
+            found.append((message, read(message)))
+        except (AdapterError, SessionError) as error:
+            log(WARNING, "%s: refused: %s", where, error)
+            refused.append(error)
+    if refused and not found:
+        raise RoundError(
+            f"none of {len(refused)} replies could be used; the first: {refused[0]}"
+        )
+    return found

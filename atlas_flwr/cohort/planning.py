@@ -63,6 +63,11 @@ class RoundPlanner:
     every: int = 0
     _importances: dict[int | None, Mapping[str, float]] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Forget what clients said and were given: another training begins."""
+        self.discovery.forget()
+        self.assignments.forget()
+
     def take(
         self,
         server_round: int,

@@ -20,6 +20,7 @@ __all__ = [
     "reason_of",
     "records_of",
     "update_sketch",
+    "weight_of",
 ]
 
 CLIENT_APP_RAISED = 2  # Flower's code for an error reply of a ClientApp
@@ -37,7 +38,7 @@ def reason_of(reply: Message) -> str:
 def records_of(
     message: Message, sender: str, weighted_by_key: str
 ) -> tuple[ArrayRecord, MetricRecord, float]:
-    """Return a reply's arrays, metrics and weight.
+    """Return a training reply's arrays, metrics and weight.
 
     Raises
     ------
@@ -51,18 +52,41 @@ def records_of(
             f"{sender}: a reply needs one ArrayRecord and one MetricRecord; it has "
             f"{[*updates]} and {[*told]}"
         )
+    weight = weight_of(message, sender, weighted_by_key)
+    if not weight:
+        raise AdapterError(
+            f"{sender}: {weighted_by_key!r} is {weight:g}; it must be a number above 0"
+        )
     (arrays,), (metrics,) = updates.values(), told.values()
+    return arrays, metrics, weight
+
+
+def weight_of(message: Message, sender: str, weighted_by_key: str) -> float:
+    """Return what a reply says that it weighs: a number, at least 0.
+
+    Raises
+    ------
+    AdapterError
+        Naming the sender, if it has not one MetricRecord, or this no such number.
+    """
+    told = message.content.metric_records
+    if len(told) != 1:
+        raise AdapterError(
+            f"{sender}: a reply needs one MetricRecord; it has {[*told]}"
+        )
+    (metrics,) = told.values()
     if weighted_by_key not in metrics:
         raise AdapterError(
             f"{sender}: its MetricRecord lacks {weighted_by_key!r}, by which replies "
             f"are weighed; it has {', '.join(sorted(metrics))}"
         )
     weight = metrics[weighted_by_key]
-    if isinstance(weight, list) or not 0 < weight < float("inf"):
+    if isinstance(weight, list) or not 0 <= weight < float("inf"):
         raise AdapterError(
-            f"{sender}: {weighted_by_key!r} is {weight}; it must be a number above 0"
+            f"{sender}: {weighted_by_key!r} is {weight}; it must be a number, and "
+            "finite and not below 0"
         )
-    return arrays, metrics, float(weight)
+    return float(weight)
 
 
 def check_trained(
@@ -106,7 +130,7 @@ def check_trained(
 
 
 def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32] | None:
-    """Sketch what a round has changed: the factors, or where there are none all else.
+    """Sketch what a round has changed: the factors, or where none has all else.
 
     Beside factors other arrays do not count: a classifier's tell the label set. Whole
     numbers, which counters are, count only where nothing else has changed.
@@ -123,9 +147,8 @@ def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]
     for kinds in ("f", "biu"):
         if any(bool((change != 0).any()) for change in changes.values()):
             break
-        if not end.factors:
-            trained = {k: v for k, v in end.dense.items() if v.dtype.kind in kinds}
-            changes = {key: _change(start.dense[key], v) for key, v in trained.items()}
+        trained = {k: v for k, v in end.dense.items() if v.dtype.kind in kinds}
+        changes = {key: _change(start.dense[key], v) for key, v in trained.items()}
     if not any((change != 0).any() for change in changes.values()):
         return None
     sketch: NDArray[np.float32] = fingerprint(changes)

@@ -11,7 +11,8 @@ concatenated, never averaged factor by factor (:mod:`atlas_flwr.aggregation`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import INFO, WARNING
+from dataclasses import replace
+from logging import INFO
 from typing import Any
 
 from flwr.app import (
@@ -38,11 +39,11 @@ from atlas_flwr.cohort.planning import RoundPlanner
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.sampling import sample
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.cohort.updates import sketch_updates
 from atlas_flwr.cohort.wrappers import check_noise_arrives
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
-from atlas_flwr.protocol.replies import update_sketch
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 from atlas_flwr.report.events import Event, SumsSent
 
@@ -193,14 +194,7 @@ class Atlas(FedAvg):
             needs_sketches=self.mixing.needs_sketches,
             every=recluster_every,
         )
-        self.exchange = Exchange(
-            self.roster,
-            self.adapters,
-            sessions,
-            arrayrecord_key,
-            configrecord_key,
-            weighted_by_key,
-        )
+        self.exchange = Exchange(self.roster, self.adapters, sessions, self)
 
     @property
     def clusters(self) -> dict[str, int]:
@@ -251,17 +245,18 @@ class Atlas(FedAvg):
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the rounds; raise ``RoundError`` if nobody's training came back."""
         result = super().start(*args, **kwargs)
-        self.exchange.check_learned()
+        self.exchange.check_learned(result.arrays)
         return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes, discover and configure them, and send each its adapters."""
-        if server_round == 1 and self.adapters.has_returned:
-            self.adapters.begin_anew()  # another start() of this object
-            self.discovery.forget()
-            self.exchange.alphas.clear()
+        if server_round == 1 and self.adapters.has_begun:  # another start()
+            self.adapters.begin_anew()
+            self.planner.forget()
+            self.exchange.forget()
+            self._told = {}
         self.adapters.begin(arrays)
         if self.fraction_train == 0.0:
             return []
@@ -302,9 +297,10 @@ class Atlas(FedAvg):
         self.exchange.end_sessions()
         if not accepted:
             return None, None
+        parts = [part for _, part in accepted]
         if self.fingerprints == "updates":
-            self._sketch_updates(server_round, accepted)
-        self._combine(server_round, [part for _, part in accepted])
+            parts = self._sketched(server_round, accepted)
+        self._combine(server_round, parts)
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         if self.adapters.rule.keeps_rest:
@@ -316,7 +312,9 @@ class Atlas(FedAvg):
         """Aggregate each group, and mix between groups."""
         members: dict[str, list[Contribution]] = {}
         for part in parts:
-            members.setdefault(str(self._group(part.client)), []).append(part)
+            group = self._group(part.client)
+            if group is not None:  # else it changed nothing
+                members.setdefault(group, []).append(part)
         self.adapters.aggregate(members)
         if self.mixing.strength:
             groups = [*self.adapters.groups]
@@ -330,11 +328,14 @@ class Atlas(FedAvg):
         label = self.discovery.label(client)
         return None if label is None else str(label)
 
-    def _cluster(self, server_round: int) -> None:
+    def _cluster(self, server_round: int) -> bool:
+        """Cluster where that is due; tell whether groups were made anew."""
         before = self.discovery.labels()
-        if self.planner.cluster(server_round) is not None and before:
+        anew = self.planner.cluster(server_round) is not None and bool(before)
+        if anew:
             self.adapters.regroup(before, self.discovery.labels())
         self._tell_clusters(server_round)
+        return anew
 
     def _tell_clusters(self, server_round: int) -> None:
         """Tell of each client's cluster where one has changed or is new."""
@@ -344,19 +345,16 @@ class Atlas(FedAvg):
             log(INFO, "clusters: %d, of %d clients", event.k, len(event.clusters))
             self.on_event(event)
 
-    def _sketch_updates(
+    def _sketched(
         self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]
-    ) -> None:
-        for message, part in accepted:
-            if self.discovery.knows(part.client):
-                continue
-            start = self.exchange.sent(message.metadata.src_node_id)
-            sketch = update_sketch(start, part.state)
-            if sketch is None:
-                log(WARNING, "client %s changed nothing: no cluster yet", part.client)
-            else:
-                self.discovery.add(part.client, sketch)
-        self._cluster(server_round)
+    ) -> list[Contribution]:
+        """Cluster new clients; mark as late whose group is not what it was sent."""
+        new = {p.client for _, p in accepted if self._group(p.client) is None}
+        sketch_updates(self.discovery, self.exchange, accepted)
+        anew, held = self._cluster(server_round), self.adapters.groups
+        moved = {p.client for _, p in accepted if anew or p.client in new}
+        moved = {client for client in moved if self._group(client) in held}
+        return [replace(p, late=p.late or p.client in moved) for _, p in accepted]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -394,7 +392,9 @@ class Atlas(FedAvg):
     ) -> MetricRecord | None:
         """Average the metrics of all clients, by their number of examples."""
         ordered = self.roster.sorted_replies(replies)
-        name_odd_metrics(ordered, self.roster.client)
-        metrics = super().aggregate_evaluate(server_round, ordered)
+        valid, _ = self._check_and_log_replies(ordered, is_train=False, validate=False)
+        name_odd_metrics(valid, self.roster.client)
+        contents = [m.content for m in self.exchange.accept_evaluated(valid)]
         self.exchange.end_sessions()
-        return metrics
+        average = self.evaluate_metrics_aggr_fn
+        return average(contents, self.weighted_by_key) if contents else None

@@ -46,6 +46,7 @@ class Local(FedAvg):
         super().__init__(*args, **kwargs)
         self.roster = roster or Roster(ask=False)
         self.own: dict[str, ArrayRecord] = {}
+        self._begun = False
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
@@ -57,6 +58,9 @@ class Local(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send each sampled node its own arrays."""
+        if server_round == 1 and self._begun:  # another start() of this object
+            self.own.clear()
+        self._begun = True
         self.roster.learn(grid, grid.get_node_ids())
         messages = super().configure_train(server_round, arrays, config, grid)
         return self._with_own(messages, MessageType.TRAIN)
