@@ -17,6 +17,9 @@ the head; where that does not give what was received, the reader's 256 best gues
 the position are run, and the nearest is kept. A text's first token sees none but
 itself: there the whole vocabulary is run, once. Linear numbers are without that token.
 Ends with a Markdown table.
+
+``--fisher 1 2 4 8`` measures the Fisher metric of heads of so many blocks instead, by
+which some choose cuts (see ``atlas_flwr/privacy/sensitivity.py``).
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ import torch
 from torch import Tensor
 
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
+from atlas_flwr.privacy.sensitivity import fisher_metric
 from atlas_flwr.split import SplitPlan, partition
 
 TASKS = ("questions", "spam", "movies", "news")
 HEADS, GUESSES, LENGTH = (1, 2), 256, 48
+DRAWS = 4  # of random signs, for each text's Fisher metric
 RIDGE = 1e-3  # of a position's squared norm, which standardising makes the width
 SAME = 1e-3  # relative distance below which a guess is what was sent
 
@@ -154,6 +159,25 @@ def cells(found: Sequence[Any]) -> str:
     return f"{task} | {100 * linear:.1f} | {100 * both:.1f} | {whole} of {count}"
 
 
+def fisher(source: str, given: argparse.Namespace, tokenizer: Any) -> None:
+    """Print the mean over each task's texts, by depth of head."""
+    print(f"| head, blocks | {' | '.join(TASKS)} |")
+    print("| --- " * (1 + len(TASKS)) + "|")
+    told = {t: texts(t, tokenizer, given.texts, given.seed) for t in TASKS}
+    for blocks in given.fisher:
+        head = partition(source, SplitPlan(blocks, 1)).head.eval().requires_grad_(False)
+        drawn = torch.Generator().manual_seed(given.seed)
+        means = [
+            statistics.fmean(
+                fisher_metric(head, ids, draws=DRAWS, generator=drawn)
+                for ids in told[task]
+            )
+            for task in TASKS
+        ]
+        cells = " | ".join(f"{value:,.0f}" for value in means)
+        print(f"| {blocks} | {cells} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
@@ -162,10 +186,16 @@ def main() -> None:
         "--fit", type=int, default=233, help="known, of each other task"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--fisher", type=int, nargs="+", metavar="BLOCKS", help="measure it instead"
+    )
     given = parser.parse_args()
     began = time.monotonic()
     source = resolve_model(given.model)
     tokenizer = tokenizer_of(source)
+    if given.fisher:
+        fisher(source.path, given, tokenizer)
+        return
     lines = []
     for blocks in HEADS:
         head = partition(source.path, SplitPlan(blocks, 1)).head.eval()

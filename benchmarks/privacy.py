@@ -13,7 +13,7 @@ and its time. A finished run, and what attacks have read of it, are kept in ``--
 
 Defences for tasks with classes alone, such as ``labels:1``, run without the third
 client, which changes nothing for the others; of those that change labels, labels are
-attacked.
+attacked. ``none@int4`` is a row without a defence, by that codec.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ CUTS = ("1/1", "2/1", "8/1")
 DEFENCES = ("none", "gaussian:0.3", "gaussian:1", "gaussian:3", "topk:0.1")
 ATTACKS = ("linear", "verified", "inverter")
 OF_LABELS = ("label-gradient",)
+OF_TOKENS = ("verified", "inverter", "restored")
 
 
 def attacks(defence: str) -> tuple[str, ...]:
-    return OF_LABELS if defence.startswith("labels") else ATTACKS
+    return {"labels": OF_LABELS, "tokens": OF_TOKENS}.get(
+        defence.partition(":")[0], ATTACKS
+    )
 
 
 def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
@@ -61,17 +64,18 @@ def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
     from atlas_flwr.server_apps.run import Run
     from atlas_flwr.testing import local_grid
 
-    cut, defence, seed = job
+    cut, asked_for, seed = job
+    defence, _, codec = asked_for.partition("@")
     tasks = (
         CLASSIFIED if parse_defence(defence).needs_classes else (*CLASSIFIED, WRITTEN)
     )
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    folder = runs / f"{cut}-{defence}-{seed}".replace("/", "-").replace(":", "-")
+    folder = runs / f"{cut}-{asked_for}-{seed}".replace("/", "-").replace(":", "-")
     if not is_finished(folder):
         places = {"runs-dir": str(runs), "run-name": folder.name}
         asked = {"tasks": ",".join(tasks), "cut": cut, "defence": defence, "seed": seed}
-        config = {**BASE, **asked, **places}
+        config = {**BASE, **asked, **places, "codec": codec or "auto"}
         began = time.process_time()
         with local_grid(app, len(tasks), run_config=config) as grid:
             Run.begin(config).execute(grid)

@@ -2,12 +2,14 @@
 """What a server would read of the tasks' texts, by depth of head, before a run.
 
 The heads are those that a run begins with; the attacks, the defence and the codec are
-those of ``atlas-flwr attack``.
+those of ``atlas-flwr attack``. The Fisher metric is set beside them, which some choose
+cuts by: see ``docs/privacy.md`` for how little it says of what is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.errors import ConfigError
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["leakage_by_cut"]
 
-ATTACKS = ("linear", "verified")
+READERS = ("linear", "verified")
+DRAWS = 8
 MIB = 1 << 20
-COLUMNS = ("cut", *(f"{name}, %" for name in ATTACKS), "95 %", "MiB", "s a step")
 
 
 def leakage_by_cut(
@@ -51,6 +53,7 @@ def leakage_by_cut(
     ConfigError
         If nothing is split, or no position crosses for each token.
     """
+    from atlas_flwr.remedies.wire_defence import defence_of
     from atlas_flwr.report.table import as_text
 
     if config.split == "none" or config.summary_positions:
@@ -62,8 +65,11 @@ def leakage_by_cut(
             ]
         )
     title = f"what a server would read of {texts} texts, as a run begins"
-    rows = [_row(config, files, rule, rates, texts, plan) for plan in rule.plans]
-    return as_text(title, COLUMNS, rows, total=False)
+    names = [*READERS, *(["restored"] if defence_of(config).replaces_tokens else [])]
+    read = [f"{name}, %" for name in names]
+    columns = ("cut", *read, "95 %", "Fisher", "MiB", "s a step")
+    rows = [_row(config, files, rule, rates, texts, plan, names) for plan in rule.plans]
+    return as_text(title, columns, rows, total=False)
 
 
 def _row(
@@ -73,34 +79,55 @@ def _row(
     rates: Rates,
     texts: int,
     plan: SplitPlan,
+    names: Sequence[str],
 ) -> tuple[str, ...]:
     from atlas_flwr.report.table import percent
 
-    scores = list(_read(config, files, texts, plan))
+    scores = list(_read(config, files, texts, plan, names))
     best = max(scores, key=lambda score: score.token_accuracy)
     ranks = dict.fromkeys(rule.shapes, max(config.rank_choices))
     seconds = rule.seconds(rates, plan.head, plan.tail)
     read = {score.attack: percent(score.token_accuracy) for score in scores}
     return (
         str(plan),
-        *(read.get(name, "–") for name in ATTACKS),
+        *(read.get(name, "–") for name in names),
         "–".join(map(percent, best.interval)),
+        f"{_fisher(config, files, plan):.0f}",
         f"{rule.peak(plan.head, ranks).total / MIB:.0f}",
         f"{seconds.total:.2f}",
     )
 
 
 def _read(
-    config: RunConfig, files: ModelFiles, texts: int, plan: SplitPlan
+    config: RunConfig,
+    files: ModelFiles,
+    texts: int,
+    plan: SplitPlan,
+    names: Sequence[str],
 ) -> Iterator[Score]:
     from atlas_flwr.cli.recorded import cases
-    from atlas_flwr.privacy import ATTACKS as KNOWN
+    from atlas_flwr.privacy import ATTACKS
 
     found = _crossed(config, files, texts, plan)
     for case in cases(config, found, texts, config.seed):
-        for name in ATTACKS:
-            if not KNOWN[name].unfit(case.knowledge, case.seen):
-                yield case.judged(KNOWN[name], config.seed)
+        for name in names:
+            if not ATTACKS[name].unfit(case.knowledge, case.seen):
+                yield case.judged(ATTACKS[name], config.seed)
+
+
+def _fisher(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> float:
+    """Return the Fisher metric of a plan's head, the mean over a text of each task."""
+    import torch
+
+    from atlas_flwr.privacy.sensitivity import fisher_metric
+
+    head: Any = files.parts(plan).head.requires_grad_(False).eval()
+    drawn = torch.Generator().manual_seed(config.seed)
+    found = [
+        fisher_metric(head, batches[0].input_ids[0], draws=DRAWS, generator=drawn)
+        for batches in _prompts(config, files, 1)
+    ]
+    return fmean(found)
 
 
 def _crossed(
@@ -128,7 +155,8 @@ def _crossed(
             frame = codec.encode(sent, Role.ACTIVATION)
             arrived = torch.from_numpy(codec.decode(frame).copy())
             seen.append(Observation(str(client), 1, 0, str(plan), arrived, None, None))
-            truths.append(Truth(ids[0], torch.zeros(len(ids[0])).bool(), 0))
+            own = ids if batch.true_ids is None else batch.true_ids
+            truths.append(Truth(own[0], torch.zeros(len(own[0])).bool(), 0))
         found.append(Recording(str(client), 1, plan, AdapterState(), seen, truths))
     return found
 
@@ -138,11 +166,14 @@ def _prompts(
 ) -> Iterator[Sequence[Batch]]:
     from atlas_flwr.data import load_task, make_shard, tokenizer_of
     from atlas_flwr.data.collation import collator_of
+    from atlas_flwr.remedies.wire_defence import defence_of, read_through
 
     tokenizer = tokenizer_of(files.source)
     tasks = [load_task(name) for name in config.task_list]
     each = -(-texts // len(tasks))
     for task in tasks:
         shard = make_shard(0, 1, [task], test_examples=max(each, 2), seed=config.seed)
-        collate = collator_of(files.source, tokenizer, task, config.max_length)
+        plain = collator_of(files.source, tokenizer, task, config.max_length)
+        secret = f"client {task.name}".encode()
+        collate = read_through(plain, defence_of(config), files, secret)
         yield [collate([example], prompt=True) for example in shard.test]

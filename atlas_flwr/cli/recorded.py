@@ -12,7 +12,10 @@ from atlas_flwr.errors import DataError
 from atlas_flwr.report import RunFolder
 
 if TYPE_CHECKING:
+    import torch
+
     from atlas_flwr.config import RunConfig
+    from atlas_flwr.data import Batch
     from atlas_flwr.privacy import Attack, Observation, Recording, Score, Truth
     from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
     from atlas_flwr.train.weights import ModelFiles
@@ -23,6 +26,7 @@ __all__ = ["Case", "cases", "recordings"]
 PUBLIC = ("tweets", "amazon", "editorials", "movies", "questions", "spam", "news")
 TASKS_KNOWN = 3
 TEXTS_KNOWN = 700
+OWN_SECRET = b"the attacker's"
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ def _knowledge(
     from atlas_flwr.data import load_task, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.knowledge import Knowledge
-    from atlas_flwr.remedies.wire_defence import defence_of
+    from atlas_flwr.remedies.wire_defence import defence_of, vocabulary_of
     from atlas_flwr.wire import codec_named
 
     tasks = [load_task(name) for name in config.task_list]
@@ -242,10 +246,11 @@ def _knowledge(
         if not task.writes:
             collate = collator_of(files.source, tokenizer, task, config.max_length)
             answers[recording.client] = list(collate.label_ids)
+    defence = defence_of(config)
     blank = Knowledge(
         model,
         [],
-        defence_of(config),
+        defence,
         codec_named(config.recorded_codec),
         files.source.kind == "causal",
         answers,
@@ -254,6 +259,7 @@ def _knowledge(
         whole=files.whole if files.source.kind == "causal" else None,
         longest=config.max_length,
         summarised=config.summary_positions > 0,
+        vocabulary=vocabulary_of(files) if defence.replaces_tokens else None,
     )
     return _with_texts(blank, config, files, found, known)
 
@@ -292,35 +298,43 @@ def _with_texts(
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.defences.scale import usual_size
     from atlas_flwr.privacy.knowledge import KnownText
+    from atlas_flwr.remedies.wire_defence import read_through
 
     others = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
     names = known or others
     each = TEXTS_KNOWN // len(names)
     told = {tuple(t.ids[~t.answer].tolist()) for r in found for t in r.truths}
     tokenizer: Any = tokenizer_of(files.source)
-    prompts: list[tuple[torch.Tensor, slice]] = []
+    prompts: list[tuple[torch.Tensor, torch.Tensor, slice]] = []
     for name in names:
         task = load_task(name)
-        collate = collator_of(files.source, tokenizer, task, config.max_length)
+        plain = collator_of(files.source, tokenizer, task, config.max_length)
+        collate = read_through(plain, blank.defence, files, OWN_SECRET)
         # The first of a task's texts may be the clients' own.
         most = each + len(told) * (name in config.task_list)
         shard = make_shard(0, 1, [task], train_examples=most, seed=blank.seed)
-        made = [collate([example], prompt=True).input_ids for example in shard.train]
-        rows = [ids for ids in made if tuple(ids[0].tolist()) not in told][:each]
-        own = _own_part([ids[0].tolist() for ids in rows])
-        prompts += [(ids, own) for ids in rows]
-    crossed: list[tuple[torch.Tensor, torch.Tensor, slice]] = []
+        made = [collate([example], prompt=True) for example in shard.train]
+        rows = [(_own_ids(batch), batch.input_ids) for batch in made]
+        rows = [(ids, sent) for ids, sent in rows if tuple(ids.tolist()) not in told]
+        own = _own_part([ids.tolist() for ids, _ in rows[:each]])
+        prompts += [(ids, sent, own) for ids, sent in rows[:each]]
+    crossed: list[KnownText] = []
     heads = [r.observations[0] for r in found]
     with torch.no_grad():
         for turn, seen in enumerate(heads):
-            for ids, own in prompts[turn :: len(heads)]:
-                hidden = blank.model.crossing(seen, ids)[0]
-                crossed.append((ids[0], hidden.float(), own))
-    usual = usual_size(torch.cat([hidden for _, hidden, _ in crossed]))
+            for ids, sent, own in prompts[turn :: len(heads)]:
+                hidden = blank.model.crossing(seen, sent)[0].float()
+                crossed.append(KnownText(ids, hidden, own, sent[0]))
+    usual = usual_size(torch.cat([text.hidden for text in crossed]))
     knows = replace(blank, scale=usual)
     generator = torch.Generator().manual_seed(blank.seed)
-    texts: list[KnownText] = [
-        KnownText(ids, knows.crossed(hidden, generator), own)
-        for ids, hidden, own in crossed
+    texts = [
+        replace(text, hidden=knows.crossed(text.hidden, generator)) for text in crossed
     ]
     return replace(knows, known=texts)
+
+
+def _own_ids(batch: Batch) -> torch.Tensor:
+    """Return a prompt's own tokens (T,), whatever is read in their place."""
+    ids = batch.input_ids if batch.true_ids is None else batch.true_ids
+    return ids[0]

@@ -49,7 +49,7 @@ class ClientBatches:
     round : int
         Server round.
     hooks : ClientHooks
-        Change what the client has, and choose among it.
+        Change what the client has and how it is read, and choose among it.
     """
 
     config: RunConfig
@@ -65,7 +65,7 @@ class ClientBatches:
     def collator(self, task: Task) -> Collator:
         """Return what makes batches of a task's examples."""
         given = self.source, task, self.config.max_length
-        collate = _collator(*given, _written(self.source))
+        collate = self.hooks.collating(_collator(*given, _written(self.source)))
         if self.source.kind == "causal" and self.config.summary_positions:
             return NextTokenCollator(collate)
         return collate

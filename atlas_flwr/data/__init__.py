@@ -11,13 +11,13 @@ if TYPE_CHECKING:
         CausalCollator,
         ClassifierCollator,
         Collator,
-        NextTokenCollator,
         by_length,
         in_order,
         sample_batches,
     )
     from atlas_flwr.data.cache import cache_folder
     from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
+    from atlas_flwr.data.next_token import NextTokenCollator
     from atlas_flwr.data.preparation import prepare
     from atlas_flwr.data.shards import Shard, majority_accuracy, make_shard
     from atlas_flwr.data.tasks import (
@@ -61,7 +61,7 @@ __getattr__, __dir__ = attach(
         "Collator": "batches",
         "Example": "tasks",
         "ModelSource": "models",
-        "NextTokenCollator": "batches",
+        "NextTokenCollator": "next_token",
         "Shard": "shards",
         "Task": "tasks",
         "by_length": "batches",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,15 @@ __all__ = [
     "CausalCollator",
     "ClassifierCollator",
     "Collator",
-    "NextTokenCollator",
+    "TokenChange",
     "by_length",
     "in_order",
     "sample_batches",
     "sample_examples",
 ]
+
+# From texts' tokens to others, as many of each text.
+TokenChange = Callable[[Sequence[Sequence[int]]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class Batch:
         of ``labels``, where these have one; ``None`` to look for them.
     truths : Tensor, optional
         Shape (B,): true class numbers, for records alone; ``None``: ``targets`` are.
+    true_ids : Tensor, optional
+        Shape (B, T): the text's own tokens where others are read in their place, for
+        records alone; ``None``: ``input_ids`` are.
     """
 
     input_ids: Tensor
@@ -75,6 +82,7 @@ class Batch:
     logits_to_keep: int = 0
     places: Tensor | None = None
     truths: Tensor | None = None
+    true_ids: Tensor | None = None
 
     @property
     def causal(self) -> bool:
@@ -146,6 +154,21 @@ class Collator(ABC):
         """Return examples as they are collated: pieces of them, where they are cut."""
         return list(examples)
 
+    def reading(self, change: TokenChange) -> Collator:
+        """Return a collator of the same task that puts other tokens for the texts'.
+
+        Parameters
+        ----------
+        change : TokenChange
+            Never sees a template, a label, or what a tokenizer puts around a text.
+
+        Raises
+        ------
+        DataError
+            If what is read is learned, too, as in all tasks without classes.
+        """
+        raise DataError("only texts that have classes are read by other tokens")
+
 
 class CausalCollator(Collator):
     """Prompt and label for a decoder, padded on the left.
@@ -186,12 +209,20 @@ class CausalCollator(Collator):
         self.label_ids = [tokens[0] for tokens in self._words]
         self.longest_word = max(map(len, self._words))
         self._pad = pad_id(tokenizer)
+        self._change: TokenChange | None = None
+
+    def reading(self, change: TokenChange) -> CausalCollator:
+        """Return a collator that puts other tokens for the texts'."""
+        other = copy(self)
+        other._change = change
+        return other
 
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
         """Collate examples."""
         words = [[] if prompt else self._words[e.label] for e in examples]
-        prompts = self._prompts([e.text for e in examples])
-        rows = [begun + word for begun, word in zip(prompts, words, strict=True)]
+        own = self._texts([e.text for e in examples])
+        read = own if self._change is None else self._change(own)
+        rows = self._rows(read, words)
         ids, mask = left_padded(rows, self._pad)
         learned = [
             [NO_LABEL] * (len(row) - len(word)) + word
@@ -206,12 +237,21 @@ class CausalCollator(Collator):
             truths=torch.tensor([e.truth for e in examples]),
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             logits_to_keep=max(map(len, words)) + 1,
+            true_ids=None
+            if read is own
+            else left_padded(self._rows(own, words), self._pad)[0],
         )
 
-    def _prompts(self, texts: list[str]) -> list[list[int]]:
+    def _texts(self, texts: list[str]) -> list[list[int]]:
         made = self._tokenizer(texts, add_special_tokens=False, verbose=False)
+        return [ids[: self._room] for ids in made["input_ids"]]
+
+    def _rows(
+        self, texts: Sequence[list[int]], words: Sequence[list[int]]
+    ) -> list[list[int]]:
         return [
-            self._before + ids[: self._room] + self._after for ids in made["input_ids"]
+            self._before + ids + self._after + word
+            for ids, word in zip(texts, words, strict=True)
         ]
 
     def _following(self, before: str, text: str) -> list[int]:
@@ -228,40 +268,20 @@ class CausalCollator(Collator):
         return both[common_start(alone, both) :]
 
 
-class NextTokenCollator(Collator):
-    """A decoder's prompts, with the label's first token as what follows each.
-
-    Labels are one longer than the rows, so that they can be learned where the text
-    ends and no token of the label is read.
-
-    Parameters
-    ----------
-    inner : Collator
-        Of the same task, for a causal model.
-    """
-
-    def __init__(self, inner: Collator) -> None:
-        self._inner = inner
-        self.label_ids = inner.label_ids
-
-    def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
-        """Collate examples."""
-        batch = self._inner(examples, prompt=True)
-        if prompt:
-            return batch
-        rows, length = batch.input_ids.shape
-        labels = torch.full((rows, length + 1), NO_LABEL)
-        labels[:, -1] = torch.tensor(list(self.label_ids))[batch.targets]
-        return replace(batch, labels=labels, logits_to_keep=1)
-
-
 class ClassifierCollator(Collator):
     """Text and class for an encoder, padded on the right."""
 
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
+        self._change: TokenChange | None = None
         self.label_ids = range(len(task.labels))
+
+    def reading(self, change: TokenChange) -> ClassifierCollator:
+        """Return a collator that puts other tokens for the texts'."""
+        other = copy(self)
+        other._change = change
+        return other
 
     def __call__(self, examples: Sequence[Example], prompt: bool = False) -> Batch:
         """Collate examples."""
@@ -271,16 +291,30 @@ class ClassifierCollator(Collator):
             max_length=self._max_length,
             padding=True,
             return_tensors="pt",
+            return_special_tokens_mask=True,
         )
         targets = torch.tensor([e.label for e in examples])
+        own: Tensor = made["input_ids"]
+        read = self._changed(own, made["special_tokens_mask"] == 0)
         return Batch(
-            input_ids=made["input_ids"],
+            input_ids=read,
             attention_mask=made["attention_mask"],
             labels=targets,
             targets=targets,
             token_type_ids=made.get("token_type_ids"),
             truths=torch.tensor([e.truth for e in examples]),
+            true_ids=None if read is own else own,
         )
+
+    def _changed(self, ids: Tensor, text: Tensor) -> Tensor:
+        """Put other tokens where the text's own are, all (B, T)."""
+        if self._change is None:
+            return ids
+        own = [row[there].tolist() for row, there in zip(ids, text, strict=True)]
+        read = ids.clone()
+        flat = [token for row in self._change(own) for token in row]
+        read[text] = torch.tensor(flat, dtype=ids.dtype)
+        return read
 
 
 def sample_batches(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from atlas_flwr.lora import (
     load,
 )
 from atlas_flwr.privacy.defences.base import Defence
+from atlas_flwr.privacy.defences.vocabulary import Vocabulary
 from atlas_flwr.privacy.observation import Observation, Recording
 from atlas_flwr.split import SUMMARY_KEY, Parts, SplitPlan, part_info
 from atlas_flwr.split.passes import run_blocks
@@ -46,11 +47,14 @@ class KnownText:
         S summary positions cross.
     private : slice
         Of ``ids`` those that no template says.
+    sent : Tensor, optional
+        Shape (T,): what the head read in their place, where a defence replaces tokens.
     """
 
     ids: Tensor
     hidden: Tensor
     private: slice = field(default_factory=lambda: slice(None))
+    sent: Tensor | None = None
 
 
 @dataclass
@@ -184,6 +188,8 @@ class Knowledge:
         Tokens of a prompt at most.
     summarised : bool
         Whether what crosses are summary positions, not one for each token.
+    vocabulary : Vocabulary, optional
+        The model's, where the defence replaces tokens.
     """
 
     model: PublicModel
@@ -200,6 +206,16 @@ class Knowledge:
     whole: Callable[[], Any] | None = None
     longest: int = 64
     summarised: bool = False
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def of_sent(self) -> Knowledge:
+        """The same, of known texts as the head reads them, with the defence on."""
+        known = [
+            text if text.sent is None else replace(text, ids=text.sent)
+            for text in self.known
+        ]
+        return replace(self, known=known)
 
     def table(self, seen: Observation) -> Tensor:
         """Return the public table of token embeddings, shape (V, E)."""

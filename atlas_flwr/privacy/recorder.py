@@ -126,7 +126,7 @@ class RecordingTrunk(PassingTrunk):
 
 def _truth(batch: Batch, row: int) -> Truth:
     real = batch.attention_mask[row] != 0
-    ids = batch.input_ids[row]
+    ids = (batch.input_ids if batch.true_ids is None else batch.true_ids)[row]
     answer = torch.zeros_like(real)
     if batch.causal and not batch.looks_ahead:
         answer = batch.labels[row] != NO_LABEL

@@ -126,8 +126,9 @@ class RoundContext:
 class ClientHooks:
     """What a remedy does on a client in one round; made anew for each.
 
-    They are called in this order; in an evaluation :meth:`incoming`, :meth:`guard` and
-    :meth:`own` alone, and where gradients are sketched the latter two.
+    They are called in this order; in an evaluation :meth:`incoming`, :meth:`guard`,
+    :meth:`own` and :meth:`collating` alone, and where gradients are sketched the latter
+    three.
     """
 
     def incoming(self, state: AdapterState) -> AdapterState:
@@ -145,6 +146,10 @@ class ClientHooks:
     def own(self, shard: Shard) -> Shard:
         """Change what the client has, before anything at all is made of it."""
         return shard
+
+    def collating(self, collate: Collator) -> Collator:
+        """Change how the client's texts become tokens, whatever for."""
+        return collate
 
     def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:
         """Choose among a client's examples, with the model as the round begins."""

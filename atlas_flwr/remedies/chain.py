@@ -62,6 +62,12 @@ class ClientChain(ClientHooks):
             shard = link.own(shard)
         return shard
 
+    def collating(self, collate: Collator) -> Collator:
+        """Let each change how texts become tokens."""
+        for link in self.links:
+            collate = link.collating(collate)
+        return collate
+
     def shard(self, shard: Shard, model: Any, collate: Collator) -> Shard:
         """Let each choose among the examples that are left."""
         for link in self.links:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from atlas_flwr.options import ADAPTER_STRATEGIES, Problem, option
@@ -13,11 +14,13 @@ from atlas_flwr.remedies.base import ClientHooks, Remedy, RoundContext
 
 if TYPE_CHECKING:
     from atlas_flwr.config.schema import RunConfig
-    from atlas_flwr.data import Example, Shard
+    from atlas_flwr.data import Collator, Example, Shard
     from atlas_flwr.privacy import Defence
+    from atlas_flwr.privacy.defences.vocabulary import Vocabulary
+    from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.types import TrunkClient
 
-__all__ = ["DefenceKeys", "WireDefence", "defence_of"]
+__all__ = ["DefenceKeys", "WireDefence", "defence_of", "read_through", "vocabulary_of"]
 
 SECRET = "secret"
 
@@ -30,9 +33,10 @@ class DefenceKeys:
         "none",
         "What clients do to hidden states and gradients before they leave, e.g. "
         "'gaussian:0.3', 'laplace:0.3', 'topk:0.1', or to what they have: 'labels:1' "
-        "answers labels at random, private to that epsilon, and 'mask' replaces "
-        "numbers, addresses and names; or several joined by +. Trust none "
-        "that `atlas-flwr attack` has not been tried on: it knows which one is on.",
+        "answers labels at random and 'tokens:10' each token, mostly by near ones, "
+        "private to that epsilon; 'mask' replaces numbers, addresses and names; or "
+        "several joined by +. Trust none that `atlas-flwr attack` has not been tried "
+        "on: it knows which one is on.",
         only=ADAPTER_STRATEGIES,
     )
 
@@ -81,6 +85,37 @@ def defence_of(config: RunConfig) -> Defence:
     return parse_defence(config.defence)
 
 
+def read_through(
+    collate: Collator, defence: Defence, files: ModelFiles, secret: bytes
+) -> Collator:
+    """Return a collator by which a defended head reads texts.
+
+    Parameters
+    ----------
+    collate : Collator
+        Of a task.
+    defence : Defence
+        The client's.
+    files : ModelFiles
+        The model.
+    secret : bytes
+        See :meth:`~atlas_flwr.privacy.Defence.examples`.
+    """
+    if not defence.replaces_tokens:
+        return collate
+    words = vocabulary_of(files)
+    return collate.reading(partial(defence.tokens, vocabulary=words, secret=secret))
+
+
+@lru_cache(maxsize=1)
+def vocabulary_of(files: ModelFiles) -> Vocabulary:
+    """Return a model's vocabulary; a process keeps one, with what it has looked for."""
+    from atlas_flwr.data import tokenizer_of
+    from atlas_flwr.privacy.defences.vocabulary import Vocabulary
+
+    return Vocabulary.of(files.table(), tokenizer_of(files.source))
+
+
 class _Defending(ClientHooks):
     def __init__(self, defence: Defence, now: RoundContext) -> None:
         self.defence, self.now = defence, now
@@ -95,6 +130,14 @@ class _Defending(ClientHooks):
 
         train, test = changed(shard.train, True), changed(shard.test, False)
         return replace(shard, train=train, test=test)
+
+    def collating(self, collate: Collator) -> Collator:
+        if not self.defence.replaces_tokens:
+            return collate
+        from atlas_flwr.train.weights import ModelFiles
+
+        files = ModelFiles.of(self.now.config)
+        return read_through(collate, self.defence, files, self._secret())
 
     def _secret(self) -> bytes:
         """Return what never leaves the client, and is the same in all rounds."""

@@ -203,10 +203,15 @@ class ModelFiles:
         return torch.randint(rows, (count,), generator=generator)
 
     def _embeddings(self, ids: torch.Tensor) -> NDArray[np.float32]:
+        table = self.table()
+        rows = table[ids.to(table.device)]
+        return rows.float().cpu().numpy()
+
+    def table(self) -> torch.Tensor:
+        """Return all tokens' embeddings, (V, E), mapped from disk as far as can be."""
         head = self.parts(SplitPlan(1, 1), sides=(Side.HEAD,)).head
-        table = head.get_input_embeddings()
-        rows: torch.Tensor = table(ids.to(table.weight.device))
-        return rows.detach().float().cpu().numpy()
+        weight: torch.Tensor = head.get_input_embeddings().weight
+        return weight.detach()
 
     def dense(self) -> dict[str, NDArray[np.float32]]:
         """Initial values of what is trained in full: a classifier; else nothing.

@@ -31,5 +31,6 @@ class Linear(Attack):
         from atlas_flwr.privacy.attacks.reader import LinearReader
 
         table = knowledge.table(seen[0])
-        reader = LinearReader(knowledge.known, table, first=not knowledge.causal)
+        known = knowledge.of_sent.known
+        reader = LinearReader(known, table, first=not knowledge.causal)
         return [reader.scores(found.hidden).argmax(1) for found in seen]

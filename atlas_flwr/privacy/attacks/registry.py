@@ -12,6 +12,7 @@ from atlas_flwr.privacy.attacks.label_gradient import LabelGradient
 from atlas_flwr.privacy.attacks.linear import Linear
 from atlas_flwr.privacy.attacks.membership_loss import MembershipLoss
 from atlas_flwr.privacy.attacks.membership_reference import MembershipReference
+from atlas_flwr.privacy.attacks.restored import Restored
 from atlas_flwr.privacy.attacks.traffic import Traffic
 from atlas_flwr.privacy.attacks.verified import Verified
 from atlas_flwr.privacy.attacks.writer import Writer
@@ -24,6 +25,7 @@ ATTACKS: Mapping[str, Attack] = {
         Linear(),
         Verified(),
         Inverter(),
+        Restored(),
         Writer(),
         LabelGradient(),
         LabelClusters(),

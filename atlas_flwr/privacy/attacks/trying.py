@@ -48,6 +48,7 @@ class Trying:
     @torch.no_grad()
     def of(cls, knowledge: Knowledge, seen: Sequence[Observation]) -> Trying:
         """Fit the reader, and run the vocabulary."""
+        knowledge = knowledge.of_sent
         table = knowledge.table(seen[0])
         fitted: Reader = LinearReader(knowledge.known, table, first=False)
         if knowledge.defence.draws:

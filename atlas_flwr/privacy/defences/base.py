@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from atlas_flwr.data import Example
+    from atlas_flwr.privacy.defences.vocabulary import Vocabulary
 
 __all__ = ["NONE", "Defence", "Joined", "Kind"]
 
@@ -87,6 +88,47 @@ class Defence:
             Whether they are trained on; else the client is scored on them.
         """
         return examples
+
+    @property
+    def replaces_tokens(self) -> bool:
+        """Whether the head reads other tokens than a text's own."""
+        return False
+
+    def tokens(
+        self, texts: Sequence[Sequence[int]], vocabulary: Vocabulary, secret: bytes
+    ) -> list[list[int]]:
+        """Change a client's texts' tokens, before its head reads them.
+
+        Parameters
+        ----------
+        texts : Sequence[Sequence[int]]
+            Without template and label.
+        vocabulary : Vocabulary
+            The model's.
+        secret : bytes
+            As for :meth:`examples`.
+        """
+        return [list(text) for text in texts]
+
+    def token_odds(self, read: int, tokens: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return how likely tokens make the one that was read.
+
+        Parameters
+        ----------
+        read : int
+            What stands in the text that the head has read.
+        tokens : Tensor
+            Shape (N,): what may have stood there.
+        vocabulary : Vocabulary
+            The model's.
+
+        Returns
+        -------
+        Tensor
+            Shape (N,): the log of each one's probability of being read as that.
+        """
+        found: Tensor = (tokens == read).double().log()
+        return found
 
     def unlikeliness(
         self, received: Tensor, candidates: Tensor, scale: float
@@ -161,6 +203,26 @@ class Joined(Defence):
         for part in self.parts:
             examples = part.examples(examples, classes, secret, learned=learned)
         return examples
+
+    @property
+    def replaces_tokens(self) -> bool:
+        """Whether one of them does."""
+        return any(part.replaces_tokens for part in self.parts)
+
+    def tokens(
+        self, texts: Sequence[Sequence[int]], vocabulary: Vocabulary, secret: bytes
+    ) -> list[list[int]]:
+        """Let each change them."""
+        read = [list(text) for text in texts]
+        for part in self.parts:
+            read = part.tokens(read, vocabulary, secret)
+        return read
+
+    def token_odds(self, read: int, tokens: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Ask the one that replaces them."""
+        replacing = [part for part in self.parts if part.replaces_tokens]
+        judge = replacing[-1] if replacing else NONE
+        return judge.token_odds(read, tokens, vocabulary)
 
     def unlikeliness(
         self, received: Tensor, candidates: Tensor, scale: float

@@ -11,6 +11,7 @@ from atlas_flwr.privacy.defences.gaussian import Gaussian
 from atlas_flwr.privacy.defences.labels import RandomLabels
 from atlas_flwr.privacy.defences.laplace import Laplace
 from atlas_flwr.privacy.defences.mask import Mask
+from atlas_flwr.privacy.defences.tokens import RandomTokens
 from atlas_flwr.privacy.defences.topk import TopK
 
 __all__ = ["DEFENCES", "parse_defence"]
@@ -23,6 +24,10 @@ DEFENCES: Mapping[str, Kind] = {
     "laplace": Kind(Laplace, "the same with Laplace noise of that deviation"),
     "topk": Kind(TopK, "only this share of a position's numbers, both ways", maximum=1),
     "labels": Kind(RandomLabels, "labels answered at random, private to this epsilon"),
+    "tokens": Kind(
+        RandomTokens,
+        "tokens answered at random, mostly by near ones, each private to this epsilon",
+    ),
     "mask": Kind(
         lambda strength: Mask(), "numbers, addresses and names replaced", plain=True
     ),

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The likeliest text behind replaced tokens, by the public model and the defence.
+
+Shapes: T tokens, B beams, C candidates of a place, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atlas_flwr.privacy.knowledge import Knowledge
+
+__all__ = ["Restoring"]
+
+BEAMS = 8
+NEAR, LIKELY = 64, 16  # candidates: nearest to what is read, and of each beam
+
+
+@dataclass(frozen=True)
+class Restoring:
+    """Restores texts.
+
+    Attributes
+    ----------
+    knowledge : Knowledge
+        For defence, vocabulary and templates.
+    public : Any
+        The public model.
+    """
+
+    knowledge: Knowledge
+    public: Any
+
+    @classmethod
+    def of(cls, knowledge: Knowledge) -> Restoring:
+        """Load the public model."""
+        assert knowledge.whole is not None
+        return cls(knowledge, knowledge.whole().requires_grad_(False).eval())
+
+    @torch.no_grad()
+    def text(self, read: Tensor, client: str) -> Tensor:
+        """Return what a client's tokens (T,) were before they were replaced."""
+        before, after = self.knowledge.frames[client]
+        own = slice(len(before), _last(read.tolist(), after))
+        found = read.clone()
+        if len(read[own]):
+            found[own] = self._likeliest(list(before), read[own].tolist())
+        return found
+
+    def _likeliest(self, before: list[int], read: Sequence[int]) -> Tensor:
+        """Search from left to right, behind a template."""
+        start = before or [int(self.public.generation_config.eos_token_id or 0)]
+        out = self.public(input_ids=torch.tensor([start]), use_cache=True)
+        totals, written = torch.zeros(1).double(), torch.empty(1, 0, dtype=torch.long)
+        for token in read:
+            said = out.logits[:, -1].double().log_softmax(1)
+            among = self._candidates(token, said)
+            odds = self._odds(token, among)
+            scores = totals[:, None] + said[:, among] + odds
+            best = scores.flatten().topk(min(BEAMS, scores.numel()))
+            row, column = best.indices // len(among), best.indices % len(among)
+            totals, chosen = best.values, among[column]
+            written = torch.cat([written[row], chosen[:, None]], dim=1)
+            cache = out.past_key_values
+            cache.reorder_cache(row)
+            out = self.public(
+                input_ids=chosen[:, None], past_key_values=cache, use_cache=True
+            )
+        return written[int(totals.argmax())]
+
+    def _candidates(self, token: int, said: Tensor) -> Tensor:
+        """Return tokens (C,) that may have stood where one was read."""
+        vocabulary = self.knowledge.vocabulary
+        assert vocabulary is not None
+        (near,) = vocabulary.nearest([token], min(NEAR, len(vocabulary)))
+        likely = said.topk(min(LIKELY, said.shape[1]), dim=1).indices.flatten()
+        found = torch.cat([near.long(), likely, torch.tensor([token])])
+        different: Tensor = found.unique()
+        return different
+
+    def _odds(self, token: int, among: Tensor) -> Tensor:
+        vocabulary = self.knowledge.vocabulary
+        assert vocabulary is not None
+        return self.knowledge.defence.token_odds(token, among, vocabulary)
+
+
+def _last(row: Sequence[int], words: Sequence[int]) -> int:
+    """Return where some tokens begin for the last time; the end, where they do not."""
+    size = len(words)
+    starts = range(len(row) - size, -1, -1) if size else ()
+    wanted = list(words)
+    return next((i for i in starts if list(row[i : i + size]) == wanted), len(row))
