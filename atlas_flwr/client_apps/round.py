@@ -22,6 +22,7 @@ from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
+from atlas_flwr.config.optimizers import optimizer_of, trunk_optimizer_of
 from atlas_flwr.data import (
     Collator,
     Example,
@@ -47,8 +48,9 @@ from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
 from atlas_flwr.trunk.chain import codecs_of, connect_all
-from atlas_flwr.trunk.checking import CheckedTrunk, OwnTrunk
-from atlas_flwr.types import OptimizerSpec
+from atlas_flwr.trunk.checking import CheckedTrunk
+from atlas_flwr.trunk.own_trunk import OwnTrunk
+from atlas_flwr.types import TrunkClient
 from atlas_flwr.wire import ByteMeter
 
 __all__ = ["ClientRound", "config_of"]
@@ -180,11 +182,7 @@ class ClientRound:
             done = train(
                 adapted.model,
                 batches,
-                OptimizerSpec(
-                    config.learning_rate,
-                    weight_decay=config.weight_decay,
-                    accumulate=config.accumulate,
-                ),
+                optimizer_of(config),
                 objective=partial(hooks.step, proceed=task_loss),
                 in_flight=config.in_flight,
             )
@@ -269,19 +267,25 @@ class ClientRound:
             timeout=self.config.peer_timeout,
             shown=self.me.shown,
         )
-        if self.on_trunk is not None:
-            trunk = CheckedTrunk(trunk, self._own_trunk(self.plan, self.on_trunk))
+        checked = self._checked(trunk, self.plan)
+        trunk = checked or trunk
         if trains:
             trunk = hooks.trunk(trunk)
         sides = (parts.head, parts.tail, hooks.guard(trunk))
         with adapted_split(*sides, state, self.scaling) as adapted:
             yield adapted
+        if checked is not None:
+            checked.settle()
 
-    def _own_trunk(self, plan: SplitPlan, arrays: ArrayRecord) -> OwnTrunk:
-        outline = self.files.outline()
-        state = Layout.of(arrays, self.scaling).read(arrays, "server")
+    def _checked(self, trunk: TrunkClient, plan: SplitPlan) -> CheckedTrunk | None:
+        if self.on_trunk is None:
+            return None
+        config, outline = self.config, self.files.outline()
+        state = Layout.of(self.on_trunk, self.scaling).read(self.on_trunk, "server")
+        spec = SessionSpec(plan, state, trunk_optimizer_of(config))
         place = outline.num_layers, outline.block_of
-        return OwnTrunk(self.files.trunk, SessionSpec(plan, state), *place)
+        own = OwnTrunk(self.files.trunk, spec, *place)
+        return CheckedTrunk(trunk, own, config.local_steps * config.accumulate)
 
     def _fingerprint_state(self) -> AdapterState:
         """Adapters of the client's side, the same for all who have the same cut."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
+from atlas_flwr.errors import SessionError
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.protocol import keys
@@ -83,10 +84,14 @@ def ask_fingerprints(
             log(WARNING, "node %d sent no fingerprint: %s", node, reason_of(reply))
             continue
         client = roster.client(node)
+        if importance:
+            try:
+                found.sensitivities[client] = _sensitivity(reply, client, sessions)
+            except SessionError as error:
+                log(WARNING, "node %d has no fingerprint: %s", node, error)
+                continue
         record = next(iter(reply.content.array_records.values()))
         found.sketches[client] = np.asarray(record[keys.SKETCH].numpy(), np.float32)
-        if importance:
-            found.sensitivities[client] = _sensitivity(reply, client, sessions)
     return found
 
 

@@ -46,9 +46,10 @@ class PeerConfig:
     peer_checks: float = option(
         0.0,
         "Share of a client's messages with which it is sent its trunk's adapters, too, "
-        "and computes one text of one call itself, block by block: a host whose "
-        "answer differs is left for another. For split='u-shaped', and "
-        "codec='raw', which auto then is.",
+        "and repeats its round itself up to a step that it draws, block by block: a "
+        "host whose answers or gradients differ is left for another. A round repeated "
+        "whole costs a client the trunk's work besides its own. For split='u-shaped', "
+        "and codec='raw', which auto then is.",
         minimum=0,
         maximum=1,
         only=ADAPTER_STRATEGIES,

@@ -4,13 +4,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-__all__ = ["DelegatingGrid"]
+__all__ = ["NOTHING", "DelegatingGrid", "Repeated"]
+
+
+class Repeated(NamedTuple):
+    """What went beside the messages that were given, and the replies that came back.
+
+    Attributes
+    ----------
+    down, up : int
+        Bytes of messages that were sent again, and of replies that others replaced.
+    """
+
+    down: int = 0
+    up: int = 0
+
+
+NOTHING = Repeated()
 
 
 class DelegatingGrid(Grid):
@@ -34,6 +51,11 @@ class DelegatingGrid(Grid):
     def overdue(self) -> int:
         """Replies to earlier messages that were returned with the last ones."""
         return self.grid.overdue if isinstance(self.grid, DelegatingGrid) else 0
+
+    @property
+    def repeated(self) -> Repeated:
+        """What of the last messages and replies went more than once."""
+        return self.grid.repeated if isinstance(self.grid, DelegatingGrid) else NOTHING
 
     def set_run(self, run: Run) -> None:
         """Set the run."""

@@ -15,7 +15,8 @@ from logging import WARNING
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from atlas_flwr.grids.delegation import DelegatingGrid
+from atlas_flwr.grids.delegation import NOTHING, DelegatingGrid, Repeated
+from atlas_flwr.grids.recording import content_bytes
 from atlas_flwr.log import log
 from atlas_flwr.protocol.doors import WAY, doors_of, way_to
 from atlas_flwr.trunk.host import Door, Introducing
@@ -38,21 +39,32 @@ class MendingGrid(DelegatingGrid):
     def __init__(self, grid: Grid, host: Introducing | None = None) -> None:
         super().__init__(grid)
         self.host = host
+        self._repeated = NOTHING
+
+    @property
+    def repeated(self) -> Repeated:
+        """What was sent again, and what came before in the place of another reply."""
+        return self._repeated
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages; send those again whose clients had to move."""
         out = list(messages)
+        self._repeated = NOTHING
         if self.host is None:
             return self.grid.send_and_receive(out, timeout=timeout)
         found: dict[int, Message] = {}
+        down = up = 0
         while out:
-            replies = self.grid.send_and_receive(out, timeout=timeout)
+            replies = list(self.grid.send_and_receive(out, timeout=timeout))
+            up += sum(map(_size, replies))
             found |= {reply.metadata.src_node_id: reply for reply in replies}
             out = [again for m in out for again in self._again(m, found)]
             if out:
                 log(WARNING, "%d clients have moved and begin again", len(out))
+            down += sum(map(_size, out))
+        self._repeated = Repeated(down, up - sum(map(_size, found.values())))
         return list(found.values())
 
     def _again(self, message: Message, found: Mapping[int, Message]) -> list[Message]:
@@ -74,3 +86,7 @@ class MendingGrid(DelegatingGrid):
         if not doors or self.host is None:
             return ()
         return self.host.mend([door.token for door in doors], failed=failed)
+
+
+def _size(message: Message) -> int:
+    return content_bytes(message.content) if message.has_content() else 0

@@ -44,7 +44,7 @@ class RoundTrip:
         Number of messages.
     bytes_down, bytes_up : int
         Payload to and from the clients: arrays, configuration values and metrics as
-        Flower serialises them.
+        Flower serialises them; what went again, as often as it went.
     seconds : float
         From the first message to the last reply.
     late : int
@@ -113,12 +113,13 @@ class RecordingGrid(DelegatingGrid):
         out = list(messages)
         if not out:
             return []
-        down = sum(content_bytes(message.content) for message in out)
         kind = out[0].metadata.message_type
         started = time.monotonic()
         came = self.grid.send_and_receive(out, timeout=timeout)
         replies = self.roster.sorted_replies(came)
-        up = sum(content_bytes(r.content) for r in replies if r.has_content())
+        down, up = self.repeated
+        down += sum(content_bytes(message.content) for message in out)
+        up += sum(content_bytes(r.content) for r in replies if r.has_content())
         seconds = time.monotonic() - started
         seen = RoundTrip(
             kind, replies, len(out), down, up, seconds, self.late, self.overdue

@@ -15,6 +15,7 @@ from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig
+from atlas_flwr.config.optimizers import trunk_optimizer_of
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, Scaling, ia3_shapes
 from atlas_flwr.protocol.layout import write_state
 from atlas_flwr.remedies import ServerHooks, server_hooks
@@ -36,7 +37,6 @@ from atlas_flwr.strategies import (
 from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import Endpoint
-from atlas_flwr.types import OptimizerSpec
 
 __all__ = [
     "STRATEGIES",
@@ -44,9 +44,7 @@ __all__ = [
     "covering_plan",
     "initial_arrays",
     "needs_trunk",
-    "optimizer_of",
     "scaling_of",
-    "trunk_optimizer_of",
 ]
 
 
@@ -216,21 +214,6 @@ def measures_importance(config: RunConfig) -> bool:
 def scaling_of(config: RunConfig) -> Scaling:
     """Return LoRA's scaling, the same on both sides of the cut."""
     return Scaling(config.lora_alpha, config.use_rslora)
-
-
-def optimizer_of(config: RunConfig) -> OptimizerSpec:
-    """Return AdamW's settings on clients."""
-    return OptimizerSpec(
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        accumulate=config.accumulate,
-    )
-
-
-def trunk_optimizer_of(config: RunConfig) -> OptimizerSpec:
-    """Return AdamW's settings on the trunk."""
-    rate = config.trunk_learning_rate or config.learning_rate
-    return replace(optimizer_of(config), lr=rate)
 
 
 def initial_arrays(setting: RunContext) -> ArrayRecord:

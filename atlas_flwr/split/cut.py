@@ -34,10 +34,10 @@ from atlas_flwr.split.part import PartInfo, mark_part, part_info, whole_config
 from atlas_flwr.split.plan import SplitPlan
 from atlas_flwr.split.source import described, source_of
 from atlas_flwr.split.tensors import CheckpointTensors, ModelTensors, TensorSource
-from atlas_flwr.split.weight_loading import fill
+from atlas_flwr.split.weight_loading import Filling
 from atlas_flwr.types import Side
 
-__all__ = ["Parts", "load_parts", "partition", "skeleton", "trunk_view"]
+__all__ = ["Parts", "hollow_parts", "load_parts", "partition", "skeleton", "trunk_view"]
 
 ALL_SIDES = (Side.HEAD, Side.TRUNK, Side.TAIL)
 
@@ -133,6 +133,40 @@ def load_parts(
 
     Head and tail of one call share tied embeddings. See :func:`partition`.
     """
+    found = hollow_parts(
+        model_or_path,
+        plan,
+        sides=sides,
+        auto_class=auto_class,
+        dtype=dtype,
+        device=device,
+        config_overrides=config_overrides,
+        seed=seed,
+    )
+    made: dict[Side, nn.Module] = {}
+    for side, filling in found.items():
+        filling.fill()
+        made[side] = filling.part.eval()
+    if Side.HEAD in made:
+        made[Side.HEAD].generation_config = _generation(source_of(model_or_path))
+    return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
+
+
+def hollow_parts(
+    model_or_path: PreTrainedModel | str | Path,
+    plan: SplitPlan,
+    *,
+    sides: tuple[Side, ...],
+    auto_class: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[Side, Filling]:
+    """Make some of the parts without memory for their parameters, to be filled.
+
+    See :func:`partition`.
+    """
     model_or_path = source_of(model_or_path)
     config, cls = described(model_or_path, auto_class)
     config = copy.deepcopy(config)
@@ -140,25 +174,27 @@ def load_parts(
         setattr(config, key, value)
     if dtype is not None:
         config.dtype = dtype  # buffers computed from the configuration follow it
-    make = partial(skeleton, cls, config)
-    whole = make()
+    settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    kinds: tuple[Hashable, ...] = (cls, type(config))  # type: ignore[assignment]
+    whole = _whole(*kinds, settings)
     blocks = blocks_name(whole)
     count = len(whole.get_submodule(blocks))  # type: ignore[arg-type]
     plan.check(count)
     ends = _ends(plan, count)
-    settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    kinds: tuple[Hashable, ...] = (cls, type(config))  # type: ignore[assignment]
     _rehearse_once(*kinds, settings, blocks, tuple(ends.values()))
     source = _source(model_or_path, whole, dtype, device)
-    made: dict[Side, nn.Module] = {}
+    made = {}
     for side in [side for side in sides if side in ends]:
-        start, stop = ends[side]
-        part = _cut(make(), PartInfo(side, "", blocks, start, stop, count))
-        fill(part, source, whole, seed)
-        made[side] = part.eval()
-    if Side.HEAD in made:
-        made[Side.HEAD].generation_config = _generation(model_or_path)
-    return Parts(made.get(Side.HEAD), made.get(Side.TRUNK), made.get(Side.TAIL))
+        info = PartInfo(side, "", blocks, *ends[side], count)
+        part = _cut(skeleton(cls, config), info)
+        made[side] = Filling(part, source, whole, seed)
+    return made
+
+
+@lru_cache(maxsize=2)
+def _whole(cls: Any, config_class: Any, settings: str) -> PreTrainedModel:
+    """Build the whole model without memory, to be read and never changed."""
+    return skeleton(cls, config_class.from_dict(json.loads(settings)))
 
 
 @lru_cache(maxsize=64)

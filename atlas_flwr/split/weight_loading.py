@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give a part's hollow parameters their tensors, and no others."""
+"""A part's hollow parameters are given their tensors, and no others."""
 
 from __future__ import annotations
 
@@ -12,44 +12,70 @@ from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split.part import part_info
 from atlas_flwr.split.tensors import TensorSource
 
-__all__ = ["fill"]
+__all__ = ["Filling"]
 
 
-def fill(
-    part: PreTrainedModel, source: TensorSource, whole: PreTrainedModel, seed: int
-) -> None:
-    """Give every parameter and stored buffer of a part its tensor.
+class Filling:
+    """The tensors of a part, which come and go.
 
     Parameters
     ----------
     part : PreTrainedModel
-        A part without memory for its parameters.
+        A part without memory for its parameters. Its modules may be wrapped later.
     source : TensorSource
         The tensors of the whole model.
     whole : PreTrainedModel
         The whole model, without memory for its parameters.
     seed : int
         Initialises a classifier that the source lacks.
-
-    Raises
-    ------
-    PlanError
-        If the source lacks a tensor that is not a classifier's.
     """
-    info = part_info(part)
-    tied = _tied_names(whole)
-    for local, parameter in list(part.named_parameters(remove_duplicate=False)):
-        name = info.global_name(local)
-        tensor = _find(name, tied.get(name), parameter, source, whole)
-        if tensor is None:
-            tensor = source.placed(_initial(name, parameter, whole, seed))
-        _set_parameter(part, local, tensor)
-    device = next(part.parameters()).device
-    for local, buffer in list(part.named_buffers()):
-        name = info.global_name(local)
-        # Buffers (rotary frequencies) keep their dtype, whatever the weights' is.
-        value = source.read(name) if name in source.names else buffer
-        _set_buffer(part, local, value.to(device=device))
+
+    def __init__(
+        self,
+        part: PreTrainedModel,
+        source: TensorSource,
+        whole: PreTrainedModel,
+        seed: int,
+    ) -> None:
+        self.part, self.source, self.whole, self.seed = part, source, whole, seed
+        info = part_info(part)
+        self._hollow = {
+            info.global_name(local): (*_owner(part, local), parameter)
+            for local, parameter in part.named_parameters(remove_duplicate=False)
+        }
+        self._buffers = {
+            info.global_name(local): _owner(part, local)
+            for local, _ in part.named_buffers()
+        }
+
+    def fill(self) -> None:
+        """Give every parameter and stored buffer its tensor.
+
+        Raises
+        ------
+        PlanError
+            If the source lacks a tensor that is not a classifier's.
+        """
+        source, tied = self.source, _tied_names(self.whole)
+        for name, (owner, last, hollow) in self._hollow.items():
+            tensor = _find(name, tied.get(name), hollow, source, self.whole)
+            if tensor is None:
+                made = _initial(name, hollow, self.whole, self.seed)
+                tensor = source.placed(made)
+            learns = hollow.requires_grad and tensor.is_floating_point()
+            owner._parameters[last] = nn.Parameter(tensor, requires_grad=learns)
+        device = next(self.part.parameters()).device
+        for name, (owner, last) in self._buffers.items():
+            buffer = owner._buffers[last]
+            assert buffer is not None
+            # Buffers (rotary frequencies) keep their dtype, whatever the weights' is.
+            value = source.read(name) if name in source.names else buffer
+            owner._buffers[last] = value.to(device=device)
+
+    def empty(self) -> None:
+        """Let go of the parameters' tensors."""
+        for owner, last, hollow in self._hollow.values():
+            owner._parameters[last] = hollow
 
 
 def _find(
@@ -101,12 +127,6 @@ def _initial(
     return std * torch.randn(parameter.shape, generator=generator)
 
 
-def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+def _owner(part: nn.Module, name: str) -> tuple[nn.Module, str]:
     owner, _, last = name.rpartition(".")
-    value = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-    module.get_submodule(owner)._parameters[last] = value
-
-
-def _set_buffer(module: nn.Module, name: str, tensor: Tensor) -> None:
-    owner, _, last = name.rpartition(".")
-    module.get_submodule(owner)._buffers[last] = tensor
+    return part.get_submodule(owner), last

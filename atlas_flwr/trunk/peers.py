@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import methodcaller
-from typing import Any
+from typing import Any, TypeVar
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState, LoraFactors
-from atlas_flwr.trunk.host import Door, TrunkStats
+from atlas_flwr.trunk.host import Door, TrunkHost, TrunkStats
 from atlas_flwr.trunk.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.peer_model import PeerModel
 from atlas_flwr.trunk.session import SessionSpec
 
 __all__ = ["Peers"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -228,25 +230,23 @@ class Peers:
         """
         session = self._session(token)
         self._barred |= {(session.spec.client, host) for host in session.left}
-        parts = []
-        for host, door in session.doors.items():
-            try:
-                with self.hosts.minding(host):
-                    parts.append(self.hosts.trunk(host).adapters(door.token))
-            except TrunkLost as error:
-                raise SessionError(
-                    f"client {session.spec.client}: what its session has trained is "
-                    f"lost with host {host}: {error}"
-                ) from None
-        return reduce(AdapterState.merged, parts, AdapterState())
+        parts = self._asked(session, lambda host, key: host.adapters(key))
+        return reduce(AdapterState.merged, parts.values(), AdapterState())
 
     def importance(self, token: str) -> dict[str, float]:
-        """Return what a probing session has measured, in a backward pass's order."""
-        session, found = self._session(token), dict[str, float]()
-        for host, door in reversed(session.doors.items()):
-            with self.hosts.minding(host):
-                found |= self.hosts.trunk(host).importance(door.token)
-        return found
+        """Return what a probing session has measured, in a backward pass's order.
+
+        Raises
+        ------
+        SessionError
+            If one of its hosts is lost, and what it had measured with it.
+        """
+        parts = self._asked(self._session(token), lambda host, k: host.importance(k))
+        return {
+            name: value
+            for measured in reversed(parts.values())
+            for name, value in measured.items()
+        }
 
     def close(self, token: str) -> None:
         """Close a session; unknown ones are closed already."""
@@ -329,6 +329,22 @@ class Peers:
         self._ways |= found.ways
         way = found.ways.get(client, ())
         self.hosts.watcher.moved(self.hosts.round, client, way)
+
+    def _asked(
+        self, session: _Session, request: Callable[[TrunkHost, str], T]
+    ) -> dict[str, T]:
+        """Ask each of a session's hosts for what it has of it."""
+        found = {}
+        for host, door in session.doors.items():
+            try:
+                with self.hosts.minding(host):
+                    found[host] = request(self.hosts.trunk(host), door.token)
+            except TrunkLost as error:
+                raise SessionError(
+                    f"client {session.spec.client}: what its session has learned is "
+                    f"lost with host {host}: {error}"
+                ) from None
+        return found
 
     def _shut(self, session: _Session) -> None:
         for host, door in session.doors.items():

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from atlas_flwr.split import SplitPlan, load_parts
+from atlas_flwr.split import SplitPlan
+from atlas_flwr.split.cut import hollow_parts
+from atlas_flwr.split.weight_loading import Filling
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.table import Limits
 from atlas_flwr.types import Side
@@ -56,13 +58,24 @@ class TrunkSource:
         own_threads : bool
             See :class:`~atlas_flwr.trunk.TrunkEngine`.
         """
+        filling = self.hollow()
+        filling.fill()
+        return TrunkEngine(
+            filling.part,
+            limits=self.limits,
+            recompute=self.recompute,
+            own_threads=own_threads,
+        )
+
+    def hollow(self) -> Filling:
+        """Make the trunk without memory for its parameters, to be filled."""
         from transformers import (
             AutoModelForCausalLM,
             AutoModelForSequenceClassification,
         )
 
         overrides = {"num_labels": self.classes} if self.classes else {}
-        parts = load_parts(
+        made = hollow_parts(
             self.path,
             self.plan,
             sides=(Side.TRUNK,),
@@ -76,9 +89,4 @@ class TrunkSource:
             config_overrides=overrides,
             seed=self.seed,
         )
-        return TrunkEngine(
-            parts.trunk,
-            limits=self.limits,
-            recompute=self.recompute,
-            own_threads=own_threads,
-        )
+        return made[Side.TRUNK]

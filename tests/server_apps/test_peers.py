@@ -179,16 +179,19 @@ def test_every_method_learns_the_bits_of_one_central_trunk(tmp_path, strategy):
 def test_spot_checks_find_nothing_wrong_with_sound_hosts_and_change_no_bit(
     tmp_path, central, monkeypatch
 ):
-    compared, check = [], CheckedTrunk._check
+    compared, settle = [], CheckedTrunk.settle
 
-    def counted(self, call, answer):
-        compared.append(call.step)
-        check(self, call, answer)
+    def counted(self):
+        settle(self)
+        compared.append((self._drawn is None, self.checked))
 
-    monkeypatch.setattr(CheckedTrunk, "_check", counted)
+    monkeypatch.setattr(CheckedTrunk, "settle", counted)
     found = carried(tmp_path, peer_checks=1.0)
     assert digest(found.path) == central
-    assert len([step for step in compared if step is not None]) == 4
+    training = [checked for trains, checked in compared if trains]
+    assert len(training) == 4
+    assert {*training} <= {1, 2}
+    assert all(checked == 1 for trains, checked in compared if not trains)
     assert not told(found, "peer-moved")
 
 
