@@ -55,7 +55,11 @@ WARM_UP = {"smollm2": "tiny", "minilm": "tiny-bert"}
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement; ``sessions`` is 0 for a client."""
+    """One measurement; ``sessions`` is 0 for a client.
+
+    ``labels`` are those of an example on average: every other row has a third of what
+    the next one has, as answers differ in length.
+    """
 
     model: str
     head: int
@@ -68,6 +72,7 @@ class Point:
     recompute: bool = False
     dtype: str = "float32"
     keep_freed: bool = False
+    labels: int = 1
 
     @property
     def files(self) -> ModelFiles:
@@ -104,6 +109,8 @@ def batches(files: ModelFiles, point: Point) -> Iterator[Batch]:
     vocabulary = files.outline().model.config.vocab_size
     causal = files.source.kind == "causal"
     shape = point.batch, point.length
+    short = -(-point.labels // 2)
+    counts = [short, 2 * point.labels - short] * (point.batch // 2)
     for step in range(STEPS):
         torch.manual_seed(step)
         ids = torch.randint(3, vocabulary, shape)
@@ -112,7 +119,8 @@ def batches(files: ModelFiles, point: Point) -> Iterator[Batch]:
         labels = torch.zeros(point.batch, dtype=torch.long)
         if causal:
             labels = torch.full_like(ids, -100)
-            labels[:, -1] = ids[:, -1]
+            for row, count in enumerate(counts):
+                labels[row, -count:] = ids[row, -count:]
         yield Batch(
             input_ids=ids,
             attention_mask=mask,
@@ -120,7 +128,7 @@ def batches(files: ModelFiles, point: Point) -> Iterator[Batch]:
             targets=torch.zeros(point.batch, dtype=torch.long),
             position_ids=(mask.cumsum(1) - 1).clamp(min=0) if causal else None,
             token_type_ids=None if causal else torch.zeros_like(ids),
-            logits_to_keep=2 if causal else 0,
+            logits_to_keep=max(counts) + 1 if causal else 0,
         )
 
 
@@ -156,7 +164,9 @@ def client_peak(point: Point) -> int:
     made = list(batches(files, point))
     with PeakMeter() as meter:
         parts = files.parts(plan)
-        with adapted_split(parts.head, parts.tail, Echo(), state, 16.0) as adapted:
+        with adapted_split(
+            parts.head, parts.tail, Echo(), state, Scaling(16.0)
+        ) as adapted:
             look_at(adapted.model)
             train(adapted.model, made, OptimizerSpec())
     return meter.peak_bytes
@@ -221,7 +231,12 @@ def predicted(point: Point) -> int:
     shape["dtype_bytes"] = files.dtype.itemsize
     if not point.sessions:
         return client_memory(
-            architecture, head=point.head, tail=point.tail, ranks=ranks, **shape
+            architecture,
+            head=point.head,
+            tail=point.tail,
+            ranks=ranks,
+            logits_to_keep=point.labels + 1,
+            **shape,
         ).total
     session = TrunkSession(point.head, point.tail, ranks)
     return trunk_memory(
@@ -258,7 +273,22 @@ def trunk_points() -> Iterator[Point]:
         yield Point(model, 1, 1, "16", 8, 128, sessions=4, in_flight=4, recompute=True)
 
 
-POINTS = {"client": client_points, "trunk": trunk_points}
+def written_points() -> Iterator[Point]:
+    """Clients whose answers are of several tokens."""
+    turns = cycle(("4", "16", "mixed"))
+    for head, batch, length, labels in (
+        (1, 8, 32, 4),
+        (1, 8, 48, 16),
+        (1, 2, 128, 64),
+        (2, 8, 64, 32),
+        (2, 4, 128, 64),
+        (4, 8, 128, 16),
+    ):
+        ranks = next(turns)
+        yield Point("smollm2", head, 1, ranks, batch, length, labels=labels)
+
+
+POINTS = {"client": client_points, "written": written_points, "trunk": trunk_points}
 
 
 # --- telling -----------------------------------------------------------------------
@@ -266,7 +296,8 @@ POINTS = {"client": client_points, "trunk": trunk_points}
 
 def tell(kind: str, keep_freed: bool = False) -> None:
     """Measure the points of a kind; print their table and its summary."""
-    own = "sessions, in flight, recompute | " if kind == "trunk" else ""
+    more = {"trunk": "sessions, in flight, recompute | ", "written": "labels | "}
+    own = more.get(kind, "")
     print(
         f"| model | cut | ranks | batch | length | {own}measured MiB | predicted | % |"
     )
@@ -283,7 +314,9 @@ def tell(kind: str, keep_freed: bool = False) -> None:
             point.batch,
             point.length,
         ]
-        if own:
+        if kind == "written":
+            cells.append(point.labels)
+        if kind == "trunk":
             again = "yes" if point.recompute else "no"
             cells.append(f"{point.sessions}, {point.in_flight}, {again}")
         cells += [f"{real / MIB:.1f}", f"{said / MIB:.1f}", f"{errors[-1]:+.1f}"]
@@ -298,7 +331,7 @@ def tell(kind: str, keep_freed: bool = False) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", choices=["client", "trunk", "all"], default="all")
+    parser.add_argument("--points", choices=[*POINTS, "all"], default="all")
     parser.add_argument(
         "--keep-freed",
         action="store_true",

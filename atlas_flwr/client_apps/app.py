@@ -29,11 +29,9 @@ app = ClientApp(mods=[told_in_a_sentence, answered_by_resident])
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Tell the client's id, its memory, and (for reports) its task."""
-    from atlas_flwr.client_apps.identity import Identity
-    from atlas_flwr.client_apps.round import config_of
+    from atlas_flwr.client_apps.round import config_of, profile_of
 
-    config = config_of(message, context)
-    profile = Identity.of(context, config).profile(config)
+    profile = profile_of(config_of(message, context), context)
     return Message(RecordDict({keys.PROFILE: profile.to_record()}), reply_to=message)
 
 

@@ -26,6 +26,7 @@ from atlas_flwr.data import (
 )
 from atlas_flwr.data.batches import sample_examples
 from atlas_flwr.data.collation import collator_of
+from atlas_flwr.data.label_counts import LOOKED_AT, most_labels
 from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed
 
@@ -123,16 +124,30 @@ class ClientBatches:
 
         As no remedy chooses among them; each once.
         """
+        drawn = self._drawn(self.round)
+        test, _ = self.to_score(self.collator(self.shard().task))
+        return list(dict.fromkeys(chain.from_iterable(drawn))), list(test)
+
+    def _drawn(self, round: int) -> Iterator[list[Example]]:
+        """Yield the examples of each of a round's batches, the client's own."""
         config, shard = self.config, self.shard()
         collate = self.collator(shard.task)
-        drawn = sample_examples(
+        yield from sample_examples(
             self._some(collate.prepared(shard.train), config.train_examples),
             batch_size=config.batch_size,
             steps=config.local_steps * config.accumulate,
-            seed=derive_seed(config.seed, "train", self.round, self.me.index),
+            seed=derive_seed(config.seed, "train", round, self.me.index),
         )
-        test, _ = self.to_score(collate)
-        return list(dict.fromkeys(chain.from_iterable(drawn))), list(test)
+
+    def most_labels(self) -> int:
+        """Return the labels of an example, on average, in the fullest training step.
+
+        Those of the first rounds are looked at, however many rounds a run has.
+        """
+        steps = self.config.local_steps * self.config.accumulate
+        rounds = range(1, 1 - (-LOOKED_AT // steps))
+        drawn = chain.from_iterable(map(self._drawn, rounds))
+        return most_labels(self.collator(self.shard().task), drawn)
 
     def to_score(
         self, collate: Collator

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -36,6 +36,7 @@ from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_fact
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.protocol.layout import Layout
+from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.remedies import ClientHooks, RoundContext, client_hooks
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.train.evaluation import evaluate
@@ -53,7 +54,7 @@ from atlas_flwr.trunk.own_trunk import OwnTrunk
 from atlas_flwr.types import TrunkClient
 from atlas_flwr.wire import ByteMeter
 
-__all__ = ["ClientRound", "config_of"]
+__all__ = ["ClientRound", "config_of", "profile_of"]
 
 Metrics = dict[str, int | float | list[int]]
 
@@ -64,6 +65,20 @@ def config_of(message: Message, context: Context) -> RunConfig:
         if keys.RUN_CONFIG in record:
             return from_yaml(str(record[keys.RUN_CONFIG]))
     return load_config(context.run_config)
+
+
+def profile_of(config: RunConfig, context: Context) -> Profile:
+    """Return what the server is told of a client, before it trains.
+
+    How many labels a step has is told, and looked up, where memory is given by it.
+    """
+    me = Identity.of(context, config)
+    profile = me.profile(config)
+    if me.memory is None:
+        return profile
+    source = ModelFiles.of(config).source
+    labels = ClientBatches(config, me, source, round=0).most_labels()
+    return replace(profile, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -225,6 +240,7 @@ class ClientRound:
                 adapted.model,
                 in_order(test, collate, config.eval_batch_size),
                 collate.label_ids,
+                self._most_labels(batches),
             )
             answers = self._answers(adapted.model, task, collate, test)
         metrics: Metrics = {
@@ -237,6 +253,16 @@ class ClientRound:
             **_crossed(adapted),
         }
         return metrics, answers
+
+    def _most_labels(self, batches: ClientBatches) -> int | None:
+        """Return how many labels are scored at once, where memory has a limit.
+
+        A label takes a training step three numbers a word of the vocabulary, of which
+        scoring keeps one.
+        """
+        if self.me.memory is None:
+            return None
+        return 2 * self.config.batch_size * batches.most_labels()
 
     def _answers(
         self,

@@ -109,6 +109,20 @@ class Batch:
             return len(self)
         return self.label_places.shape[1]
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return some rows of a causal batch that does not look ahead.
+
+        They keep their padding; no more logits are needed than their own labels ask.
+        """
+        own: dict[str, Any] = {
+            name: value[start:stop]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "places"
+        }
+        known = (own["labels"] != NO_LABEL).any(0).nonzero().flatten().tolist()
+        kept = self.labels.shape[1] - known[0] + 1 if known else 1
+        return replace(self, **own, logits_to_keep=kept, places=None)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; itself where it is there already."""
         if self.input_ids.device == device:

@@ -57,11 +57,11 @@ class CompletionCollator(GenerationCollator):
     def _row(self, example: Example) -> TokenRow:
         """Make a piece's row; of a text that is not cut yet, its first piece's."""
         whole = example.tokens or self._tokens(example)
-        ids = list(whole[: self._max_length])
+        ids = list(whole[: self.max_length])
         return TokenRow.answering(ids[:1], ids[1:])
 
     def _pieces(self, example: Example) -> tuple[Example, ...]:
-        ids, step = self._tokens(example), self._max_length - 1
+        ids, step = self._tokens(example), self.max_length - 1
         return tuple(
             Example("", tokens=tuple(ids[start : start + step + 1]))
             for start in range(0, len(ids) - 1, step)

@@ -60,7 +60,7 @@ class GenerationCollator(Collator):
             )
         self._tokenizer = tokenizer
         self._task = task
-        self._max_length = max_length
+        self.max_length = max_length
         self._begin = [] if task.chat else start_ids(tokenizer)
         self.label_ids = ()
         self._pad = pad_id(tokenizer)
@@ -78,7 +78,7 @@ class GenerationCollator(Collator):
 
     def _row(self, example: Example) -> TokenRow:
         whole = self._chat(example) if self._task.chat else self._plain(example)
-        return whole.within(self._max_length)
+        return whole.within(self.max_length)
 
     def prompt(self, example: Example) -> list[int]:
         """Return the tokens that an answer is to follow; as serving has them."""
@@ -87,7 +87,7 @@ class GenerationCollator(Collator):
             ids = chat_prompt(self._tokenizer, with_system(turns, self._task.system))
         else:
             ids = prompt_ids(self._tokenizer, example.text)
-        return ids[-self._max_length :]
+        return ids[-self.max_length :]
 
     def _sample(self) -> Example:
         """Return an example as the task has them."""

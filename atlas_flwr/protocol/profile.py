@@ -53,6 +53,9 @@ class Profile:
         Clients that the texts are dealt to, it among them; 0 where it does not say.
     offer : Offer
         What it would carry of the trunk for others.
+    labels : int
+        Those of an example, on average, in the fullest step that it can have; 0 where
+        it does not say, as without a limit to its memory.
     """
 
     client: str
@@ -60,6 +63,7 @@ class Profile:
     task: str = ""
     partitions: int = 0
     offer: Offer = Offer()
+    labels: int = 0
 
     def to_record(self) -> ConfigRecord:
         """Write the reply's ConfigRecord."""
@@ -69,6 +73,7 @@ class Profile:
                 "memory": self.memory or 0,
                 "task": self.task,
                 "partitions": self.partitions,
+                "labels": self.labels,
                 "lends": self.offer.memory,
                 "speed": self.offer.speed,
                 "trust": sorted(self.offer.trust),
@@ -84,6 +89,7 @@ class Profile:
             memory=int(str(record["memory"])) or None,
             task=str(record["task"]),
             partitions=int(str(record.get("partitions", 0))),
+            labels=int(str(record.get("labels", 0))),
             offer=Offer(
                 memory=int(str(record.get("lends", 0))),
                 speed=float(str(record.get("speed", 1.0))),

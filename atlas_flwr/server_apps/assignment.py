@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,9 @@ from atlas_flwr.budget import (
     step_time,
 )
 from atlas_flwr.config import RunConfig, format_bytes
-from atlas_flwr.data import load_task
+from atlas_flwr.data import load_examples, load_task, resolve_model, tokenizer_of
+from atlas_flwr.data.collation import collator_of
+from atlas_flwr.data.label_counts import usual_labels
 from atlas_flwr.errors import BudgetError
 from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.remedies import remembered_steps
@@ -50,7 +52,8 @@ class DeviceRule:
     dtype_bytes : int
         Of a frozen weight.
     logits_to_keep : int
-        Positions of which a step needs logits: those of a label, or of a response.
+        One more than the labels of an example, on average, in the fullest step of any
+        task; for a client that tells of its own steps, one more than theirs.
     """
 
     config: RunConfig
@@ -82,8 +85,7 @@ class DeviceRule:
             config.learned_positions,
             aligned=remembered_steps(config) > 0,
         )
-        writes = any(load_task(name).writes for name in config.task_list)
-        kept = config.max_length if writes else cls.logits_to_keep
+        kept = _labels(config) + 1
         return cls(config, architecture, shapes, places, dtype.itemsize, kept)
 
     def __call__(self, profile: Profile, importance: Mapping[str, float]) -> Assigned:
@@ -96,6 +98,9 @@ class DeviceRule:
         """
         if self.config.split == "none":
             return Assigned(self.whole_rank(profile.memory))
+        if profile.labels and profile.labels + 1 != self.logits_to_keep:
+            own = replace(self, logits_to_keep=profile.labels + 1)
+            return own(profile, importance)
         if self._by_layer:
             found = self.allocation(profile.memory, importance)
             return Assigned(found.ranks, SplitPlan(found.head, found.tail))
@@ -225,3 +230,16 @@ class DeviceRule:
             return range(head, head + 1)
         deepest = self.architecture.num_layers - 1 - (self._tail or 0)
         return range(1, min(self.config.max_head, deepest) + 1)
+
+
+def _labels(config: RunConfig) -> int:
+    """Return the labels of an example, on average, in the fullest step of any task."""
+    source = resolve_model(config.model)
+    tokenizer = tokenizer_of(source)
+    found = []
+    for task in map(load_task, config.task_list):
+        collate = collator_of(source, tokenizer, task, config.max_length)
+        examples = load_examples(task) if task.answers else ()
+        given = collate, examples, config.batch_size, config.seed
+        found.append(usual_labels(*given))
+    return max(found)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
 from atlas_flwr.client_apps.app import app
+from atlas_flwr.client_apps.round import profile_of
 from atlas_flwr.config import load_config
-from atlas_flwr.data import resolve_model, tokenizer_of
+from atlas_flwr.data import load_examples, load_task, resolve_model, tokenizer_of
+from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.run import Run
@@ -215,13 +220,30 @@ def test_what_needs_classes_is_refused_at_once(task, keys):
         checked_config({**BASE, "tasks": task, **keys})
 
 
-def test_the_memory_model_counts_logits_of_whole_responses(task):
-    budget = {**BASE, "devices": "1GiB", "cut": "2/1"}
-    peaks = {}
-    for name in (task, "spam"):
-        config = load_config({**budget, "tasks": name})
-        rule = DeviceRule.of(config, ModelFiles.of(config).outline())
-        peaks[name] = rule.planned(None).estimate
-    vocabulary, rows = 321, BASE["batch-size"]
-    more = peaks[task].logits - peaks["spam"].logits
-    assert more >= rows * (BASE["max-length"] - 2) * vocabulary * 4
+def test_the_memory_model_counts_logits_of_the_fullest_step_of_responses(task):
+    config = load_config({**BASE, "devices": "1GiB", "cut": "2/1", "tasks": task})
+    files = ModelFiles.of(config)
+    rule = DeviceRule.of(config, files.outline())
+    loaded = load_task(task)
+    collate = GenerationCollator(tokenizer_of(files.source), loaded, 40)
+    batch = collate(load_examples(loaded))
+    counts = (batch.labels != -100).sum(1).float()
+    assert counts.mean() <= rule.logits_to_keep - 1 <= counts.max() < 40 - 1
+
+
+def test_a_client_with_a_limit_tells_its_fullest_step_and_is_given_ranks_by_it(task):
+    config = load_config({**BASE, "devices": "1GiB", "tasks": task})
+    context = Context(0, 0, {"partition-id": 1, "num-partitions": 4}, RecordDict(), {})
+    profile = profile_of(config, context)
+    assert Profile.from_record(profile.to_record()) == profile
+    rule = DeviceRule.of(config, ModelFiles.of(config).outline())
+    # Long answers take from ranks what their logits need.
+    least = replace(rule, logits_to_keep=301).peak(1, {}).total
+    ranks = [
+        sum(rule(replace(profile, memory=least, labels=labels), {}).ranks.values())
+        for labels in (0, 1, profile.labels, 300)
+    ]
+    assert ranks[1] >= ranks[2] > ranks[3]
+    assert ranks[1] >= ranks[0] > ranks[3]
+    unlimited = profile_of(load_config({**BASE, "tasks": task}), context)
+    assert unlimited.labels == 0

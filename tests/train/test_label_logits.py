@@ -9,7 +9,7 @@ import torch
 
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.split.passes import takes_positions
-from atlas_flwr.train.evaluation import evaluate
+from atlas_flwr.train.evaluation import ROWS, evaluate
 from atlas_flwr.train.step import Step, batch_loss, model_inputs, task_loss
 from atlas_flwr.trunk import (
     LocalTrunk,
@@ -76,6 +76,45 @@ def test_the_lm_head_sees_no_more_rows_than_there_are_labels():
     assert seen == [(1, labels)] * 2
     assert found.tokens == batch.label_count == labels
     assert labels < batch.labels.numel() / 4
+
+
+class Weighed(LocalTrunk):
+    """Note how many positions the logits are of that are answered."""
+
+    def loss(self, call, labels, logits_to_keep=0):
+        reply = super().loss(call, labels, logits_to_keep)
+        self.seen = [*getattr(self, "seen", ()), reply.logits.shape[:2].numel()]
+        return reply
+
+
+def test_a_vanilla_trunks_logits_come_in_pieces_and_the_scores_are_the_whole_models():
+    batch, model = ragged_chats(rows=9, length=40), build("llama")
+    parts = partition(copy.deepcopy(model), SplitPlan(2, None))
+    trunk = Weighed(parts.trunk)
+    found = evaluate(SplitModel(parts.head, None, trunk), [batch], ())
+    wanted = evaluate(model, [batch], ())
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+    assert (found.accuracy, found.tokens, found.examples) == (
+        wanted.accuracy,
+        wanted.tokens,
+        9,
+    )
+    assert max(trunk.seen) <= ROWS < batch.logits_to_keep * len(batch)
+    assert sum(trunk.seen) <= batch.logits_to_keep * len(batch)
+
+
+@pytest.mark.parametrize("most", [1, 12, 1000])
+def test_no_more_labels_are_scored_at_once_than_may_be_and_the_scores_are_the_same(
+    most,
+):
+    batch, (model, seen) = ragged_chats(rows=6), (build("llama"), [])
+    wanted = evaluate(model, [batch], ())
+    model.lm_head.register_forward_hook(lambda m, given, out: seen.append(out.shape[1]))
+    found = evaluate(model, [batch], (), most)
+    assert sum(seen) == found.tokens == wanted.tokens == batch.label_count
+    assert max(seen) <= max(most, 5)  # labels of a row
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+    assert found.accuracy == wanted.accuracy
 
 
 def test_a_loss_is_not_left_in_the_model():
