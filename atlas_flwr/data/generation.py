@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from atlas_flwr.data.examples import Example
-from atlas_flwr.data.rows import Fault, Row
+from atlas_flwr.data.held import Held
+from atlas_flwr.data.rows import Fault, Faults, Row
 from atlas_flwr.data.templates import template_fields
 
 if TYPE_CHECKING:
@@ -96,38 +97,47 @@ def _conversation_problems(given: Definition) -> Iterator[str]:
 
 def written_examples(
     rows: Iterable[Row | Fault],
-    faults: list[Fault],
-    repeated: list[Fault],
+    faults: Faults,
     *,
     answered: bool,
-) -> tuple[Example, ...]:
+    held: Held[Example, None],
+) -> tuple[tuple[Example, ...], list[str]]:
     """Take prompts and responses, or texts, in which white space may have a meaning.
 
     Parameters
     ----------
     rows : Iterable[Row | Fault]
         Of the source.
-    faults, repeated : list[Fault]
-        Filled in: what cannot be used, and what stands there before.
+    faults : Faults
+        Filled in: what cannot be used.
     answered : bool
         Whether rows have responses, as their labels.
+    held : Held[Example, None]
+        Empty; what of them is held in memory.
+
+    Returns
+    -------
+    tuple[tuple[Example, ...], list[str]]
+        The examples, and what is not taken though it could be used.
     """
-    found: dict[Example, None] = {}
+    repeated = Faults()
     what = "prompt and response stand" if answered else "text stands"
     before = f"whose {what} there before"
     for row in rows:
         if isinstance(row, Fault):
-            faults.append(row)
+            faults.add(row)
         elif why := _lacking(row, answered):
-            faults.append(Fault(row.where, why))
+            faults.add(Fault(row.where, why))
         else:
             example = Example(
                 row.text, answer=row.label, turns=row.turns, owner=row.owner
             )
-            if example in found:
-                repeated.append(Fault(row.where, before))
-            found.setdefault(example)
-    return tuple(sorted(found, key=lambda example: (example.text, example.answer)))
+            if example in held.kept:
+                repeated.add(Fault(row.where, before))
+            elif held.has_room(example):
+                held.add(example, None)
+    found = sorted(held.kept, key=lambda example: (example.text, example.answer))
+    return tuple(found), [*repeated.told(), *held.told()]
 
 
 def _lacking(row: Row, answered: bool) -> str:

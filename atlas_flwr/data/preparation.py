@@ -71,7 +71,7 @@ def _loaded(tasks: Sequence[str], problems: list[str]) -> list[Task]:
             found = load_examples(task)
             if why := one_sided(found, task.reading.client, task.name):
                 log(WARNING, "%s", why)
-        if left_out and task.reading.path:
+        if left_out and not task.reading.package:
             what = "task %s: left out of %s: %s"
             log(WARNING, what, task.name, task.reading.where, "; ".join(left_out))
     return loaded

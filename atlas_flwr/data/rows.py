@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 
 from atlas_flwr.data.turns import Turn
 
-__all__ = ["Fault", "Row", "told"]
+__all__ = ["Fault", "Faults", "Row"]
 
 SHOWN = 5
 
@@ -52,13 +52,30 @@ class Fault:
     why: str
 
 
-def told(faults: Iterable[Fault]) -> list[str]:
-    """Say each fault once: how many rows have it, and which come first."""
-    places: dict[str, list[str]] = {}
-    for fault in faults:
-        places.setdefault(fault.why, []).append(fault.where)
-    return [
-        f"{len(where):,} {why} ({', '.join(where[:SHOWN])}"
-        f"{', ...' if len(where) > SHOWN else ''})"
-        for why, where in places.items()
-    ]
+class Faults:
+    """Rows that cannot be used: how many have each fault, and which come first.
+
+    So few words are kept of them that a long file may be full of faults.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, fault: Fault) -> None:
+        """Count a row."""
+        self._counts[fault.why] += 1
+        first = self._places.setdefault(fault.why, [])
+        if len(first) < SHOWN:
+            first.append(fault.where)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def told(self) -> list[str]:
+        """Say each fault once."""
+        return [
+            f"{count:,} {why} ({', '.join(self._places[why])}"
+            f"{', ...' if count > SHOWN else ''})"
+            for why, count in self._counts.items()
+        ]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -13,8 +12,9 @@ from pathlib import Path
 from atlas_flwr.data.definitions import CLASSIFICATION, read_definition
 from atlas_flwr.data.examples import Examined, Example
 from atlas_flwr.data.generation import COMPLETION, written_examples
+from atlas_flwr.data.held import Held
 from atlas_flwr.data.readers import Reading
-from atlas_flwr.data.rows import Fault, Row, told
+from atlas_flwr.data.rows import Fault, Faults, Row
 from atlas_flwr.errors import DataError
 
 __all__ = ["Example", "Task", "load_examples", "load_task", "task_names"]
@@ -166,15 +166,15 @@ def read_examples(task: Task) -> Examined:
     """
     if task.writes:
         return _read_answers(task)
-    found: dict[str, _Seen] = {}
-    faults: list[Fault] = []
-    repeated: list[Fault] = []
+    held: Held[str, _Seen] = Held(str)
+    faults, repeated = Faults(), Faults()
     for row in task.reading.rows():
-        faults += _taken(task, row, found, repeated)
+        for fault in _taken(task, row, held, repeated):
+            faults.add(fault)
     _refuse_faults(task, faults)
     examples = tuple(
         Example(text, seen.label, owner=seen.owner)
-        for text, seen in sorted(found.items(), key=lambda item: item[0])
+        for text, seen in sorted(held.kept.items(), key=lambda item: item[0])
         if not seen.contradicted
     )
     present = {example.label for example in examples}
@@ -186,7 +186,7 @@ def read_examples(task: Task) -> Examined:
             f"task {task.name}: no example of {', '.join(absent)} in "
             f"{task.reading.where}, of {len(examples)} that can be used"
         )
-    return Examined(examples, (*told(faults), *told(repeated)))
+    return Examined(examples, (*faults.told(), *repeated.told(), *held.told()))
 
 
 @dataclass
@@ -200,7 +200,7 @@ class _Seen:
 
 
 def _taken(
-    task: Task, row: Row | Fault, found: dict[str, _Seen], repeated: list[Fault]
+    task: Task, row: Row | Fault, held: Held[str, _Seen], repeated: Faults
 ) -> list[Fault]:
     """Take a row's example; return what cannot be used: it, or it and one before."""
     if isinstance(row, Fault):
@@ -211,39 +211,43 @@ def _taken(
     text = _shortened(" ".join(row.text.split()), task.max_chars)
     if not text:
         return [Fault(row.where, "with an empty text")]
-    if text not in found:
-        found[text] = _Seen(label, row.where, row.owner)
+    if text not in held.kept:
+        if held.has_room(text):
+            held.add(text, _Seen(label, row.where, row.owner))
         return []
-    seen = found[text]
+    seen = held.kept[text]
     if not seen.contradicted and seen.label == label:
-        repeated.append(Fault(row.where, "whose text and label stand there before"))
+        repeated.add(Fault(row.where, "whose text and label stand there before"))
         return []
     places = [row.where] if seen.contradicted else [seen.where, row.where]
     seen.contradicted = True
     return [Fault(where, _CONTRADICTED) for where in places]
 
 
-def _refuse_faults(task: Task, faults: Sequence[Fault]) -> None:
+def _refuse_faults(task: Task, faults: Faults) -> None:
     if faults and task.on_bad_rows == "error":
         raise DataError(
             f"task {task.name}: rows of {task.reading.where} cannot be used: "
-            + "; ".join(told(faults))
+            + "; ".join(faults.told())
             + ". Mend them, or set `on_bad_rows: drop` in the task file"
         )
 
 
 def _read_answers(task: Task) -> Examined:
     """Read what is answered by text."""
-    faults: list[Fault] = []
-    repeated: list[Fault] = []
-    rows = task.reading.rows()
-    examples = written_examples(rows, faults, repeated, answered=not task.completes)
+    faults = Faults()
+    examples, not_taken = written_examples(
+        task.reading.rows(),
+        faults,
+        answered=not task.completes,
+        held=Held(lambda example: example.text + example.answer),
+    )
     _refuse_faults(task, faults)
     if not examples:
         raise DataError(
             f"task {task.name}: no example in {task.reading.where} can be used"
         )
-    return Examined(examples, (*told(faults), *told(repeated)))
+    return Examined(examples, (*faults.told(), *not_taken))
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""Answers with IA3 and with prompts through a cut, against PEFT's on the whole model."""
+"""Answers with IA3 and prompts through a cut, against PEFT's on the whole model."""
 
 from __future__ import annotations
 

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import importlib
-import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.data.readers.records import numbered
 from atlas_flwr.data.rows import Fault, Row
@@ -17,18 +16,25 @@ if TYPE_CHECKING:
 
 __all__ = ["read_hub", "read_parquet"]
 
+AT_ONCE = 1024  # rows
+
 
 def read_parquet(reading: Reading) -> Iterator[Row | Fault]:
-    """Read a Parquet file."""
+    """Read a Parquet file, some rows at a time."""
+    yield from reading.picked(numbered(_records(reading)))
+
+
+def _records(reading: Reading) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(reading.content()))
+        with reading.opened() as file:
+            for batch in pq.ParquetFile(file).iter_batches(AT_ONCE):
+                yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         said = str(error).partition("\n")[0]
         raise DataError(f"{reading.where} cannot be read as Parquet: {said}") from None
-    yield from reading.picked(numbered(table.to_pylist()))
 
 
 def read_hub(reading: Reading) -> Iterator[Row | Fault]:

@@ -123,10 +123,17 @@ class Reading:
         DataError
             If it is not there.
         """
-        with self._opened() as file:
+        with self.opened() as file:
             return file.read()
 
-    def _opened(self) -> BinaryIO:
+    def opened(self) -> BinaryIO:
+        """Open the file.
+
+        Raises
+        ------
+        DataError
+            If it is not there.
+        """
         if self.package:
             return io.BytesIO(read_member(self.package, self.member))
         if not Path(self.path).is_file():
@@ -171,7 +178,7 @@ class Reading:
         DataError
             If it is not there, or is not in the task's encoding.
         """
-        with self._opened() as file:
+        with self.opened() as file:
             first = file.read(LOOK)
             file.seek(0)
             encoding = self._encoding(first)
