@@ -170,6 +170,8 @@ def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> 
         ("csv", b'text,label\na,b\n"never,closed\nc,d\n', "begins in line 3"),
         ("json", b'{"text": 1}', "it must be an array"),
         ("json", b'[{"text": 1}', "line 1"),
+        ("json", b'{"text": 1}\n{"text": 2}', "is it `format: jsonl`?"),
+        ("csv", b"", "it has nothing"),
         ("parquet", b"PAR?", "cannot be read as Parquet"),
         ("folder", b"a file", "there is no folder"),
         ("tsv", b"text\tlabel\nl\xednea\ta", "latin-1"),
@@ -263,10 +265,25 @@ def test_the_delimiter_is_that_by_which_the_header_has_the_fields(
     assert _read("csv", path) == [Row("one, two", "1")]
 
 
-def test_utf_16_is_told_by_its_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_an_encoding_is_told_by_its_mark(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_bytes("text,label\nżółw,a\n".encode("utf-16"))
+    path.write_bytes("text,label\nżółw,a\n".encode(encoding))
     assert _read("csv", path) == [Row("żółw", "a")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("name", ["lines", "folder"])
+def test_wide_characters_without_a_mark_are_not_read_as_zeros(
+    name: str, encoding: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "1.txt").write_bytes("a plain text".encode(encoding))
+    source = tmp_path if name == "folder" else path / "1.txt"
+    more = {} if name == "folder" else {"pattern": "(?P<text>.*)", "label": ""}
+    with pytest.raises(DataError, match=r"zeros between.*`encoding`, utf-16-[lb]e"):
+        _read(name, source, **more)
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
@@ -287,13 +304,20 @@ def test_what_a_system_leaves_in_a_folder_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.txt").write_text("words")
     (tmp_path / "a" / "._1.txt").write_bytes(b"\xff\x00")
+    for left in ("__MACOSX", ".ipynb_checkpoints"):
+        (tmp_path / left / "a").mkdir(parents=True)
+        (tmp_path / left / "a" / "1.txt").write_text("again")
     assert _read("folder", tmp_path) == [Row("words", "a")]
 
 
 def test_of_a_folder_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "of no pattern").symlink_to(tmp_path / "gone")
     (tmp_path / "a" / "2.txt").write_bytes(b"l\xednea")
     with pytest.raises(DataError, match=r"file a/2\.txt is not in the encoding"):
+        _read("folder", tmp_path)
+    (tmp_path / "a" / "1.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"file a/1\.txt cannot be read: No such file"):
         _read("folder", tmp_path)
 
 

@@ -28,13 +28,12 @@ def read_gettext(reading: Reading) -> Iterator[Row | Fault]:
     They have fields ``source``, ``translation`` (of a plural the first), ``context``
     and ``domain``, which is the file's name.
     """
-    for name, content in named_files(reading):
-        if name.endswith(".json"):
-            catalogue = _catalogue(reading, name, content)
-            domain = name.rpartition("/")[2].removesuffix(".json")
-            for key, said in catalogue.items():
-                if key != HEADER:
-                    yield _entry(reading, f"{name}, {key!r}", domain, key, said)
+    for name, content in named_files(reading, lambda name: name.endswith(".json")):
+        catalogue = _catalogue(reading, name, content)
+        domain = name.rpartition("/")[2].removesuffix(".json")
+        for key, said in catalogue.items():
+            if key != HEADER:
+                yield _entry(reading, f"{name}, {key!r}", domain, key, said)
 
 
 def _catalogue(reading: Reading, name: str, content: bytes) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def read_json(reading: Reading) -> Iterator[Row | Fault]:
     try:
         found = loaded_json(reading.string())
     except json.JSONDecodeError as error:
-        raise DataError(f"{reading.where}: {error}") from None
+        many = "; is it `format: jsonl`?" if error.msg == "Extra data" else ""
+        raise DataError(f"{reading.where}: {error}{many}") from None
     if not isinstance(found, list):
         raise DataError(
             f"{reading.where}: a JSON {type(found).__name__}; it must be an array of "

@@ -25,7 +25,12 @@ __all__ = ["PRESET_ENCODING", "READERS", "Reading"]
 
 PRESET_ENCODING = "utf-8-sig"
 LOOK = 200  # bytes by which an encoding is told
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MARKS = {  # the longer one first: the others begin as these do
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Reading:
     dataset, split : str
         A dataset on a hub, read with the ``datasets`` library.
     encoding : str
-        Of the file; the preset is UTF-8, or UTF-16 where the file begins with its mark.
+        Of the file; the preset is UTF-8, or UTF-16 or UTF-32 where the file begins with
+        its mark.
     delimiter : str
         Between the fields of ``csv``; empty for the one by which the header has the
         wanted fields, of comma, semicolon, tab and bar.
@@ -136,12 +142,17 @@ class Reading:
         """
         if self.package:
             return io.BytesIO(read_member(self.package, self.member))
-        if not Path(self.path).is_file():
+        path = Path(self.path)
+        if not path.is_file():
+            kind = "a folder, no file:" if path.is_dir() else "no file"
             raise DataError(
-                f"there is no file {self.path} (a task's `path` is seen from the "
+                f"there is {kind} {self.path} (a task's `path` is seen from the "
                 "folder of its YAML file)"
             )
-        return Path(self.path).open("rb")
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from None
 
     def string(self) -> str:
         """Read the file as text, with line feeds as the only ends of lines.
@@ -155,16 +166,33 @@ class Reading:
 
     def decoded(self, content: bytes, name: str = "") -> str:
         """Decode text of the source, of the file ``name`` in it."""
-        encoding = self._encoding(content[:LOOK])
+        where = f"{self.where}, file {name}" if name else self.where
+        encoding = self._encoding(where, content[:LOOK])
         try:
             return content.decode(encoding)
         except (UnicodeDecodeError, LookupError) as error:
-            where = f"{self.where}, file {name}" if name else self.where
             raise _undecoded(where, encoding, error, content[:LOOK]) from None
 
-    def _encoding(self, first: bytes) -> str:
-        marked = self.encoding == PRESET_ENCODING and first.startswith(UTF16_MARKS)
-        return "utf-16" if marked else self.encoding
+    def _encoding(self, where: str, first: bytes) -> str:
+        """Return the encoding, by the mark that a file begins with where none is set.
+
+        Raises
+        ------
+        DataError
+            If the preset would read UTF-16 without a mark as text with zeros in it.
+        """
+        if self.encoding != PRESET_ENCODING:
+            return self.encoding
+        for mark, encoding in MARKS.items():
+            if first.startswith(mark):
+                return encoding
+        if first.count(0) >= max(len(first) // 3, 1):
+            likely = "utf-16-be" if first.startswith(b"\0") else "utf-16-le"
+            raise DataError(
+                f"{where} has zeros between its characters, as UTF-16 without a mark: "
+                f"set the task's `encoding`, {likely} for one"
+            )
+        return self.encoding
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Read the file's lines that are not blank, with their numbers from 1.
@@ -181,7 +209,7 @@ class Reading:
         with self.opened() as file:
             first = file.read(LOOK)
             file.seek(0)
-            encoding = self._encoding(first)
+            encoding = self._encoding(self.where, first)
             try:
                 text = io.TextIOWrapper(file, encoding, newline="\n")
                 for number, line in enumerate(text, start=1):

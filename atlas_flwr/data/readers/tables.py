@@ -84,7 +84,7 @@ def _check_header(reading: Reading, names: Sequence[str]) -> None:
         if names.count(key) == 1:
             continue
         fault = f"two columns {key!r}" if key in names else f"no column {key!r}"
-        shown = ", ".join(map(repr, names))
+        shown = ", ".join(map(repr, names)) or "nothing"
         strange = any(mark in shown for mark in ("\\x00", "\\ufeff"))
         mend = (
             "These are not its characters: set the task's `encoding`, utf-16-le or "

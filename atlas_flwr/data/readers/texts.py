@@ -31,17 +31,17 @@ def read_lines(reading: Reading) -> Iterator[Row | Fault]:
 def read_folder(reading: Reading) -> Iterator[Row | Fault]:
     """Read an example of each file whose name a pattern matches."""
     pattern = re.compile(reading.pattern)
-    for name, content in named_files(reading):
+    for name, content in named_files(reading, pattern.search):
         match = pattern.search(name)
-        if match:
-            text = reading.decoded(content, name)
-            lines = text.splitlines(keepends=not reading.label)
-            kept = lines[: reading.max_lines] if reading.max_lines else lines
-            if reading.label:
-                text = " ".join(line for line in kept if line.strip())
-            else:
-                text = "".join(kept).replace("\r\n", "\n")
-            yield _row(reading, match, text, name)
+        assert match is not None
+        text = reading.decoded(content, name)
+        lines = text.splitlines(keepends=not reading.label)
+        kept = lines[: reading.max_lines] if reading.max_lines else lines
+        if reading.label:
+            text = " ".join(line for line in kept if line.strip())
+        else:
+            text = "".join(kept).replace("\r\n", "\n")
+        yield _row(reading, match, text, name)
 
 
 def _row(reading: Reading, match: re.Match[str], text: str, where: str) -> Row:
