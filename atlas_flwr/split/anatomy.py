@@ -83,6 +83,13 @@ def blocks_name(model: PreTrainedModel) -> str:
             f"{type(model).__name__} is more than a language model; cut the language "
             "model in it alone"
         )
+    try:
+        _base(model).get_input_embeddings()
+    except NotImplementedError:
+        raise PlanError(
+            f"{type(model).__name__} is a part of a larger model, and does not say "
+            f"where its embeddings are; {_CAN}"
+        ) from None
     count = getattr(model.config, "num_hidden_layers", None)
     if count is None:
         raise PlanError(

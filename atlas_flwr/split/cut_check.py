@@ -108,11 +108,14 @@ def _perform(
 ) -> dict[int, Any]:
     """Run the blocks [start, stop); return what each was given beside hidden states."""
     stand_ins = _hollow(model, blocks, as_tuple)
-    first, late = stand_ins[start], list[str]()
+    first, late, early = stand_ins[start], list[str](), list[str]()
     slice_blocks(model, blocks, start, stop)
     bypass_embeddings(model, blocks)
-    _watch(model, blocks, lambda: first.entered is not None, late)
+    entries = _stubs(model, blocks)
+    _watch(entries, lambda: first.entered is not None, late)
     bypass_norm(model, blocks)
+    exits = {n: stub for n, stub in _stubs(model, blocks).items() if n not in entries}
+    _watch(exits, lambda: first.entered is None, early)
     _refuse_leftovers(model, blocks)
     hidden = _hidden(model, range(start))
     left = _run(model, hidden)
@@ -120,6 +123,8 @@ def _perform(
         raise _WrongCue
     if late:
         raise _refusal(model, f"{late[0]} comes after its blocks")
+    if early:
+        raise _refusal(model, f"{early[0]} comes before its blocks, too")
     if not torch.equal(first.entered, hidden):
         raise _refusal(
             model, "it changes hidden states before its first block (scale, positions)"
@@ -138,17 +143,22 @@ def _hollow(model: PreTrainedModel, blocks: str, as_tuple: bool) -> list[_StandI
     return made
 
 
+def _stubs(model: PreTrainedModel, blocks: str) -> dict[str, nn.Module]:
+    """Return what stands for embeddings or the final norm."""
+    beside = around_blocks(model, blocks)
+    return {name: child for _, name, child in beside if isinstance(child, nn.Identity)}
+
+
 def _watch(
-    model: PreTrainedModel, blocks: str, begun: Callable[[], bool], late: list[str]
+    stubs: Mapping[str, nn.Module], is_wrong: Callable[[], bool], found: list[str]
 ) -> None:
-    """Note what stands for embeddings but is called after the first block."""
+    """Note which of them are called at the wrong time."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda *_: late.append(name) if begun() else None
+        return lambda *_: found.append(name) if is_wrong() else None
 
-    for _, name, child in around_blocks(model, blocks):
-        if isinstance(child, nn.Identity):
-            child.register_forward_hook(hook(name))
+    for name, stub in stubs.items():
+        stub.register_forward_hook(hook(name))
 
 
 def _refuse_leftovers(model: PreTrainedModel, blocks: str) -> None:

@@ -178,8 +178,10 @@ def is_causal(part: Any) -> bool:
 def _cached(part: Any, cache: Any) -> dict[str, Any]:
     if cache is not None:
         return {"use_cache": True, "past_key_values": cache}
-    known = "use_cache" in inspect.signature(part.forward).parameters
-    return {"use_cache": False} if known else {}
+    known = dict(inspect.signature(part.forward).parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):  # what goes to the base
+        known |= inspect.signature(part.base_model.forward).parameters
+    return {"use_cache": False} if "use_cache" in known else {}
 
 
 def _pools_last_token(part: Any) -> bool:

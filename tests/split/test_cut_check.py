@@ -36,12 +36,18 @@ EXACT = {
     "projections": hf.OPTConfig(
         **SIZES, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False
     ),
+    "use_cache known to the base alone": hf.GraniteMoeConfig(**SIZES),
     "as-many-ids-as-blocks": hf.LlamaConfig(**GROUPED, eos_token_id=[2, 3, 4, 5]),
 }
 REFUSED = {
     "scaled embeddings": (
         hf.GraniteConfig(**SIZES, num_key_value_heads=2, embedding_multiplier=3.0),
         "before its first block",
+    ),
+    "a norm before and after": (hf.NanoChatConfig(**SIZES), "norm comes before its"),
+    "a part of another model": (
+        hf.PegasusConfig(vocab_size=61, d_model=32, decoder_layers=4, pad_token_id=0),
+        "where its embeddings are",
     ),
     "computed positions": (hf.CTRLConfig(**OLDER, dff=48), "before its first block"),
     "relative positions": (
