@@ -94,6 +94,16 @@ def test_other_inputs_replace_an_open_step_and_are_refused_on_a_complete_one():
         log.find(0, call(0, inputs=0))
 
 
+def test_a_repeated_step_of_a_run_that_diverged_is_found_again():
+    log, nan = StepLog(max_open=2), torch.full((1, 2, 1), torch.nan)
+    log.begin(0, Pass(TrunkCall(nan, step=0)))
+    found = log.take(0)
+    found.given, found.grad = nan, nan
+    log.complete(0, found)
+    assert log.find(0, TrunkCall(nan.clone(), step=0)) is found
+    assert log.take(0, nan.clone()) is found
+
+
 def test_masks_and_positions_are_inputs_too():
     log = StepLog(max_open=2)
     hidden, mask = torch.zeros(1, 2, 1), torch.ones(1, 2)
