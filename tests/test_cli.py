@@ -483,6 +483,8 @@ else:
     print("training...")
     if "loudly" in (home / "overrides.toml").read_text():
         print("ERROR :  the trunk is gone")
+    if "plainly" in (home / "overrides.toml").read_text():
+        print("error: Ray is gone")
     said = __import__("os").environ.get("ATLAS_PROGRESS")
     if said:
         pathlib.Path(said).write_text("{{}}")
@@ -536,7 +538,12 @@ def test_what_flower_says_of_every_run_is_shown_on_request_only(superlink, capsy
 
 
 @pytest.mark.parametrize(
-    ("how", "last"), [("loudly", "the trunk is gone"), ("mutely", "without a word")]
+    ("how", "last"),
+    [
+        ("loudly", "the trunk is gone"),
+        ("plainly", "Ray is gone"),
+        ("mutely", "without a word"),
+    ],
 )
 def test_a_failed_run_has_a_last_word(superlink, capsys, how, last):
     status = replace(superlink, verbose=False).run({"fail": how}, Federation())

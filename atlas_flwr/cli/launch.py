@@ -161,7 +161,7 @@ class SuperLink:
             for line in process.stdout or ():
                 found = STARTED.search(line)
                 run_id = found[1] if found else run_id
-                complained |= "ERROR" in line
+                complained |= "ERROR" in line or line.startswith("error: ")
                 if self.verbose:
                     say(line)
                 elif not run_id:

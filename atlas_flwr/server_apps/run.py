@@ -46,6 +46,7 @@ from atlas_flwr.server_apps.continuation import check_clients, saved_state
 from atlas_flwr.server_apps.export import check_learned, export_adapters
 from atlas_flwr.server_apps.minima import with_minima_met
 from atlas_flwr.server_apps.progress import Progress
+from atlas_flwr.server_apps.raylet import watched_raylet
 from atlas_flwr.server_apps.recorder import Recorder
 from atlas_flwr.server_apps.trunk import check_reach, trunk_of
 from atlas_flwr.train.memory import PeakMeter
@@ -134,7 +135,8 @@ class Run:
         rounds = _Rounds(recording, mending, recorder, progress, self.checkpoint)
         for restarts_left in range(config.trunk_restarts, -1, -1):
             try:
-                with _trunk(setting, start) as split, PeakMeter() as meter:
+                watched, trunk = watched_raylet(), _trunk(setting, start)
+                with watched, trunk as split, PeakMeter() as meter:
                     inner = STRATEGIES[config.strategy](split)
                     with _lost_trunk_is_said(split):
                         arrays = self._train(rounds, inner, split, meter)
