@@ -64,12 +64,12 @@ def main(arguments: Sequence[str]) -> int:
     held = found if readers else []
     for case in cases(folder.config(), held, given.texts, given.seed, known):
         for name in readers:
-            attack = ATTACKS[name]
-            if why := attack.unfit(case.knowledge, case.seen):
-                print(f"{name} at cut {case.cut}: left out, {why}", flush=True)
-                continue
             began = time.monotonic()
-            scores.append(case.judged(attack, given.seed))
+            score = case.attacked(ATTACKS[name], given.seed)
+            if isinstance(score, str):
+                print(f"{name} at cut {case.cut}: left out, {score}", flush=True)
+                continue
+            scores.append(score)
             seconds = time.monotonic() - began
             print(f"{name} at cut {case.cut}: {seconds:.0f} s", flush=True)
     if sizers:

@@ -111,8 +111,9 @@ def _read(
     found = _crossed(config, files, texts, plan)
     for case in cases(config, found, texts, config.seed):
         for name in names:
-            if not ATTACKS[name].unfit(case.knowledge, case.seen):
-                yield case.judged(ATTACKS[name], config.seed)
+            score = case.attacked(ATTACKS[name], config.seed)
+            if not isinstance(score, str):
+                yield score
 
 
 def _fisher(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> float:

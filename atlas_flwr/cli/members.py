@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.report import RunFolder, summarize_folder
@@ -14,11 +15,9 @@ if TYPE_CHECKING:
     from atlas_flwr.client_apps.batches import ClientBatches
     from atlas_flwr.data import Collator, Example
     from atlas_flwr.privacy import Score
-    from atlas_flwr.privacy.attacks.base import MemberAttack
+    from atlas_flwr.privacy.attacks.base import MemberAttack, Suspects
 
 __all__ = ["member_scores", "trained_and_not"]
-
-Losses = tuple["Tensor", "Tensor"]  # with the adapters, without
 
 
 def member_scores(
@@ -49,13 +48,15 @@ def member_scores(
     from atlas_flwr.remedies.wire_defence import defence_of
 
     config = folder.config()
-    told = [_client(folder, i, texts) for i in range(_count(folder))]
+    shadows = max(attack.shadows for attack in attacks)
+    told = [_client(folder, i, texts, shadows) for i in range(_count(folder))]
     cuts = sorted(set(summarize_folder(folder).plans.values()))
     for attack in attacks:
         pairs = []
-        for members, others in told:
-            found = [attack.scores(*losses).numpy() for losses in (members, others)]
-            pairs.append((found[0], found[1]))
+        for suspects in told:
+            found = attack.scores(suspects).numpy()
+            half = len(found) // 2
+            pairs.append((found[:half], found[half:]))
         area, interval = auc(pairs, seed)
         yield Score(
             attack=attack.name,
@@ -63,7 +64,7 @@ def member_scores(
             defence=str(defence_of(config)),
             cut=", ".join(map(str, cuts)) or "none",
             target=MEMBER,
-            texts=sum(len(losses[0]) for pair in told for losses in pair),
+            texts=sum(len(suspects.losses) for suspects in told),
             tokens=0,
             token_accuracy=area,
             exact_texts=0,
@@ -96,24 +97,38 @@ def _count(folder: RunFolder) -> int:
     return summarize_folder(folder).num_clients
 
 
-def _client(folder: RunFolder, client: int, texts: int) -> tuple[Losses, Losses]:
-    """Return losses of a client's members, and of as many others."""
+def _client(folder: RunFolder, client: int, texts: int, shadows: int) -> Suspects:
+    """Return losses of a client's members, then of as many others."""
+    from atlas_flwr.cli.shadows import halves, shadow_losses
     from atlas_flwr.lora import Scaling
+    from atlas_flwr.privacy.attacks.base import Suspects
     from atlas_flwr.serving.choice import Choice, chosen
     from atlas_flwr.train.model import adapted_whole
     from atlas_flwr.train.weights import ModelFiles
 
-    files = ModelFiles.of(folder.config(), "cpu")
+    config = folder.config()
+    files = ModelFiles.of(config, "cpu")
     picked = chosen(folder, Choice(client=str(client)), files, files.outline())
     batches, members, others = trained_and_not(folder, client, _count(folder))
     collate = batches.collator(batches.shard().task)
     model: Any = files.whole()
     few = min(texts, len(members), len(others))
-    sets = [members[:few], others[:few]]
-    before = [_losses(model, collate, examples) for examples in sets]
+    examples = [*members[:few], *others[:few]]
+    losses = partial(_losses, collate=collate, examples=examples)
+    untrained = losses(model)
+    within = halves(shadows, len(examples), config.seed)
+    own = shadow_losses(
+        config,
+        model,
+        picked.state,
+        collate,
+        examples,
+        within,
+        len(members),
+        losses,
+    )
     with adapted_whole(model, picked.state, Scaling()) as adapted:
-        after = [_losses(adapted.model, collate, examples) for examples in sets]
-    return (after[0], before[0]), (after[1], before[1])
+        return Suspects(losses(adapted.model), untrained, own, within)
 
 
 def _losses(model: Any, collate: Collator, examples: Sequence[Example]) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from atlas_flwr.cli.case import Case
 from atlas_flwr.errors import DataError
 from atlas_flwr.report import RunFolder
 
@@ -16,84 +18,17 @@ if TYPE_CHECKING:
 
     from atlas_flwr.config import RunConfig
     from atlas_flwr.data import Batch
-    from atlas_flwr.privacy import Attack, Observation, Recording, Score, Truth
+    from atlas_flwr.privacy import Recording
     from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
     from atlas_flwr.train.weights import ModelFiles
 
-__all__ = ["Case", "cases", "recordings"]
+__all__ = ["cases", "recordings"]
 
 # Texts of these, but for those of the run, are the attacker's own.
 PUBLIC = ("tweets", "amazon", "editorials", "movies", "questions", "spam", "news")
 TASKS_KNOWN = 3
 TEXTS_KNOWN = 700
 OWN_SECRET = b"the attacker's"
-
-
-@dataclass(frozen=True)
-class Case:
-    """Texts of one depth of head, and what their attacker knows.
-
-    Attributes
-    ----------
-    cut : str
-        The clients' cuts.
-    knowledge : Knowledge
-        The attacker's.
-    seen, truths : Sequence
-        What crossed, and what it was.
-    private : Sequence[slice]
-        Of each text the tokens that its task's template does not say.
-    """
-
-    cut: str
-    knowledge: Knowledge
-    seen: Sequence[Observation]
-    truths: Sequence[Truth]
-    private: Sequence[slice]
-
-    def judged(self, attack: Attack, seed: int) -> Score:
-        """Attack, and hold what was read against the truth."""
-        from atlas_flwr.privacy.attacks.base import LABEL
-        from atlas_flwr.privacy.scores import commonest_share, score
-
-        guesses = attack.read(self.knowledge, self.seen)
-        about = {
-            "attack": attack.name,
-            "adversary": str(attack.adversary),
-            "defence": str(self.knowledge.defence),
-            "cut": self.cut,
-            "target": attack.target,
-        }
-        if attack.target == LABEL:
-            from atlas_flwr.privacy.attacks.naming import best_names
-
-            labels = [[t.label] for t in self.truths]
-            read = [[int(g)] for g in guesses]
-            if not attack.adversary.weights:
-                owners = [o.client for o in self.seen]
-                read = best_names(owners, read, labels)
-            common = commonest_share([n for (n,) in labels], labels)
-            return score(read, labels, baseline=common, seed=seed, **about)
-        truths = [
-            t.ids[kept].tolist()
-            for t, kept in zip(self.truths, self.private, strict=True)
-        ]
-        known = [int(n) for text in self.knowledge.known for n in text.ids]
-        common = commonest_share(known, truths)
-        if attack.writes:
-            from atlas_flwr.privacy.scores import fitted, of_another
-
-            owners = [o.client for o in self.seen]
-            read = fitted([g.tolist() for g in guesses], truths)
-            others = fitted(of_another(owners, guesses), truths)
-            unread = score(others, truths, baseline=0, seed=seed, **about)
-            common = max(common, unread.token_accuracy)
-            return replace(
-                score(read, truths, baseline=common, seed=seed, **about),
-                rouge_l_of_another=unread.rouge_l,
-            )
-        read = [g[kept].tolist() for g, kept in zip(guesses, self.private, strict=True)]
-        return score(read, truths, baseline=common, seed=seed, **about)
 
 
 def recordings(folder: RunFolder) -> list[Recording]:
@@ -146,6 +81,9 @@ def cases(
         Tasks whose texts the attacker has, the clients' own left out; by default three
         that are not the run's.
     """
+    from atlas_flwr.cli.labelled import trunk_of
+    from atlas_flwr.data import tokenizer_of
+    from atlas_flwr.data.tokens import pieces
     from atlas_flwr.privacy.knowledge import PublicModel
     from atlas_flwr.train.weights import ModelFiles
 
@@ -157,7 +95,7 @@ def cases(
         if not mine:
             continue
         own = [r for r in found if any(r is chosen for chosen, _ in mine)]
-        model = PublicModel(files.parts, own)
+        model = PublicModel(files.parts, own, partial(trunk_of, files))
         plans = sorted({str(r.plan) for r in own})
         yield Case(
             ", ".join(plans),
@@ -165,6 +103,7 @@ def cases(
             [r.observations[i] for r, i in mine],
             [r.truths[i] for r, i in mine],
             [spans[r.client, r.round][i] for r, i in mine],
+            partial(pieces, tokenizer_of(files.source)),
         )
 
 
@@ -194,10 +133,7 @@ def _drawn(
 
 
 def _private(found: Sequence[Recording]) -> Mapping[tuple[str, int], list[slice]]:
-    """Say of each text which tokens are not the same in all of its client's.
-
-    The label of a task with classes is counted apart; a response belongs to the text.
-    """
+    """Say of each prompt which tokens are not the same in all of its client's."""
     spans: dict[tuple[str, int], list[slice]] = {}
     for client in {r.client for r in found}:
         mine = [r for r in found if r.client == client]
@@ -294,6 +230,7 @@ def _with_texts(
     """Run other texts through the clients' heads, in turn."""
     import torch
 
+    from atlas_flwr.cli.labelled import labelled_texts
     from atlas_flwr.data import load_task, make_shard, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.defences.scale import usual_size
@@ -331,7 +268,8 @@ def _with_texts(
     texts = [
         replace(text, hidden=knows.crossed(text.hidden, generator)) for text in crossed
     ]
-    return replace(knows, known=texts)
+    held = partial(labelled_texts, config, files, knows, found)
+    return replace(knows, known=texts, labelled=held)
 
 
 def _own_ids(batch: Batch) -> torch.Tensor:

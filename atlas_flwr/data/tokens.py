@@ -16,6 +16,7 @@ __all__ = [
     "common_start",
     "left_padded",
     "pad_id",
+    "pieces",
     "prompt_ids",
     "start_ids",
     "token_ids",
@@ -85,3 +86,10 @@ def left_padded(
             ids[i, -len(row) :] = torch.tensor(row)
             mask[i, -len(row) :] = 1
     return ids, mask
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return what each token adds to a text, a blank before it among that."""
+    (first, *_) = token_ids(tokenizer, "a")
+    start = len(tokenizer.decode([first]))
+    return [tokenizer.decode([first, token])[start:] for token in ids]

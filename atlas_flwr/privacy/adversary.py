@@ -35,6 +35,8 @@ class Adversary:
         Has other texts, of tasks that are not the client's.
     defence : bool
         Knows which defence is on, how strong, and the codec.
+    labels : bool
+        Has a few labelled texts of the client's own task.
     """
 
     who: Who
@@ -42,9 +44,10 @@ class Adversary:
     adapters: bool = True
     texts: bool = True
     defence: bool = True
+    labels: bool = False
 
     def __str__(self) -> str:
-        known = ("weights", "adapters", "texts", "defence")
+        known = ("weights", "adapters", "texts", "defence", "labels")
         told = [name for name in known if getattr(self, name)]
         return f"{self.who.value}; knows {', '.join(told) or 'nothing'}"
 

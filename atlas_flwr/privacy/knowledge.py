@@ -29,7 +29,7 @@ from atlas_flwr.split.summary import Summary, reads_forward_only
 from atlas_flwr.types import Role
 from atlas_flwr.wire import Codec
 
-__all__ = ["Knowledge", "KnownText", "PublicModel"]
+__all__ = ["Knowledge", "KnownText", "LabelledText", "PublicModel"]
 
 _V = TypeVar("_V")
 
@@ -57,6 +57,25 @@ class KnownText:
     sent: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LabelledText:
+    """A text of a client's task whose class the attacker knows.
+
+    Attributes
+    ----------
+    hidden : Tensor
+        Shape (T, D): what would cross for it, its label's word left out.
+    label : int
+        Its class.
+    word : int
+        Tokens of the longest label's word, which cross behind a client's texts.
+    """
+
+    hidden: Tensor
+    label: int
+    word: int
+
+
 @dataclass
 class PublicModel:
     """The client's side as the server knows it: base weights, adapters as it sent them.
@@ -67,15 +86,19 @@ class PublicModel:
         Loads head and tail.
     recordings : Sequence[Recording]
         For whose adapters there were.
+    trunk : Callable[[SplitPlan], Any], optional
+        Loads the trunk.
     """
 
     parts: Callable[[SplitPlan], Parts]
     recordings: Sequence[Recording]
+    trunk: Callable[[SplitPlan], Any] | None = None
     _who: tuple[str, int] | None = None
     _now: Parts | None = None
     _plan: SplitPlan | None = None
     _folded: bool = False
     _summary: Summary | None = None
+    _deep: tuple[SplitPlan, Any] | None = None
 
     def head(self, seen: Observation) -> Any:
         """Return the head of an observation; valid until the next is asked for."""
@@ -108,6 +131,38 @@ class PublicModel:
         inputs = self._summary.around({"inputs_embeds": embeds})
         return self._summary.leaving(run_blocks(head, **inputs), None).hidden
 
+    @torch.no_grad()
+    def deep(self, seen: Observation, hidden: Tensor) -> Tensor:
+        """Return what the public trunk makes of what an observation's client sends.
+
+        Parameters
+        ----------
+        seen : Observation
+            For its cut.
+        hidden : Tensor
+            Shape (T, D).
+
+        Returns
+        -------
+        Tensor
+            Shape (T, D).
+        """
+        plan = self._found(seen.client, seen.round).plan
+        if self._deep is None or self._deep[0] != plan:
+            assert self.trunk is not None
+            self._deep = plan, self.trunk(plan).requires_grad_(False).eval()
+        return run_blocks(self._deep[1], inputs_embeds=hidden[None])[0]
+
+    def together(self, seen: Observation) -> Sequence[Observation]:
+        """Return all that crossed in an observation's step, itself among them."""
+        found = self._found(seen.client, seen.round)
+        return [o for o in found.observations if o.step == seen.step]
+
+    def _found(self, client: str, number: int) -> Recording:
+        who = client, number
+        (found,) = [r for r in self.recordings if (r.client, r.round) == who]
+        return found
+
     def _of(self, seen: Observation) -> Parts:
         who = seen.client, seen.round
         if self._now is None or who != self._who:
@@ -116,7 +171,7 @@ class PublicModel:
         return self._now
 
     def _switched(self, who: tuple[str, int]) -> Parts:
-        (found,) = [r for r in self.recordings if (r.client, r.round) == who]
+        found = self._found(*who)
         parts = self._now
         if parts is None or self._folded or found.plan != self._plan:
             parts = self.parts(found.plan)
@@ -190,6 +245,8 @@ class Knowledge:
         Whether what crosses are summary positions, not one for each token.
     vocabulary : Vocabulary, optional
         The model's, where the defence replaces tokens.
+    labelled : Callable[[str], Sequence[LabelledText]], optional
+        By client: a few texts of its task, not its own, and their classes.
     """
 
     model: PublicModel
@@ -207,6 +264,7 @@ class Knowledge:
     longest: int = 64
     summarised: bool = False
     vocabulary: Vocabulary | None = None
+    labelled: Callable[[str], Sequence[LabelledText]] | None = None
 
     @property
     def of_sent(self) -> Knowledge:

@@ -25,8 +25,9 @@ class Score:
         Which attack, by whom, against what.
     target : str
         ``"text"``, of which all is counted that the task's template does not say;
-        ``"label"``; ``"member"``, whether a text was trained on; or ``"task"``, of
-        which a client's round is one text of one token.
+        ``"response"``, what of it is learned; ``"label"``; ``"member"``, whether a text
+        was trained on; or ``"task"``, of which a client's round is one text of one
+        token.
     texts, tokens : int
         How many were attacked. A label is one token.
     token_accuracy : float
@@ -42,8 +43,13 @@ class Score:
     rouge_l : float, optional
         Mean F1 of the longest common subsequence; ``None`` for labels.
     rouge_l_of_another : float, optional
-        The same of what was read from another text of the same client, where an attack
-        writes: what it gets right without this text's crossing.
+        The same of what was read from another text of the same client: what an attack
+        gets right without this text's crossing.
+    names : int, optional
+        Names, numbers and addresses that the texts have; ``None`` for labels.
+    names_read, names_of_another : float, optional
+        The share of these of which every token was read; and by what was read from
+        another text. ``None`` where there are none.
     """
 
     attack: str
@@ -59,6 +65,9 @@ class Score:
     interval: tuple[float, float]
     rouge_l: float | None = None
     rouge_l_of_another: float | None = None
+    names: int | None = None
+    names_read: float | None = None
+    names_of_another: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -89,7 +98,7 @@ def score(
     pairs = list(zip(guesses, truths, strict=True))
     right = np.array([_right(g, t) for g, t in pairs])
     sizes = np.array([len(t) for t in truths])
-    texts = about["target"] == "text"
+    texts = about["target"] in ("text", "response")
     rouge = [rouge_l(g, t) for g, t in pairs] if texts else []
     return Score(
         texts=len(pairs),

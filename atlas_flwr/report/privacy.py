@@ -28,6 +28,7 @@ PRIVACY_COLUMNS = (
 
 OF = {
     "text": "tokens",
+    "response": "response tokens",
     "label": "labels",
     "member": "members (AUC)",
     "task": "clients' tasks",

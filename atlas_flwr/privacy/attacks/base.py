@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atlas_flwr.privacy.adversary import PASSIVE_SERVER, Adversary, Who
@@ -19,9 +20,20 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy.knowledge import Knowledge
     from atlas_flwr.privacy.observation import Observation
 
-__all__ = ["LABEL", "MEMBER", "TASK", "TEXT", "Attack", "MemberAttack", "TaskAttack"]
+__all__ = [
+    "LABEL",
+    "MEMBER",
+    "RESPONSE",
+    "TASK",
+    "TEXT",
+    "Attack",
+    "MemberAttack",
+    "Suspects",
+    "TaskAttack",
+]
 
-TEXT, LABEL, MEMBER, TASK = "text", "label", "member", "task"
+TEXT, LABEL, RESPONSE = "text", "label", "response"
+MEMBER, TASK = "member", "task"
 
 
 class Attack(ABC):
@@ -32,7 +44,7 @@ class Attack(ABC):
     name : str
         Key in :data:`~atlas_flwr.privacy.ATTACKS`.
     target : str
-        :data:`TEXT` or :data:`LABEL`.
+        :data:`TEXT`, :data:`LABEL`, or :data:`RESPONSE`: of a text what is learned.
     adversary : Adversary
         Who can do it.
     about : str
@@ -40,8 +52,10 @@ class Attack(ABC):
     reads_summaries : bool
         Whether it can do with summary positions, which are not one for each token.
     writes : bool
-        Whether it guesses a text without knowing how long it is: tokens that no
+        Whether it guesses a prompt without knowing how long it is: tokens that no
         template says, as many as it likes.
+    names_labels : bool
+        Whether it says which class, not only which texts are of one.
     """
 
     name: ClassVar[str]
@@ -50,6 +64,7 @@ class Attack(ABC):
     about: ClassVar[str]
     reads_summaries: ClassVar[bool] = False
     writes: ClassVar[bool] = False
+    names_labels: ClassVar[bool] = True
 
     def unfit(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
         """Say why it cannot be tried on these; empty where it can."""
@@ -75,8 +90,29 @@ class Attack(ABC):
         Returns
         -------
         list[Tensor]
-            For each observation token ids (T,), int64; of a label its class, (1,).
+            For each observation token ids (T,), int64, -1 where nothing is guessed;
+            of a label its class, (1,).
         """
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Texts of one client's task, of which adapters were trained on some.
+
+    Attributes
+    ----------
+    losses, untrained : Tensor
+        Shape (N,): the loss of each with the adapters, and without.
+    shadows : Tensor
+        Shape (S, N): with S adapters that the attacker has trained.
+    within : Tensor
+        Shape (S, N), bool: whether it has trained them on this text.
+    """
+
+    losses: Tensor
+    untrained: Tensor
+    shadows: Tensor
+    within: Tensor
 
 
 class MemberAttack(ABC):
@@ -86,6 +122,8 @@ class MemberAttack(ABC):
     ----------
     name, adversary, about
         As :class:`Attack`'s.
+    shadows : int
+        How many adapters it wants trained.
     """
 
     name: ClassVar[str]
@@ -93,15 +131,11 @@ class MemberAttack(ABC):
         Who.OUTSIDER, weights=True, adapters=True, texts=False, defence=False
     )
     about: ClassVar[str]
+    shadows: ClassVar[int] = 0
 
     @abstractmethod
-    def scores(self, losses: Tensor, untrained: Tensor) -> Tensor:
+    def scores(self, suspects: Suspects) -> Tensor:
         """Say of each text how much it looks like one that was trained on.
-
-        Parameters
-        ----------
-        losses, untrained : Tensor
-            Shape (N,): the loss of each with the adapters, and without.
 
         Returns
         -------

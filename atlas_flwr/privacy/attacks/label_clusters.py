@@ -28,6 +28,7 @@ class LabelClusters(Attack):
     name = "label-clusters"
     target = LABEL
     reads_summaries = True
+    names_labels = False
     adversary = Adversary(
         Who.PASSIVE_SERVER, weights=False, adapters=False, texts=False, defence=False
     )

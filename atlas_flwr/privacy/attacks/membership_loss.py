@@ -10,6 +10,8 @@ from atlas_flwr.privacy.attacks.base import MemberAttack
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from atlas_flwr.privacy.attacks.base import Suspects
+
 __all__ = ["MembershipLoss"]
 
 
@@ -19,6 +21,6 @@ class MembershipLoss(MemberAttack):
     name = "membership-loss"
     about = "texts of low loss under the exported adapters were trained on"
 
-    def scores(self, losses: Tensor, untrained: Tensor) -> Tensor:
+    def scores(self, suspects: Suspects) -> Tensor:
         """Return minus the loss."""
-        return -losses
+        return -suspects.losses

@@ -10,6 +10,8 @@ from atlas_flwr.privacy.attacks.base import MemberAttack
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from atlas_flwr.privacy.attacks.base import Suspects
+
 __all__ = ["MembershipReference"]
 
 
@@ -24,6 +26,6 @@ class MembershipReference(MemberAttack):
     name = "membership-reference"
     about = "texts whose loss has fallen most from the public model's were trained on"
 
-    def scores(self, losses: Tensor, untrained: Tensor) -> Tensor:
+    def scores(self, suspects: Suspects) -> Tensor:
         """Return by how much each has fallen."""
-        return untrained - losses
+        return suspects.untrained - suspects.losses

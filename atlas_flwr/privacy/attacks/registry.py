@@ -6,12 +6,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atlas_flwr.privacy.attacks.base import Attack, MemberAttack, TaskAttack
+from atlas_flwr.privacy.attacks.bisr import Bisr
+from atlas_flwr.privacy.attacks.gradient_matching import GradientMatching
 from atlas_flwr.privacy.attacks.inverter import Inverter
 from atlas_flwr.privacy.attacks.label_clusters import LabelClusters
+from atlas_flwr.privacy.attacks.label_completion import LabelCompletion
 from atlas_flwr.privacy.attacks.label_gradient import LabelGradient
 from atlas_flwr.privacy.attacks.linear import Linear
 from atlas_flwr.privacy.attacks.membership_loss import MembershipLoss
 from atlas_flwr.privacy.attacks.membership_reference import MembershipReference
+from atlas_flwr.privacy.attacks.membership_shadow import MembershipShadow
+from atlas_flwr.privacy.attacks.optimised import Optimised
 from atlas_flwr.privacy.attacks.restored import Restored
 from atlas_flwr.privacy.attacks.traffic import Traffic
 from atlas_flwr.privacy.attacks.verified import Verified
@@ -25,16 +30,21 @@ ATTACKS: Mapping[str, Attack] = {
         Linear(),
         Verified(),
         Inverter(),
+        Optimised(),
+        Bisr(),
         Restored(),
         Writer(),
         LabelGradient(),
         LabelClusters(),
+        LabelCompletion(),
+        GradientMatching(),
     )
 }
 
 # On the adapters that a run has exported, not on what crossed.
 MEMBERSHIP: Mapping[str, MemberAttack] = {
-    attack.name: attack for attack in (MembershipLoss(), MembershipReference())
+    attack.name: attack
+    for attack in (MembershipLoss(), MembershipReference(), MembershipShadow())
 }
 
 # On the sizes of what crossed alone.

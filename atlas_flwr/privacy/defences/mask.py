@@ -13,14 +13,19 @@ from atlas_flwr.privacy.defences.base import Defence
 if TYPE_CHECKING:
     from atlas_flwr.data import Example
 
-__all__ = ["Mask", "masked"]
+__all__ = ["ADDRESSES", "NAME", "Mask", "masked"]
+
+_LINK = re.compile(r"(?:https?://|www\.)\S+")
+_MAIL = re.compile(r"\S+@\S+\.\S+")
+ADDRESSES = (_LINK, _MAIL)
+# Capital letters inside a sentence: one at its beginning tells nothing.
+NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*")
 
 _RULES = (
-    (re.compile(r"(?:https?://|www\.)\S+"), "link"),
-    (re.compile(r"\S+@\S+\.\S+"), "mail"),
+    (_LINK, "link"),
+    (_MAIL, "mail"),
     (re.compile(r"\d"), "0"),
-    # Capital letters inside a sentence: one at its beginning tells nothing.
-    (re.compile(r"(?<=[\w,;:] )[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*"), "Name"),
+    (NAME, "Name"),
 )
 
 

@@ -1,0 +1,68 @@
+"""An attack is tried on the texts that have what it reads, and scored on that alone."""
+
+from __future__ import annotations
+
+import torch
+
+from atlas_flwr.cli.case import Case
+from atlas_flwr.privacy import Observation, Truth, parse_defence
+from atlas_flwr.privacy.attacks.base import LABEL, RESPONSE, TEXT, Attack
+from atlas_flwr.privacy.knowledge import Knowledge, KnownText
+from atlas_flwr.wire import codec_named
+
+IDS = torch.arange(10, 16)
+
+
+class Reading(Attack):
+    """Reads all but the last token of each text, or class 1."""
+
+    name, about = "reading", "reads"
+
+    def __init__(self, target):
+        self.target = target
+        self.clients = []
+
+    def read(self, knowledge, seen):
+        self.clients = [o.client for o in seen]
+        if self.target == LABEL:
+            return [torch.tensor([1]) for _ in seen]
+        return [torch.cat([IDS[:-1], torch.tensor([0])]) for _ in seen]
+
+
+def case(classes=("0",)):
+    """Client 0 sorts into classes, and client 1 writes the last two tokens."""
+    hidden = torch.zeros(len(IDS), 2)
+    seen = [Observation(c, 1, 0, "2/1", hidden, hidden, hidden) for c in "01"]
+    learned = torch.tensor([False] * 4 + [True] * 2)
+    knows = Knowledge(
+        None,
+        [KnownText(IDS, hidden)],
+        parse_defence("none"),
+        codec_named("raw"),
+        causal=True,
+        answers=dict.fromkeys(classes, (5, 6)),
+    )
+    truths = [Truth(IDS, learned, 1), Truth(IDS, learned, 0)]
+    own = [slice(1, 3)] * 2
+    return Case("2/1", knows, seen, truths, own, lambda ids: [f" {n}" for n in ids])
+
+
+def test_labels_are_read_of_tasks_with_classes_and_responses_of_others():
+    for target, client, share in ((LABEL, "0", 1.0), (RESPONSE, "1", 0.5)):
+        attack = Reading(target)
+        found = case().attacked(attack, 0)
+        assert attack.clients == [client]
+        assert (found.texts, found.token_accuracy) == (1, share)
+
+
+def test_of_a_text_the_prompts_own_part_counts_and_the_response():
+    found = case().attacked(Reading(TEXT), 0)
+    assert found.tokens == 2 + 4
+    assert found.token_accuracy == 5 / 6
+    assert found.names == 6  # all are numbers
+    assert found.names_read == 5 / 6
+
+
+def test_where_no_text_has_it_it_is_said():
+    assert case("01").attacked(Reading(RESPONSE), 0) == "it is for tasks with responses"
+    assert case("").attacked(Reading(LABEL), 0) == "it is for tasks with classes"
