@@ -115,7 +115,6 @@ def _client(folder: RunFolder, client: int, texts: int, shadows: int) -> Suspect
     few = min(texts, len(members), len(others))
     examples = [*members[:few], *others[:few]]
     losses = partial(_losses, collate=collate, examples=examples)
-    untrained = losses(model)
     within = halves(shadows, len(examples), config.seed)
     own = shadow_losses(
         config,
@@ -127,6 +126,7 @@ def _client(folder: RunFolder, client: int, texts: int, shadows: int) -> Suspect
         len(members),
         losses,
     )
+    untrained = losses(model)
     with adapted_whole(model, picked.state, Scaling()) as adapted:
         return Suspects(losses(adapted.model), untrained, own, within)
 

@@ -247,6 +247,9 @@ class Knowledge:
         The model's, where the defence replaces tokens.
     labelled : Callable[[str], Sequence[LabelledText]], optional
         By client: a few texts of its task, not its own, and their classes.
+    fitted : dict[str, Any]
+        What an attack has fitted on the known texts, by name, for the next that needs
+        the same.
     """
 
     model: PublicModel
@@ -265,6 +268,7 @@ class Knowledge:
     summarised: bool = False
     vocabulary: Vocabulary | None = None
     labelled: Callable[[str], Sequence[LabelledText]] | None = None
+    fitted: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def of_sent(self) -> Knowledge:

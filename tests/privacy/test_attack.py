@@ -117,13 +117,12 @@ def test_an_encoders_texts_are_read_too(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_of_unlike_tasks_is_read_for_what_each_has(tmp_path):
     changes = {"tasks": "questions,dialog", "defence": "gaussian:0.3"}
-    words = "gradient-matching,label-completion,bisr,verified"
+    words = "gradient-matching,label-completion,linear"
     found = attacked(recorded(tmp_path, **changes), "--attacks", words)
-    targets = ["response", "label", "text", "text"]
-    assert [one["target"] for one in found] == targets
+    assert [one["target"] for one in found] == ["response", "label", "text"]
     assert found[0]["token_accuracy"] > 0.9
-    assert found[0]["texts"] == found[1]["texts"] == 3
-    assert found[3]["names_read"] > found[3]["names_of_another"]
+    assert [one["texts"] for one in found] == [3, 3, 6]
+    assert found[2]["rouge_l"] > found[2]["rouge_l_of_another"]
 
 
 @pytest.mark.slow

@@ -27,5 +27,5 @@ class Inverter(Attack):
         """Guess all positions of a text together."""
         from atlas_flwr.privacy.attacks.learned import LearnedReader
 
-        reader = LearnedReader(knowledge, knowledge.table(seen[0]))
+        reader = LearnedReader.of(knowledge, seen[0])
         return [reader.scores(found.hidden).argmax(1) for found in seen]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from atlas_flwr.privacy.attacks.reader import LinearReader
 from atlas_flwr.privacy.knowledge import Knowledge
+from atlas_flwr.privacy.observation import Observation
 
 __all__ = ["LearnedReader"]
 
@@ -59,6 +60,15 @@ class LearnedReader(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
         self.register_buffer("table", table)
         self._fit(knowledge, steps)
+
+    @classmethod
+    def of(cls, knowledge: Knowledge, seen: Observation) -> LearnedReader:
+        """Return the reader of all attacks that know the same; fitted once."""
+        if "learned" not in knowledge.fitted:
+            table = knowledge.table(seen)
+            knowledge.fitted["learned"] = cls(knowledge, table)
+        found: LearnedReader = knowledge.fitted["learned"]
+        return found
 
     def forward(self, hidden: Tensor, mask: Tensor, among: Tensor) -> Tensor:
         """Return scores (B, T, K) of the K tokens that are named."""

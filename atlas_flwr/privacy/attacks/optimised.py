@@ -32,7 +32,7 @@ class Optimised(Attack):
         from atlas_flwr.privacy.attacks.learned import LearnedReader
         from atlas_flwr.privacy.attacks.soft import optimised
 
-        reader = LearnedReader(knowledge, knowledge.table(seen[0]))
+        reader = LearnedReader.of(knowledge, seen[0])
         read = []
         for found in seen:
             scores = reader.scores(found.hidden).log_softmax(1)

@@ -52,7 +52,7 @@ class Trying:
         table = knowledge.table(seen[0])
         fitted: Reader = LinearReader(knowledge.known, table, first=False)
         if knowledge.defence.draws:
-            fitted = LearnedReader(knowledge, table)
+            fitted = LearnedReader.of(knowledge, seen[0])
         head = knowledge.model.head(seen[0])
         rows = torch.arange(len(table))[:, None].split(ROWS)
         parts = [head(input_ids=r, use_cache=False).last_hidden_state for r in rows]
