@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from atlas_flwr.config import RunConfig
+    from atlas_flwr.data import Batch
     from atlas_flwr.privacy import Recording
     from atlas_flwr.privacy.knowledge import Knowledge, LabelledText
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
 
-__all__ = ["labelled_texts", "trunk_of"]
+__all__ = ["OWN_SECRET", "labelled_texts", "own_ids", "trunk_of"]
 
 EACH = 8  # texts of a class
+OWN_SECRET = b"the attacker's"
 
 
 def trunk_of(files: ModelFiles, plan: SplitPlan) -> Any:
@@ -24,6 +28,12 @@ def trunk_of(files: ModelFiles, plan: SplitPlan) -> Any:
     from atlas_flwr.types import Side
 
     return files.parts(plan, (Side.TRUNK,)).trunk
+
+
+def own_ids(batch: Batch) -> Tensor:
+    """Return a prompt's own tokens (T,), whatever is read in their place."""
+    ids = batch.input_ids if batch.true_ids is None else batch.true_ids
+    return ids[0]
 
 
 def labelled_texts(
@@ -51,29 +61,32 @@ def labelled_texts(
     from atlas_flwr.data import load_task, make_shard, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.knowledge import LabelledText
+    from atlas_flwr.remedies.wire_defence import read_through
 
     mine = [r for r in found if r.client == client]
     told = {tuple(t.ids[~t.answer].tolist()) for r in mine for t in r.truths}
     task = load_task(config.task_list[int(client) % len(config.task_list)])
     tokenizer = tokenizer_of(files.source)
-    collate = collator_of(files.source, tokenizer, task, config.max_length)
+    plain = collator_of(files.source, tokenizer, task, config.max_length)
+    collate = read_through(plain, knows.defence, files, OWN_SECRET)
     classes = len(task.labels)
     generator = torch.Generator().manual_seed(knows.seed)
     shard = make_shard(0, 1, [task], seed=knows.seed)
     # What a defence replaces in a client's texts it replaces in these; labels stay.
-    own = knows.defence.examples(shard.train, classes, b"", learned=False)
+    own = knows.defence.examples(shard.train, classes, OWN_SECRET, learned=False)
     texts: list[LabelledText] = []
     counts: Counter[int] = Counter()
     for example in own:
         if counts[example.label] == EACH:
             continue
-        ids = collate([example], prompt=True).input_ids
-        if tuple(ids[0].tolist()) in told:
+        batch = collate([example], prompt=True)
+        if tuple(own_ids(batch).tolist()) in told:
             continue
+        first, ids = mine[0].observations[0], batch.input_ids
         with torch.no_grad():
-            hidden = knows.model.crossing(mine[0].observations[0], ids)[0].float()
+            hidden = knows.model.crossing(first, ids)[0].float()
         sent = knows.crossed(hidden, generator)
-        word = 0 if knows.summarised else collate.longest_word
+        word = 0 if knows.summarised else plain.longest_word
         texts.append(LabelledText(sent, example.label, word))
         counts[example.label] += 1
         if sum(counts.values()) == EACH * classes:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from atlas_flwr.config import RunConfig
-    from atlas_flwr.data import Batch
     from atlas_flwr.privacy import Recording
     from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
     from atlas_flwr.train.weights import ModelFiles
@@ -28,7 +27,6 @@ __all__ = ["cases", "recordings"]
 PUBLIC = ("tweets", "amazon", "editorials", "movies", "questions", "spam", "news")
 TASKS_KNOWN = 3
 TEXTS_KNOWN = 700
-OWN_SECRET = b"the attacker's"
 
 
 def recordings(folder: RunFolder) -> list[Recording]:
@@ -230,7 +228,7 @@ def _with_texts(
     """Run other texts through the clients' heads, in turn."""
     import torch
 
-    from atlas_flwr.cli.labelled import labelled_texts
+    from atlas_flwr.cli.labelled import OWN_SECRET, labelled_texts, own_ids
     from atlas_flwr.data import load_task, make_shard, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.defences.scale import usual_size
@@ -251,7 +249,7 @@ def _with_texts(
         most = each + len(told) * (name in config.task_list)
         shard = make_shard(0, 1, [task], train_examples=most, seed=blank.seed)
         made = [collate([example], prompt=True) for example in shard.train]
-        rows = [(_own_ids(batch), batch.input_ids) for batch in made]
+        rows = [(own_ids(batch), batch.input_ids) for batch in made]
         rows = [(ids, sent) for ids, sent in rows if tuple(ids.tolist()) not in told]
         own = _own_part([ids.tolist() for ids, _ in rows[:each]])
         prompts += [(ids, sent, own) for ids, sent in rows[:each]]
@@ -270,9 +268,3 @@ def _with_texts(
     ]
     held = partial(labelled_texts, config, files, knows, found)
     return replace(knows, known=texts, labelled=held)
-
-
-def _own_ids(batch: Batch) -> torch.Tensor:
-    """Return a prompt's own tokens (T,), whatever is read in their place."""
-    ids = batch.input_ids if batch.true_ids is None else batch.true_ids
-    return ids[0]

@@ -88,10 +88,11 @@ def shadow_losses(
     """
     import torch
 
+    from atlas_flwr.config.optimizers import optimizer_of
     from atlas_flwr.data import sample_batches
     from atlas_flwr.lora import AdapterState, Scaling, initial_factors
     from atlas_flwr.seeds import derive_seed
-    from atlas_flwr.server_apps.build import optimizer_of, scaling_of
+    from atlas_flwr.server_apps.build import scaling_of
     from atlas_flwr.train.loop import train
     from atlas_flwr.train.model import adapted_whole
 

@@ -273,11 +273,14 @@ class Knowledge:
     @property
     def of_sent(self) -> Knowledge:
         """The same, of known texts as the head reads them, with the defence on."""
+        if not self.defence.replaces_tokens:
+            return self
         known = [
             text if text.sent is None else replace(text, ids=text.sent)
             for text in self.known
         ]
-        return replace(self, known=known)
+        fitted = self.fitted.setdefault("of_sent", {})
+        return replace(self, known=known, fitted=fitted)
 
     def table(self, seen: Observation) -> Tensor:
         """Return the public table of token embeddings, shape (V, E)."""

@@ -32,6 +32,7 @@ class Optimised(Attack):
         from atlas_flwr.privacy.attacks.learned import LearnedReader
         from atlas_flwr.privacy.attacks.soft import optimised
 
+        knowledge = knowledge.of_sent
         reader = LearnedReader.of(knowledge, seen[0])
         read = []
         for found in seen:
