@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from atlas_flwr.seeds import derive_seed
 __all__ = ["Shard", "majority_accuracy", "make_shard"]
 
 _TEST_SHARE = 0.25
+SHARDS = 128  # that a process remembers
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,22 @@ def make_shard(
         raise DataError(
             f"there is no client {client} of {num_clients}; they count from 0"
         )
+    given = train_examples, test_examples, seed, alpha, skew_tests
+    return _made(client, num_clients, tuple(tasks), *given)
+
+
+@lru_cache(maxsize=SHARDS)
+def _made(
+    client: int,
+    num_clients: int,
+    tasks: tuple[Task, ...],
+    train_examples: int,
+    test_examples: int,
+    seed: int,
+    alpha: float | None,
+    skew_tests: bool,
+) -> Shard:
+    """Deal a share once for all messages: of 64,000 texts it takes 0.1 s."""
     rank, turn = divmod(client, len(tasks))
     task = tasks[turn]
     sharers = len(range(turn, num_clients, len(tasks)))

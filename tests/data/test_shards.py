@@ -19,6 +19,7 @@ from atlas_flwr.data import (
     majority_accuracy,
     make_shard,
 )
+from atlas_flwr.data import shards as shards_module
 from atlas_flwr.errors import DataError
 from tests.data.conftest import MakeTask
 
@@ -62,9 +63,19 @@ def test_shards_part_the_text_among_all_clients_and_leave_none_empty(
 
 @given(alpha=st.none() | st.floats(0.05, 10), seed=st.integers(0, 99))
 def test_the_seed_alone_decides(tasks: Tasks, alpha: float | None, seed: int) -> None:
-    once, again = (_all(tasks[200], 5, alpha=alpha, seed=seed) for _ in range(2))
-    assert once == again
+    once = _all(tasks[200], 5, alpha=alpha, seed=seed)
+    shards_module._made.cache_clear()
+    assert once == _all(tasks[200], 5, alpha=alpha, seed=seed)
     assert once != _all(tasks[200], 5, alpha=alpha, seed=seed + 1)
+
+
+def test_a_share_is_dealt_once_for_all_messages_and_for_each_client_alone(
+    tasks: Tasks,
+) -> None:
+    once, other = _all(tasks[200], 2, train_examples=9)
+    assert make_shard(0, 2, [tasks[200]], train_examples=9) is once
+    assert set(once.train).isdisjoint(other.train)
+    assert len(make_shard(0, 2, [tasks[200]], train_examples=8).train) == 8
 
 
 def test_a_test_text_of_one_client_is_a_training_text_of_none(tasks: Tasks) -> None:
