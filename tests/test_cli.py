@@ -230,7 +230,7 @@ def never_started(monkeypatch):
             4,
             ["min-train-nodes=3 with 4 clients, of whom 2 take part", "have 5"],
         ),
-        ("without-clients=0,1", 2, ["leaves none of the 2 clients"]),
+        ("without-clients=0,1", 2, ["1 problem", "leaves none of the 2 clients"]),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_anything_starts(

@@ -239,7 +239,7 @@ class ClusterAdapters:
         self._trained = {g: _rank_sums(parts) for g, parts in members.items()}
         for group, parts in members.items():
             former = self.groups.get(group)
-            now = partial(self._now, former, group)
+            now = partial(self._now, former, group) if self.rule.adds_changes else None
             counted = weighed(parts, group, self.hooks, now)
             state = self.rule.combine(former, counted)
             if former is not None:

@@ -69,6 +69,8 @@ class SparsityMean(Mean):
     ||B A||_F is had from the small Gram matrices: tr(B^T B A A^T).
     """
 
+    adds_changes = False
+
     def weights(self, name: str, have: Sequence[Contribution]) -> list[float]:
         """Return norms over their sum; plain shares where all products are 0."""
         stack = [part.state.factors[name] for part in have]

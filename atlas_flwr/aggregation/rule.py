@@ -83,12 +83,16 @@ class Rule(ABC):
     folds : bool
         Whether clients are sent products to fold into their frozen weights, beside the
         adapters that they train.
+    adds_changes : bool
+        Whether members count by their weights alone, so that the change of one that is
+        late can be added to what its group holds.
     rescales : bool
         Whether what it hands out equals what was learned as a product alone, so that A
         and B may be scaled against each other.
     """
 
     folds: ClassVar[bool] = False
+    adds_changes: ClassVar[bool] = True
     rescales: ClassVar[bool] = True
 
     def __init__(self, max_rank: int | None = None, flat: bool = False) -> None:

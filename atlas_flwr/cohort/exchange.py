@@ -20,6 +20,7 @@ from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Assigned
 from atlas_flwr.protocol.replies import (
+    alpha_of,
     check_trained,
     reason_of,
     records_of,
@@ -240,7 +241,7 @@ class Exchange:
         arrays, metrics, weight = records_of(message, sender, weighted_by)
         scaling = self._scaling(client)
         if keys.ALPHA in metrics:
-            scaling = replace(scaling, alpha=float(str(metrics[keys.ALPHA])))
+            scaling = replace(scaling, alpha=alpha_of(metrics, sender))
         state = self.adapters.layout.read(arrays, sender, scaling)
         is_late = node not in self._sent and node in self._former
         if self.sessions is not None and node in self._split:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
-from atlas_flwr.errors import SessionError
+from atlas_flwr.errors import AdapterError, SessionError
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.protocol import keys
@@ -84,14 +84,14 @@ def ask_fingerprints(
             log(WARNING, "node %d sent no fingerprint: %s", node, reason_of(reply))
             continue
         client = roster.client(node)
-        if importance:
-            try:
+        try:
+            sketch = _sketch(reply)
+            if importance:
                 found.sensitivities[client] = _sensitivity(reply, client, sessions)
-            except SessionError as error:
-                log(WARNING, "node %d has no fingerprint: %s", node, error)
-                continue
-        record = next(iter(reply.content.array_records.values()))
-        found.sketches[client] = np.asarray(record[keys.SKETCH].numpy(), np.float32)
+        except (AdapterError, SessionError) as error:
+            log(WARNING, "node %d has no fingerprint: %s", node, error)
+            continue
+        found.sketches[client] = sketch
     return found
 
 
@@ -110,9 +110,19 @@ def _message(
     return Message(RecordDict({"config": own}), node, keys.FINGERPRINT)
 
 
+def _sketch(reply: Message) -> NDArray[np.float32]:
+    records = reply.content.array_records.values()
+    arrays = [record[keys.SKETCH] for record in records if keys.SKETCH in record]
+    if len(arrays) != 1:
+        raise AdapterError(f"its reply needs one array {keys.SKETCH!r}")
+    return np.asarray(arrays[0].numpy(), np.float32)
+
+
 def _sensitivity(
     reply: Message, client: str, sessions: TrunkSessions | None
 ) -> dict[str, float]:
+    if keys.IMPORTANCE not in reply.content.metric_records:
+        raise AdapterError(f"its reply needs metrics {keys.IMPORTANCE!r}")
     told = reply.content.metric_records[keys.IMPORTANCE]
     found = {name: float(str(value)) for name, value in told.items()}
     if sessions is not None:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from atlas_flwr.clustering import fingerprint
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, kept_rank
+from atlas_flwr.protocol import keys
 
 __all__ = [
     "CLIENT_APP_RAISED",
+    "alpha_of",
     "check_trained",
     "reason_of",
     "records_of",
@@ -87,6 +89,23 @@ def weight_of(message: Message, sender: str, weighted_by_key: str) -> float:
             "finite and not below 0"
         )
     return float(weight)
+
+
+def alpha_of(metrics: MetricRecord, sender: str) -> float:
+    """Return the LoRA alpha that a client says is its own.
+
+    Raises
+    ------
+    AdapterError
+        Naming the sender, if it is no number above 0.
+    """
+    alpha = metrics[keys.ALPHA]
+    if isinstance(alpha, list) or not 0 < alpha < float("inf"):
+        raise AdapterError(
+            f"{sender}: its metric {keys.ALPHA!r} is {alpha}; it must be a number "
+            "above 0"
+        )
+    return float(alpha)
 
 
 def check_trained(

@@ -65,7 +65,9 @@ class Minima:
 
     @property
     def lowered(self) -> dict[str, int]:
-        """What those of the app become."""
+        """What those of the app become; nothing where nobody is left."""
+        if not self.there:
+            return {}
         return {key: self.there for key in self._above if key not in self._given}
 
     def notes(self) -> tuple[str, ...]:

@@ -106,3 +106,18 @@ def test_who_is_late_and_has_learned_nothing_pulls_nobody_back(rule):
     )
     found = product(groups.start("0", 4, 4))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mean_by_norms_counts_who_is_late_as_all_others():
+    """A change has no norm to be weighed by: it would be taken off and added."""
+    found = []
+    for late in (True, False):
+        groups, old = group_of("sparsity-mean", (4, 4, 4))
+        sent = groups.start("0", 4, 3)
+        parts = [
+            Contribution("0", 1.0, moved(sent, 30), sent),
+            Contribution("2", 5.0, moved(old, 40), old, late=late),
+        ]
+        groups.aggregate({"0": parts})
+        found.append(groups.groups["0"].factors[NAME].delta())
+    torch.testing.assert_close(*found)

@@ -262,6 +262,31 @@ def test_an_evaluation_that_is_unlike_the_others_ends_no_round(odd, told, caplog
     assert re.search(told, caplog.text)
 
 
+@pytest.mark.parametrize("alpha", [[1.0, 2.0], -1.0, 0.0, float("inf")])
+def test_an_alpha_that_is_none_is_refused_by_name(alpha, caplog):
+    app = answering(moved, {1: {"lora-alpha": alpha}})
+    result, _ = started(Atlas(**ALONE), app, PAIR)
+    assert "client 1007 (node 1007): its metric 'lora-alpha' is" in caplog.text
+    assert result.arrays["q.lora_B.weight"].numpy().any()
+
+
+@pytest.mark.parametrize("answer", [{}, {"arrays": record({"another": [1.0]})}])
+def test_a_fingerprint_that_is_none_is_refused_by_name(answer, caplog):
+    app = answering(moved)
+
+    @app.query("fingerprint")
+    def fingerprint(message, context):
+        number = int(context.node_config["partition-id"])
+        sketch = record({"sketch": np.eye(4, 8) + number % 2})
+        content = RecordDict(answer if number == 1 else {"arrays": sketch})
+        return Message(content, reply_to=message)
+
+    strategy = Atlas(fingerprints="gradients", num_clusters=2, fraction_evaluate=0.0)
+    started(strategy, app, PAIR, nodes=4)
+    assert "node 1007 has no fingerprint: its reply needs one array" in caplog.text
+    assert strategy.clusters.keys() == {"1000", "1014", "1021"}
+
+
 def test_evaluations_that_nobody_can_weigh_are_an_error_that_says_so():
     app = answering(moved)
 
