@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Vocabulary"]
 
-TOGETHER = 64  # tokens whose neighbours are looked for at once
+TOGETHER = 16  # tokens whose neighbours are looked for at once: few, for memory
 ROWS = 8192
 
 
