@@ -48,7 +48,8 @@ from atlas_flwr.trunk.local import LoopbackTrunk
 from atlas_flwr.trunk.state_bytes import spec_bytes
 from atlas_flwr.types import TrunkCall
 from atlas_flwr.wire.codecs import codec_named
-from benchmarks.soak import KEYS, Soak, Trunk, same
+from benchmarks.soak import KEYS, Soak, same
+from tests.trunk_process import TrunkProcess
 
 AT_ONCE = 32
 ODD: tuple[Any, ...] = (
@@ -187,7 +188,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trunk = Trunk(Path(folder) / "trunk")
+        trunk = TrunkProcess(Path(folder) / "trunk", KEYS)
         try:
             return flooded(Soak(trunk, 0.0), given.requests)
         finally:

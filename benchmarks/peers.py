@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 from atlas_flwr.budget import (
     QUEUES,
@@ -103,6 +105,34 @@ class Carried:
         return found
 
 
+def weak_with_strong(
+    clients: list[Machine], room: dict[int, int], seconds: Callable[[int, int], float]
+) -> dict[int, int]:
+    """Pair as FedPairing does, one to one, and again until all have a host.
+
+    Its edges weigh how far two machines' speeds differ and how fast the link between
+    them is (arXiv 2308.13849); the heaviest is taken first. Both weigh alike here.
+    """
+    speeds = [machine.flops for machine in clients]
+    spread, fastest = max(speeds) - min(speeds), max(m.bits for m in clients)
+
+    def weight(pair: tuple[int, int]) -> float:
+        guest, host = pair
+        apart = (speeds[guest] - speeds[host]) / spread
+        return apart**2 + 1 / seconds(guest, host) / fastest
+
+    left, found = dict(room), dict[int, int]()
+    edges = sorted(product(range(len(clients)), room), key=weight, reverse=True)
+    while len(found) < len(clients) and any(left.values()):
+        free = {host for host, most in left.items() if most}
+        for guest, host in edges:
+            if guest not in found and host in free:
+                found[guest] = host
+                free.discard(host)
+                left[host] -= 1
+    return found
+
+
 def row(name: str, made: Carried, server: bool) -> str:
     """Return a row of the table."""
     found = made.round()
@@ -160,6 +190,11 @@ def main() -> None:
     places = [int(way[0].host) for way, most in room.items() for _ in range(most)]
     chance.shuffle(places)
     drawn = dict(zip(range(CLIENTS), places, strict=False))
+    by_host = {int(way[0].host): most for way, most in room.items()}
+
+    def seconds(guest: int, host: int) -> float:
+        return 1 / min(clients[guest].bits, clients[host].bits)
+
     print(
         "| trunk | MB over the server's link | MB over the fullest trunk's link | "
         "seconds a round | of the mean client | load of the fullest trunk, % | guests |"
@@ -173,6 +208,7 @@ def main() -> None:
     trunks = dict(enumerate(clients))
     for name, carried in {
         "peers, drawn": drawn,
+        "peers, weak with strong": weak_with_strong(clients, by_host, seconds),
         "peers, paired, all machines alike": paired(blind=True),
         "peers, paired by speed and link": paired(blind=False),
     }.items():

@@ -7,7 +7,7 @@ Run from the top of the repository::
     python benchmarks/soak.py --minutes 2
 
 `atlas-flwr trunk` runs as a process of its own, over TLS, with the random model `tiny`.
-Its owner opens sessions, and clients, as threads, train them through a proxy that cuts
+Its owner opens sessions, and clients, as threads, train them through a link that cuts
 and stalls their connections. Meanwhile calls are made twice, steps come late, sessions
 are left in mid-step, strangers try tokens, and bytes that are no request arrive. In the
 first half the process is killed and started again. Adapters of each session that ends
@@ -19,10 +19,7 @@ from __future__ import annotations
 
 import argparse
 import random
-import select
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +29,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,106 +40,21 @@ from atlas_flwr.server_apps.build import covering_plan
 from atlas_flwr.server_apps.trunk import trunk_source
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec, connect
-from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.grpc_channel import own_grpc
 from atlas_flwr.types import OptimizerSpec, TrunkCall
+from tests.faulty_link import FaultyLink
+from tests.trunk_process import TrunkProcess
 
 KEYS = {"model": "tiny", "tasks": "spam", "trunk": "grpc"}
-ROOT = Path(__file__).resolve().parent.parent
-CLIENTS, RANK, MIB = 6, 4, 1 << 20
+CLIENTS, RANK = 6, 4
 Drawn = list[torch.Tensor]
-
-
-class Trunk:
-    """`atlas-flwr trunk`, which is killed now and then."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as held:
-            self.port = held.getsockname()[1]
-        self.folder = folder
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it serves."""
-        given = " ".join(f"{key}='{value}'" for key, value in KEYS.items())
-        command = [sys.executable, "-m", "atlas_flwr.cli", "trunk", str(ROOT)]
-        command += ["-c", given, "--listen", f"127.0.0.1:{self.port}"]
-        command += ["--folder", str(self.folder)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout or ():
-            if "serves at" in line:
-                return
-        raise RuntimeError("the trunk did not start")
-
-    def kill(self) -> None:
-        """End it as a machine that is switched off does."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    @property
-    def memory(self) -> float:
-        """MiB that it holds."""
-        return psutil.Process(self.process.pid).memory_info().rss / MIB
-
-
-class Proxy:
-    """A link between clients and trunk that is cut, or stands still."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.port = self.server.getsockname()[1]
-        self.pairs: set[tuple[socket.socket, socket.socket]] = set()
-        self.stalled_until = 0.0
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            near, _ = self.server.accept()
-            try:
-                far = socket.create_connection(("127.0.0.1", self.target), 5)
-            except OSError:
-                near.close()
-                continue
-            pair = (near, far)
-            self.pairs.add(pair)
-            threading.Thread(target=self._carry, args=(pair,), daemon=True).start()
-
-    def _carry(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        with suppress(OSError, ValueError):
-            while True:
-                ready, _, _ = select.select(pair, (), (), 1.0)
-                time.sleep(max(self.stalled_until - time.monotonic(), 0.0))
-                for side in ready:
-                    data = side.recv(1 << 16)
-                    if not data:
-                        raise OSError
-                    pair[side is pair[0]].sendall(data)
-        self._close(pair)
-
-    def _close(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        self.pairs.discard(pair)
-        for side in pair:
-            with suppress(OSError):
-                side.shutdown(socket.SHUT_RDWR)
-            side.close()
-
-    def cut(self) -> None:
-        """Cut all connections."""
-        for pair in list(self.pairs):
-            self._close(pair)
-
-    def stall(self, seconds: float) -> None:
-        """Carry nothing for so long."""
-        self.stalled_until = time.monotonic() + seconds
 
 
 class Soak:
     """The load, its faults, and the account of both."""
 
-    def __init__(self, trunk: Trunk, minutes: float) -> None:
-        self.trunk, self.proxy = trunk, Proxy(trunk.port)
-        self.access = Access.read(trunk.folder / "access.json")
+    def __init__(self, trunk: TrunkProcess, minutes: float) -> None:
+        self.trunk, self.link, self.access = trunk, FaultyLink(trunk.port), trunk.access
         self.began = time.monotonic()
         self.ends = self.began + 60 * minutes
         self.done: Counter[str] = Counter()
@@ -200,7 +111,7 @@ class Soak:
         address, secret, ca = self.access.address, self.access.secret, self.access.ca
         with own_grpc(address, secret, ca, 60.0) as owner:
             token = owner.open(spec)
-            near = f"grpcs://127.0.0.1:{self.proxy.port}"
+            near = f"grpcs://127.0.0.1:{self.link.port}"
             link: Any = connect(near, token=token, ca=ca)
             with closing(link):
                 for step in range(steps):
@@ -266,10 +177,10 @@ class Soak:
                 self._count("trunks killed and started again")
                 self.trunk.start()
             elif chance.random() < 0.2:
-                self.proxy.cut()
+                self.link.cut()
                 self._count("all connections cut")
             elif chance.random() < 0.1:
-                self.proxy.stall(3 * chance.random())
+                self.link.stall(3 * chance.random())
                 self._count("links that stood still")
             else:
                 self._strange(chance)
@@ -328,7 +239,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trunk = Trunk(Path(folder) / "trunk")
+        trunk = TrunkProcess(Path(folder) / "trunk", KEYS)
         try:
             soak = Soak(trunk, given.minutes)
             clients = [

@@ -178,6 +178,16 @@ REFUSED = [
     ),
     ({"quorum": 0.5, "strategy": "centralized"}, "is one client, for which a round"),
     ({"trunk-replicas": 0}, "trunk-replicas=0: must be at least 1"),
+    *(
+        ({key: value, "trunk-access": "a.json"}, f"{key}={value!r}: the trunk of trunk")
+        for key, value in {
+            "trunk-batch": 2,
+            "trunk-limit": "1GiB",
+            "trunk-queue": "fair",
+            "trunk-recompute": True,
+            "trunk-threads": 1,
+        }.items()
+    ),
     (
         {"trunk-access": "a.json,b.json", "trunk-address": "grpcs://a:1"},
         "is one address, and trunk-access names 2 trunks",

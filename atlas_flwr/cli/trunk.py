@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         description="Serve the trunk of a run on this machine, over TLS, until it is "
         "ended. The folder that it keeps holds access.json, which the ServerApp's "
         "machine needs: runs with trunk-access='access.json' and the same run config "
-        "open their sessions here.",
+        "open their sessions here. trunk-batch, trunk-limit, trunk-queue, "
+        "trunk-recompute and trunk-threads are given here alone.",
     )
     parser.add_argument("app", nargs="?", default=".", type=Path, help="app's folder")
     add_run_config(parser)

@@ -103,7 +103,9 @@ class Identity:
     def profile(self, config: RunConfig) -> Profile:
         """Return what the server is told of this client."""
         task = load_task(config.task_list[self.index % len(config.task_list)])
-        return Profile(str(self.index), self.memory, task.name, self.count, self.offer)
+        holder = self.shown.holder if self.shown else ""
+        given = self.memory, task.name, self.count, self.offer
+        return Profile(str(self.index), *given, holder=holder)
 
 
 def device_budget(config: RunConfig, index: int, count: int) -> int | None:

@@ -94,6 +94,11 @@ class Roster:
         profile = self.profiles.get(node)
         return profile.client if profile else str(node)
 
+    def holder(self, client: str) -> str:
+        """Return whom a client's certificate for the trunk is of, if it has one."""
+        found = (p.holder for p in self.profiles.values() if p.client == client)
+        return next(found, "")
+
     def sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies by client, so that sums do not depend on who was faster."""
         return sorted(

@@ -55,6 +55,8 @@ class TrunkSessions:
         Share of the messages in which clients check their hosts.
     steps : int
         That a client takes in a round, for the order in which the trunk serves.
+    holder : Callable[[str], str]
+        Whom the certificate is of that a client shows the trunk; empty for none.
     """
 
     host: TrunkHost
@@ -68,6 +70,7 @@ class TrunkSessions:
     ca: str = ""
     checks: float = 0.0
     steps: int = 0
+    holder: Callable[[str], str] = lambda _: ""
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 
@@ -107,6 +110,7 @@ class TrunkSessions:
             client,
             self.steps,
             server_round,
+            self.holder(client),
         )
         self._tokens[client] = self.host.open(spec)
         return self._tokens[client]

@@ -12,7 +12,16 @@ from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
 
-__all__ = ["trunk_is_found", "trunk_is_used"]
+__all__ = ["TRUNK_ALONE", "trunk_is_found", "trunk_is_used"]
+
+# What a trunk on a machine of its own was started with, and no run that uses it reads.
+TRUNK_ALONE = (
+    "trunk-batch",
+    "trunk-limit",
+    "trunk-queue",
+    "trunk-recompute",
+    "trunk-threads",
+)
 
 # What only a run reads in which something crosses; keys with rules of their own apart.
 CROSSING = (
@@ -150,6 +159,15 @@ def _elsewhere(config: RunConfig) -> Iterator[Problem]:
             f"trunk-metrics={config.trunk_metrics}: the trunk of trunk-access is "
             "another's; start `atlas-flwr trunk` with --metrics, and leave this out",
         )
+    for key in TRUNK_ALONE if access else ():
+        name = key.replace("-", "_")
+        value = getattr(config, name)
+        if value != getattr(RunConfig, name):
+            yield Problem(
+                (key, "trunk-access"),
+                f"{key}={value!r}: the trunk of trunk-access has its own; give it to "
+                "`atlas-flwr trunk -c`, and leave it out here",
+            )
     for name in ("trunk_listen", "trunk_advertise"):
         text = getattr(config, name)
         if access and text != getattr(RunConfig, name):

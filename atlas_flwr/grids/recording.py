@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 
@@ -27,6 +27,7 @@ DEAD_WORKER = (
     "WorkerCrashedError",
 )
 DEAD_NODE = "its node has died"
+NAMED = 5  # clients that are named in one line
 RESUME = "continue the run with --run-config \"resume='<run folder>'\""
 
 
@@ -51,6 +52,8 @@ class RoundTrip:
         Replies that nobody waited for.
     overdue : int
         Of ``replies``, those to earlier messages, which were late then; all are valid.
+    silent : Sequence[int]
+        Nodes that nothing came from, where all were waited for.
     """
 
     kind: str
@@ -61,6 +64,14 @@ class RoundTrip:
     seconds: float
     late: int = 0
     overdue: int = 0
+    silent: Sequence[int] = ()
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Why each node that is known to have failed did."""
+        errors = [reply for reply in self.replies if reply.has_error()]
+        told = {reply.metadata.src_node_id: reason_of(reply) for reply in errors}
+        return {**told, **dict.fromkeys(self.silent, "no reply came in time")}
 
     @property
     def failed(self) -> int:
@@ -121,15 +132,17 @@ class RecordingGrid(DelegatingGrid):
         down += sum(content_bytes(message.content) for message in out)
         up += sum(content_bytes(r.content) for r in replies if r.has_content())
         seconds = time.monotonic() - started
-        seen = RoundTrip(
-            kind, replies, len(out), down, up, seconds, self.late, self.overdue
-        )
+        answered = {reply.metadata.src_node_id for reply in replies}
+        asked = [] if self.late else [m.metadata.dst_node_id for m in out]
+        silent = [node for node in asked if node not in answered]
+        late = self.late, self.overdue
+        seen = RoundTrip(kind, replies, len(out), down, up, seconds, *late, silent)
         self.on_exchange(seen)
         self._judge(seen)
         return replies
 
     def _judge(self, seen: RoundTrip) -> None:
-        """Say aloud that many failed; end the run where all did.
+        """Say aloud who failed; end the run where all did.
 
         Raises
         ------
@@ -138,8 +151,11 @@ class RecordingGrid(DelegatingGrid):
             give it work to the end of the run.
         """
         kind, failed = seen.kind, seen.failed
+        told = [
+            f"client {self.roster.client(node)}: {reason}"
+            for node, reason in seen.reasons.items()
+        ] or ["no reply came in time"]
         errors = [reply for reply in seen.replies if reply.has_error()]
-        first = reason_of(errors[0]) if errors else "no reply came in time"
         for reply in filter(_is_dead, errors):
             lost_node = DEAD_NODE in str(reply.error.reason)
             why, mend = (
@@ -157,11 +173,13 @@ class RecordingGrid(DelegatingGrid):
         if failed >= seen.sent:
             raise RoundError(
                 f"{kind}: none of {seen.sent} clients gave a valid reply, and nothing "
-                f"can be learned so; the first: {first}. Mend that and {RESUME}"
+                f"can be learned so; {told[0]}. Mend that and {RESUME}"
             )
-        if 2 * failed >= seen.sent:
-            what = "%s: %d of %d clients FAILED; the first: %s"
-            log(WARNING, what, kind, failed, seen.sent, first)
+        if failed > 0:
+            more = len(told) - NAMED
+            named = told[:NAMED] + [f"and {more} more"] * (more > 0)
+            what = "%s: %d of %d clients FAILED: %s"
+            log(WARNING, what, kind, failed, seen.sent, "; ".join(named))
 
 
 def _is_dead(reply: Message) -> bool:

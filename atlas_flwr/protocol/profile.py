@@ -56,6 +56,8 @@ class Profile:
     labels : int
         Those of an example, on average, in the fullest step that it can have; 0 where
         it does not say, as without a limit to its memory.
+    holder : str
+        Whom the certificate is of that it shows the trunk; empty where it has none.
     """
 
     client: str
@@ -64,6 +66,7 @@ class Profile:
     partitions: int = 0
     offer: Offer = Offer()
     labels: int = 0
+    holder: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Write the reply's ConfigRecord."""
@@ -78,6 +81,7 @@ class Profile:
                 "speed": self.offer.speed,
                 "trust": sorted(self.offer.trust),
                 "access": self.offer.access,
+                "holder": self.holder,
             }
         )
 
@@ -96,6 +100,7 @@ class Profile:
                 trust=frozenset(_texts(record.get("trust", [""]))),
                 access=str(record.get("access", "")),
             ),
+            holder=str(record.get("holder", "")),
         )
 
 

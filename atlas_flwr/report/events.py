@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from atlas_flwr.errors import DataError
+from atlas_flwr.report.client_events import ClientFailed
 from atlas_flwr.report.peer_events import (
     PeerLost,
     PeerMoved,
@@ -25,6 +26,7 @@ __all__ = [
     "EVENTS",
     "Baseline",
     "ClientEvaluated",
+    "ClientFailed",
     "ClientTrained",
     "Clustered",
     "Event",
@@ -303,6 +305,7 @@ Event = (
     | Clustered
     | ClientTrained
     | ClientEvaluated
+    | ClientFailed
     | Sampled
     | RoundEnded
     | SumsSent
@@ -320,6 +323,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "clustered": Clustered,
     "client-trained": ClientTrained,
     "client-evaluated": ClientEvaluated,
+    "client-failed": ClientFailed,
     "sampled": Sampled,
     "round-ended": RoundEnded,
     "sums-sent": SumsSent,

@@ -127,6 +127,7 @@ def _sessions(setting: RunContext) -> TrunkSessions | None:
         hooks=setting.hooks,
         checks=setting.config.peer_checks,
         steps=setting.config.local_steps * setting.config.accumulate,
+        holder=setting.roster.holder,
     )
 
 

@@ -24,7 +24,13 @@ from atlas_flwr.report import (
     RoundEnded,
     RunFolder,
 )
-from atlas_flwr.report.events import Baseline, Event, Sampled, TrunkRestarted
+from atlas_flwr.report.events import (
+    Baseline,
+    ClientFailed,
+    Event,
+    Sampled,
+    TrunkRestarted,
+)
 
 __all__ = ["Recorder"]
 
@@ -63,6 +69,9 @@ class Recorder:
         good = [reply for reply in exchange.replies if reply.has_content()]
         self._failures += exchange.failed
         self._late += exchange.late
+        for node, reason in exchange.reasons.items():
+            client = self.roster.client(node)
+            self.event(ClientFailed(self.round, exchange.kind, client, reason))
         if self.round == 0 and not good:
             raise _nobody(exchange)
         for reply in good:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from atlas_flwr import __version__
+from atlas_flwr.config.trunk_rules import TRUNK_ALONE
 from atlas_flwr.errors import SiteError
 from atlas_flwr.sites import readmes, scripts
 from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk, joined
@@ -143,7 +144,7 @@ def _link(link: Link, site: Site) -> _Kit:
         "flwr.sh": _File(scripts.flower_cli(site), SCRIPT),
         "register.sh": _File(scripts.registration(site), SCRIPT),
         "run.sh": _File(scripts.run_start(site), SCRIPT),
-        "run.toml": _File(scripts.toml({**site.config, **_trunk_keys(site)})),
+        "run.toml": _File(scripts.toml({**_runs_keys(site), **_trunk_keys(site)})),
         "atlas-flwr-link.service": _File(
             scripts.unit(f"SuperLink of {site.name}", "link")
         ),
@@ -162,6 +163,13 @@ def _trunk(trunk: Trunk, site: Site) -> _Kit:
         "compose.yaml": _File(scripts.compose("trunk", (trunk.port,), site.app)),
         "README.md": _File(readmes.trunk_readme(trunk, site, _flwr())),
     }
+
+
+def _runs_keys(site: Site) -> Mapping[str, Plain]:
+    """Return what a run reads, which is not all that its trunk does elsewhere."""
+    if not site.trunk:
+        return site.config
+    return {k: v for k, v in site.config.items() if k not in TRUNK_ALONE}
 
 
 def _trunk_keys(site: Site) -> Mapping[str, Plain]:

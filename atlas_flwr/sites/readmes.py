@@ -63,7 +63,8 @@ nothing of them. Let a reverse proxy pass `/v1/fleet/` alone to other machines.
 {_check(flwr)}3. Put the app into `{site.app}`, or say where it is: `ATLAS_APP=...`.
 4. Start it. Then `./register.sh`, once: it tells the SuperLink the nodes' keys, which
    `state.db` remembers.
-5. `./flwr.sh supernode list` shows who is there; `./run.sh` starts a run.
+5. `./flwr.sh supernode list` shows who is there; `./run.sh` starts a run, and
+   `./flwr.sh supernode unregister ID {site.name}` shuts a node out.
 
 {_unit("link", "atlas-flwr-link.service")}"""
 

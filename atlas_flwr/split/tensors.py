@@ -57,6 +57,10 @@ class TensorSource(ABC):
             self._given[name] = self.placed(self.read(name))
         return self._given[name]
 
+    def forget(self) -> None:
+        """Let go of the tensors that were given; they are read anew when asked for."""
+        self._given.clear()
+
     def placed(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device and, if it is floating, in the dtype."""
         dtype = self._dtype if tensor.is_floating_point() else None

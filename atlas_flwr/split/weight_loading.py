@@ -76,6 +76,7 @@ class Filling:
         """Let go of the parameters' tensors."""
         for owner, last, hollow in self._hollow.values():
             owner._parameters[last] = hollow
+        self.source.forget()
 
 
 def _find(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 
 from atlas_flwr.errors import ConfigError
 
-__all__ = ["Credentials", "read_authorities"]
+__all__ = ["Credentials", "holder_of", "read_authorities"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Credentials:
         return found
 
     @property
+    def holder(self) -> str:
+        """Whom the certificate is of (see :func:`holder_of`)."""
+        return holder_of(self.certificate)
+
+    @property
     def own(self) -> x509.Certificate:
         """The client's own certificate.
 
@@ -114,6 +120,30 @@ class Credentials:
             raise ValueError(f"the certificate ended at {ended}: have a new one made")
         if authorities is not None and not _is_of(chain, _certificates(authorities)):
             raise ValueError("the certificate is of another authority")
+
+
+@lru_cache(maxsize=1024)
+def holder_of(certificate: bytes) -> str:
+    """Say whom a certificate is of: its subject, and its other names if it has some.
+
+    A new one of the same names is the same holder's.
+
+    Parameters
+    ----------
+    certificate : bytes
+        PEM; the first of several.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    own = _certificates(certificate)[0]
+    names = [own.subject.rfc4514_string()]
+    for each in own.extensions:
+        if isinstance(each.value, x509.SubjectAlternativeName):
+            names += sorted(str(name.value) for name in each.value)
+    return "; ".join(names)
 
 
 def read_authorities(path: Path) -> bytes:

@@ -17,6 +17,7 @@ import torch
 
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.certificates import Identity
+from atlas_flwr.trunk.credentials import holder_of
 from atlas_flwr.trunk.engine import TrunkEngine
 from atlas_flwr.trunk.envelope import answered
 from atlas_flwr.trunk.framed import FrameService
@@ -28,10 +29,13 @@ from atlas_flwr.trunk.grpc_channel import (
     cut,
     is_loopback,
 )
+from atlas_flwr.trunk.holders import HeldService
 from atlas_flwr.trunk.ownership import OwnerService
 from atlas_flwr.trunk.watching import Watch
 
 __all__ = ["ServeOptions", "serve_grpc"]
+
+Answer = Callable[[bytes, Any], bytes]  # of an envelope and gRPC's context
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class ServeOptions:
         With which TLS is spoken. Without, it listens on this machine alone.
     client_ca : bytes, optional
         Authorities, PEM: who shows no certificate of theirs is refused before any call.
+        A session that ``owner`` opened for a certificate is stepped with that alone.
     insecure : bool
         Listen without TLS to other machines, too: text and adapters cross in the clear.
     calls : int
@@ -119,11 +124,9 @@ def serve_grpc(
         ],
         maximum_concurrent_rpcs=2 * options.calls,
     )
-    frames = FrameService(engine)
-    answer = watch.answered if watch else answered
-    services = {CLIENTS: lambda envelope: answer(frames, envelope)}
+    services = {CLIENTS: _clients(engine, options, owner, watch)}
     if owner is not None:
-        services[OWNER] = owner.answer
+        services[OWNER] = lambda envelope, _: owner.answer(envelope)
     server.add_generic_rpc_handlers(
         tuple(_handlers(name, of, options.largest) for name, of in services.items())
     )
@@ -151,10 +154,30 @@ def _bound(server: Any, options: ServeOptions) -> int:
         raise TrunkError(f"cannot listen on {options.listen}: {error}") from None
 
 
-def _handlers(service: str, answer: Callable[[bytes], bytes], largest: int) -> Any:
+def _clients(
+    engine: TrunkEngine,
+    options: ServeOptions,
+    owner: OwnerService | None,
+    watch: Watch | None,
+) -> Answer:
+    """Return what answers clients, each by the certificate that it has shown."""
+    frames = FrameService(engine)
+    answer = watch.answered if watch else answered
+    if options.client_ca is None or owner is None:
+        return lambda envelope, _: answer(frames, envelope)
+    holders = owner.holders
+
+    def held(envelope: bytes, context: Any) -> bytes:
+        (shown,) = context.auth_context()["x509_pem_cert"]
+        return answer(HeldService(engine, holders, holder_of(shown)), envelope)
+
+    return held
+
+
+def _handlers(service: str, answer: Answer, largest: int) -> Any:
     def call(envelope: bytes, context: Any) -> bytes:
         torch.set_num_threads(1)  # OpenMP keeps the number for each thread
-        return answer(envelope)
+        return answer(envelope, context)
 
     def pieces(parts: Iterable[bytes], context: Any) -> Iterator[bytes]:
         whole = bytearray()

@@ -27,6 +27,7 @@ from atlas_flwr.trunk.envelope import (
     sealed,
     sealed_answer,
 )
+from atlas_flwr.trunk.holders import Holders
 from atlas_flwr.trunk.host import TrunkStats
 from atlas_flwr.trunk.retry import retry_while_busy
 from atlas_flwr.trunk.session import SessionSpec
@@ -107,6 +108,11 @@ class OwnerService:
         Seconds, for finding runs that ended without a word.
     journal : Journal, optional
         Is told who opens and closes, and who is refused.
+
+    Attributes
+    ----------
+    holders : Holders
+        For whose certificates sessions were opened.
     """
 
     def __init__(
@@ -125,6 +131,7 @@ class OwnerService:
         self.served = served
         self.clock = clock
         self.journal = journal
+        self.holders = Holders()
         self._secret = secret.encode()
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
@@ -172,6 +179,7 @@ class OwnerService:
         """Open a session."""
         spec = spec_of(data)
         token = self.engine.open(spec)
+        self.holders.bind(token, spec.holder)
         if self.journal:
             self.journal.opened(token, spec.client, spec.round)
         self._heard(run).tokens.add(token)
@@ -206,6 +214,7 @@ class OwnerService:
         """Close a session."""
         token = _said(data, "token")
         self.engine.close(token)
+        self.holders.free(token)
         self._heard(run).tokens.discard(token)
         return b""
 
@@ -220,6 +229,7 @@ class OwnerService:
             ended = self._runs.pop(run, _Run())
         for token in ended.tokens:
             self.engine.close(token)
+            self.holders.free(token)
             if self.journal:
                 self.journal.owner(_Verb.CLOSE, run, token)
         for name in ended.shared:

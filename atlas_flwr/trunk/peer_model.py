@@ -85,7 +85,7 @@ def part_of(
     dense = {k: v for k, v in state.dense.items() if layer_block(k) in places}
     folds = {n: k for n, k in spec.folds.items() if layer_block(n) in places}
     mine, plan = state.select(names, dense), SplitPlan(first, tail)
-    return replace(spec, plan=plan, state=mine, folds=folds, client="")
+    return replace(spec, plan=plan, state=mine, folds=folds, client="", holder="")
 
 
 def _mib(size: int) -> str:

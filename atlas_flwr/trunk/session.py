@@ -52,6 +52,9 @@ class SessionSpec:
         an account of who was there; told to no peer.
     round : int
         Server round that it is for, for that account; 0 for none.
+    holder : str
+        Whose certificate its calls must be made with, where the trunk asks for
+        certificates; empty: anybody's. Told to no peer.
     steps : int
         How many its client will take, for the queue of the calls that wait; 0: unknown.
 
@@ -71,6 +74,7 @@ class SessionSpec:
     client: str = ""
     steps: int = 0
     round: int = 0
+    holder: str = ""
 
     def __post_init__(self) -> None:
         if self.merge < 1 or (self.merge > 1 and not self.shared):

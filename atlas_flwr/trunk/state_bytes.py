@@ -106,6 +106,7 @@ def spec_bytes(spec: SessionSpec) -> bytes:
         "steps": spec.steps,
         "client": spec.client,
         "round": spec.round,
+        "holder": spec.holder,
     }
     return state_bytes(spec.state, about)
 
@@ -135,6 +136,7 @@ def spec_of(data: bytes) -> SessionSpec:
             steps=int(about["steps"]),
             client=str(about["client"]),
             round=int(about["round"]),
+            holder=str(about["holder"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WireError(f"bytes that are no session: {error!r}") from None

@@ -205,7 +205,7 @@ def test_an_old_rounds_reply_does_not_stand_in_for_one_that_failed(caplog):
     # One of four was valid, one is slow, and one reply of the first round came.
     assert (second.failed, second.overdue) == (3, 1)
     assert sum(reply.has_content() for reply in second.replies) == 2
-    assert "3 of 4 clients FAILED; the first: out of paper" in caplog.text
+    assert "3 of 4 clients FAILED: client 1000: out of paper; " in caplog.text
 
 
 def test_an_old_rounds_reply_does_not_save_a_round_in_which_all_failed():

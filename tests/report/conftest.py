@@ -17,7 +17,7 @@ from atlas_flwr.report import (
     RunStarted,
     SumsSent,
 )
-from atlas_flwr.report.events import Sampled, TrunkRestarted
+from atlas_flwr.report.events import ClientFailed, Sampled, TrunkRestarted
 from atlas_flwr.report.peer_events import (
     PeerLost,
     PeerMoved,
@@ -94,6 +94,7 @@ def made_up_events(rounds=2):
             PeerLost(number, "3", "off"),
             PeerMoved(number, "0", "2[1-9]"),
             ReplicaLost(number, "1", "off"),
+            ClientFailed(number, "train", "3", "out of paper"),
             ReplicaMoved(number, {"0": "0"}),
         ]
         events += [paired, *trained(number), *others, sent, *evaluated(number), ended]

@@ -69,11 +69,17 @@ def test_and_one_in_which_nobody_has_a_fingerprint(tmp_path):
         run(tmp_path, failing("query.fingerprint"))
 
 
-def test_a_failure_of_half_of_the_clients_is_said_aloud(tmp_path, caplog):
+def test_who_failed_is_said_aloud_and_recorded(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         folder = run(tmp_path, failing(MessageType.TRAIN, nodes=(1, 2)))
-    assert "train: 2 of 4 clients FAILED; the first: out of paper" in caplog.text
+    named = "client 1: out of paper; client 2: out of paper"
+    assert f"train: 2 of 4 clients FAILED: {named}" in caplog.text
     assert summary(folder)["finished"]
+    told = [e for e in folder.records() if e["event"] == "client-failed"]
+    assert [(e["round"], e["client"]) for e in told] == [
+        (n, client) for n in (1, 2) for client in "12"
+    ]
+    assert {(e["kind"], e["reason"]) for e in told} == {("train", "out of paper")}
 
 
 @pytest.mark.parametrize(

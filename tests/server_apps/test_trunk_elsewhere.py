@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +19,11 @@ from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.trunk.certificates import Authority
+from atlas_flwr.trunk.holders import Holders
 from tests.golden.record import digest
 from tests.server_apps.test_failures import adapters
 from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.trunk_process import TrunkProcess
 
 
 @pytest.fixture
@@ -56,21 +53,34 @@ def served_elsewhere(tmp_path, monkeypatch):
     return serving
 
 
+def certified(folder, site, name):
+    """Make a node's certificate; return the node config that names it."""
+    shown = site.credentials(name)
+    for kind, content in (("cert", shown.certificate), ("key", shown.key)):
+        (folder / f"{name}.{kind}").write_bytes(content)
+    return {f"trunk-{kind}": f"{folder}/{name}.{kind}" for kind in ("cert", "key")}
+
+
 def test_a_run_whose_trunk_asks_for_certificates_learns_the_bits_of_one_in_one_process(
-    tmp_path, served_elsewhere
+    tmp_path, served_elsewhere, monkeypatch
 ):
+    bound, bind = [], Holders.bind
+
+    def seen(self, token, holder):
+        bound.append(holder)
+        bind(self, token, holder)
+
+    monkeypatch.setattr(Holders, "bind", seen)
     site = Authority.made("site")
     gate = Gate(site.certificate, site.credentials("ServerApp"))
-    shown = site.credentials("node")
-    for kind, content in (("cert", shown.certificate), ("key", shown.key)):
-        (tmp_path / kind).write_bytes(content)
-    node = {"trunk-cert": f"{tmp_path}/cert", "trunk-key": f"{tmp_path}/key"}
-    nodes = [node] * NODES
+    nodes = [certified(tmp_path, site, f"node-{n}") for n in range(NODES)]
     with served_elsewhere(gate) as access:
         keys = {"trunk": "grpc", "trunk_access": access, "codec": "raw"}
         far = run(tmp_path / "far", node_configs=nodes, **keys, num_rounds=1)
     near = run(tmp_path / "near", trunk="local", num_rounds=1)
     assert digest(far.path) == digest(near.path)
+    # Each session is its own node's: of the fingerprint, training, two evaluations.
+    assert Counter(bound) == {f"CN=node-{n}": 4 for n in range(NODES)}
 
 
 def test_a_trunk_of_another_model_is_refused_before_anybody_trains(
@@ -98,44 +108,12 @@ def test_its_problems_are_counted_once(tmp_path):
     assert str(caught.value).count("1 problem in") == 1
 
 
-class Process:
-    """`atlas-flwr trunk` in a process that can be killed; ended with the test."""
-
-    def __init__(self, folder, port):
-        self.folder, self.port = folder, port
-        self.starts = 0
-        self.start()
-
-    def start(self):
-        keys = " ".join(f"{k}={v!r}" for k, v in BASE.items() if k in SAME)
-        self.starts += 1
-        self.running = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "atlas_flwr.cli", "trunk", str(REPOSITORY)),
-                *("-c", keys, "--listen", f"127.0.0.1:{self.port}"),
-                *("--folder", str(self.folder)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for line in self.running.stdout:
-            if "serves at" in line:
-                return
-        raise AssertionError("the trunk did not start")
-
-    def kill(self):
-        self.running.send_signal(signal.SIGKILL)
-        self.running.wait()
-
-
-SAME = ("model", "tasks", "split", "seed")
+SAME = {key: BASE[key] for key in ("model", "tasks")}
 
 
 @pytest.fixture
 def process(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    found = Process(tmp_path / "trunk", port)
+    found = TrunkProcess(tmp_path / "trunk", SAME)
     yield found
     found.kill()
 
@@ -170,9 +148,7 @@ def test_a_trunk_that_is_killed_and_started_anew_leaves_the_numbers_as_they_are(
 def test_one_of_two_trunks_that_is_killed_for_good_leaves_the_numbers_as_they_are(
     tmp_path, process
 ):
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    other, seen = Process(tmp_path / "other", port), []
+    other, seen = TrunkProcess(tmp_path / "other", SAME), []
 
     def intercept(message):
         if message.metadata.message_type == MessageType.TRAIN:

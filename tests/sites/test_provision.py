@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
 from atlas_flwr.cli import main
+from atlas_flwr.config import load_config
 from atlas_flwr.errors import SiteError
 from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.credentials import Credentials
@@ -229,6 +231,18 @@ def test_compose_files_and_units_say_what_runs(kits):
     run = (site / "link" / "run.toml").read_text()
     assert 'trunk-listen = "0.0.0.0:7001"' in run
     assert 'trunk-advertise = "a.example.org:7001"' in run
+
+
+def test_keys_that_a_trunk_alone_reads_go_to_its_machine_alone(kits):
+    keys = {"model": "tiny", "trunk-batch": 4, "trunk-limit": "1GiB"}
+    site = kits(trunk={"host": "gpu.example.org"}, run={"config": keys})
+    trunk, link = (
+        tomllib.loads((site / role / "run.toml").read_text())
+        for role in ("trunk", "link")
+    )
+    assert trunk == keys
+    assert link == {"model": "tiny", "trunk-access": "access.json"}
+    load_config(link)
 
 
 def free_ports(count: int) -> list[int]:

@@ -16,7 +16,7 @@ from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine, serve_local
 from atlas_flwr.trunk.chain import ChainTrunk, connect_all
 from atlas_flwr.trunk.host import Door
-from atlas_flwr.trunk.peer_model import PeerModel
+from atlas_flwr.trunk.peer_model import PeerModel, part_of
 from atlas_flwr.types import OptimizerSpec
 from tests.families import batch, build
 from tests.trunk.test_parity import adapters
@@ -99,3 +99,9 @@ def test_a_chain_counts_the_bytes_of_all_its_links_and_has_one_at_least():
         assert min(first.meter.total_up, second.meter.total_down) > 0
     with pytest.raises(TrunkError, match="a chain of no trunks"):
         ChainTrunk([])
+
+
+def test_a_link_is_not_told_whose_a_session_is():
+    spec = SessionSpec(SplitPlan(1, 1), client="3", holder="CN=north")
+    part = part_of(spec, Link("north", 1, 3), LAYERS, lambda name: None)
+    assert part == SessionSpec(SplitPlan(1, 2))

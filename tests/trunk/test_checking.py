@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -114,6 +115,18 @@ def test_no_step_is_kept_or_computed_beyond_the_one_drawn_nor_before_the_round_e
     assert not guest.own._learners
     guest.settle()
     assert guest.checked == 1
+
+
+def test_a_block_that_is_not_in_use_holds_no_weights(source):
+    guest, *_ = checked(source, until=1)
+    trained(source, guest, steps=1)
+    held = guest.own._held
+    with held(2) as (base, _):
+        weights = [weakref.ref(p) for p in base.trunk.parameters()]
+        assert all(weight().device.type == "cpu" for weight in weights)
+    assert not any(weight() is not None for weight in weights)
+    assert all(p.is_meta for p in base.trunk.parameters())
+    guest.settle()
 
 
 def test_each_step_is_drawn_as_often_as_another():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from atlas_flwr.trunk import (
     ServeOptions,
     SessionSpec,
     TrunkEngine,
+    certificates,
     connect,
     serve_grpc,
 )
@@ -120,6 +122,23 @@ def test_another_authority_is_not_believed(address, engine, monkeypatch):
     monkeypatch.setattr(transport, "HELLO", 2.0)
     with pytest.raises(TrunkLost, match="certificate is not of the given authority"):
         dialled(address, engine, ca=run_identity("127.0.0.1").ca)
+
+
+@pytest.mark.parametrize("ahead", [50, 70])
+def test_a_trunks_clock_may_be_an_hour_ahead_and_beyond_that_clocks_are_named(
+    engine, monkeypatch, ahead
+):
+    """Its certificate begins an hour before its own time, so later by the clients'."""
+    begins = certificates.SLACK - timedelta(minutes=ahead)
+    monkeypatch.setattr(certificates, "SLACK", begins)
+    monkeypatch.setattr(transport, "HELLO", 0.7)
+    shown = run_identity("127.0.0.1")
+    with serve_grpc(engine, ServeOptions(identity=shown)) as address:
+        if ahead < 60:
+            assert dialled(address, engine, ca=shown.ca)
+            return
+        with pytest.raises(TrunkLost, match="do both clocks agree"):
+            dialled(address, engine, ca=shown.ca)
 
 
 def test_a_certificate_may_come_as_a_file_and_has_to_be_one(address, engine, tmp_path):

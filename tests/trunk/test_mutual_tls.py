@@ -31,7 +31,7 @@ from atlas_flwr.trunk import (
 from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.certificates import Authority, run_identity
 from atlas_flwr.trunk.chain import connect_all
-from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.credentials import Credentials, holder_of
 from atlas_flwr.trunk.grpc_channel import own_grpc
 from atlas_flwr.trunk.host import Door
 from atlas_flwr.trunk.ownership import OwnerService
@@ -44,6 +44,7 @@ PLAN = SplitPlan(1, 1)
 SERVER = run_identity("127.0.0.1")
 SITE = Authority.made("site")
 NODE, LINK = SITE.credentials("north"), SITE.credentials("ServerApp")
+SOUTH = SITE.credentials("south")
 ENDED = SITE.credentials("old", timedelta(minutes=-30))
 FOREIGN = Authority.made("site").credentials("north")
 SERVES = SITE.identity("server", "127.0.0.1")
@@ -138,6 +139,35 @@ def test_a_certificate_opens_no_session_and_owns_nothing(address, engine):
         pass
     with own_grpc(address, SECRET, ca, shown=LINK) as host:
         assert host.open(SessionSpec(PLAN))
+
+
+def test_a_token_is_of_no_use_with_another_nodes_certificate(address):
+    ca, call = SERVER.ca.decode(), TrunkCall(torch.randn(1, 2, 32))
+
+    def answer(token, shown):
+        return connect(address, token, ca, shown=shown).forward(call)
+
+    with own_grpc(address, SECRET, ca, shown=LINK) as host:
+        token = host.open(SessionSpec(PLAN, holder=NODE.holder))
+        anybodys = host.open(SessionSpec(PLAN))
+        with pytest.raises(SessionError, match="than the one shown, 'CN=south'"):
+            answer(token, SOUTH)
+        # A new certificate of the same name is the same node's.
+        for shown in (NODE, SITE.credentials("north")):
+            assert torch.equal(answer(token, shown), answer(anybodys, SOUTH))
+        host.close(token)
+        for shown in (NODE, SOUTH):
+            with pytest.raises(SessionError, match="not open"):
+                answer(token, shown)
+
+
+def test_a_holder_is_called_by_all_names_of_its_certificate():
+    assert NODE.holder == "CN=north"
+    served = SITE.identity("gpu", "gpu.example.org")
+    names = "127.0.0.1; ::1; gpu.example.org; localhost"
+    assert holder_of(served.certificate) == f"CN=gpu; {names}"
+    with pytest.raises(ValueError, match="no certificate in PEM"):
+        holder_of(b"words")
 
 
 def test_certificates_are_asked_for_and_shown_over_tls_alone(engine):
