@@ -16,6 +16,7 @@ Shapes: T tokens, D width, V tokens of the vocabulary, C candidates of a place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -139,7 +140,9 @@ def matched(knowledge: Knowledge, seen: Observation) -> list[Place]:
                 expected = defence.activations(expected, None, usual)
             *_, nothing = costs = defence.unlikeliness(sent[place], expected, usual)
             costs = costs[:-1].detach()
-            learned = bool(costs.min() < nothing)
+            # Of many wrong tokens the best seems likelier than nothing, under noise.
+            chance = 2 * math.log(len(costs)) if defence.draws else 0.0
+            learned = bool(costs.min() + chance < nothing)
             if defence.draws:
                 costs = costs - tail.odds[place][tokens]
             found.append(Place(place + 1, tokens, costs, learned))
