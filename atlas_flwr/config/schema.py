@@ -114,7 +114,7 @@ class RunConfig(
     @property
     def link_codec(self) -> str:
         """``codec``; ``raw`` for auto where what crosses is compared or kept."""
-        exact = self.peer_checks > 0 or self.record_wire
+        exact = self.peer_checks > 0 or self.record_wire or self.watch > 0
         return self.recorded_codec if exact else self.codec
 
     @property

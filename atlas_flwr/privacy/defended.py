@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atlas_flwr.privacy.defences.base import Defence
-from atlas_flwr.trunk.passing import PassingTrunk
+from atlas_flwr.trunk.passing import PassingTrunk, real_positions
 from atlas_flwr.types import Continuation, LossReply, TrunkCall
 
 __all__ = ["DefendedTrunk"]
@@ -40,7 +40,7 @@ class DefendedTrunk(PassingTrunk):
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the trunk's blocks on what is sent instead."""
-        real = _real(call)
+        real = real_positions(call)
         if call.step is not None:
             self._real[call.step] = real
             for old in list(self._real)[:-OPEN]:
@@ -57,22 +57,16 @@ class DefendedTrunk(PassingTrunk):
         self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
     ) -> LossReply:
         """End the model with what is sent instead; labels are as they are."""
-        sent = self._defended(call, _real(call))
+        sent = self._defended(call, real_positions(call))
         return self.trunk.loss(sent, labels, logits_to_keep)
 
     def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
         """Go on with texts, with what is sent instead."""
-        return self.trunk.extend(self._defended(call, _real(call)), place, keep)
+        return self.trunk.extend(
+            self._defended(call, real_positions(call)), place, keep
+        )
 
     def _defended(self, call: TrunkCall, real: Tensor) -> TrunkCall:
         hidden = call.hidden.detach().clone()
         hidden[real] = self.defence.activations(hidden[real], self.generator)
         return replace(call, hidden=hidden)
-
-
-def _real(call: TrunkCall) -> Tensor:
-    """Return where a call's positions are no padding, shape (B, T), bool."""
-    shape, mask = call.hidden.shape[:2], call.attention_mask
-    if mask is None or mask.dim() != 2:
-        return torch.ones(shape, dtype=torch.bool, device=call.hidden.device)
-    return mask[:, -shape[1] :].to(call.hidden.device) != 0

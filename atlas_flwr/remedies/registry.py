@@ -3,7 +3,8 @@
 
 Their order is that of their hooks (see :mod:`atlas_flwr.remedies.chain`): what a client
 sends passes the first remedy last, and a step's loss is the first one's to change last.
-The recorder is first: nothing stands between it and the wire.
+The recorder is first: nothing stands between it and the wire. The watch comes next, as
+it compares what was sent, past any defence.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from atlas_flwr.remedies.base import (
 from atlas_flwr.remedies.chain import ClientChain, ServerChain
 from atlas_flwr.remedies.data_pruning import DataPruning, PruningKeys
 from atlas_flwr.remedies.gradient_skipping import GradientSkipping, SkippingKeys
+from atlas_flwr.remedies.gradient_watch import GradientWatch, WatchKeys
 from atlas_flwr.remedies.moving_average import AverageKeys, MovingAverage
 from atlas_flwr.remedies.personal_sides import PersonalKeys, PersonalSides
 from atlas_flwr.remedies.proximal import Proximal, ProximalKeys
@@ -64,6 +66,7 @@ class RemedyKeys(
     AuxiliaryKeys,
     AlignmentKeys,
     DefenceKeys,
+    WatchKeys,
     RecordingKeys,
 ):
     """Against drawbacks of split and federated training; all are off by default."""
@@ -71,6 +74,7 @@ class RemedyKeys(
 
 REMEDIES: tuple[Remedy, ...] = (
     WireRecording(),
+    GradientWatch(),
     WireDefence(),
     PersonalSides(),
     MovingAverage(),

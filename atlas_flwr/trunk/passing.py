@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from atlas_flwr.types import Continuation, LossReply, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 
-__all__ = ["PassingTrunk"]
+__all__ = ["PassingTrunk", "real_positions"]
 
 
 @dataclass
@@ -57,3 +58,11 @@ class PassingTrunk(TrunkClient):
     def forget(self, texts: int) -> None:
         """Free what the trunk keeps of texts."""
         self.trunk.forget(texts)
+
+
+def real_positions(call: TrunkCall) -> Tensor:
+    """Return where a call's positions are no padding, shape (B, T), bool."""
+    shape, mask = call.hidden.shape[:2], call.attention_mask
+    if mask is None or mask.dim() != 2:
+        return torch.ones(shape, dtype=torch.bool, device=call.hidden.device)
+    return mask[:, -shape[1] :].to(call.hidden.device) != 0
