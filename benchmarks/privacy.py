@@ -44,9 +44,9 @@ BASE = {
 }
 CUTS = ("1/1", "2/1", "8/1")
 DEFENCES = ("none", "gaussian:0.3", "gaussian:1", "gaussian:3", "topk:0.1")
-ATTACKS = ("linear", "verified", "inverter")
-OF_LABELS = ("label-gradient",)
-OF_TOKENS = ("verified", "inverter", "restored")
+ATTACKS = ("linear", "verified", "inverter", "optimised", "bisr")
+OF_LABELS = ("label-gradient", "label-completion")
+OF_TOKENS = ("verified", "inverter", "optimised", "restored")
 
 
 def attacks(defence: str) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ Run from the top of the repository, on a GPU if there is one::
     python benchmarks/summary_positions.py --seeds 0 1 2
 
 One split model, LoRA of rank 8 on all linear layers of both sides, is trained on two
-tasks of short texts and one of long ones together; the whole text crosses, or S summary
-positions and the constant first one. A line of JSON for each run goes to ``--out``, and
-those that are there are not run again; then a Markdown table is printed.
+tasks of short texts and one of long ones together (others by ``--rows questions=24``);
+the whole text crosses, or S summary positions and the constant first one. A line of
+JSON for each run goes to ``--out``, and those that are there are not run again; then a
+Markdown table is printed.
 ``--write-data FILE`` writes the examples, for a machine without their packages, which
 reads them with ``--data FILE``.
 """
@@ -20,24 +21,26 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-TASKS = {"questions": 16, "movies": 16, "newsgroups": 8}  # rows of a step
+ROWS = {"questions": 16, "movies": 16, "newsgroups": 8}  # of a step
 LENGTHS = {"questions": 48, "movies": 64, "newsgroups": 300}
 TRAIN, TEST = 2_000, 300
 RANK, ALPHA, RATE = 8, 16.0, 2e-3
 HEADS, POSITIONS = (2, 4, 6, 8), (1, 2, 4, 8, 16)
 
 
-def examples(data: str) -> dict[str, dict[str, list[tuple[str, int]]]]:
+def examples(
+    data: str, names: Iterable[str]
+) -> dict[str, dict[str, list[tuple[str, int]]]]:
     if data:
         return json.loads(Path(data).read_text())
     from atlas_flwr.data import load_task, make_shard
 
     out = {}
-    for name in TASKS:
+    for name in names:
         limits = {"train_examples": TRAIN, "test_examples": TEST}
         shard = make_shard(0, 1, [load_task(name)], seed=0, **limits)
         sides = {"train": shard.train, "test": shard.test}
@@ -60,7 +63,7 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
 
     head, positions, seed = job
     torch.manual_seed(seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(given["threads"])
     torch.backends.cuda.matmul.allow_tf32 = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
@@ -81,8 +84,8 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
         weights = [p for s in sides for p in s.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW([*weights, *learned], lr=RATE, weight_decay=0.0)
         collates: dict[str, Any] = {}
-        for name, length in LENGTHS.items():
-            collate: Any = CausalCollator(tokenizer, load_task(name), length)
+        for name in given["rows"]:
+            collate: Any = CausalCollator(tokenizer, load_task(name), LENGTHS[name])
             collates[name] = NextTokenCollator(collate) if positions else collate
         began, crossed, texts = time.monotonic(), 0, 0
         for step in range(given["steps"]):
@@ -90,7 +93,7 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
                 part = min((step + 1) / 20, 1 - step / given["steps"])
                 group["lr"] = RATE * max(part, 0.02)
             optimizer.zero_grad()
-            for name, count in TASKS.items():
+            for name, count in given["rows"].items():
                 rows = torch.randperm(len(found[name]["train"]))[:count].tolist()
                 batch = collates[name]([found[name]["train"][i] for i in rows])
                 batch_loss(model, batch).backward()
@@ -124,13 +127,14 @@ def prompts(tests: Any, collate: Any) -> Iterator[Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = [f"| head | positions | {' | '.join(TASKS)} | mean | KB up a text |"]
-    lines.append("|" + " --- |" * (len(TASKS) + 4))
+    names = list(results[0]["accuracy"])
+    lines = [f"| head | positions | {' | '.join(names)} | mean | KB up a text |"]
+    lines.append("|" + " --- |" * (len(names) + 4))
     for key in sorted(
         {(r["positions"] > 0, r["head"], r["positions"]) for r in results}
     ):
         own = [r for r in results if (r["head"], r["positions"]) == key[1:]]
-        cells = [spread([r["accuracy"][name] for r in own]) for name in TASKS]
+        cells = [spread([r["accuracy"][name] for r in own]) for name in names]
         cells.append(spread([statistics.fmean(r["accuracy"].values()) for r in own]))
         kilobytes = statistics.fmean(r["bytes_up_a_text"] for r in own) / 1e3
         shown = key[2] or "all"
@@ -144,6 +148,13 @@ def spread(values: list[float]) -> str:
     return f"{middle:.1f} ± {100 * statistics.pstdev(values):.1f}"
 
 
+def rows_of_a_task(text: str) -> tuple[str, int]:
+    name, _, count = text.partition("=")
+    if name not in LENGTHS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(LENGTHS)}")
+    return name, int(count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="")
@@ -153,10 +164,14 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", type=int, default=list(HEADS))
     parser.add_argument("--positions", nargs="+", type=int, default=list(POSITIONS))
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument(
+        "--rows", nargs="+", type=rows_of_a_task, default=list(ROWS.items())
+    )
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", default="runs/summary-positions.jsonl", type=Path)
     given = parser.parse_args()
-    data = examples(given.data)
+    data = examples(given.data, dict(given.rows))
     if given.write_data:
         Path(given.write_data).write_text(json.dumps(data))
         return
@@ -177,7 +192,13 @@ def main() -> None:
         if (head, count, seed) not in done
         and (count or head in (given.heads[0], given.heads[-1]))
     ]
-    settings = {"model": path, "data": data, "steps": given.steps}
+    settings = {
+        "model": path,
+        "data": data,
+        "steps": given.steps,
+        "rows": dict(given.rows),
+        "threads": given.threads,
+    }
     context = multiprocessing.get_context("spawn")
     with context.Pool(given.jobs, maxtasksperchild=8) as pool:
         waiting = [pool.apply_async(run, (job, settings)) for job in jobs]
