@@ -49,7 +49,7 @@ from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.step import Step, StepLoss, task_loss
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
-from atlas_flwr.trunk.local import EngineTrunk
+from atlas_flwr.trunk.transports.local import EngineTrunk
 from atlas_flwr.types import OptimizerSpec, TrunkClient
 
 TASK, RANK, ROUND = "questions", 8, 8

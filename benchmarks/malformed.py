@@ -35,17 +35,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.trunk import connect
-from atlas_flwr.trunk.envelope import (
+from atlas_flwr.trunk.state_bytes import spec_bytes
+from atlas_flwr.trunk.transports.envelope import (
     VERSION,
     opened_answer,
     opened_by_trunk,
     sealed,
     sealed_request,
 )
-from atlas_flwr.trunk.framed import Request
-from atlas_flwr.trunk.grpc_channel import CLIENTS, OWNER, own_grpc
-from atlas_flwr.trunk.local import LoopbackTrunk
-from atlas_flwr.trunk.state_bytes import spec_bytes
+from atlas_flwr.trunk.transports.framed import Request
+from atlas_flwr.trunk.transports.grpc_channel import CLIENTS, OWNER, own_grpc
+from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from atlas_flwr.types import TrunkCall
 from atlas_flwr.wire.codecs import codec_named
 from benchmarks.soak import KEYS, Soak, same
@@ -67,7 +67,7 @@ def samples(soak: Soak, token: str) -> list[tuple[str, bytes]]:
             made.append(request)
             return super().exchange(request)
 
-    from atlas_flwr.trunk.framed import FrameService
+    from atlas_flwr.trunk.transports.framed import FrameService
 
     engine = soak.undisturbed
     for codec in ("raw", "int8", "int4"):

@@ -32,7 +32,7 @@ from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import FrameService, Limits, Request, SessionSpec, TrunkEngine
-from atlas_flwr.trunk.local import LoopbackTrunk
+from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from atlas_flwr.types import OptimizerSpec, Side
 from atlas_flwr.wire import codec_named
 

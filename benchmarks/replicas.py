@@ -33,10 +33,10 @@ from atlas_flwr.budget.chains import Link
 from atlas_flwr.lora import AdapterState, Scaling, initial_factors, linear_names
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk import Endpoint, SessionSpec, TrunkEngine, TrunkSource, connect
-from atlas_flwr.trunk.peer_hosts import PeerHosts
-from atlas_flwr.trunk.ray import start_ray_trunk
-from atlas_flwr.trunk.replicas import Replicas
-from atlas_flwr.trunk.table import Limits
+from atlas_flwr.trunk.engine.table import Limits
+from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
+from atlas_flwr.trunk.hosts.replicas import Replicas
+from atlas_flwr.trunk.transports.ray import start_ray_trunk
 from atlas_flwr.types import TrunkCall
 
 ALONE = Limits(sessions_per_pass=1)  # as on CPUs: joined calls would all be one pass

@@ -40,7 +40,7 @@ from atlas_flwr.server_apps.build import covering_plan
 from atlas_flwr.server_apps.trunk import trunk_source
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec, connect
-from atlas_flwr.trunk.grpc_channel import own_grpc
+from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.faulty_link import FaultyLink
 from tests.trunk_process import TrunkProcess

@@ -31,8 +31,8 @@ from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import EngineTrunk, SessionSpec
-from atlas_flwr.trunk.checking import CheckedTrunk
-from atlas_flwr.trunk.own_trunk import OwnTrunk
+from atlas_flwr.trunk.hosts.checking import CheckedTrunk
+from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
 from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 

@@ -39,14 +39,14 @@ from atlas_flwr.lora import (
     linear_names,
 )
 from atlas_flwr.split import SplitModel, SplitPlan, partition
-from atlas_flwr.trunk.certificates import run_identity
-from atlas_flwr.trunk.engine import TrunkEngine
-from atlas_flwr.trunk.framed import FrameService
-from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
-from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, LoopbackTrunk
-from atlas_flwr.trunk.session import SessionSpec
-from atlas_flwr.trunk.table import Limits
-from atlas_flwr.trunk.transports import connect
+from atlas_flwr.trunk.engine.engine import TrunkEngine
+from atlas_flwr.trunk.engine.session import SessionSpec
+from atlas_flwr.trunk.engine.table import Limits
+from atlas_flwr.trunk.transports.addresses import connect
+from atlas_flwr.trunk.transports.certificates import run_identity
+from atlas_flwr.trunk.transports.framed import FrameService
+from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
+from atlas_flwr.trunk.transports.local import EngineTrunk, LocalTrunk, LoopbackTrunk
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from atlas_flwr.wire.codecs import codec_named
 

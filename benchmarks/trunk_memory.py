@@ -44,7 +44,8 @@ LONGEST, RANK = 48, 8
 
 def measured(own_threads: bool, callers: int) -> tuple[float, float, float]:
     """Return resident memory in MiB before and at its peak, and CPU seconds a step."""
-    importlib.import_module("atlas_flwr.trunk.ray")  # as the actor's process does
+    # As the actor's process does.
+    importlib.import_module("atlas_flwr.trunk.transports.ray")
     torch.set_num_threads(1)
     before = resident_bytes() / 2**20
     files = ModelFiles.of(load_config({"model": "smollm2"}))

@@ -11,10 +11,10 @@ import torch
 
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
-from atlas_flwr.trunk.envelope import answered, sealed_request
-from atlas_flwr.trunk.framed import FrameService, Request, Verb
-from atlas_flwr.trunk.metrics import TrunkMetrics
-from atlas_flwr.trunk.watching import Journal, Watch
+from atlas_flwr.trunk.transports.envelope import answered, sealed_request
+from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
+from atlas_flwr.trunk.transports.metrics import TrunkMetrics
+from atlas_flwr.trunk.transports.watching import Journal, Watch
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named
 from atlas_flwr.wire.messages import encode_tensors

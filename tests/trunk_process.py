@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.transports.access import Access
 
 REPOSITORY = Path(__file__).parents[1]
 

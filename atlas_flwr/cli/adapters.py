@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from atlas_flwr.serving import Chosen, Decoding, Prompts, Served
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles, Outline
-    from atlas_flwr.trunk.access import Access
+    from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["Ready", "add_adapters", "add_decoding", "ready"]
 
@@ -137,7 +137,7 @@ def ready(given: argparse.Namespace) -> Ready:
     from atlas_flwr.serving import Choice, Decoding, Prompts, chosen
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
-    from atlas_flwr.trunk.access import Access
+    from atlas_flwr.trunk.transports.access import Access
 
     far = given.trunk_access
     if far == "":

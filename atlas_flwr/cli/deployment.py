@@ -146,8 +146,8 @@ def _certificates(folder: _Folder) -> Iterator[Finding]:
 
 def _shown_to_trunk(folder: _Folder) -> Finding:
     """Look at what a node or the ServerApp shows the trunk, which asks for it."""
-    from atlas_flwr.trunk.access import Access
     from atlas_flwr.trunk.credentials import Credentials
+    from atlas_flwr.trunk.transports.access import Access
 
     name, path = "certificate for the trunk", folder.path
     node = folder.about.get("role") == "node"

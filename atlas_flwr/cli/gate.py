@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from atlas_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
-    from atlas_flwr.trunk.access import Access
     from atlas_flwr.trunk.credentials import Credentials
+    from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["ACCESS", "Gate", "gate_of", "kept_access"]
 
@@ -75,6 +75,6 @@ def gate_of(given: argparse.Namespace) -> Gate | None:
 
 def kept_access(path: Path) -> Access | None:
     """Read the access that a folder keeps, if it keeps one already."""
-    from atlas_flwr.trunk.access import Access
+    from atlas_flwr.trunk.transports.access import Access
 
     return Access.read(path, checked=False) if path.exists() else None

@@ -23,8 +23,8 @@ from atlas_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
-    from atlas_flwr.trunk.certificates import Identity
-    from atlas_flwr.trunk.watching import Journal
+    from atlas_flwr.trunk.transports.certificates import Identity
+    from atlas_flwr.trunk.transports.watching import Journal
 
 __all__ = ["Outlook", "main", "serve"]
 
@@ -136,7 +136,7 @@ class Outlook:
 
     def journal(self) -> Journal | None:
         """Return what writes the events; ``None`` where nobody reads them."""
-        from atlas_flwr.trunk.watching import Journal
+        from atlas_flwr.trunk.transports.watching import Journal
 
         files = [self.audit, sys.stdout if self.as_json else None]
         kept = [file for file in files if file is not None]
@@ -184,7 +184,7 @@ def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
 def _own_identity(
     cert: Path | None, key: Path | None, ca: Path | None
 ) -> Identity | None:
-    from atlas_flwr.trunk.certificates import Identity
+    from atlas_flwr.trunk.transports.certificates import Identity
 
     if cert is None or key is None:
         return None
@@ -208,11 +208,11 @@ def serve(
     from atlas_flwr.server_apps.trunk import trunk_source
     from atlas_flwr.train.same_model import described
     from atlas_flwr.train.weights import ModelFiles
-    from atlas_flwr.trunk.access import Access
-    from atlas_flwr.trunk.certificates import kept_identity
-    from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
-    from atlas_flwr.trunk.ownership import OwnerService
-    from atlas_flwr.trunk.watching import Watch
+    from atlas_flwr.trunk.transports.access import Access
+    from atlas_flwr.trunk.transports.certificates import kept_identity
+    from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
+    from atlas_flwr.trunk.transports.ownership import OwnerService
+    from atlas_flwr.trunk.transports.watching import Watch
 
     files = ModelFiles.of(config, config.server_device)
     outline = files.outline()
@@ -237,7 +237,7 @@ def serve(
     with ExitStack() as stack:
         watch = Watch(journal) if journal else None
         if outlook.metrics:
-            from atlas_flwr.trunk.metrics import TrunkMetrics, serve_metrics
+            from atlas_flwr.trunk.transports.metrics import TrunkMetrics, serve_metrics
 
             metrics = TrunkMetrics(engine.stats)
             watch = Watch(journal, metrics.heard)

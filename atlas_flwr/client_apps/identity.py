@@ -16,8 +16,8 @@ from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol.profile import Offer, Profile
 from atlas_flwr.seeds import derive_seed
-from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["Identity", "dealt_offer", "device_budget"]
 

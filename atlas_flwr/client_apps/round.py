@@ -48,9 +48,9 @@ from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
-from atlas_flwr.trunk.chain import codecs_of, connect_all
-from atlas_flwr.trunk.checking import CheckedTrunk
-from atlas_flwr.trunk.own_trunk import OwnTrunk
+from atlas_flwr.trunk.hosts.chain import codecs_of, connect_all
+from atlas_flwr.trunk.hosts.checking import CheckedTrunk
+from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
 from atlas_flwr.types import TrunkClient
 from atlas_flwr.wire import ByteMeter
 

@@ -22,7 +22,7 @@ from atlas_flwr.server_apps.build import covering_plan, needs_trunk
 from atlas_flwr.server_apps.continuation import anew_problems, beside_began, continued
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.wire.codecs import CODEC_CHOICES
 
 __all__ = ["checked_config", "find_problems"]

@@ -26,9 +26,9 @@ from atlas_flwr.server_apps.build import RunContext, covering_plan
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import Endpoint
-from atlas_flwr.trunk.peer_hosts import PeerHosts
-from atlas_flwr.trunk.peer_model import PeerModel
-from atlas_flwr.trunk.peers import Peers
+from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
+from atlas_flwr.trunk.hosts.peer_model import PeerModel
+from atlas_flwr.trunk.hosts.peers import Peers
 
 __all__ = ["SERVER", "PeerNeed", "last_resort", "peers_of"]
 

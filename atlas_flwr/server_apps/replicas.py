@@ -14,8 +14,8 @@ from atlas_flwr.log import log
 from atlas_flwr.report.events import Event, ReplicaLost, ReplicaMoved
 from atlas_flwr.server_apps.build import RunContext, covering_plan
 from atlas_flwr.trunk import Endpoint
-from atlas_flwr.trunk.peer_hosts import PeerHosts
-from atlas_flwr.trunk.replicas import Replicas
+from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
+from atlas_flwr.trunk.hosts.replicas import Replicas
 
 __all__ = ["replicas_of"]
 

@@ -25,7 +25,7 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.same_model import owned_elsewhere
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
-from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
 
@@ -90,7 +90,7 @@ def trunk_of(setting: RunContext, grid: Grid) -> Iterator[Endpoint]:
     """Start a trunk, or find it; leave none behind, however the run ends."""
     name, kind = f"trunk-{secrets.token_hex(4)}", trunk_kind(setting.config, grid)
     if kind == "grpc" and isinstance(grid, InMemoryGrid):
-        from atlas_flwr.trunk.ray_cluster import wait_for_ray
+        from atlas_flwr.trunk.transports.ray_cluster import wait_for_ray
 
         wait_for_ray()  # which forks, and cannot while gRPC's threads run
     with TRUNKS[kind](setting, name, grid) as found, _shown(setting, found):
@@ -104,7 +104,7 @@ def _shown(setting: RunContext, trunk: Endpoint) -> Iterator[None]:
     if not port:
         yield
         return
-    from atlas_flwr.trunk.metrics import TrunkMetrics, serve_metrics
+    from atlas_flwr.trunk.transports.metrics import TrunkMetrics, serve_metrics
 
     metrics = TrunkMetrics(trunk.host.stats)
     with serve_metrics(str(port), metrics, lambda: True) as place:
@@ -174,8 +174,8 @@ def _grpc(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
 
 @contextmanager
 def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.certificates import run_identity
-    from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
+    from atlas_flwr.trunk.transports.certificates import run_identity
+    from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
 
     config = setting.config
     dialled = config.trunk_advertise or config.trunk_listen
@@ -194,7 +194,7 @@ def _elsewhere(setting: RunContext, access: Access) -> AbstractContextManager[En
 
 @contextmanager
 def _ray(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.ray_cluster import check_gpus, wait_for_ray
+    from atlas_flwr.trunk.transports.ray_cluster import check_gpus, wait_for_ray
 
     copies, on_gpu = setting.config.trunk_replicas, setting.files.device == "cuda"
     if copies > 1:
@@ -209,7 +209,7 @@ def _ray(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
 def _ray_trunk(
     setting: RunContext, source: TrunkSource, name: str
 ) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.ray import start_ray_trunk
+    from atlas_flwr.trunk.transports.ray import start_ray_trunk
 
     config = setting.config
     on_gpu, alone = setting.files.device == "cuda", config.trunk_replicas == 1
@@ -236,7 +236,7 @@ def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     simulated = isinstance(grid, InMemoryGrid)
     profiles = setting.roster.profiles
     if simulated:
-        from atlas_flwr.trunk.ray_cluster import wait_for_ray
+        from atlas_flwr.trunk.transports.ray_cluster import wait_for_ray
 
         wait_for_ray()
 

@@ -16,7 +16,7 @@ from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import FramedTrunk, TrunkHost, connect
-from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import ByteMeter
 

@@ -11,7 +11,7 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.same_model import owned_elsewhere
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import Endpoint, TrunkSource, serve_local
-from atlas_flwr.trunk.access import Access
+from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["TRUNKS", "answering"]
 
@@ -27,8 +27,8 @@ def _local(source: TrunkSource) -> Iterator[Endpoint]:
 
 @contextmanager
 def _ray(source: TrunkSource) -> Iterator[Endpoint]:
-    from atlas_flwr.trunk.ray import start_ray_trunk
-    from atlas_flwr.trunk.ray_cluster import own_ray
+    from atlas_flwr.trunk.transports.ray import start_ray_trunk
+    from atlas_flwr.trunk.transports.ray_cluster import own_ray
 
     with own_ray():
         host = start_ray_trunk(_name(), source, threads=1)

@@ -23,8 +23,8 @@ from atlas_flwr.config.trunk_rules import TRUNK_ALONE
 from atlas_flwr.errors import SiteError
 from atlas_flwr.sites import readmes, scripts
 from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk, joined
-from atlas_flwr.trunk.access import Access
-from atlas_flwr.trunk.certificates import Authority, Identity
+from atlas_flwr.trunk.transports.access import Access
+from atlas_flwr.trunk.transports.certificates import Authority, Identity
 
 __all__ = ["ABOUT", "SUMS", "write_kits"]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.train.step import Step, device_of
-from atlas_flwr.trunk.chain import links_of
+from atlas_flwr.trunk.hosts.chain import links_of
 from atlas_flwr.trunk.turns import Ended, Turns
 from atlas_flwr.types import TrunkClient
 

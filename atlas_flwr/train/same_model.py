@@ -13,9 +13,9 @@ from atlas_flwr.errors import ConfigError
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors
 from atlas_flwr.train.weights import ModelFiles, Outline
-from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.host import Endpoint
-from atlas_flwr.trunk.ownership import Served
+from atlas_flwr.trunk.transports.access import Access
+from atlas_flwr.trunk.transports.ownership import Served
 
 __all__ = ["check_same", "described", "owned_elsewhere"]
 
@@ -70,7 +70,7 @@ def owned_elsewhere(
     TrunkLost
         If nothing answers.
     """
-    from atlas_flwr.trunk.grpc_channel import own_grpc
+    from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 
     ca, shown = access.ca or None, access.shown
     with own_grpc(access.address, access.secret, ca, shown=shown) as host:

@@ -7,17 +7,18 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.trunk.credentials import Credentials
-    from atlas_flwr.trunk.engine import TrunkEngine
-    from atlas_flwr.trunk.framed import FramedTrunk, FrameService, Request
-    from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
-    from atlas_flwr.trunk.host import Endpoint, TrunkHost, TrunkStats
-    from atlas_flwr.trunk.local import EngineTrunk, LocalTrunk, serve_local
-    from atlas_flwr.trunk.ray import start_ray_trunk
-    from atlas_flwr.trunk.session import SessionSpec
+    from atlas_flwr.trunk.engine.engine import TrunkEngine
+    from atlas_flwr.trunk.engine.session import SessionSpec
+    from atlas_flwr.trunk.engine.stats import TrunkStats
+    from atlas_flwr.trunk.engine.table import Limits
+    from atlas_flwr.trunk.host import Endpoint, TrunkHost
     from atlas_flwr.trunk.skipping import SkippingTrunk
     from atlas_flwr.trunk.source import TrunkSource
-    from atlas_flwr.trunk.table import Limits
-    from atlas_flwr.trunk.transports import connect
+    from atlas_flwr.trunk.transports.addresses import connect
+    from atlas_flwr.trunk.transports.framed import FramedTrunk, FrameService, Request
+    from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
+    from atlas_flwr.trunk.transports.local import EngineTrunk, LocalTrunk, serve_local
+    from atlas_flwr.trunk.transports.ray import start_ray_trunk
 
 __all__ = [
     "Credentials",
@@ -46,22 +47,22 @@ __getattr__, __dir__ = attach(
     {
         "Credentials": "credentials",
         "Endpoint": "host",
-        "EngineTrunk": "local",
-        "FrameService": "framed",
-        "FramedTrunk": "framed",
-        "Limits": "table",
-        "LocalTrunk": "local",
-        "Request": "framed",
-        "ServeOptions": "grpc",
-        "SessionSpec": "session",
+        "EngineTrunk": "transports.local",
+        "FrameService": "transports.framed",
+        "FramedTrunk": "transports.framed",
+        "Limits": "engine.table",
+        "LocalTrunk": "transports.local",
+        "Request": "transports.framed",
+        "ServeOptions": "transports.grpc",
+        "SessionSpec": "engine.session",
         "SkippingTrunk": "skipping",
-        "TrunkEngine": "engine",
+        "TrunkEngine": "engine.engine",
         "TrunkHost": "host",
         "TrunkSource": "source",
-        "TrunkStats": "host",
-        "connect": "transports",
-        "serve_grpc": "grpc",
-        "serve_local": "local",
-        "start_ray_trunk": "ray",
+        "TrunkStats": "engine.stats",
+        "connect": "transports.addresses",
+        "serve_grpc": "transports.grpc",
+        "serve_local": "transports.local",
+        "start_ray_trunk": "transports.ray",
     },
 )

@@ -10,8 +10,8 @@ import torch
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.cut import hollow_parts
 from atlas_flwr.split.weight_loading import Filling
-from atlas_flwr.trunk.engine import TrunkEngine
-from atlas_flwr.trunk.table import Limits
+from atlas_flwr.trunk.engine.engine import TrunkEngine
+from atlas_flwr.trunk.engine.table import Limits
 from atlas_flwr.types import Side
 
 __all__ = ["TrunkSource"]

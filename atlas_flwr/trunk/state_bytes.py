@@ -21,7 +21,7 @@ from torch import Tensor
 from atlas_flwr.errors import WireError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.trunk.session import SessionSpec
+from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["spec_bytes", "spec_of", "state_bytes", "state_of"]

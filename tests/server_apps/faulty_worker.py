@@ -20,9 +20,9 @@ import torch
 from atlas_flwr.client_apps import app as client_app
 from atlas_flwr.client_apps import resident_worker
 from atlas_flwr.errors import SessionError
-from atlas_flwr.trunk import grpc_channel
-from atlas_flwr.trunk.framed import Verb
-from atlas_flwr.trunk.grpc_channel import GrpcTrunk
+from atlas_flwr.trunk.transports import grpc_channel
+from atlas_flwr.trunk.transports.framed import Verb
+from atlas_flwr.trunk.transports.grpc_channel import GrpcTrunk
 
 FAULT = "FAULT"
 HOPS = ("head-forward", "trunk-forward", "tail-loss", "trunk-backward")

@@ -16,7 +16,7 @@ from atlas_flwr.server_apps import run as runs
 from atlas_flwr.server_apps.checkpoint import load_checkpoint
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
-from atlas_flwr.trunk import local
+from atlas_flwr.trunk.transports import local
 from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary
 
 

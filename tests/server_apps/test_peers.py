@@ -15,10 +15,11 @@ from atlas_flwr.cli.trunk import serve
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import TrunkError, TrunkLost
 from atlas_flwr.server_apps import trunk as starting
-from atlas_flwr.trunk import Endpoint, grpc_channel
-from atlas_flwr.trunk.access import Access
-from atlas_flwr.trunk.checking import CheckedTrunk
-from atlas_flwr.trunk.local import LoopbackTrunk
+from atlas_flwr.trunk import Endpoint
+from atlas_flwr.trunk.hosts.checking import CheckedTrunk
+from atlas_flwr.trunk.transports import grpc_channel
+from atlas_flwr.trunk.transports.access import Access
+from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from tests.golden.record import digest
 from tests.server_apps.test_run import BASE, run
 

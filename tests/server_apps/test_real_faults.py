@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from atlas_flwr.client_apps import resident
-from atlas_flwr.trunk.grpc_channel import own_grpc
+from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from tests.faulty_link import FaultyLink
 from tests.golden.record import digest
 from tests.server_apps.faulty_worker import FAULT

@@ -10,7 +10,7 @@ import pytest
 from atlas_flwr.errors import TrunkError, TrunkLost
 from atlas_flwr.server_apps import trunk as starting
 from atlas_flwr.trunk import Endpoint
-from atlas_flwr.trunk.local import LoopbackTrunk
+from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from tests.golden.record import digest
 from tests.server_apps.test_peers import Mortal, told
 from tests.server_apps.test_run import run, summary

@@ -18,8 +18,8 @@ from atlas_flwr.cli.trunk import Outlook, serve
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.server_apps.run import Run
-from atlas_flwr.trunk.certificates import Authority
-from atlas_flwr.trunk.holders import Holders
+from atlas_flwr.trunk.transports.certificates import Authority
+from atlas_flwr.trunk.transports.holders import Holders
 from tests.golden.record import digest
 from tests.server_apps.test_failures import adapters
 from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary

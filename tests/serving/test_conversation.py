@@ -20,7 +20,7 @@ from atlas_flwr.serving import (
 from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
-from atlas_flwr.trunk.local import EngineTrunk
+from atlas_flwr.trunk.transports.local import EngineTrunk
 from tests.serving.test_prompts import ADVICE, TEMPLATE
 from tests.stand_in_gpu import DEVICE, stand_in_gpu
 

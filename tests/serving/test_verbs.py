@@ -21,10 +21,10 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.testing import local_grid
 from atlas_flwr.train.same_model import described
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk.access import Access
-from atlas_flwr.trunk.certificates import Authority, run_identity
-from atlas_flwr.trunk.grpc import ServeOptions, serve_grpc
-from atlas_flwr.trunk.ownership import OwnerService
+from atlas_flwr.trunk.transports.access import Access
+from atlas_flwr.trunk.transports.certificates import Authority, run_identity
+from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
+from atlas_flwr.trunk.transports.ownership import OwnerService
 
 ROWS = [{"prompt": "Count after one"}, {"start": "seven", "id": 3}, {"prompt": "x"}]
 LONG = "12"
@@ -169,7 +169,7 @@ def test_a_chat_ends_at_exit(folder, monkeypatch, capsys):
 
 
 def test_an_interrupted_answer_is_not_the_end(folder, monkeypatch, capsys):
-    from atlas_flwr.trunk.engine import TrunkEngine
+    from atlas_flwr.trunk.engine.engine import TrunkEngine
 
     calls, extend = [], TrunkEngine.extend
 

@@ -17,7 +17,7 @@ import pytest
 
 from atlas_flwr.cli import main
 from atlas_flwr.cli.deployment import examine_folder
-from atlas_flwr.trunk.certificates import Authority
+from atlas_flwr.trunk.transports.certificates import Authority
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 from atlas_flwr.cli import main
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import SiteError
-from atlas_flwr.trunk.access import Access
 from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.transports.access import Access
 
 SECRETS = ("*.key", "access.json")
 TRUNK = {"host": "localhost", "port": 17001, "listen": "127.0.0.1"}

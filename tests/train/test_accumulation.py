@@ -19,7 +19,7 @@ from atlas_flwr.trunk import LocalTrunk, SessionSpec, TrunkEngine, connect, serv
 from atlas_flwr.types import OptimizerSpec
 from tests.families import build
 from tests.train.batches import classifier_batch, ragged_chats
-from tests.trunk.test_parity import adapters
+from tests.trunk.engine.test_parity import adapters
 
 SPEC = OptimizerSpec(lr=0.02, betas=(0.8, 0.95), accumulate=3)
 SCALING = Scaling(6.0)

@@ -12,7 +12,7 @@ from atlas_flwr.train.model import adapted_split
 from atlas_flwr.trunk import TrunkEngine, connect, serve_local
 from atlas_flwr.types import OptimizerSpec
 from tests.families import batch, build
-from tests.trunk.test_parity import adapters
+from tests.trunk.engine.test_parity import adapters
 
 RATE = 1e-6
 HALF = [torch.bfloat16, torch.float16]

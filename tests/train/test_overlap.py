@@ -20,15 +20,15 @@ from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.trunk import FrameService, Limits, SessionSpec, TrunkEngine
-from atlas_flwr.trunk.chain import links_of
-from atlas_flwr.trunk.framed import Verb
-from atlas_flwr.trunk.local import LoopbackTrunk
+from atlas_flwr.trunk.hosts.chain import links_of
+from atlas_flwr.trunk.transports.framed import Verb
+from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from atlas_flwr.trunk.turns import Turns
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import codec_named
 from tests.families import build
 from tests.train.batches import ragged_chats
-from tests.trunk.test_parity import adapters
+from tests.trunk.engine.test_parity import adapters
 
 SPEC = OptimizerSpec(lr=0.02, accumulate=4)
 SCALING = Scaling(6.0)

@@ -23,7 +23,7 @@ from atlas_flwr.trunk import (
 from atlas_flwr.types import LossReply, OptimizerSpec, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build
-from tests.trunk.test_parity import adapters
+from tests.trunk.engine.test_parity import adapters
 
 PLAN = SplitPlan(1, 1)
 ADAMW = OptimizerSpec(lr=0.02, weight_decay=0.1)

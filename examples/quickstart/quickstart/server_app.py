@@ -12,7 +12,7 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies import Atlas
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import Outline
-from atlas_flwr.trunk.ray import TrunkSource, start_ray_trunk
+from atlas_flwr.trunk.transports.ray import TrunkSource, start_ray_trunk
 from atlas_flwr.types import OptimizerSpec
 
 ALPHA, PLAN = 16.0, SplitPlan(head=1, tail=1)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: one frozen base, sessions with adapters on it, calls joined in passes."""

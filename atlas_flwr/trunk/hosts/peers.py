@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers carry the trunk: one host that stands for many, each session on its own.
+
+Who carries it for whom is found anew for each exchange of a round
+(:mod:`atlas_flwr.budget.pairing`). A session may be on several hosts in order; one
+that was on a host that is lost is opened anew elsewhere, as it began.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import methodcaller
+from typing import Any, TypeVar
+
+from atlas_flwr.budget.chains import Link, Way
+from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
+from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
+from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.trunk.engine.session import SessionSpec
+from atlas_flwr.trunk.engine.stats import TrunkStats
+from atlas_flwr.trunk.host import Door, TrunkHost
+from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts, PeerWatcher
+from atlas_flwr.trunk.hosts.peer_model import PeerModel
+
+__all__ = ["Peers"]
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Session:
+    """A client's session.
+
+    Attributes
+    ----------
+    spec : SessionSpec
+        As it was opened.
+    way : Way
+        Where it is.
+    doors : dict[str, Door]
+        By host, in their order.
+    left : set[str]
+        Hosts that it left as its client failed with them.
+    """
+
+    spec: SessionSpec
+    way: Way
+    doors: dict[str, Door] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Peers:
+    """The trunks of peers (see :class:`~atlas_flwr.trunk.TrunkHost`, and Introducing).
+
+    Parameters
+    ----------
+    hosts : PeerHosts
+        Starts them.
+    model : PeerModel
+        What they carry.
+    prices : Prices
+        Of what is better than what.
+    last : Host, optional
+        Carries whom no peer can.
+    """
+
+    hosts: PeerHosts[PeerWatcher]
+    model: PeerModel
+    prices: Prices = field(default_factory=Prices)
+    last: Host | None = None
+    _lending: dict[str, Host] = field(default_factory=dict, init=False)
+    _guests: dict[str, Guest] = field(default_factory=dict, init=False)
+    _bears: dict[Way, int] = field(default_factory=dict, init=False)
+    _ways: dict[str, Way] = field(default_factory=dict, init=False)
+    _barred: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _waited: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
+    _sessions: dict[str, _Session] = field(default_factory=dict, init=False)
+
+    def admit(
+        self,
+        what: str,
+        server_round: int,
+        guests: Sequence[Guest],
+        hosts: Collection[Host],
+    ) -> Collection[str]:
+        """Pair guests with hosts; return those that have a place.
+
+        Parameters
+        ----------
+        what : str
+            For what: who sat out waits for that.
+        server_round : int
+            For whom is told.
+        guests, hosts : Sequence[Guest], Collection[Host]
+            Who needs the trunk, and who may carry it.
+
+        Raises
+        ------
+        TrunkError
+            If nobody may, or they have too little room for the trunk.
+        TrunkLost
+            If all who carried it are lost.
+        """
+        self.hosts.round = server_round
+        offered = [*hosts, *([self.last] if self.last else [])]
+        self._lending = {host.client: host for host in offered}
+        self.ping()
+        waiting = [replace(g, waited=self._waited[what, g.client]) for g in guests]
+        self._guests |= {guest.client: guest for guest in waiting}
+        started = False
+        while not started:
+            able = [h for h in offered if h.client not in self.hosts.lost]
+            blocks, need = self.model.blocks, self.model.need
+            self._bears = ways_of(able, blocks, need, len(guests))
+            if not self._bears:
+                raise TrunkError(self.model.too_little(able))
+            found = pair(
+                waiting,
+                able,
+                self._bears,
+                before=self._ways,
+                barred=self._barred,
+                prices=self.prices,
+            )
+            started = self._started({link for w in found.ways.values() for link in w})
+        for guest in guests:
+            is_alone = guest.client not in found.ways
+            self._waited[what, guest.client] += 1
+            if is_alone:
+                self._ways.pop(guest.client, None)
+            else:
+                del self._waited[what, guest.client]
+        self._ways |= found.ways
+        self.hosts.watcher.paired(server_round, what, found)
+        return found.ways.keys()
+
+    def state(self) -> dict[str, object]:
+        """Return who was where, and who has waited how long: JSON."""
+        return {
+            "ways": {
+                client: [list(k) for k in way] for client, way in self._ways.items()
+            },
+            "waited": [[*key, count] for key, count in self._waited.items()],
+            "barred": [list(pair) for pair in sorted(self._barred)],
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned; hosts that were lost are asked again."""
+        self._ways = {
+            client: tuple(Link(*link) for link in way)
+            for client, way in values["ways"].items()
+        }
+        self._waited = Counter({(w, client): n for w, client, n in values["waited"]})
+        self._barred = {(client, host) for client, host in values["barred"]}
+
+    def doors(self, token: str) -> Sequence[Door]:
+        """Return where a session is, in the order of its blocks."""
+        return list(self._session(token).doors.values())
+
+    def mend(self, tokens: Collection[str], *, failed: bool) -> Sequence[Door]:
+        """Open a session anew elsewhere if a place that it was in is lost.
+
+        So it is, once, where its client failed: the two may not reach each other, or
+        the host be too slow. If the client then succeeds they are not paired again.
+        """
+        self.hosts.check()
+        for session in self._sessions.values():
+            own = {door.token for door in session.doors.values()}
+            if not own.isdisjoint(tokens):
+                return self._mended(session, failed=failed)
+        return []
+
+    def _mended(self, session: _Session, *, failed: bool) -> Sequence[Door]:
+        client = session.spec.client
+        hosts = {link.host for link in session.way}
+        if hosts.isdisjoint(self.hosts.lost):
+            strangers = hosts - {client}
+            if not failed or session.left or not strangers:
+                return []
+            session.left |= strangers
+        self._shut(session)
+        self._move(client, session.left)
+        try:
+            opened = self._opened(session.spec, session.left)
+        except TrunkLost:
+            return []  # nobody has room; the watcher has been told
+        session.way, session.doors = opened.way, opened.doors
+        return list(session.doors.values())
+
+    # --- as a host -------------------------------------------------------------------
+
+    def open(self, spec: SessionSpec) -> str:
+        """Open a client's session where it was admitted; return its token.
+
+        Raises
+        ------
+        TrunkError
+            If the session is to share adapters with others, which needs one trunk.
+        TrunkLost
+            If nobody is left who would carry it.
+        """
+        if spec.shared:
+            raise TrunkError(
+                f"sessions that share {spec.shared!r} need one trunk, and peers are "
+                "several; give each its own adapters"
+            )
+        token = secrets.token_urlsafe(24)
+        self._sessions[token] = self._opened(spec)
+        return token
+
+    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
+        """Hold products that sessions fold, for those hosts that come to need them."""
+        self.hosts.share(name, products)
+
+    def unshare(self, name: str) -> None:
+        """Forget shared products, everywhere."""
+        self.hosts.unshare(name)
+
+    def adapters(self, token: str) -> AdapterState:
+        """Copy out what a session has trained, on all its hosts.
+
+        Raises
+        ------
+        SessionError
+            If one of them is lost, and what it had learned with it.
+        """
+        session = self._session(token)
+        self._barred |= {(session.spec.client, host) for host in session.left}
+        parts = self._asked(session, lambda host, key: host.adapters(key))
+        return reduce(AdapterState.merged, parts.values(), AdapterState())
+
+    def importance(self, token: str) -> dict[str, float]:
+        """Return what a probing session has measured, in a backward pass's order.
+
+        Raises
+        ------
+        SessionError
+            If one of its hosts is lost, and what it had measured with it.
+        """
+        parts = self._asked(self._session(token), lambda host, k: host.importance(k))
+        return {
+            name: value
+            for measured in reversed(parts.values())
+            for name, value in measured.items()
+        }
+
+    def close(self, token: str) -> None:
+        """Close a session; unknown ones are closed already."""
+        session = self._sessions.pop(token, None)
+        if session is not None:
+            self._shut(session)
+
+    def stats(self) -> TrunkStats:
+        """Return the sums of all hosts' accounts; of peaks, the fullest host's."""
+        return self.hosts.stats()
+
+    def ping(self) -> None:
+        """Note who is lost.
+
+        Raises
+        ------
+        TrunkLost
+            If that leaves nobody who would carry anything.
+        """
+        self.hosts.check()
+        lost = self.hosts.lost
+        if lost and lost.keys() >= self._lending.keys():
+            raise TrunkLost(
+                f"all {len(lost)} peers that carried the trunk are lost; the last: "
+                f"{[*lost.values()][-1]}"
+            )
+
+    # --- within ----------------------------------------------------------------------
+
+    def _started(self, links: Collection[Link]) -> bool:
+        """Start what is to be carried; tell if all hosts could."""
+        lost = len(self.hosts.lost)
+        self.hosts.start_all(sorted(links))
+        return len(self.hosts.lost) == lost  # else who is left is paired again
+
+    def _opened(self, spec: SessionSpec, left: Collection[str] = ()) -> _Session:
+        """Open a session on its client's way, or on another while that one fails."""
+        while True:
+            session = _Session(spec, self._way(spec.client))
+            try:
+                self._open_links(session)
+                return session
+            except TrunkLost:
+                self._shut(session)
+                self._move(spec.client, left)
+
+    def _open_links(self, session: _Session) -> None:
+        for link in session.way:
+            mine = self.model.part(session.spec, link)
+            if mine is None:
+                continue
+            endpoint = self.hosts.at(link)
+            with self.hosts.minding(link.host):
+                self.hosts.give_shared(link.host, mine)
+                token = endpoint.host.open(mine)
+            session.doors[link.host] = Door(endpoint.address, token, endpoint.ca)
+
+    def _way(self, client: str) -> Way:
+        if client not in self._ways:
+            raise TrunkLost(f"nobody is left who would carry the trunk for {client}")
+        return self._ways[client]
+
+    def _move(self, client: str, left: Collection[str] = ()) -> None:
+        """Find a client another way among those that there are, beside all others."""
+        taken = Counter(session.way for session in self._sessions.values())
+        lost = self.hosts.lost.keys()
+        ways = {
+            w: n for w, n in self._bears.items() if lost.isdisjoint(k.host for k in w)
+        }
+        self._ways.pop(client, None)
+        guest, lending = self._guests[client], self._lending.values()
+        found = pair(
+            [guest],
+            lending,
+            ways,
+            taken=taken,
+            barred={*self._barred, *((client, host) for host in left)},
+            prices=self.prices,
+        )
+        self._ways |= found.ways
+        way = found.ways.get(client, ())
+        self.hosts.watcher.moved(self.hosts.round, client, way)
+
+    def _asked(
+        self, session: _Session, request: Callable[[TrunkHost, str], T]
+    ) -> dict[str, T]:
+        """Ask each of a session's hosts for what it has of it."""
+        found = {}
+        for host, door in session.doors.items():
+            try:
+                with self.hosts.minding(host):
+                    found[host] = request(self.hosts.trunk(host), door.token)
+            except TrunkLost as error:
+                raise SessionError(
+                    f"client {session.spec.client}: what its session has learned is "
+                    f"lost with host {host}: {error}"
+                ) from None
+        return found
+
+    def _shut(self, session: _Session) -> None:
+        for host, door in session.doors.items():
+            self.hosts.ask(host, methodcaller("close", door.token))
+        session.doors = {}
+
+    def _session(self, token: str) -> _Session:
+        if token not in self._sessions:
+            raise SessionError("this session is not open: it was closed already")
+        return self._sessions[token]

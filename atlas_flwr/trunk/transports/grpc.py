@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gRPC transport's far end: an engine that other machines call, over TLS.
+
+The service knows bytes alone; what is in them is for
+:mod:`atlas_flwr.trunk.transports.envelope`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import torch
+
+from atlas_flwr.errors import TrunkError
+from atlas_flwr.trunk.credentials import holder_of
+from atlas_flwr.trunk.engine.engine import TrunkEngine
+from atlas_flwr.trunk.transports.certificates import Identity
+from atlas_flwr.trunk.transports.envelope import answered
+from atlas_flwr.trunk.transports.framed import FrameService
+from atlas_flwr.trunk.transports.grpc_channel import (
+    ALIVE,
+    CLIENTS,
+    OWNER,
+    SIZES,
+    cut,
+    is_loopback,
+)
+from atlas_flwr.trunk.transports.holders import HeldService
+from atlas_flwr.trunk.transports.ownership import OwnerService
+from atlas_flwr.trunk.transports.watching import Watch
+
+__all__ = ["ServeOptions", "serve_grpc"]
+
+Answer = Callable[[bytes, Any], bytes]  # of an envelope and gRPC's context
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where an engine listens, and what it bears.
+
+    Attributes
+    ----------
+    listen : str
+        ``HOST:PORT``; port 0 takes a free one.
+    advertise : str
+        ``HOST`` or ``HOST:PORT`` that clients dial; empty is what is listened on.
+    identity : Identity, optional
+        With which TLS is spoken. Without, it listens on this machine alone.
+    client_ca : bytes, optional
+        Authorities, PEM: who shows no certificate of theirs is refused before any call.
+        A session that ``owner`` opened for a certificate is stepped with that alone.
+    insecure : bool
+        Listen without TLS to other machines, too: text and adapters cross in the clear.
+    calls : int
+        Calls at once, most of them waiting; more are told to come again.
+    largest : int
+        Bytes of an envelope.
+    grace : float
+        Seconds that calls have to end in when the service stops.
+    """
+
+    listen: str = "127.0.0.1:0"
+    advertise: str = ""
+    identity: Identity | None = field(default=None, repr=False)
+    client_ca: bytes | None = None
+    insecure: bool = False
+    calls: int = 64
+    largest: int = 512 << 20
+    grace: float = 5.0
+
+
+@contextmanager
+def serve_grpc(
+    engine: TrunkEngine,
+    options: ServeOptions,
+    owner: OwnerService | None = None,
+    watch: Watch | None = None,
+) -> Iterator[str]:
+    """Let clients on other machines find an engine.
+
+    Parameters
+    ----------
+    engine : TrunkEngine
+        The trunk.
+    options : ServeOptions
+        Where, and what it bears.
+    owner : OwnerService, optional
+        Answers its owner, where that is on another machine, too.
+    watch : Watch, optional
+        Looks at clients' calls as they pass.
+
+    Yields
+    ------
+    str
+        The address for :func:`atlas_flwr.trunk.connect`.
+
+    Raises
+    ------
+    TrunkError
+        If it cannot listen there, or would listen to other machines without TLS.
+    """
+    host, _, port = options.listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise TrunkError(f"listen={options.listen!r}; it is HOST:PORT, as 0.0.0.0:7001")
+    if options.identity is None and not (options.insecure or is_loopback(host)):
+        raise TrunkError(
+            f"listen={options.listen!r} without TLS: what crosses is the clients' text "
+            "in another spelling. Give a certificate, or listen on 127.0.0.1"
+        )
+    if options.client_ca is not None and options.identity is None:
+        raise TrunkError("certificates of clients are for TLS: give the server's, too")
+    server = grpc.server(
+        ThreadPoolExecutor(options.calls, thread_name_prefix="trunk-call"),
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.max_ping_strikes", 0),
+            *SIZES,
+            *ALIVE,
+        ],
+        maximum_concurrent_rpcs=2 * options.calls,
+    )
+    services = {CLIENTS: _clients(engine, options, owner, watch)}
+    if owner is not None:
+        services[OWNER] = lambda envelope, _: owner.answer(envelope)
+    server.add_generic_rpc_handlers(
+        tuple(_handlers(name, of, options.largest) for name, of in services.items())
+    )
+    bound = _bound(server, options)
+    server.start()
+    dialled = options.advertise or host
+    if ":" not in dialled.rpartition("]")[2]:
+        dialled = f"{dialled}:{bound}"
+    try:
+        yield f"grpc{'s' if options.identity else ''}://{dialled}"
+    finally:
+        server.stop(options.grace).wait()
+
+
+def _bound(server: Any, options: ServeOptions) -> int:
+    try:
+        if options.identity is None:
+            return int(server.add_insecure_port(options.listen))
+        pair = options.identity.key, options.identity.certificate
+        credentials = grpc.ssl_server_credentials(
+            [pair], options.client_ca, options.client_ca is not None
+        )
+        return int(server.add_secure_port(options.listen, credentials))
+    except RuntimeError as error:
+        raise TrunkError(f"cannot listen on {options.listen}: {error}") from None
+
+
+def _clients(
+    engine: TrunkEngine,
+    options: ServeOptions,
+    owner: OwnerService | None,
+    watch: Watch | None,
+) -> Answer:
+    """Return what answers clients, each by the certificate that it has shown."""
+    frames = FrameService(engine)
+    answer = watch.answered if watch else answered
+    if options.client_ca is None or owner is None:
+        return lambda envelope, _: answer(frames, envelope)
+    holders = owner.holders
+
+    def held(envelope: bytes, context: Any) -> bytes:
+        (shown,) = context.auth_context()["x509_pem_cert"]
+        return answer(HeldService(engine, holders, holder_of(shown)), envelope)
+
+    return held
+
+
+def _handlers(service: str, answer: Answer, largest: int) -> Any:
+    def call(envelope: bytes, context: Any) -> bytes:
+        torch.set_num_threads(1)  # OpenMP keeps the number for each thread
+        return answer(envelope, context)
+
+    def pieces(parts: Iterable[bytes], context: Any) -> Iterator[bytes]:
+        whole = bytearray()
+        for part in parts:
+            whole += part
+            if len(whole) > largest:
+                context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"more than {largest >> 20} MiB in one call",
+                )
+        yield from cut(call(bytes(whole), context))
+
+    return grpc.method_handlers_generic_handler(
+        service,
+        {
+            "Call": grpc.unary_unary_rpc_method_handler(call),
+            "Pieces": grpc.stream_stream_rpc_method_handler(pieces),
+        },
+    )

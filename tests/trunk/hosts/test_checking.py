@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that repeats its round finds a host that lies, late or in gradients alone."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from atlas_flwr.errors import TrunkError
+from atlas_flwr.split import SplitModel, SplitPlan, load_parts
+from atlas_flwr.trunk import EngineTrunk, SessionSpec, SkippingTrunk
+from atlas_flwr.trunk.hosts.checking import CheckedTrunk
+from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
+from atlas_flwr.trunk.passing import PassingTrunk
+from atlas_flwr.trunk.source import TrunkSource
+from atlas_flwr.types import OptimizerSpec
+from tests.families import batch, build
+from tests.trunk.engine.test_parity import adapters
+
+PLAN, LAYERS, STEPS = SplitPlan(2, 1), 5, 3
+ADAMW = OptimizerSpec(lr=0.01, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A tiny model on disk."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    build("llama").save_pretrained(path)
+    return TrunkSource(str(path), PLAN)
+
+
+@dataclass
+class Liar(PassingTrunk):
+    """A host that is sound but from a step on, in forward or in backward passes."""
+
+    answers: int = STEPS
+    gradients: int = STEPS
+
+    def forward(self, call):
+        answer = self.trunk.forward(call)
+        lies = call.step is None or call.step >= self.answers
+        return answer * 1.02 if lies else answer
+
+    def backward(self, step, grad):
+        back = self.trunk.backward(step, grad)
+        return back * 1.02 if step >= self.gradients else back
+
+
+def checked(source, until=STEPS, optimizer=ADAMW, theirs=ADAMW, lie=lambda host: host):
+    """Connect a guest to a host; it will repeat so many steps."""
+    torch.manual_seed(0)
+    engine = source.engine()
+    state = adapters(build("llama"), PLAN.trunk_range(LAYERS))
+    spec = SessionSpec(PLAN, state, optimizer)
+    token = engine.open(replace(spec, optimizer=theirs))
+    of_plan, info = lambda plan: replace(source, plan=plan), engine.base.info
+    own = OwnTrunk(of_plan, spec, LAYERS, info.block_of)
+    guest = CheckedTrunk(lie(EngineTrunk(engine, token)), own, STEPS)
+    guest._until = until
+    return guest, engine.adapters, token
+
+
+def model(source, trunk):
+    parts = load_parts(source.path, PLAN)
+    return SplitModel(parts.head, parts.tail, trunk)
+
+
+def trained(source, trunk, steps=STEPS):
+    split = model(source, trunk)
+    for pad in ("", "right", "left")[:steps]:
+        split(**batch("llama", pad)).loss.backward()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_that_are_repeated_come_to_the_bits_of_a_sound_host(source, accumulate):
+    optimizer = replace(ADAMW, accumulate=accumulate)
+    guest, adapters_of, token = checked(source, optimizer=optimizer, theirs=optimizer)
+    trained(source, guest)
+    assert [found.off for found in guest.departures()] == [0.0] * 2 * STEPS
+    assert guest.checked == STEPS
+    theirs = adapters_of(token).factors
+    mine = {
+        k: f for own in guest.own._learners.values() for k, f in own.factors.items()
+    }
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name].B, f.B) for name, f in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("found", "given"),
+    [
+        ("answer of step 2", {"lie": lambda host: Liar(host, answers=2)}),
+        ("gradient of step 1", {"lie": lambda host: Liar(host, gradients=1)}),
+        ("answer of step 1", {"theirs": replace(ADAMW, lr=0.0)}),
+    ],
+    ids=["late", "in-gradients", "learns-nothing"],
+)
+def test_a_host_that_lies_after_its_first_step_is_found(source, found, given):
+    guest, *_ = checked(source, **given)
+    trained(source, guest)
+    with pytest.raises(TrunkError, match=f"found the trunk's {found} off by"):
+        guest.settle()
+
+
+def test_no_step_is_kept_or_computed_beyond_the_one_drawn_nor_before_the_round_ends(
+    source,
+):
+    guest, *_ = checked(source, until=1, lie=lambda host: Liar(host, answers=1))
+    trained(source, guest)
+    assert (guest._crossed.keys(), guest._open, guest.checked) == ({0}, {}, 0)
+    assert not guest.own._learners
+    guest.settle()
+    assert guest.checked == 1
+
+
+def test_a_block_that_is_not_in_use_holds_no_weights(source):
+    guest, *_ = checked(source, until=1)
+    trained(source, guest, steps=1)
+    held = guest.own._held
+    with held(2) as (base, _):
+        weights = [weakref.ref(p) for p in base.trunk.parameters()]
+        assert all(weight().device.type == "cpu" for weight in weights)
+    assert not any(weight() is not None for weight in weights)
+    assert all(p.is_meta for p in base.trunk.parameters())
+    guest.settle()
+
+
+def test_each_step_is_drawn_as_often_as_another():
+    draws = [CheckedTrunk(None, None, STEPS)._until for _ in range(600)]
+    counts = [draws.count(number) for number in range(1, STEPS + 1)]
+    assert sum(counts) == 600
+    assert min(counts) > 120
+
+
+def test_one_text_of_an_evaluation_is_compared(source):
+    with torch.no_grad():
+        for lie, is_sound in ((lambda host: host, True), (Liar, False)):
+            guest, *_ = checked(source, lie=lie)
+            for pad in ("right", "left"):
+                model(source, guest)(**batch("llama", pad))
+            (found,) = guest.departures()
+            assert (found.off <= found.allowed) == is_sound
+
+
+def test_steps_whose_gradients_a_remedy_keeps_raise_no_false_alarm(source):
+    guest, *_ = checked(source)
+    skipping = SkippingTrunk(guest, threshold=1.0)
+    trained(source, skipping)
+    assert skipping.skipped
+    guest.settle()
+    assert guest.checked == STEPS - skipping.skipped

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host that is killed at any call, of any link of a chain, changes no bit."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from atlas_flwr.budget import Guest, Host
+from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
+from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.trunk import (
+    Endpoint,
+    Limits,
+    SessionSpec,
+    TrunkEngine,
+    serve_local,
+)
+from atlas_flwr.trunk.hosts.chain import connect_all
+from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
+from atlas_flwr.trunk.hosts.peer_model import PeerModel
+from atlas_flwr.trunk.hosts.peers import Peers
+from atlas_flwr.types import OptimizerSpec
+from tests.families import batch, build
+from tests.trunk.engine.test_parity import adapters
+
+PLAN, LAYERS = SplitPlan(1, 1), 5
+# Each of the first three holds one block, the last all of them.
+CHAIN, SPARE = [Host(name, 11) for name in "abc"], Host("spare", 1000, price=1000.0)
+PADS = ("", "right", "left")
+
+
+class Mortal:
+    """A host's engine until a call of one kind comes for the n-th time."""
+
+    def __init__(self, engine, verb="", count=0):
+        self.engine, self.verb, self.left, self.dead = engine, verb, count, False
+
+    def __getattr__(self, name):
+        if name == self.verb:
+            self.left -= 1
+            self.dead |= self.left < 0
+        if self.dead:
+            raise TrunkLost("it was killed")
+        return getattr(self.engine, name)
+
+
+class Told:
+    def __init__(self):
+        self.gone, self.ways = [], []
+
+    def paired(self, server_round, what, found):
+        self.ways.append(found.ways)
+
+    def lost(self, server_round, host, reason):
+        self.gone.append(host)
+
+    def moved(self, server_round, client, way):
+        self.ways.append({client: way})
+
+
+class Carried:
+    """Peers of a tiny model, one of which dies."""
+
+    def __init__(self, victim="", verb="", count=0, hosts=(*CHAIN, SPARE)):
+        torch.manual_seed(0)
+        self.model, self.told, self.hosts = build("llama"), Told(), hosts
+        blocks = PLAN.trunk_range(LAYERS)
+        self.spec = SessionSpec(
+            PLAN, adapters(self.model, blocks), OptimizerSpec(lr=0.02), client="guest"
+        )
+
+        @contextmanager
+        def start(link):
+            parts = self.parts(SplitPlan(link.first, LAYERS - link.stop))
+            engine = TrunkEngine(parts.trunk, limits=Limits(sessions_per_pass=1))
+            self.block_of = engine.base.info.block_of
+            dies = (verb, count) if link.host == victim else ()
+            mortal = Mortal(engine, *dies)
+            with serve_local(f"peer-{link.host}", mortal) as address:
+                yield Endpoint(mortal, address)
+
+        place = PeerModel(blocks, LAYERS, self.block, lambda k, guests: 10 * k + guests)
+        self.peers = Peers(PeerHosts(start, self.told), place)
+
+    def parts(self, plan):
+        return partition(copy.deepcopy(self.model), plan)  # which changes it
+
+    def block(self, name):
+        return self.block_of(name)
+
+    def opened(self):
+        self.peers.admit("train", 1, [Guest("guest")], self.hosts)
+        return self.peers.open(self.spec)
+
+    def train(self, doors):
+        torch.manual_seed(1)  # of the batches
+        parts = self.parts(PLAN)
+        split = SplitModel(parts.head, parts.tail, connect_all(doors))
+        for pad in PADS:
+            split(**batch("llama", pad)).loss.backward()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What one trunk learns."""
+    found = Carried(hosts=(SPARE,))
+    token = found.opened()
+    found.train(found.peers.doors(token))
+    learned = found.peers.adapters(token).factors
+    found.peers.hosts.stop()
+    return learned
+
+
+@pytest.fixture
+def carried():
+    """Make peers, and end them."""
+    made = []
+
+    def make(*given, **more):
+        made.append(Carried(*given, **more))
+        return made[-1]
+
+    yield make
+    for found in made:
+        found.peers.hosts.stop()
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[k].A, f.A) for k, f in expected.items())
+    assert all(torch.equal(found[k].B, f.B) for k, f in expected.items())
+
+
+@pytest.mark.parametrize("verb", ["forward", "backward"])
+@pytest.mark.parametrize("victim", ["a", "b", "c"])
+def test_a_guest_whose_link_dies_in_a_step_begins_again_to_the_bits_of_one_trunk(
+    carried, expected, victim, verb
+):
+    found = carried(victim, verb, count=1)
+    token = found.opened()
+    doors = found.peers.doors(token)
+    assert len(doors) == len(CHAIN)
+    with pytest.raises(TrunkError):
+        found.train(doors)
+    moved = found.peers.mend([doors[0].token], failed=True)
+    assert found.told.gone == [victim]
+    found.train(moved)
+    same(found.peers.adapters(token).factors, expected)
+    found.peers.close(token)
+
+
+@pytest.mark.parametrize("victim", ["a", "b", "c"])
+def test_a_link_that_dies_as_a_session_is_opened_is_replaced(carried, expected, victim):
+    found = carried(victim, "open")
+    token = found.opened()
+    assert found.told.gone == [victim]
+    assert [link.host for link in found.told.ways[-1]["guest"]] == ["spare"]
+    found.train(found.peers.doors(token))
+    same(found.peers.adapters(token).factors, expected)
+
+
+@pytest.mark.parametrize("verb", ["adapters", "importance"])
+@pytest.mark.parametrize("victim", ["a", "b", "c"])
+def test_what_a_link_has_learned_is_lost_with_it_and_said(carried, victim, verb):
+    found = carried(victim, verb)
+    token = found.opened()
+    found.train(found.peers.doors(token))
+    with pytest.raises(SessionError, match=f"learned is lost with host {victim}"):
+        getattr(found.peers, verb)(token)
+    assert found.told.gone == [victim]
+    found.peers.close(token)
+    found.peers.admit("train", 2, [Guest("guest")], found.hosts)
+    assert [link.host for link in found.told.ways[-1]["guest"]] == ["spare"]
+
+
+@pytest.mark.parametrize("victim", ["a", "b", "c"])
+@pytest.mark.parametrize("verb", ["close", "stats", "ping"])
+def test_a_link_that_dies_when_it_is_told_or_asked_of_itself_is_lost_alone(
+    carried, expected, victim, verb
+):
+    found = carried(victim, verb)
+    token = found.opened()
+    found.train(found.peers.doors(token))
+    same(found.peers.adapters(token).factors, expected)
+    if verb == "ping":
+        found.peers.ping()
+    found.peers.close(token)
+    found.peers.stats()
+    assert found.told.gone == [victim]

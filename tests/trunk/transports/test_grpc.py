@@ -1,0 +1,255 @@
+"""An engine behind TLS: the same numbers, and no way in without a token."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import grpc
+import pytest
+import torch
+from cryptography import x509
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError, TrunkLost, WireError
+from atlas_flwr.lora import Scaling, attach, linear_names
+from atlas_flwr.split import SplitModel, SplitPlan, partition
+from atlas_flwr.trunk import (
+    ServeOptions,
+    SessionSpec,
+    TrunkEngine,
+    connect,
+    serve_grpc,
+)
+from atlas_flwr.trunk.transports import certificates
+from atlas_flwr.trunk.transports import grpc_channel as transport
+from atlas_flwr.trunk.transports.certificates import run_identity
+from atlas_flwr.trunk.transports.envelope import opened_answer
+from atlas_flwr.trunk.transports.local import EngineTrunk
+from atlas_flwr.types import OptimizerSpec, TrunkCall
+from tests.families import build
+from tests.trunk.engine.test_parity import adapters
+
+PLAN = SplitPlan(1, 1)
+IDENTITY = run_identity("127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    torch.manual_seed(0)
+    return TrunkEngine(partition(build("llama"), PLAN).trunk)
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as found:
+        yield found
+
+
+def dialled(address, engine, **changes):
+    token = engine.open(SessionSpec(PLAN))
+    return connect(address, **{"token": token, "ca": IDENTITY.ca, **changes})
+
+
+def learned(trunk_of):
+    """Train a split model for three steps; return losses and the trunk's adapters."""
+    torch.manual_seed(0)
+    model = build("llama")
+    state = adapters(model, range(1, 4))
+    parts = partition(model, PLAN)
+    engine = TrunkEngine(parts.trunk)
+    token = engine.open(SessionSpec(PLAN, state, OptimizerSpec(lr=0.01)))
+    for side in (parts.head, parts.tail):
+        attach(side, dict.fromkeys(linear_names(side), 2), Scaling(4.0))
+    losses = []
+    with trunk_of(engine, token) as trunk:
+        split = SplitModel(parts.head, parts.tail, trunk)
+        for step in range(3):
+            ids = torch.randint(3, 60, (2, 6), generator=torch.manual_seed(step))
+            loss = split(input_ids=ids, labels=ids).loss
+            loss.backward()
+            losses.append(float(loss))
+    factors = engine.adapters(token).factors.values()
+    return losses, torch.cat([t.flatten() for f in factors for t in (f.A, f.B)])
+
+
+def test_training_over_tls_has_the_bits_of_training_beside_the_engine():
+    from contextlib import contextmanager
+
+    @contextmanager
+    def beside(engine, token):
+        yield EngineTrunk(engine, token)
+
+    @contextmanager
+    def afar(engine, token):
+        with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as address:
+            yield connect(address, token=token, ca=IDENTITY.ca.decode())
+
+    (near, mine), (far, theirs) = learned(beside), learned(afar)
+    assert near == far
+    assert torch.equal(mine, theirs)
+
+
+def test_what_is_larger_than_a_message_crosses_in_pieces(address, engine, monkeypatch):
+    hidden = torch.randn(3, 50, 32)
+    whole = dialled(address, engine).forward(TrunkCall(hidden))
+    monkeypatch.setattr(transport, "WHOLE", 1000)
+    monkeypatch.setattr(transport, "PIECE", 700)
+    assert torch.equal(dialled(address, engine).forward(TrunkCall(hidden)), whole)
+
+
+def test_a_call_larger_than_the_service_bears_is_refused(engine, monkeypatch):
+    monkeypatch.setattr(transport, "WHOLE", 1000)
+    options = ServeOptions(identity=IDENTITY, largest=2000)
+    with serve_grpc(engine, options) as address:
+        trunk = dialled(address, engine)
+        with pytest.raises(TrunkError, match="INVALID_ARGUMENT: more than 0 MiB"):
+            trunk.forward(TrunkCall(torch.randn(3, 50, 32)))
+
+
+def test_without_a_sessions_token_nothing_is_answered(address, engine):
+    trunk = dialled(address, engine, token="guessed")
+    with pytest.raises(SessionError, match="not open"):
+        trunk.forward(TrunkCall(torch.randn(1, 2, 32)))
+    token = engine.open(SessionSpec(PLAN))
+    engine.close(token)
+    with pytest.raises(SessionError, match="not open"):
+        dialled(address, engine, token=token).forward(TrunkCall(torch.randn(1, 2, 32)))
+
+
+def test_another_authority_is_not_believed(address, engine, monkeypatch):
+    monkeypatch.setattr(transport, "HELLO", 2.0)
+    with pytest.raises(TrunkLost, match="certificate is not of the given authority"):
+        dialled(address, engine, ca=run_identity("127.0.0.1").ca)
+
+
+@pytest.mark.parametrize("ahead", [50, 70])
+def test_a_trunks_clock_may_be_an_hour_ahead_and_beyond_that_clocks_are_named(
+    engine, monkeypatch, ahead
+):
+    """Its certificate begins an hour before its own time, so later by the clients'."""
+    begins = certificates.SLACK - timedelta(minutes=ahead)
+    monkeypatch.setattr(certificates, "SLACK", begins)
+    monkeypatch.setattr(transport, "HELLO", 0.7)
+    shown = run_identity("127.0.0.1")
+    with serve_grpc(engine, ServeOptions(identity=shown)) as address:
+        if ahead < 60:
+            assert dialled(address, engine, ca=shown.ca)
+            return
+        with pytest.raises(TrunkLost, match="do both clocks agree"):
+            dialled(address, engine, ca=shown.ca)
+
+
+def test_a_certificate_may_come_as_a_file_and_has_to_be_one(address, engine, tmp_path):
+    path = tmp_path / "ca.pem"
+    path.write_bytes(IDENTITY.ca)
+    dialled(address, engine, ca=str(path))
+    with pytest.raises(TrunkError, match="neither a certificate in PEM nor a file"):
+        dialled(address, engine, ca="nowhere.pem")
+
+
+@pytest.mark.parametrize("target", ["10.0.0.1:7001", "trunk.example:7001"])
+def test_another_machine_is_not_dialled_without_tls(target):
+    with pytest.raises(TrunkError, match="has no TLS and reaches this machine alone"):
+        connect(f"grpc://{target}", token="t")
+
+
+def test_nobody_listens_to_other_machines_without_tls(engine):
+    with (
+        pytest.raises(TrunkError, match="without TLS"),
+        serve_grpc(engine, ServeOptions(listen="0.0.0.0:0")),
+    ):
+        pass
+
+
+def test_on_this_machine_tls_may_be_left_out(engine):
+    with serve_grpc(engine, ServeOptions()) as address:
+        assert address.startswith("grpc://127.0.0.1:")
+        trunk = connect(address, token=engine.open(SessionSpec(PLAN)))
+        assert trunk.forward(TrunkCall(torch.zeros(1, 2, 32))).shape == (1, 2, 32)
+
+
+def test_a_port_is_not_shared_with_another_trunk(engine):
+    with serve_grpc(engine, ServeOptions()) as address:
+        taken = address.removeprefix("grpc://")
+        with (
+            pytest.raises(TrunkError, match="cannot listen on"),
+            serve_grpc(engine, ServeOptions(listen=taken)),
+        ):
+            pass
+
+
+def test_a_trunk_that_is_gone_is_busy_for_a_while_and_lost_after_it(
+    engine, monkeypatch
+):
+    with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as address:
+        trunk = dialled(address, engine)
+        trunk.forward(TrunkCall(torch.zeros(1, 2, 32)))
+    with pytest.raises(TrunkBusy, match="does not answer right now"):
+        trunk.exchange(_request(trunk))
+    monkeypatch.setattr(transport, "AWAY", 0.0)
+    with pytest.raises(TrunkLost, match="has not answered"):
+        trunk.forward(TrunkCall(torch.zeros(1, 2, 32)))
+
+
+def test_one_that_comes_back_goes_on_with_the_call(engine):
+    port = None
+    with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as address:
+        trunk = dialled(address, engine)
+        port = address.rpartition(":")[2]
+    back = threading.Event()
+
+    def again():
+        options = ServeOptions(listen=f"127.0.0.1:{port}", identity=IDENTITY)
+        with serve_grpc(engine, options):
+            back.wait(30)
+
+    thread = threading.Timer(0.5, again)
+    thread.start()
+    try:
+        found = trunk.forward(TrunkCall(torch.zeros(1, 2, 32)))
+    finally:
+        back.set()
+        thread.join()
+    assert found.shape == (1, 2, 32)
+
+
+def _request(trunk):
+    from atlas_flwr.trunk import Request
+    from atlas_flwr.trunk.transports.framed import Verb
+
+    return Request(Verb.FORWARD, trunk.token, "raw", b"")
+
+
+@pytest.fixture(scope="module")
+def raw_channel(address):
+    credentials = grpc.ssl_channel_credentials(IDENTITY.ca)
+    with grpc.secure_channel(address.removeprefix("grpcs://"), credentials) as channel:
+        yield channel
+
+
+@given(st.binary(max_size=400), st.booleans())
+@settings(max_examples=150)
+def test_noise_is_answered_by_an_error_and_leaves_the_service_well(
+    raw_channel, noise, marked
+):
+    call = raw_channel.unary_unary(f"/{transport.CLIENTS}/Call")
+    with pytest.raises(WireError):
+        opened_answer(call(b"ATLS" + noise if marked else noise, timeout=10))
+
+
+def test_a_run_has_an_authority_of_its_own_for_the_name_that_clients_dial():
+    one, other = run_identity("trunk.example"), run_identity("10.1.2.3")
+    assert one.ca != other.ca
+    for identity, name in ((one, "trunk.example"), (other, "10.1.2.3")):
+        ca, server = map(
+            x509.load_pem_x509_certificate, (identity.ca, identity.certificate)
+        )
+        server.verify_directly_issued_by(ca)
+        names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        known = names.value.get_values_for_type(x509.DNSName)
+        known += map(str, names.value.get_values_for_type(x509.IPAddress))
+        assert name in known
+        basic = server.extensions.get_extension_for_class(x509.BasicConstraints)
+        assert not basic.value.ca
