@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from echo import Echo
 
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
@@ -29,25 +30,10 @@ from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.types import LossReply, OptimizerSpec, TrunkCall, TrunkClient
+from atlas_flwr.types import OptimizerSpec
 
 PLAN, RANK, CLIENTS = SplitPlan(2, 1), 8, 4
 T = TypeVar("T")
-
-
-class Echo(TrunkClient):
-    """Answer every question with itself."""
-
-    def forward(self, call: TrunkCall) -> torch.Tensor:
-        return call.hidden.clone()
-
-    def backward(self, step: int, grad: torch.Tensor) -> torch.Tensor:
-        return grad.clone()
-
-    def loss(
-        self, call: TrunkCall, labels: torch.Tensor | None, logits_to_keep: int = 0
-    ) -> LossReply:
-        raise NotImplementedError
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

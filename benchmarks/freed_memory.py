@@ -17,6 +17,7 @@ import sys
 import time
 
 import torch
+from echo import Echo
 
 from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.config import load_config
@@ -28,21 +29,10 @@ from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import EngineTrunk, SessionSpec, TrunkEngine
-from atlas_flwr.types import OptimizerSpec, Side, TrunkCall, TrunkClient
+from atlas_flwr.types import OptimizerSpec, Side, TrunkCall
 
 PLAN, SCALING, RANK, ROWS, TOKENS = SplitPlan(1, 1), Scaling(16.0), 8, 8, 32
 WARM, TIMED = 2, 8
-
-
-class Echo(TrunkClient):
-    def forward(self, call):  # noqa: ANN001, ANN201
-        return call.hidden.clone()
-
-    def backward(self, step, grad):  # noqa: ANN001, ANN201
-        return grad.clone()
-
-    def loss(self, call, labels, logits_to_keep=0):  # noqa: ANN001, ANN201
-        raise AssertionError("only a vanilla step asks for it")
 
 
 def seconds(model: str, side: str) -> float:

@@ -27,6 +27,7 @@ from functools import cache
 from itertools import cycle
 
 import torch
+from echo import Echo
 
 from atlas_flwr.budget import (
     Architecture,
@@ -44,7 +45,7 @@ from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
-from atlas_flwr.types import LossReply, OptimizerSpec, Side, TrunkCall, TrunkClient
+from atlas_flwr.types import OptimizerSpec, Side, TrunkCall
 
 MIB = 1 << 20
 STEPS = 3
@@ -84,21 +85,6 @@ class Point:
         """Return the rank of each of a block's layers."""
         ranks = MIXED if self.ranks == "mixed" else (int(self.ranks),)
         return dict(zip(names, cycle(ranks), strict=False))
-
-
-class Echo(TrunkClient):
-    """Answer every question with itself."""
-
-    def forward(self, call: TrunkCall) -> torch.Tensor:
-        return call.hidden.clone()
-
-    def backward(self, step: int, grad: torch.Tensor) -> torch.Tensor:
-        return grad.clone()
-
-    def loss(
-        self, call: TrunkCall, labels: torch.Tensor | None, logits_to_keep: int = 0
-    ) -> LossReply:
-        raise NotImplementedError
 
 
 # --- measuring ---------------------------------------------------------------------

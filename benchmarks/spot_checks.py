@@ -102,7 +102,7 @@ def main() -> None:
         token = engine.open(replace(spec, optimizer=optimizer))
         own = OwnTrunk(files.trunk, spec, outline.num_layers, outline.block_of)
         checked = CheckedTrunk(Cast(EngineTrunk(engine, token)), own, given.steps)
-        checked._until = given.steps
+        checked.until = given.steps
         parts, begun = files.parts(PLAN), time.process_time()
         with adapted_split(parts.head, parts.tail, checked, near, SCALING) as adapted:
             train(adapted.model, batches, ADAMW)

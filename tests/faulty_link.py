@@ -1,4 +1,4 @@
-"""A link that is cut, stands still, is far and narrow: TCP through this process."""
+"""A link that is cut, stands still, or is far: TCP through this process."""
 
 from __future__ import annotations
 

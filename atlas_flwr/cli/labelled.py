@@ -8,16 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from atlas_flwr.config import RunConfig
-    from atlas_flwr.data import Batch
     from atlas_flwr.privacy import Recording
     from atlas_flwr.privacy.knowledge import Knowledge, LabelledText
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
 
-__all__ = ["OWN_SECRET", "labelled_texts", "own_ids", "trunk_of"]
+__all__ = ["OWN_SECRET", "labelled_texts", "trunk_of"]
 
 EACH = 8  # texts of a class
 OWN_SECRET = b"the attacker's"
@@ -28,12 +25,6 @@ def trunk_of(files: ModelFiles, plan: SplitPlan) -> Any:
     from atlas_flwr.types import Side
 
     return files.parts(plan, (Side.TRUNK,)).trunk
-
-
-def own_ids(batch: Batch) -> Tensor:
-    """Return a prompt's own tokens (T,), whatever is read in their place."""
-    ids = batch.input_ids if batch.true_ids is None else batch.true_ids
-    return ids[0]
 
 
 def labelled_texts(
@@ -64,8 +55,8 @@ def labelled_texts(
     from atlas_flwr.remedies.wire_defence import read_through
 
     mine = [r for r in found if r.client == client]
-    told = {tuple(t.ids[~t.answer].tolist()) for r in mine for t in r.truths}
-    task = load_task(config.task_list[int(client) % len(config.task_list)])
+    told = {tuple(t.prompt) for r in mine for t in r.truths}
+    task = load_task(config.task_of(int(client)))
     tokenizer = tokenizer_of(files.source)
     plain = collator_of(files.source, tokenizer, task, config.max_length)
     collate = read_through(plain, knows.defence, files, OWN_SECRET)
@@ -80,7 +71,7 @@ def labelled_texts(
         if counts[example.label] == EACH:
             continue
         batch = collate([example], prompt=True)
-        if tuple(own_ids(batch).tolist()) in told:
+        if tuple(batch.own_ids[0].tolist()) in told:
             continue
         first, ids = mine[0].observations[0], batch.input_ids
         with torch.no_grad():

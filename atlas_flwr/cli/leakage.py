@@ -139,6 +139,7 @@ def _crossed(
 
     from atlas_flwr.lora import AdapterState
     from atlas_flwr.privacy import Observation, Recording, Truth
+    from atlas_flwr.privacy.observation import as_received
     from atlas_flwr.remedies.wire_defence import defence_of
     from atlas_flwr.types import Role
     from atlas_flwr.wire import codec_named
@@ -150,14 +151,12 @@ def _crossed(
     for client, batches in enumerate(_prompts(config, files, texts)):
         seen, truths = [], []
         for batch in batches:
-            ids = batch.input_ids
+            ids, own = batch.input_ids, batch.own_ids[0]
             hidden = head(input_ids=ids, use_cache=False).last_hidden_state[0].float()
-            sent = defence.activations(hidden, drawn).contiguous().numpy()
-            frame = codec.encode(sent, Role.ACTIVATION)
-            arrived = torch.from_numpy(codec.decode(frame).copy())
+            sent = defence.activations(hidden, drawn)
+            arrived = as_received(codec, sent, Role.ACTIVATION)
             seen.append(Observation(str(client), 1, 0, str(plan), arrived, None, None))
-            own = ids if batch.true_ids is None else batch.true_ids
-            truths.append(Truth(own[0], torch.zeros(len(own[0])).bool(), 0))
+            truths.append(Truth(own, torch.zeros(len(own)).bool(), 0))
         found.append(Recording(str(client), 1, plan, AdapterState(), seen, truths))
     return found
 

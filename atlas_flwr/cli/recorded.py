@@ -135,12 +135,11 @@ def _private(found: Sequence[Recording]) -> Mapping[tuple[str, int], list[slice]
     spans: dict[tuple[str, int], list[slice]] = {}
     for client in {r.client for r in found}:
         mine = [r for r in found if r.client == client]
-        prompts = [t.ids[~t.answer].tolist() for r in mine for t in r.truths]
-        before = _common(prompts)
-        after = _common([p[before:][::-1] for p in prompts])
+        own = _own_part([t.prompt for r in mine for t in r.truths])
         for r in mine:
+            # Of a prompt that is all template one token counts: each has a score.
             spans[client, r.round] = [
-                slice(before, max(int((~t.answer).sum()) - after, before + 1))
+                slice(own.start, max(len(t.prompt) + (own.stop or 0), own.start + 1))
                 for t in r.truths
             ]
     return spans
@@ -172,11 +171,10 @@ def _knowledge(
     from atlas_flwr.remedies.wire_defence import defence_of, vocabulary_of
     from atlas_flwr.wire import codec_named
 
-    tasks = [load_task(name) for name in config.task_list]
     tokenizer: Any = tokenizer_of(files.source)
     answers: dict[str, Sequence[int]] = {}
     for recording in found:
-        task = tasks[int(recording.client) % len(tasks)]
+        task = load_task(config.task_of(int(recording.client)))
         if not task.writes:
             collate = collator_of(files.source, tokenizer, task, config.max_length)
             answers[recording.client] = list(collate.label_ids)
@@ -204,15 +202,14 @@ def _frames(
     """Return what all prompts of a client begin and end with: its task's template."""
     frames: dict[str, tuple[Sequence[int], Sequence[int]]] = {}
     for client in {r.client for r in found}:
-        truths = [t for r in found if r.client == client for t in r.truths]
-        rows = [t.ids[~t.answer].tolist() for t in truths]
+        rows = [t.prompt for r in found if r.client == client for t in r.truths]
         own = _own_part(rows)
         frames[client] = rows[0][: own.start], rows[0][own.stop or len(rows[0]) :]
     return frames
 
 
 def _own_part(rows: Sequence[Sequence[int]]) -> slice:
-    """Return what is not the same in all rows."""
+    """Return what is not the same in all rows; its end is counted from theirs."""
     before = _common(rows)
     after = _common([row[before:][::-1] for row in rows])
     return slice(before, -after or None)
@@ -228,7 +225,7 @@ def _with_texts(
     """Run other texts through the clients' heads, in turn."""
     import torch
 
-    from atlas_flwr.cli.labelled import OWN_SECRET, labelled_texts, own_ids
+    from atlas_flwr.cli.labelled import OWN_SECRET, labelled_texts
     from atlas_flwr.data import load_task, make_shard, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.defences.scale import usual_size
@@ -238,7 +235,7 @@ def _with_texts(
     others = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
     names = known or others
     each = TEXTS_KNOWN // len(names)
-    told = {tuple(t.ids[~t.answer].tolist()) for r in found for t in r.truths}
+    told = {tuple(t.prompt) for r in found for t in r.truths}
     tokenizer: Any = tokenizer_of(files.source)
     prompts: list[tuple[torch.Tensor, torch.Tensor, slice]] = []
     for name in names:
@@ -249,7 +246,7 @@ def _with_texts(
         most = each + len(told) * (name in config.task_list)
         shard = make_shard(0, 1, [task], train_examples=most, seed=blank.seed)
         made = [collate([example], prompt=True) for example in shard.train]
-        rows = [(own_ids(batch), batch.input_ids) for batch in made]
+        rows = [(batch.own_ids[0], batch.input_ids) for batch in made]
         rows = [(ids, sent) for ids, sent in rows if tuple(ids.tolist()) not in told]
         own = _own_part([ids.tolist() for ids, _ in rows[:each]])
         prompts += [(ids, sent, own) for ids, sent in rows[:each]]

@@ -32,9 +32,16 @@ def halves(shadows: int, texts: int, seed: int) -> Tensor:
     -------
     Tensor
         Shape (shadows, texts), bool: each row is the rest of the one before or after.
+
+    Raises
+    ------
+    ValueError
+        If the number of shadows is odd.
     """
     import torch
 
+    if shadows % 2:
+        raise ValueError(f"shadows={shadows}: they come in pairs; make it even")
     generator = torch.Generator().manual_seed(seed)
     rows: list[Tensor] = []
     for _ in range(shadows // 2):

@@ -48,7 +48,7 @@ def task_scores(
 
     names = list(dict.fromkeys((*config.task_list, *PUBLIC)))
     lengths = _lengths(config, names, seed)
-    truths = [[int(r.client) % len(config.task_list)] for r in found]
+    truths = [[names.index(config.task_of(int(r.client)))] for r in found]
     for attack in attacks:
         guesses = [attack.guess(*_sizes(recording), lengths) for recording in found]
         yield score(

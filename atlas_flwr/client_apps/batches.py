@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -128,7 +129,7 @@ class ClientBatches:
         test, _ = self.to_score(self.collator(self.shard().task))
         return list(dict.fromkeys(chain.from_iterable(drawn))), list(test)
 
-    def _drawn(self, round: int) -> Iterator[list[Example]]:
+    def _drawn(self, server_round: int) -> Iterator[list[Example]]:
         """Yield the examples of each of a round's batches, the client's own."""
         config, shard = self.config, self.shard()
         collate = self.collator(shard.task)
@@ -136,7 +137,7 @@ class ClientBatches:
             self._some(collate.prepared(shard.train), config.train_examples),
             batch_size=config.batch_size,
             steps=config.local_steps * config.accumulate,
-            seed=derive_seed(config.seed, "train", round, self.me.index),
+            seed=derive_seed(config.seed, "train", server_round, self.me.index),
         )
 
     def most_labels(self) -> int:
@@ -145,7 +146,7 @@ class ClientBatches:
         Those of the first rounds are looked at, however many rounds a run has.
         """
         steps = self.config.local_steps * self.config.accumulate
-        rounds = range(1, 1 - (-LOOKED_AT // steps))
+        rounds = range(1, math.ceil(LOOKED_AT / steps) + 1)
         drawn = chain.from_iterable(map(self._drawn, rounds))
         return most_labels(self.collator(self.shard().task), drawn)
 

@@ -102,7 +102,7 @@ class Identity:
 
     def profile(self, config: RunConfig) -> Profile:
         """Return what the server is told of this client."""
-        task = load_task(config.task_list[self.index % len(config.task_list)])
+        task = load_task(config.task_of(self.index))
         holder = self.shown.holder if self.shown else ""
         given = self.memory, task.name, self.count, self.offer
         return Profile(str(self.index), *given, holder=holder)

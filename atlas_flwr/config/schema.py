@@ -75,6 +75,10 @@ class RunConfig(
         """``tasks``, parsed."""
         return split_list(self.tasks)
 
+    def task_of(self, client: int) -> str:
+        """Return the task of a client, by its number: tasks are dealt in turns."""
+        return self.task_list[client % len(self.task_list)]
+
     @property
     def rank_choices(self) -> tuple[int, ...]:
         """``lora_ranks``, parsed, ascending."""

@@ -90,6 +90,11 @@ class Batch:
         return self.labels.dim() == 2
 
     @property
+    def own_ids(self) -> Tensor:
+        """The texts' own tokens, shape (B, T), whatever is read in their place."""
+        return self.input_ids if self.true_ids is None else self.true_ids
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether the last label is of the token that follows the row."""
         return self.causal and self.labels.shape[1] == self.input_ids.shape[1] + 1

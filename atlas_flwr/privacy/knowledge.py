@@ -22,7 +22,7 @@ from atlas_flwr.lora import (
 )
 from atlas_flwr.privacy.defences.base import Defence
 from atlas_flwr.privacy.defences.vocabulary import Vocabulary
-from atlas_flwr.privacy.observation import Observation, Recording
+from atlas_flwr.privacy.observation import Observation, Recording, as_received
 from atlas_flwr.split import SUMMARY_KEY, Parts, SplitPlan, part_info
 from atlas_flwr.split.passes import run_blocks
 from atlas_flwr.split.summary import Summary, reads_forward_only
@@ -146,10 +146,16 @@ class PublicModel:
         -------
         Tensor
             Shape (T, D).
+
+        Raises
+        ------
+        ValueError
+            If the model was made without a trunk.
         """
+        if self.trunk is None:
+            raise ValueError("this PublicModel has no trunk: give it one that loads it")
         plan = self._found(seen.client, seen.round).plan
         if self._deep is None or self._deep[0] != plan:
-            assert self.trunk is not None
             self._deep = plan, self.trunk(plan).requires_grad_(False).eval()
         return run_blocks(self._deep[1], inputs_embeds=hidden[None])[0]
 
@@ -292,6 +298,5 @@ class Knowledge:
 
         Without a generator, without what is drawn: what they are on average.
         """
-        sent = self.defence.activations(hidden, generator, self.scale).contiguous()
-        frame = self.codec.encode(sent.numpy(), Role.ACTIVATION)
-        return torch.from_numpy(self.codec.decode(frame).copy())
+        sent = self.defence.activations(hidden, generator, self.scale)
+        return as_received(self.codec, sent, Role.ACTIVATION)

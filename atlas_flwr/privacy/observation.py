@@ -19,8 +19,10 @@ from torch import Tensor
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.lora.flattening import flatten, unflatten
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.types import Role
+from atlas_flwr.wire import Codec
 
-__all__ = ["Observation", "Recording", "Truth", "packed", "unpacked"]
+__all__ = ["Observation", "Recording", "Truth", "as_received", "packed", "unpacked"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Truth:
     answer: Tensor
     label: int
 
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens that are neither the label's nor the response's."""
+        tokens: list[int] = self.ids[~self.answer].tolist()
+        return tokens
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -98,6 +106,22 @@ class Recording:
     adapters: AdapterState
     observations: Sequence[Observation]
     truths: Sequence[Truth]
+
+
+def as_received(codec: Codec, sent: Tensor, role: Role) -> Tensor:
+    """Return a tensor as it comes out of a codec on the other side, float32.
+
+    Parameters
+    ----------
+    codec : Codec
+        The connection's.
+    sent : Tensor
+        On the CPU.
+    role : Role
+        What it is.
+    """
+    frame = codec.encode(sent.float().contiguous().numpy(), role)
+    return torch.from_numpy(codec.decode(frame).copy())
 
 
 def packed(found: Recording) -> dict[str, NDArray[Any]]:

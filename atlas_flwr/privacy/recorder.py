@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from atlas_flwr.data import Batch
-from atlas_flwr.privacy.observation import Observation, Truth
-from atlas_flwr.trunk.passing import PassingTrunk
+from atlas_flwr.privacy.observation import Observation, Truth, as_received
+from atlas_flwr.trunk.passing import PassingTrunk, real_positions
 from atlas_flwr.types import NO_LABEL, LossReply, Role, TrunkCall
 from atlas_flwr.wire import Codec
 
@@ -96,9 +96,7 @@ class RecordingTrunk(PassingTrunk):
         if batch is None or step is None or self._bytes >= self.limit:
             return
         hidden = call.hidden.detach().cpu()
-        mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
-        if call.attention_mask is not None:
-            mask = call.attention_mask.cpu() != 0
+        mask = real_positions(call).cpu()
         first = len(self.observations)
         for row, real in enumerate(mask):
             back = None if answer is None else answer[row].detach().cpu()[real]
@@ -119,14 +117,12 @@ class RecordingTrunk(PassingTrunk):
         self._bytes += int(mask.sum()) * hidden.shape[-1] * 4 * (3 if self._open else 1)
 
     def _decoded(self, values: Tensor, role: Role) -> Tensor:
-        """Return values as they come out of the codec, float32."""
-        sent = values.float().contiguous().numpy()
-        return torch.from_numpy(self.codec.decode(self.codec.encode(sent, role)).copy())
+        return as_received(self.codec, values, role)
 
 
 def _truth(batch: Batch, row: int) -> Truth:
     real = batch.attention_mask[row] != 0
-    ids = (batch.input_ids if batch.true_ids is None else batch.true_ids)[row]
+    ids = batch.own_ids[row]
     answer = torch.zeros_like(real)
     if batch.causal and not batch.looks_ahead:
         answer = batch.labels[row] != NO_LABEL

@@ -82,3 +82,10 @@ def test_both_directions_join_in_one_score(parts):
     joined = ATTACKS["bisr"].joined(knowledge(parts, seen), seen, scores)
     assert torch.equal(joined[LEARNED].argmax(1), ids[LEARNED])
     assert torch.equal(joined[: LEARNED.start], scores[: LEARNED.start])
+
+
+@pytest.mark.parametrize("lacking", ["answer", "gradient"])
+def test_an_observation_without_answer_or_gradient_is_refused(parts, lacking):
+    seen = Observation(**{**vars(text(parts, 0, drawn_ids(0))), lacking: None})
+    with pytest.raises(ValueError, match="an answer and the gradient"):
+        matched(knowledge(parts, seen), seen)

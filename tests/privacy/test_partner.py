@@ -95,3 +95,9 @@ def test_what_is_sent_tells_the_sum_and_not_what_it_was_added_up_from(name):
         signs = (a * b).sum(1 if a.shape[1] == N else 0).sign()
         turned = b * (signs[:, None] if a.shape[1] == N else signs)
         torch.testing.assert_close(a, turned, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("share", [-0.5, 1.0, float("nan")])
+def test_a_share_that_leaves_nothing_to_others_is_refused(share):
+    with pytest.raises(ValueError, match="share="):
+        others_update({}, {}, {}, share)

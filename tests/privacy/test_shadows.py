@@ -75,6 +75,8 @@ def test_each_text_is_in_half_of_the_shadows():
     drawn = halves(6, 11, 0)
     assert drawn.sum(0).tolist() == [3] * 11
     assert not torch.equal(drawn[0], drawn[2])
+    with pytest.raises(ValueError, match="make it even"):
+        halves(3, 11, 0)
 
 
 def test_a_shadow_has_learned_what_it_was_trained_on():

@@ -25,7 +25,6 @@ from atlas_flwr.trunk.transports.framed import Verb
 from atlas_flwr.trunk.transports.grpc_channel import GrpcTrunk
 
 FAULT = "FAULT"
-HOPS = ("head-forward", "trunk-forward", "tail-loss", "trunk-backward")
 Told = Mapping[str, Any]
 
 

@@ -35,7 +35,7 @@ START = {"w": np.ones(3, np.float32), "double": np.arange(4.0)}
 
 
 def same_as_flowers(ours, theirs, rounds=3):
-    """Run both; return the largest differences of what was sent and what came out."""
+    """Run both; what they send and what comes out must be the same."""
     (got, sent), (expected, wanted) = (
         started(strategy, answering(moved), START, rounds, nodes=5)
         for strategy in (ours, theirs)

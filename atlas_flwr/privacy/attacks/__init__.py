@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on what crosses the cut, one file each."""
+"""Attacks, one file each; ``registry.py`` says which a run's wire can be read by."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam of attacks: what crossed, and what the attacker knows, become guesses.
 
-An attack is one file beside this one and one line in ``registry.py``. It sees no truth.
+An attack is one file beside this one and one line in ``registry.py``, which also names
+two of another form. It sees no truth.
 """
 
 from __future__ import annotations

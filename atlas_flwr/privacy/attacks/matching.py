@@ -73,10 +73,9 @@ class _Tail:
     odds: Tensor
 
     @classmethod
-    def of(cls, knowledge: Knowledge, seen: Observation) -> _Tail:
-        assert seen.answer is not None
+    def of(cls, knowledge: Knowledge, seen: Observation, answer: Tensor) -> _Tail:
         part = knowledge.model.tail(seen)
-        given = seen.answer[None].clone().requires_grad_()
+        given = answer[None].clone().requires_grad_()
         states = run_blocks(part.base_model, inputs_embeds=given)[0]
         lm_head = part.get_output_embeddings()
         odds = lm_head(states.detach()).float().log_softmax(-1)
@@ -119,13 +118,22 @@ def matched(knowledge: Knowledge, seen: Observation) -> list[Place]:
     -------
     list[Place]
         Of places whose gradient tells anything.
+
+    Raises
+    ------
+    ValueError
+        If the observation lacks one of the two.
     """
-    assert seen.gradient is not None
+    if seen.answer is None or seen.gradient is None:
+        raise ValueError(
+            "labels are tried by an answer and the gradient at it, and this text "
+            "lacks one of them: ask the attack's unfit() first"
+        )
     sent, sizes = seen.gradient, seen.gradient.norm(dim=1)
     defence = knowledge.defence
     usual = _usual(defence, knowledge.model.together(seen))
     with sdpa_kernel(SDPBackend.MATH):
-        tail = _Tail.of(knowledge, seen)
+        tail = _Tail.of(knowledge, seen, seen.answer)
         share = _share(tail, sent, usual, cut=defence.draws)
         found: list[Place] = []
         told = torch.zeros_like(sent)

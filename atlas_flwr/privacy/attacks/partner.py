@@ -6,6 +6,8 @@ its own part. In a cluster of two the rest is the other's update, whole; in a la
 the weighted mean of the others'. Concatenated factors would show each member's; what
 clients are sent is in the basis of the sum's own singular vectors, which is the same
 whatever it was added up from.
+
+It needs no recording of a run, so it is in no registry: tests ask it.
 """
 
 from __future__ import annotations
@@ -48,9 +50,21 @@ def others_update(
     own : Mapping[str, LoraFactors]
         What it had when it had trained.
     share : float
-        Its weight in the sum, below 1: a half where two train on equally many.
+        Its weight in the sum, between 0 and 1: a half where two train on equally many.
+
+    Returns
+    -------
+    dict[str, LoraFactors]
+        In the basis of the product's singular vectors.
+
+    Raises
+    ------
+    ValueError
+        If ``share`` leaves nothing to the others.
     """
     rest = 1 - share
+    if not 0 < rest <= 1:
+        raise ValueError(f"share={share}: it must be at least 0, and below 1")
     found = {}
     for name, now in after.items():
         # D' - D = share (W_own - D) + rest (W_others - D)

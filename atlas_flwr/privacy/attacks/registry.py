@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All attacks by name: a new one gets a line here."""
+"""All attacks by name: a new one gets a line here.
+
+Those are here that read what a run has left. Two that need more are in no registry, and
+in no run, but in tests and benchmarks: ``hijack.py`` takes the trunk's place while a
+client trains, and ``partner.py`` takes a member's place in a cluster.
+"""
 
 from __future__ import annotations
 

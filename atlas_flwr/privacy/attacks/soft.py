@@ -29,9 +29,7 @@ SAME = 1e-3  # mean relative distance at which a text is what was sent
 
 
 @torch.enable_grad()
-def optimised(
-    knowledge: Knowledge, seen: Observation, scores: Tensor, steps: int = 0
-) -> Tensor:
+def optimised(knowledge: Knowledge, seen: Observation, scores: Tensor) -> Tensor:
     """Optimise a text.
 
     Parameters
@@ -42,8 +40,6 @@ def optimised(
         What was received.
     scores : Tensor
         Shape (T, V): log-probabilities of tokens, by who has read it before.
-    steps : int
-        At most; 0 for 100.
 
     Returns
     -------
@@ -58,7 +54,7 @@ def optimised(
     stepper = torch.optim.Adam([weights], RATE)
     tried: dict[tuple[int, ...], float] = {}
     last: list[tuple[int, ...]] = []
-    for step in range(steps or STEPS):
+    for step in range(STEPS):
         if step % EVERY == 0:
             best = weights.detach().argmax(1)
             text = tuple(tokens.gather(1, best[:, None])[:, 0].tolist())

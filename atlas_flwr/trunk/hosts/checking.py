@@ -21,7 +21,7 @@ from torch import Tensor
 
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk, Replayed
-from atlas_flwr.trunk.passing import PassingTrunk
+from atlas_flwr.trunk.passing import PassingTrunk, real_positions
 from atlas_flwr.types import TrunkCall
 
 __all__ = ["CheckedTrunk", "Departure"]
@@ -73,21 +73,23 @@ class CheckedTrunk(PassingTrunk):
 
     Attributes
     ----------
+    until : int
+        The first step that is not repeated, drawn in secret.
     checked : int
         Steps and calls that were compared.
     """
 
     own: OwnTrunk
     steps: int
+    until: int = field(init=False)
     checked: int = field(default=0, init=False)
-    _until: int = field(init=False)
     _open: dict[int, tuple[TrunkCall, Tensor]] = field(default_factory=dict, init=False)
     _crossed: dict[int, _Crossed] = field(default_factory=dict, init=False)
     _seen: int = field(default=0, init=False)
     _drawn: tuple[TrunkCall, Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._until = 1 + secrets.randbelow(self.steps)
+        self.until = 1 + secrets.randbelow(self.steps)
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the trunk's blocks; keep what is to be compared."""
@@ -96,7 +98,7 @@ class CheckedTrunk(PassingTrunk):
             self._seen += 1
             if secrets.randbelow(self._seen) == 0:  # each of them alike, however many
                 self._drawn = call, answer
-        elif call.step < self._until:
+        elif call.step < self.until:
             self._open[call.step] = call, answer
         return answer
 
@@ -154,33 +156,26 @@ class CheckedTrunk(PassingTrunk):
             padding_unread=False,
         )
         theirs, own = answer[row : row + 1], self.own.answer(one)
-        return _departure("answer", theirs, own, one.hidden, _real(one))
+        return _departure("answer", theirs, own, one.hidden, one)
 
 
 def _of_step(theirs: _Crossed, own: Replayed) -> Iterator[Departure]:
     call, number = theirs.call, f"of step {theirs.call.step}"
-    real = _real(call)
-    yield _departure(f"answer {number}", theirs.answer, own.answer, call.hidden, real)
+    yield _departure(f"answer {number}", theirs.answer, own.answer, call.hidden, call)
     if theirs.back is not None:
         what, grad = f"gradient {number}", theirs.grad
-        yield _departure(what, theirs.back, own.back, grad, real)
+        yield _departure(what, theirs.back, own.back, grad, call)
 
 
 def _departure(
-    what: str, theirs: Tensor, own: Tensor, given: Tensor, real: Tensor
+    what: str, theirs: Tensor, own: Tensor, given: Tensor, call: TrunkCall
 ) -> Departure:
-    """Compare where texts are."""
+    """Compare what went in as ``given`` at a call's texts, and not at its padding."""
+    real = real_positions(call).cpu()
     allowed = FLOAT32 if theirs.dtype == torch.float32 else HALF
     theirs, own, given = (t.detach().float().cpu()[real] for t in (theirs, own, given))
     off, change = float((theirs - own).norm()), float((own - given).norm())
     return Departure(what, off / change if change else off, allowed)
-
-
-def _real(call: TrunkCall) -> Tensor:
-    """Tell where texts are: booleans of shape (B, T)."""
-    if call.attention_mask is None:
-        return torch.ones(call.hidden.shape[:2], dtype=torch.bool)
-    return call.attention_mask.cpu() != 0
 
 
 def _row(positions: Tensor | None, row: int) -> Tensor | None:

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
-from atlas_flwr.trunk.engine.stats import TrunkStats
 from atlas_flwr.trunk.host import Door, TrunkHost
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
+from atlas_flwr.trunk.hosts.several import SeveralHosts
 
 __all__ = ["Peers"]
 
@@ -54,7 +54,7 @@ class _Session:
 
 
 @dataclass
-class Peers:
+class Peers(SeveralHosts[PeerWatcher, _Session]):
     """The trunks of peers (see :class:`~atlas_flwr.trunk.TrunkHost`, and Introducing).
 
     Parameters
@@ -213,14 +213,6 @@ class Peers:
         self._sessions[token] = self._opened(spec)
         return token
 
-    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
-        """Hold products that sessions fold, for those hosts that come to need them."""
-        self.hosts.share(name, products)
-
-    def unshare(self, name: str) -> None:
-        """Forget shared products, everywhere."""
-        self.hosts.unshare(name)
-
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained, on all its hosts.
 
@@ -254,10 +246,6 @@ class Peers:
         session = self._sessions.pop(token, None)
         if session is not None:
             self._shut(session)
-
-    def stats(self) -> TrunkStats:
-        """Return the sums of all hosts' accounts; of peaks, the fullest host's."""
-        return self.hosts.stats()
 
     def ping(self) -> None:
         """Note who is lost.
@@ -351,8 +339,3 @@ class Peers:
         for host, door in session.doors.items():
             self.hosts.ask(host, methodcaller("close", door.token))
         session.doors = {}
-
-    def _session(self, token: str) -> _Session:
-        if token not in self._sessions:
-            raise SessionError("this session is not open: it was closed already")
-        return self._sessions[token]

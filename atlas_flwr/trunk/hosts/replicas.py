@@ -19,12 +19,12 @@ from typing import Any, Protocol
 from atlas_flwr.budget.chains import Link
 from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.budget.seating import seated
-from atlas_flwr.errors import SessionError, TrunkLost
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.errors import TrunkLost
+from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
-from atlas_flwr.trunk.engine.stats import TrunkStats
 from atlas_flwr.trunk.host import Door
 from atlas_flwr.trunk.hosts.peer_hosts import HostWatcher, PeerHosts
+from atlas_flwr.trunk.hosts.several import SeveralHosts
 
 __all__ = ["ReplicaWatcher", "Replicas"]
 
@@ -51,7 +51,7 @@ class _Session:
 
 
 @dataclass
-class Replicas:
+class Replicas(SeveralHosts[ReplicaWatcher, _Session]):
     """Replicas of one trunk (see :class:`~atlas_flwr.trunk.TrunkHost`, Introducing).
 
     Parameters
@@ -160,14 +160,6 @@ class Replicas:
         self._sessions[token] = self._opened(spec)
         return token
 
-    def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
-        """Hold products that sessions fold, for those replicas that come to need it."""
-        self.hosts.share(name, products)
-
-    def unshare(self, name: str) -> None:
-        """Forget shared products, everywhere."""
-        self.hosts.unshare(name)
-
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained.
 
@@ -191,10 +183,6 @@ class Replicas:
         session = self._sessions.pop(token, None)
         if session is not None:
             self.hosts.ask(session.replica, methodcaller("close", session.door.token))
-
-    def stats(self) -> TrunkStats:
-        """Return the sums of all accounts; of peaks, the fullest replica's."""
-        return self.hosts.stats()
 
     def ping(self) -> None:
         """Note who is lost.
@@ -277,8 +265,3 @@ class Replicas:
         moved = self._seated(lost)
         self._seats |= moved
         self.hosts.watcher.moved(self.hosts.round, moved)
-
-    def _session(self, token: str) -> _Session:
-        if token not in self._sessions:
-            raise SessionError("this session is not open: it was closed already")
-        return self._sessions[token]

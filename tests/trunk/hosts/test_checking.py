@@ -60,7 +60,7 @@ def checked(source, until=STEPS, optimizer=ADAMW, theirs=ADAMW, lie=lambda host:
     of_plan, info = lambda plan: replace(source, plan=plan), engine.base.info
     own = OwnTrunk(of_plan, spec, LAYERS, info.block_of)
     guest = CheckedTrunk(lie(EngineTrunk(engine, token)), own, STEPS)
-    guest._until = until
+    guest.until = until
     return guest, engine.adapters, token
 
 
@@ -130,7 +130,7 @@ def test_a_block_that_is_not_in_use_holds_no_weights(source):
 
 
 def test_each_step_is_drawn_as_often_as_another():
-    draws = [CheckedTrunk(None, None, STEPS)._until for _ in range(600)]
+    draws = [CheckedTrunk(None, None, STEPS).until for _ in range(600)]
     counts = [draws.count(number) for number in range(1, STEPS + 1)]
     assert sum(counts) == 600
     assert min(counts) > 120
