@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.options import ADAPTER_STRATEGIES
 
 if TYPE_CHECKING:
     from atlas_flwr.budget import Rates
@@ -23,11 +24,35 @@ if TYPE_CHECKING:
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
 
-__all__ = ["leakage_by_cut"]
+__all__ = ["check_leakage", "leakage_by_cut"]
 
 READERS = ("linear", "verified")
 DRAWS = 8
 MIB = 1 << 20
+
+
+def check_leakage(config: RunConfig) -> None:
+    """Refuse a run in which no position crosses for each token.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is split, or summaries alone cross.
+    """
+    why = None
+    if config.strategy not in ADAPTER_STRATEGIES:
+        why = f"strategy={config.strategy!r}: every client trains the whole model"
+    elif config.split == "none":
+        why = "split='none': every client trains the whole model"
+    elif config.summary_positions:
+        why = f"summary-positions={config.summary_positions}: summaries alone cross"
+    if why:
+        raise ConfigError(
+            [
+                f"--leakage with {why}, and it reads what crosses for tokens; "
+                "leave it out"
+            ]
+        )
 
 
 def leakage_by_cut(
@@ -47,23 +72,10 @@ def leakage_by_cut(
         For a step's time.
     texts : int
         How many to read at each cut.
-
-    Raises
-    ------
-    ConfigError
-        If nothing is split, or no position crosses for each token.
     """
     from atlas_flwr.remedies.wire_defence import defence_of
     from atlas_flwr.report.table import as_text
 
-    if config.split == "none" or config.summary_positions:
-        raise ConfigError(
-            [
-                f"--leakage with split={config.split!r} and summary-positions="
-                f"{config.summary_positions}: it reads positions that cross for "
-                "tokens; leave it out"
-            ]
-        )
     title = f"what a server would read of {texts} texts, as a run begins"
     names = [*READERS, *(["restored"] if defence_of(config).replaces_tokens else [])]
     read = [f"{name}, %" for name in names]

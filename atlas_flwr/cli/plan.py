@@ -89,6 +89,10 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.rounds import check_round
 
         check_round(config)
+    if given.leakage is not None:
+        from atlas_flwr.cli.leakage import check_leakage
+
+        check_leakage(config)
     files = ModelFiles.of(config)
     rule = DeviceRule.of(config, files.outline(), files.dtype)
     here = None if given.client_gflops and given.trunk_gflops else measured_flops()

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from atlas_flwr.budget import Rates
-from atlas_flwr.cli.leakage import leakage_by_cut
+from atlas_flwr.cli.leakage import check_leakage, leakage_by_cut
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.server_apps.assignment import DeviceRule
@@ -39,6 +39,15 @@ def test_noise_as_large_as_what_is_sent_hides_some_of_it():
     assert max(noisy) < max(plain) / 2
 
 
-def test_where_nothing_crosses_there_is_nothing_to_read():
-    with pytest.raises(ConfigError, match="split='none'"):
-        shown(split="none")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": "none"}, "split='none': every client trains the whole model"),
+        ({"strategy": "fedavg"}, "strategy='fedavg': every client trains the whole"),
+        ({"strategy": "local"}, "strategy='local': every client trains the whole"),
+        ({"summary-positions": 2}, "summary-positions=2: summaries alone cross"),
+    ],
+)
+def test_where_no_token_crosses_there_is_nothing_to_read(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        check_leakage(load_config({"model": "tiny", **changes}))
