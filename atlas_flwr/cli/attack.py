@@ -55,6 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         _check_known(given.known, names)
     folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
 
+    tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
+    if tellers:
+        from atlas_flwr.cli.members import check_members
+
+        check_members(folder)
+
     from atlas_flwr.cli.recorded import cases, recordings
 
     readers = [name for name in names if name in ATTACKS]
@@ -76,7 +82,6 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.traffic import task_scores
 
         scores += task_scores(folder.config(), found, sizers, given.seed)
-    tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
     if tellers:
         from atlas_flwr.cli.members import member_scores
 

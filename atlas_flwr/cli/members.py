@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from atlas_flwr.errors import DataError
 from atlas_flwr.report import RunFolder, summarize_folder
 
 if TYPE_CHECKING:
@@ -17,7 +18,35 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy import Score
     from atlas_flwr.privacy.attacks.base import MemberAttack, Suspects
 
-__all__ = ["member_scores", "trained_and_not"]
+__all__ = ["check_members", "member_scores", "trained_and_not"]
+
+
+def check_members(folder: RunFolder) -> None:
+    """Want adapters that are read, before longer work begins.
+
+    Raises
+    ------
+    DataError
+        If the run's model writes no text, its adapters are not LoRA's, its summaries
+        cross, or it has exported nothing.
+    """
+    from atlas_flwr.data import resolve_model
+
+    config = folder.config()
+    why = None
+    if resolve_model(config.model, progress=False).kind != "causal":
+        why = f"model={config.model!r} writes no text, whose loss would be compared"
+    elif config.adapter != "lora":
+        why = f"adapter={config.adapter!r}: they read LoRA's adapters alone"
+    elif config.summary_positions:
+        why = f"summary-positions={config.summary_positions}: they write no text"
+    elif not any((folder.path / "adapters").glob("*/")):
+        why = "it has exported no adapters, which it does when it has ended"
+    if why:
+        raise DataError(
+            f"attacks on members cannot be tried on {folder.path}: {why}; leave them "
+            "out of --attacks"
+        )
 
 
 def member_scores(
@@ -39,14 +68,14 @@ def member_scores(
     Raises
     ------
     DataError
-        If the run's model writes no text, its summaries cross, or it has exported
-        nothing.
+        As :func:`check_members` does.
     """
     from atlas_flwr.privacy.attacks.base import MEMBER
     from atlas_flwr.privacy.auc import auc
     from atlas_flwr.privacy.scores import Score
     from atlas_flwr.remedies.wire_defence import defence_of
 
+    check_members(folder)
     config = folder.config()
     shadows = max(attack.shadows for attack in attacks)
     told = [_client(folder, i, texts, shadows) for i in range(_count(folder))]

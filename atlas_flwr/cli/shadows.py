@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atlas_flwr.errors import ConfigError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -87,11 +85,6 @@ def shadow_losses(
     -------
     Tensor
         Shape (S, N).
-
-    Raises
-    ------
-    ConfigError
-        If the run's adapters are of another kind than LoRA's.
     """
     import torch
 
@@ -103,13 +96,6 @@ def shadow_losses(
     from atlas_flwr.train.loop import train
     from atlas_flwr.train.model import adapted_whole
 
-    if len(within) and config.adapter != "lora":
-        raise ConfigError(
-            [
-                f"membership-shadow trains LoRA adapters, and the run has adapter="
-                f"{config.adapter!r}; leave it out of --attacks"
-            ]
-        )
     scaling = scaling_of(config)
     drawn = config.num_rounds * config.local_steps * config.accumulate
     found: list[Tensor] = []

@@ -11,7 +11,9 @@ from sklearn.metrics import roc_auc_score
 from atlas_flwr.cli.command import run_words
 from atlas_flwr.cli.members import trained_and_not
 from atlas_flwr.cli.recorded import recordings
+from atlas_flwr.config import load_config
 from atlas_flwr.privacy.auc import auc
+from atlas_flwr.report import RunFolder
 from tests.privacy.test_attack import recorded
 
 
@@ -63,3 +65,22 @@ def test_who_has_learned_by_heart_tells_its_members(folder):
         assert one["interval"][0] <= one["token_accuracy"] <= one["interval"][1]
     assert max(one["token_accuracy"] for one in found) > 0.6
     assert "members (AUC)" in folder.report_path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "tiny-bert"}, "model='tiny-bert' writes no text"),
+        ({"adapter": "ia3"}, "adapter='ia3': they read LoRA's adapters alone"),
+        ({"summary-positions": 2}, "summary-positions=2: they write no text"),
+        ({}, "it has exported no adapters"),
+    ],
+)
+def test_a_run_without_members_to_tell_is_refused_before_any_other_attack(
+    changes, said, tmp_path, capsys
+):
+    given = {"model": "tiny", "runs-dir": str(tmp_path), **changes}
+    made = RunFolder.create(load_config(given))
+    words = ["attack", str(made.path), "--attacks", "inverter,membership-loss"]
+    assert run_words(words) == 1
+    assert said in capsys.readouterr().err

@@ -45,8 +45,9 @@ class LabelClusters(Attack):
             count = sum(o.client == client for o in seen)
             if count < 2 * classes:
                 return (
-                    f"client {client} has {count} texts for {classes} classes; raise "
-                    "--texts"
+                    f"of client {client} there are {count} texts to attack, and "
+                    f"{classes} classes want {2 * classes}; raise --texts, or record "
+                    "more steps"
                 )
         return ""
 
