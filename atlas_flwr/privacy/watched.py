@@ -31,7 +31,7 @@ from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.passing import PassingTrunk, real_positions
 from atlas_flwr.types import TrunkCall
 
-__all__ = ["ALLOWED", "WatchedTrunk"]
+__all__ = ["ALLOWED", "TEXTS", "WatchedTrunk"]
 
 PROBE = 0.002  # length of v, of each position's: above float32's rounding
 TEXTS = 8  # compared before anything is said

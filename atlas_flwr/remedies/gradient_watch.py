@@ -64,6 +64,7 @@ class GradientWatch(Remedy):
                     f"watch={config.watch}: {key}={given!r} rounds by more than what "
                     f"is compared; set {key}={allowed[0]!r}, or watch=0.0",
                 )
+        yield from _too_few(config)
         if config.peer_checks > 0:
             yield Problem(
                 ("peer-checks", "watch"),
@@ -82,6 +83,23 @@ class GradientWatch(Remedy):
         """Stand before the trunk, if steps are to be watched."""
         share = now.config.watch
         return _Watching(share) if share else ClientHooks()
+
+
+def _too_few(config: RunConfig) -> Iterator[Problem]:
+    """Want rounds in which so many texts are compared that something can be said."""
+    from atlas_flwr.privacy.watched import TEXTS
+
+    rows, batches = config.batch_size, config.local_steps * config.accumulate
+    wanted = -(-TEXTS // rows)
+    # Where one batch is enough, a small share still finds what lies in every round.
+    if batches < wanted or (wanted > 1 and config.watch * batches < wanted):
+        yield Problem(
+            ("watch", "batch-size", "local-steps"),
+            f"watch={config.watch}: of a round's {batches} batches of {rows} some "
+            f"{config.watch * batches:g} are compared, and nothing is said of fewer "
+            f"than {TEXTS} texts; raise watch, batch-size or local-steps, or set "
+            "watch=0.0",
+        )
 
 
 class _Watching(ClientHooks):

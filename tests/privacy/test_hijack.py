@@ -196,6 +196,8 @@ def test_a_hijacked_runs_clients_leave_it_and_its_events_say_why(tmp_path, monke
         ({"dtype": "bfloat16"}, "dtype='bfloat16' rounds by more than"),
         ({"peer-checks": 0.1, "trunk": "peers"}, "sees more than a watch"),
         ({"in-flight": 2, "accumulate": 2}, "compared one batch after the other"),
+        ({"batch-size": 1}, "of a round's 8 batches of 1 some 4 are compared"),
+        ({"watch": 1.0, "batch-size": 4, "local-steps": 1}, "fewer than 8 texts"),
         ({"watch": 1.5}, "watch=1.5: must be at least 0 and at most 1"),
     ],
 )
