@@ -182,6 +182,7 @@ REFUSED = [
         ({key: value, "trunk-access": "a.json"}, f"{key}={value!r}: the trunk of trunk")
         for key, value in {
             "trunk-batch": 2,
+            "trunk-device": "cuda",
             "trunk-limit": "1GiB",
             "trunk-queue": "fair",
             "trunk-recompute": True,
@@ -191,6 +192,10 @@ REFUSED = [
     (
         {"trunk-access": "a.json,b.json", "trunk-address": "grpcs://a:1"},
         "is one address, and trunk-access names 2 trunks",
+    ),
+    *(
+        ({"trunk-access": listed}, f"trunk-access={listed!r}: name different files")
+        for listed in ("a.json,a.json", "a.json,", ",a.json")
     ),
     ({"trunk-replicas": 2, "trunk": "grpc"}, "are actors of a simulation's Ray"),
     (

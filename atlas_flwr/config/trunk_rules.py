@@ -17,6 +17,7 @@ __all__ = ["TRUNK_ALONE", "trunk_is_found", "trunk_is_used"]
 # What a trunk on a machine of its own was started with, and no run that uses it reads.
 TRUNK_ALONE = (
     "trunk-batch",
+    "trunk-device",
     "trunk-limit",
     "trunk-queue",
     "trunk-recompute",
@@ -136,6 +137,13 @@ def _replicas(config: RunConfig) -> Iterator[Problem]:
 def _elsewhere(config: RunConfig) -> Iterator[Problem]:
     """Want one place where the trunk is: here, or on a machine of its own."""
     access, address = config.trunk_access, config.trunk_address
+    places = split_list(access)
+    if "" in places or len(set(places)) < len(places):
+        yield Problem(
+            ("trunk-access",),
+            f"trunk-access={access!r}: name different files, none of them empty, as in "
+            "a.json,b.json",
+        )
     if address and not access:
         yield Problem(
             ("trunk-address", "trunk-access"),
