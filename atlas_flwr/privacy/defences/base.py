@@ -247,6 +247,8 @@ class Kind:
         Strengths that are allowed: above the one, at most the other.
     plain : bool
         Whether it has no strength.
+    example : float
+        A strength that is worth a try, for messages.
     """
 
     make: Callable[[float], Defence]
@@ -254,3 +256,4 @@ class Kind:
     above: float = 0.0
     maximum: float = float("inf")
     plain: bool = False
+    example: float = 0.3

@@ -23,10 +23,13 @@ DEFENCES: Mapping[str, Kind] = {
     ),
     "laplace": Kind(Laplace, "the same with Laplace noise of that deviation"),
     "topk": Kind(TopK, "only this share of a position's numbers, both ways", maximum=1),
-    "labels": Kind(RandomLabels, "labels answered at random, private to this epsilon"),
+    "labels": Kind(
+        RandomLabels, "labels answered at random, private to this epsilon", example=1
+    ),
     "tokens": Kind(
         RandomTokens,
         "tokens answered at random, mostly by near ones, each private to this epsilon",
+        example=10,
     ),
     "mask": Kind(
         lambda strength: Mask(), "numbers, addresses and names replaced", plain=True
@@ -71,6 +74,6 @@ def _one(text: str) -> Defence:
         most = f" and at most {kind.maximum:g}" if kind.maximum < math.inf else ""
         raise ValueError(
             f"{text!r}: the strength of {name} ({kind.about}) must be a number above "
-            f"{kind.above:g}{most}, e.g. {name}:0.3"
+            f"{kind.above:g}{most}, e.g. {name}:{kind.example:g}"
         )
     return kind.make(value)
