@@ -9,7 +9,8 @@ Three clients of smollm2, one each on questions, spam (classified) and dialog (w
 each by itself, three rounds of eight steps, the wire recorded. Every attack knows the
 defence. Prints a Markdown table, a row a defence and cut: of the clients' texts what
 the best attack reads and which one that is, then what the run has learned, its bytes
-and its time. A finished run, and what attacks have read of it, are kept in ``--runs``.
+and its time. A finished run, and what attacks have read of it, are kept in ``--runs``;
+delete its ``privacy.json`` to have it attacked anew.
 
 Defences for tasks with classes alone, such as ``labels:1``, run without the third
 client, which changes nothing for the others; of those that change labels, labels are
@@ -110,7 +111,8 @@ def row(cut: str, defence: str, found: list[dict[str, Any]]) -> str:
             if score["attack"] == name
         ]
 
-    best = max(attacks(defence), key=lambda name: statistics.fmean(read(name)))
+    tried = [name for name in attacks(defence) if read(name)]  # some may not fit
+    best = max(tried, key=lambda name: statistics.fmean(read(name)))
     cells = [
         mean(read(best)),
         f"`{best}`",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from atlas_flwr.cohort.roster import Roster
@@ -187,5 +187,19 @@ def _is_dead(reply: Message) -> bool:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Count the bytes of a message's records, as Flower's ``message_size_mod`` does."""
-    return sum(record.count_bytes() for record in content.values())
+    """Count the bytes of a message's records, as Flower's ``message_size_mod`` does.
+
+    Of what is empty in a ``ConfigRecord``, an error there, the key is counted.
+    """
+    total = 0
+    for record in content.values():
+        if isinstance(record, ConfigRecord):
+            empty = [key for key, value in record.items() if _is_empty(value)]
+            total += sum(map(len, empty))
+            record = ConfigRecord({k: record[k] for k in record if k not in empty})
+        total += record.count_bytes()
+    return total
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, str | bytes | list) and not value
