@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.options import ADAPTER_STRATEGIES
 
 if TYPE_CHECKING:
     from atlas_flwr.budget import Rates
@@ -39,12 +38,8 @@ def check_leakage(config: RunConfig) -> None:
     ConfigError
         If nothing is split, or summaries alone cross.
     """
-    why = None
-    if config.strategy not in ADAPTER_STRATEGIES:
-        why = f"strategy={config.strategy!r}: every client trains the whole model"
-    elif config.split == "none":
-        why = "split='none': every client trains the whole model"
-    elif config.summary_positions:
+    why = config.unsplit
+    if not why and config.summary_positions:
         why = f"summary-positions={config.summary_positions}: summaries alone cross"
     if why:
         raise ConfigError(

@@ -25,15 +25,10 @@ def check_round(config: RunConfig) -> None:
     ConfigError
         If there is none, or clients carry it.
     """
-    from atlas_flwr.config import ADAPTER_STRATEGIES
     from atlas_flwr.errors import ConfigError
 
-    why = None
-    if config.strategy not in ADAPTER_STRATEGIES:
-        why = f"strategy={config.strategy!r}: every client trains the whole model"
-    elif config.split == "none":
-        why = "split='none': every client trains the whole model"
-    elif config.trunk == "peers":
+    why = config.unsplit
+    if not why and config.trunk == "peers":
         why = "trunk='peers': each host has a queue of its own"
     if why:
         raise ConfigError(

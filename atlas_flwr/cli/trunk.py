@@ -164,20 +164,15 @@ def _audit(path: Path | None) -> Iterator[TextIO | None]:
 
 
 def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
-    from atlas_flwr.config import ADAPTER_STRATEGIES, load_config
+    from atlas_flwr.config import load_config
     from atlas_flwr.wire.codecs import CODEC_CHOICES
 
     defaults, _ = app_defaults(app)
     # What peers lend one another is nothing to a trunk that one of them serves.
     keys = {k: v for k, v in overrides.items() if not k.startswith("peer-")}
     config = load_config({**defaults, **keys}, {"codec": CODEC_CHOICES})
-    if config.strategy not in ADAPTER_STRATEGIES or config.split == "none":
-        raise ConfigError(
-            [
-                f"strategy={config.strategy!r} with split={config.split!r}: every "
-                "client trains the whole model, and there is no trunk to serve"
-            ]
-        )
+    if config.unsplit:
+        raise ConfigError([f"{config.unsplit}, and there is no trunk to serve"])
     return config
 
 

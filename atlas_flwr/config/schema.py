@@ -21,7 +21,7 @@ from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.rounds import RoundConfig
 from atlas_flwr.config.scoring import ScoringConfig
 from atlas_flwr.config.training import TrainingConfig
-from atlas_flwr.options import Option
+from atlas_flwr.options import ADAPTER_STRATEGIES, Option
 from atlas_flwr.remedies import RemedyKeys
 from atlas_flwr.types import AUTO_CODEC
 
@@ -78,6 +78,15 @@ class RunConfig(
     def task_of(self, client: int) -> str:
         """Return the task of a client, by its number: tasks are dealt in turns."""
         return self.task_list[client % len(self.task_list)]
+
+    @property
+    def unsplit(self) -> str:
+        """Why every client trains the whole model; empty where models are split."""
+        if self.strategy not in ADAPTER_STRATEGIES:
+            return f"strategy={self.strategy!r}: every client trains the whole model"
+        if self.split == "none":
+            return "split='none': every client trains the whole model"
+        return ""
 
     @property
     def rank_choices(self) -> tuple[int, ...]:
