@@ -7,7 +7,8 @@ Run from the top of the repository, on a GPU if there is one::
 
 One split model, LoRA of rank 8 on all linear layers of both sides, is trained on two
 tasks of short texts and one of long ones together (others by ``--rows questions=24``);
-the whole text crosses, or S summary positions and the constant first one. A line of
+S summary positions cross and the constant first one, or the whole text (0), which is
+measured at the last head alone, since no cut changes what it learns. A line of
 JSON for each run goes to ``--out``, and those that are there are not run again; then a
 Markdown table is printed.
 ``--write-data FILE`` writes the examples, for a machine without their packages, which
@@ -29,7 +30,7 @@ ROWS = {"questions": 16, "movies": 16, "newsgroups": 8}  # of a step
 LENGTHS = {"questions": 48, "movies": 64, "newsgroups": 300}
 TRAIN, TEST = 2_000, 300
 RANK, ALPHA, RATE = 8, 16.0, 2e-3
-HEADS, POSITIONS = (2, 4, 6, 8), (1, 2, 4, 8, 16)
+HEADS, POSITIONS = (2, 4, 6, 8), (0, 1, 2, 4, 8, 16)
 
 
 def examples(
@@ -67,14 +68,19 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
-    parts = partition(given["model"], SplitPlan(head, 1), device=device)
+    parts = partition(
+        given["model"],
+        SplitPlan(head, 1),
+        device=device,
+        dtype=getattr(torch, given["dtype"]),
+    )
     sides = [parts.head, parts.trunk, parts.tail]
     for side in sides:
         attach(side, dict.fromkeys(linear_names(side), RANK), Scaling(ALPHA))
     model = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk)).eval()
     table = model.get_input_embeddings().weight
     drawn = torch.randint(len(table), (positions + 1,))
-    start = table[drawn].detach() if positions else None
+    start = table[drawn].detach().float() if positions else None
     found = {
         name: {k: [Example(t, c) for t, c in v] for k, v in sets.items()}
         for name, sets in given["data"].items()
@@ -167,6 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", type=rows_of_a_task, default=list(ROWS.items())
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", default="runs/summary-positions.jsonl", type=Path)
@@ -188,9 +195,8 @@ def main() -> None:
         (head, count, seed)
         for seed in given.seeds
         for head in given.heads
-        for count in (0, *given.positions)
-        if (head, count, seed) not in done
-        and (count or head in (given.heads[0], given.heads[-1]))
+        for count in given.positions
+        if (head, count, seed) not in done and (count or head == given.heads[-1])
     ]
     settings = {
         "model": path,
@@ -198,6 +204,7 @@ def main() -> None:
         "steps": given.steps,
         "rows": dict(given.rows),
         "threads": given.threads,
+        "dtype": given.dtype,
     }
     context = multiprocessing.get_context("spawn")
     with context.Pool(given.jobs, maxtasksperchild=8) as pool:

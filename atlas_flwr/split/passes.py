@@ -12,7 +12,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from atlas_flwr.split.label_head import only_at, places_of
+from atlas_flwr.split.label_head import in_one_piece, only_at, places_of
 from atlas_flwr.types import NO_LABEL
 
 __all__ = ["end_model", "is_causal", "label_count", "run_blocks", "takes_positions"]
@@ -99,7 +99,8 @@ def end_model(
     if loss_alone and labels is not None and labels.dim() == 2 and is_causal(part):
         return _at_labels(part, given, labels, logits_to_keep, ahead, loss)
     if logits_to_keep or ahead:
-        out = part(**given, logits_to_keep=logits_to_keep)
+        with in_one_piece(part):
+            out = part(**given, logits_to_keep=logits_to_keep)
         if labels is not None:
             cut = labels[:, -out.logits.shape[1] :]
             if ahead:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from atlas_flwr.data import Batch
 from atlas_flwr.split import SplitModel
-from atlas_flwr.split.label_head import only_at
+from atlas_flwr.split.label_head import in_one_piece, only_at
 from atlas_flwr.split.passes import takes_positions
 from atlas_flwr.types import NO_LABEL
 
@@ -193,6 +193,7 @@ def last_logits(model: nn.Module, batch: Batch) -> Tensor:
     kept: dict[str, Any] = {}
     if batch.causal:
         kept["logits_to_keep"] = batch.logits_to_keep
-    logits = model(**model_inputs(model, batch), **kept).logits
+    with in_one_piece(model):
+        logits = model(**model_inputs(model, batch), **kept).logits
     assert isinstance(logits, Tensor)
     return logits
