@@ -18,6 +18,7 @@
         ├── SessionError     no such session, or it was evicted
         ├── CacheLost        texts that the trunk has not, or no more: send them again
         ├── TrunkBusy        over a limit: try again later
+        │   └── TooFast      more calls a second than are borne
         └── TrunkLost        the trunk is gone, and its state with it
 """
 
@@ -38,6 +39,7 @@ __all__ = [
     "SessionError",
     "SiteError",
     "StorageError",
+    "TooFast",
     "TrunkBusy",
     "TrunkError",
     "TrunkLost",
@@ -140,6 +142,10 @@ class CacheLost(TrunkError):
 
 class TrunkBusy(TrunkError):
     """The trunk is over one of its limits; the same call may succeed later."""
+
+
+class TooFast(TrunkBusy):
+    """More calls a second than a trunk takes from one session, or one address."""
 
 
 class TrunkLost(TrunkError):

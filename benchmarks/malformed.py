@@ -188,7 +188,8 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trunk = TrunkProcess(Path(folder) / "trunk", KEYS)
+        # All that come are to be read, not only as many a second as it takes.
+        trunk = TrunkProcess(Path(folder) / "trunk", {**KEYS, "trunk-rate": 0})
         try:
             return flooded(Soak(trunk, 0.0), given.requests)
         finally:

@@ -159,6 +159,7 @@ REFUSED = [
     ({"trunk": "peers", "peer-speeds": "1"}, "has 1 items, and peer-memory 0"),
     ({"trunk": "peers", "peer-memory": "0", "peer-speeds": "-1"}, "'-1' is no speed"),
     ({"trunk": "peers", "peer-trust": "a,b+"}, "peer-trust='a,b+': has an empty name"),
+    ({"trunk": "ray", "trunk-rate": 7}, "trunk-rate=7: trunk='ray' is reached by no"),
     ({"trunk-queue": "lifo"}, "trunk-queue='lifo': it must be one of fifo, longest"),
     ({"trunk": "peers", "peer-checks": 0.1, "codec": "int8"}, "an own computation is"),
     ({"trunk": "peers", "trunk-access": "a.json"}, "with trunk='peers' clients carry"),
@@ -185,6 +186,7 @@ REFUSED = [
             "trunk-device": "cuda",
             "trunk-limit": "1GiB",
             "trunk-queue": "fair",
+            "trunk-rate": 7,
             "trunk-recompute": True,
             "trunk-threads": 1,
         }.items()
@@ -473,6 +475,7 @@ def test_text_means_itself_and_no_other_key(text):
         ("trunk-listen", "127.0.0.1:1"),
         ("trunk-metrics", 9100),
         ("trunk-queue", "fair"),
+        ("trunk-rate", 7),
         ("trunk-recompute", True),
         ("trunk-replicas", 2),
     ],

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         "ended. The folder that it keeps holds access.json, which the ServerApp's "
         "machine needs: runs with trunk-access='access.json' and the same run config "
         "open their sessions here. trunk-batch, trunk-limit, trunk-queue, "
-        "trunk-recompute and trunk-threads are given here alone.",
+        "trunk-rate, trunk-recompute and trunk-threads are given here alone.",
     )
     parser.add_argument("app", nargs="?", default=".", type=Path, help="app's folder")
     add_run_config(parser)
@@ -207,6 +207,7 @@ def serve(
     from atlas_flwr.trunk.transports.certificates import kept_identity
     from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
     from atlas_flwr.trunk.transports.ownership import OwnerService
+    from atlas_flwr.trunk.transports.rates import Rates
     from atlas_flwr.trunk.transports.watching import Watch
 
     files = ModelFiles.of(config, config.server_device)
@@ -224,7 +225,13 @@ def serve(
     served = described(files, outline, plan, start=secrets.token_hex(8))
     owner = OwnerService(engine, secret, served, journal=journal)
     wanted = gate.authorities if gate else None
-    options = ServeOptions(config.trunk_listen, config.trunk_advertise, shown, wanted)
+    options = ServeOptions(
+        config.trunk_listen,
+        config.trunk_advertise,
+        shown,
+        wanted,
+        rates=Rates(config.trunk_rate),
+    )
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -79,6 +79,14 @@ class MachineConfig:
         "its last. fifo: that which came first. fair: each cluster its share.",
         only=ADAPTER_STRATEGIES,
     )
+    trunk_rate: int = option(
+        1000,
+        "Calls a second that a trunk of trunk='grpc' takes from one session, with "
+        "twice as many at once; who is faster waits, to the same numbers. 0 is no "
+        "limit, nor one of guessed tokens.",
+        minimum=0,
+        only=ADAPTER_STRATEGIES,
+    )
     trunk_metrics: int = option(
         0,
         "Port at which the ServerApp's machine, and no other, is shown Prometheus' "

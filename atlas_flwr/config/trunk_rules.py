@@ -20,6 +20,7 @@ TRUNK_ALONE = (
     "trunk-device",
     "trunk-limit",
     "trunk-queue",
+    "trunk-rate",
     "trunk-recompute",
     "trunk-threads",
 )
@@ -37,6 +38,7 @@ CROSSING = (
     "trunk_listen",
     "trunk_metrics",
     "trunk_queue",
+    "trunk_rate",
     "trunk_recompute",
     "trunk_replicas",
     "trunk_session_memory",
@@ -77,6 +79,12 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
             + ", ".join(QUEUES),
         )
     yield from _replicas(config)
+    if config.trunk in ("ray", "local") and config.trunk_rate != RunConfig.trunk_rate:
+        yield Problem(
+            ("trunk-rate", "trunk"),
+            f"trunk-rate={config.trunk_rate}: trunk={config.trunk!r} is reached by no "
+            "others than the run's own clients, and limits no calls; leave it out",
+        )
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)

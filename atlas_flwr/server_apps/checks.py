@@ -19,7 +19,12 @@ from atlas_flwr.remedies import needing_classes
 from atlas_flwr.report.store import RunFolder, taken_name
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import covering_plan, needs_trunk
-from atlas_flwr.server_apps.continuation import anew_problems, beside_began, continued
+from atlas_flwr.server_apps.continuation import (
+    anew_problems,
+    beside_began,
+    continued,
+    without_own_trunk,
+)
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk.transports.access import Access
@@ -65,6 +70,7 @@ def checked_config(
     """
     began = _began(str(run_config.get("resume", "")))
     if began:
+        began = without_own_trunk(run_config, began)
         run_config = beside_began(run_config, began, given)
     try:
         config = load_config(

@@ -8,11 +8,20 @@ from dataclasses import fields, replace
 
 from atlas_flwr.config import RunConfig, options
 from atlas_flwr.config.rules import find_problems
+from atlas_flwr.config.trunk_rules import TRUNK_ALONE
 from atlas_flwr.errors import ResumeError
 from atlas_flwr.report import RunFolder, RunStarted
 from atlas_flwr.server_apps.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["anew_problems", "beside_began", "check_clients", "continued", "saved_state"]
+__all__ = [
+    "anew_problems",
+    "beside_began",
+    "check_clients",
+    "continued",
+    "left_behind",
+    "saved_state",
+    "without_own_trunk",
+]
 
 Value = bool | int | float | str
 # What a resumed run may be given anew: nothing that changes its numbers.
@@ -26,11 +35,55 @@ TAKEN_ANEW = (
     "trunk_listen",
     "trunk_metrics",
     "trunk_queue",
+    "trunk_rate",
     "trunk_replicas",
     "trunk_restarts",
     "trunk_threads",
 )
+# What was said of a run's own trunk means nothing once it goes on with one elsewhere.
+OWN_TRUNK = (
+    *TRUNK_ALONE,
+    "trunk-advertise",
+    "trunk-listen",
+    "trunk-metrics",
+    "trunk-replicas",
+)
 FREE_KEYS = (*TAKEN_ANEW, "resume", "runs_dir", "run_name")
+
+
+def left_behind(given: Mapping[str, Value], began: RunConfig) -> Mapping[str, Value]:
+    """Return the keys of a run's own trunk, if it is to go on with one elsewhere.
+
+    Parameters
+    ----------
+    given : Mapping[str, Value]
+        Flat and kebab-case, as :func:`continued` means it.
+    began : RunConfig
+        What it began with.
+
+    Returns
+    -------
+    Mapping[str, Value]
+        With their values: what the other trunk was started with takes their place.
+    """
+    if not given.get("trunk-access"):
+        return {}
+    had: dict[str, Value] = {
+        key: getattr(began, key.replace("-", "_")) for key in OWN_TRUNK
+    }
+    if began.trunk in ("ray", "local"):
+        had["trunk"] = began.trunk
+    return {
+        key: value
+        for key, value in had.items()
+        if value != getattr(RunConfig, key.replace("-", "_"))
+    }
+
+
+def without_own_trunk(given: Mapping[str, Value], began: RunConfig) -> RunConfig:
+    """Return what a run began with, less what :func:`left_behind` returns."""
+    names = [key.replace("-", "_") for key in left_behind(given, began)]
+    return replace(began, **{name: getattr(RunConfig, name) for name in names})
 
 
 def continued(

@@ -42,7 +42,7 @@ from atlas_flwr.server_apps.build import (
 )
 from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
 from atlas_flwr.server_apps.checks import checked_config
-from atlas_flwr.server_apps.continuation import check_clients, saved_state
+from atlas_flwr.server_apps.continuation import check_clients, left_behind, saved_state
 from atlas_flwr.server_apps.export import check_learned, export_adapters
 from atlas_flwr.server_apps.minima import with_minima_met
 from atlas_flwr.server_apps.progress import Progress
@@ -102,6 +102,9 @@ class Run:
         if not run_config.get("resume"):
             return cls(config, RunFolder.create(config), None, given)
         folder, saved = saved_state(str(run_config["resume"]), config)
+        if left := left_behind(run_config, folder.config()):
+            told = ", ".join(f"{key}={value!r}" for key, value in left.items())
+            log(INFO, "%s: left out, as the trunk of trunk-access has its own", told)
         folder.rewrite(config)
         return cls(config, folder, saved, given)
 

@@ -176,11 +176,17 @@ def _grpc(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
 def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.transports.certificates import run_identity
     from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
+    from atlas_flwr.trunk.transports.rates import Rates
 
     config = setting.config
     dialled = config.trunk_advertise or config.trunk_listen
     identity = run_identity(parse_address(dialled)[0])
-    options = ServeOptions(config.trunk_listen, config.trunk_advertise, identity)
+    options = ServeOptions(
+        config.trunk_listen,
+        config.trunk_advertise,
+        identity,
+        rates=Rates(config.trunk_rate),
+    )
     engine = source.engine(own_threads=True)
     with serve_grpc(engine, options) as address:
         log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)

@@ -9,6 +9,18 @@ from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, ResumeError
 from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.checks import checked_config
+from atlas_flwr.server_apps.continuation import left_behind
+from atlas_flwr.trunk.transports.access import Access
+
+KEYS = {"model": "tiny", "tasks": "spam"}
+
+
+@pytest.fixture
+def access(tmp_path):
+    """Write the file of a trunk elsewhere."""
+    path = tmp_path / "access.json"
+    Access("grpcs://a.example.org:7001", "", "s" * 32).write(path)
+    return str(path)
 
 
 @pytest.fixture
@@ -16,7 +28,7 @@ def resumed(tmp_path):
     """Check a resumed run that began with some keys."""
 
     def check(began, **given):
-        keys = {"model": "tiny", "tasks": "spam", "runs-dir": str(tmp_path), **began}
+        keys = {**KEYS, "runs-dir": str(tmp_path), **began}
         folder = RunFolder.create(load_config(keys))
         asked = {key.replace("_", "-"): value for key, value in given.items()}
         asked["resume"] = str(folder.path)
@@ -40,6 +52,57 @@ def test_a_key_that_fits_the_run_is_taken(resumed, began, given):
     assert {key: getattr(found, key) for key in given} == given
     for key, value in began.items():
         assert getattr(found, key.replace("-", "_")) == value
+
+
+OWN_TRUNK = {
+    "trunk": "ray",
+    "trunk-batch": 4,
+    "trunk-device": "cpu",
+    "trunk-limit": "1GiB",
+    "trunk-metrics": 9100,
+    "trunk-queue": "fair",
+    "trunk-recompute": True,
+    "trunk-replicas": 2,
+    "trunk-threads": 3,
+}
+
+
+@pytest.mark.parametrize(
+    "began",
+    [
+        OWN_TRUNK,
+        {
+            "trunk": "grpc",
+            "trunk-advertise": "a.example.org",
+            "trunk-listen": "0.0.0.0:1",
+            "trunk-rate": 9,
+        },
+    ],
+)
+def test_a_run_that_goes_on_with_a_trunk_elsewhere_leaves_its_own_trunks_keys(
+    resumed, began, access
+):
+    found = resumed({**began, "local-steps": 3}, trunk_access=access)
+    left = {key.replace("-", "_") for key in began} - {"trunk"}
+    default = load_config({"tasks": "spam", "model": "tiny"})
+    assert {k: getattr(found, k) for k in left} == {
+        k: getattr(default, k) for k in left
+    }
+    assert found.trunk == ("auto" if began["trunk"] == "ray" else "grpc")
+    assert (found.local_steps, found.trunk_access) == (3, access)
+
+
+def test_a_key_of_its_own_trunk_that_is_named_beside_one_elsewhere_is_refused(
+    resumed, access
+):
+    with pytest.raises(ConfigError, match="trunk-batch=2: the trunk of trunk-access"):
+        resumed(OWN_TRUNK, trunk_access=access, trunk_batch=2)
+
+
+def test_what_a_run_leaves_for_a_trunk_elsewhere_is_told(access):
+    told = left_behind({"trunk-access": access}, load_config(OWN_TRUNK | KEYS))
+    assert told == OWN_TRUNK
+    assert left_behind({}, load_config(OWN_TRUNK | KEYS)) == {}
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
 import torch
 
-from atlas_flwr.errors import TrunkError
+from atlas_flwr.errors import SessionError, TrunkError
 from atlas_flwr.trunk.credentials import holder_of
 from atlas_flwr.trunk.engine.engine import TrunkEngine
 from atlas_flwr.trunk.transports.certificates import Identity
 from atlas_flwr.trunk.transports.envelope import answered
-from atlas_flwr.trunk.transports.framed import FrameService
+from atlas_flwr.trunk.transports.framed import FrameService, Request
 from atlas_flwr.trunk.transports.grpc_channel import (
     ALIVE,
     CLIENTS,
@@ -30,8 +31,8 @@ from atlas_flwr.trunk.transports.grpc_channel import (
     cut,
     is_loopback,
 )
-from atlas_flwr.trunk.transports.holders import HeldService
 from atlas_flwr.trunk.transports.ownership import OwnerService
+from atlas_flwr.trunk.transports.rates import Rates, address_of
 from atlas_flwr.trunk.transports.watching import Watch
 
 __all__ = ["ServeOptions", "serve_grpc"]
@@ -58,6 +59,8 @@ class ServeOptions:
         Listen without TLS to other machines, too: text and adapters cross in the clear.
     calls : int
         Calls at once, most of them waiting; more are told to come again.
+    rates : Rates
+        Calls a second of each session, and wrong tokens of each address.
     largest : int
         Bytes of an envelope.
     grace : float
@@ -70,6 +73,7 @@ class ServeOptions:
     client_ca: bytes | None = None
     insecure: bool = False
     calls: int = 64
+    rates: Rates = field(default_factory=Rates)
     largest: int = 512 << 20
     grace: float = 5.0
 
@@ -127,7 +131,7 @@ def serve_grpc(
     )
     services = {CLIENTS: _clients(engine, options, owner, watch)}
     if owner is not None:
-        services[OWNER] = lambda envelope, _: owner.answer(envelope)
+        services[OWNER] = _owners(owner, options.rates)
     server.add_generic_rpc_handlers(
         tuple(_handlers(name, of, options.largest) for name, of in services.items())
     )
@@ -155,24 +159,55 @@ def _bound(server: Any, options: ServeOptions) -> int:
         raise TrunkError(f"cannot listen on {options.listen}: {error}") from None
 
 
+@dataclass(frozen=True)
+class _CheckedService(FrameService):
+    """The trunk's end for one caller, whose tokens are looked at first."""
+
+    check: Callable[[str], None]
+
+    def answer(self, request: Request) -> bytes:
+        self.check(request.token)
+        return super().answer(request)
+
+
 def _clients(
     engine: TrunkEngine,
     options: ServeOptions,
     owner: OwnerService | None,
     watch: Watch | None,
 ) -> Answer:
-    """Return what answers clients, each by the certificate that it has shown."""
-    frames = FrameService(engine)
-    answer = watch.answered if watch else answered
-    if options.client_ca is None or owner is None:
-        return lambda envelope, _: answer(frames, envelope)
-    holders = owner.holders
+    """Return what answers clients, each by its address and what it has shown."""
+    answer, rates = (watch.answered if watch else answered), options.rates
+    holders = owner.holders if owner and options.client_ca is not None else None
 
-    def held(envelope: bytes, context: Any) -> bytes:
-        (shown,) = context.auth_context()["x509_pem_cert"]
-        return answer(HeldService(engine, holders, holder_of(shown)), envelope)
+    def checked(envelope: bytes, context: Any) -> bytes:
+        address, holder = address_of(context.peer()), ""
+        if holders:
+            (shown,) = context.auth_context()["x509_pem_cert"]
+            holder = holder_of(shown)
 
-    return held
+        def check(token: str) -> None:
+            try:
+                engine.check_open(token)
+                if holders:
+                    holders.check(token, holder)
+            except SessionError:
+                rates.shown(address, token, is_right=False)
+                raise
+            rates.shown(address, token, is_right=True)
+            rates.called(token)
+
+        return answer(_CheckedService(engine, check), envelope)
+
+    return checked
+
+
+def _owners(owner: OwnerService, rates: Rates) -> Answer:
+    def checked(envelope: bytes, context: Any) -> bytes:
+        address = address_of(context.peer())
+        return owner.answer(envelope, partial(rates.shown, address))
+
+    return checked
 
 
 def _handlers(service: str, answer: Answer, largest: int) -> Any:

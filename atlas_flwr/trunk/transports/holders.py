@@ -12,9 +12,8 @@ import threading
 from dataclasses import dataclass, field
 
 from atlas_flwr.errors import SessionError
-from atlas_flwr.trunk.transports.framed import FrameService, Request
 
-__all__ = ["HeldService", "Holders"]
+__all__ = ["Holders"]
 
 
 @dataclass
@@ -51,35 +50,3 @@ class Holders:
                 " a token works for the node that it was sent to. A node whose "
                 "certificate got another name must be started again before the next run"
             )
-
-
-@dataclass(frozen=True)
-class HeldService(FrameService):
-    """The trunk's end for one client that has shown a certificate.
-
-    Parameters
-    ----------
-    engine : TrunkEngine
-        The trunk.
-    holders : Holders
-        Knows whose sessions are.
-    holder : str
-        Whose certificate was shown (see
-        :attr:`~atlas_flwr.trunk.credentials.Credentials.holder`).
-    """
-
-    holders: Holders
-    holder: str
-
-    def answer(self, request: Request) -> bytes:
-        """Answer a request about this client's own session.
-
-        Raises
-        ------
-        SessionError
-            If it is another one's.
-        AtlasError
-            See :meth:`FrameService.answer`.
-        """
-        self.holders.check(request.token, self.holder)
-        return super().answer(request)

@@ -38,6 +38,7 @@ __all__ = ["OwnerService", "RemoteHost", "Served"]
 
 SILENT = 3600.0  # seconds after which a run that says nothing has ended unnoticed
 PING = 30.0  # seconds that the question whether a trunk lives may take
+Shown = Callable[[str, bool], None]
 
 
 class _Verb(StrEnum):
@@ -136,21 +137,32 @@ class OwnerService:
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
 
-    def answer(self, envelope: bytes) -> bytes:
-        """Answer an envelope by one: with bytes, or with the error that was met."""
-        return sealed_answer(lambda: self._told(envelope))
+    def answer(self, envelope: bytes, shown: Shown = lambda *_: None) -> bytes:
+        """Answer an envelope by one: with bytes, or with the error that was met.
 
-    def _told(self, envelope: bytes) -> bytes:
+        Parameters
+        ----------
+        envelope : bytes
+            As it came.
+        shown : Callable[[str, bool], None]
+            Is told the secret in it, and whether that is right; may refuse it.
+        """
+        return sealed_answer(lambda: self._told(envelope, shown))
+
+    def _told(self, envelope: bytes, shown: Shown) -> bytes:
         try:
-            return self._answer(envelope)
+            return self._answer(envelope, shown)
         except AtlasError as error:
             if self.journal and not isinstance(error, TrunkBusy):
                 self.journal.refused("owner", error)
             raise
 
-    def _answer(self, envelope: bytes) -> bytes:
+    def _answer(self, envelope: bytes, shown: Shown) -> bytes:
         head, data = opened_by_trunk(envelope)
-        if not hmac.compare_digest(str(head.get("secret")).encode(), self._secret):
+        secret = str(head.get("secret"))
+        is_right = hmac.compare_digest(secret.encode(), self._secret)
+        shown(secret, is_right)
+        if not is_right:
             raise TrunkError(
                 "not this trunk's owner: the secret is another one's. Copy the access "
                 "file again that `atlas-flwr trunk` wrote"
