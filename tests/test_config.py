@@ -167,6 +167,9 @@ REFUSED = [
         {"trunk": "peers", "strategy": "splitlora", "server-adapters": "shared"},
         "server-adapters='shared' is one adapter that all clients step",
     ),
+    ({"min-cluster-size": 3}, "min-cluster-size=3: a round may begin with fewer"),
+    ({"min-cluster-size": 2, "aggregation": "none"}, "no updates are added up"),
+    ({"min-cluster-size": 2, "balanced-clusters": True}, "are not balanced"),
     ({"staleness-cutoff": 1}, "staleness-cutoff=1: with quorum=1.0 a round waits"),
     ({"quorum": 0.5, "staleness-exponent": -1.0}, "must be at least 0"),
     (

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     for case in cases(folder.config(), held, given.texts, given.seed, known):
         for name in readers:
             began = time.monotonic()
-            score = case.attacked(ATTACKS[name], given.seed)
+            score = case.bounded(ATTACKS[name], given.seed)
             if isinstance(score, str):
                 print(f"{name} at cut {case.cut}: left out, {score}", flush=True)
                 continue

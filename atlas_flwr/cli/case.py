@@ -32,6 +32,8 @@ class Case:
         Of each prompt the tokens that its task's template does not say.
     spelled : Callable[[Sequence[int]], list[str]]
         Returns what each token of a text adds to it.
+    undefended : Callable[[], Case], optional
+        Returns the same without its defence; ``None`` where there is none.
     """
 
     cut: str
@@ -40,6 +42,7 @@ class Case:
     truths: Sequence[Truth]
     private: Sequence[slice]
     spelled: Callable[[Sequence[int]], list[str]]
+    undefended: Callable[[], Case] | None = None
 
     def attacked(self, attack: Attack, seed: int) -> Score | str:
         """Attack those of the texts that have what it reads.
@@ -68,6 +71,22 @@ class Case:
             )
         why = attack.unfit(case.knowledge, case.seen)
         return why or case._judged(attack, seed)
+
+    def bounded(self, attack: Attack, seed: int) -> Score | str:
+        """Attack as :meth:`attacked` does, and say what there was to read.
+
+        Under a defence that is a second attack; see
+        :attr:`~atlas_flwr.privacy.Score.upper_bound`.
+        """
+        from atlas_flwr.privacy.attacks.base import TEXT
+
+        found = self.attacked(attack, seed)
+        if isinstance(found, str) or attack.target != TEXT or self.undefended is None:
+            return found
+        most = self.undefended().attacked(attack.undefended, seed)
+        if isinstance(most, str):  # what is fit for less is fit for more
+            raise RuntimeError(f"{attack.name} without its defence: {most}")
+        return replace(found, upper_bound=most.token_accuracy)
 
     def _judged(self, attack: Attack, seed: int) -> Score:
         from atlas_flwr.privacy.attacks.base import LABEL

@@ -175,12 +175,13 @@ def _prompts(
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.remedies.wire_defence import defence_of, read_through
 
-    tokenizer = tokenizer_of(files.source)
+    tokenizer, defence = tokenizer_of(files.source), defence_of(config)
     tasks = [load_task(name) for name in config.task_list]
     each = -(-texts // len(tasks))
     for task in tasks:
         shard = make_shard(0, 1, [task], test_examples=max(each, 2), seed=config.seed)
         plain = collator_of(files.source, tokenizer, task, config.max_length)
         secret = f"client {task.name}".encode()
-        collate = read_through(plain, defence_of(config), files, secret)
-        yield [collate([example], prompt=True) for example in shard.test]
+        collate = read_through(plain, defence, files, secret)
+        own = defence.examples(shard.test, len(task.labels), secret, learned=False)
+        yield [collate([example], prompt=True) for example in own]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.cli.case import Case
@@ -80,6 +80,7 @@ def cases(
         that are not the run's.
     """
     from atlas_flwr.cli.labelled import trunk_of
+    from atlas_flwr.cli.undefended import without_defence
     from atlas_flwr.data import tokenizer_of
     from atlas_flwr.data.tokens import pieces
     from atlas_flwr.privacy.knowledge import PublicModel
@@ -95,7 +96,7 @@ def cases(
         own = [r for r in found if any(r is chosen for chosen, _ in mine)]
         model = PublicModel(files.parts, own, partial(trunk_of, files))
         plans = sorted({str(r.plan) for r in own})
-        yield Case(
+        defended = Case(
             ", ".join(plans),
             _knowledge(config, files, model, own, seed, known),
             [r.observations[i] for r, i in mine],
@@ -103,6 +104,11 @@ def cases(
             [spans[r.client, r.round][i] for r, i in mine],
             partial(pieces, tokenizer_of(files.source)),
         )
+        bare = replace(config, defence="none")
+        knows = partial(_knowledge, bare, files, model, own, seed, known)
+        again = cache(partial(without_defence, defended, knows))
+        is_bare = str(defended.knowledge.defence) == "none"
+        yield defended if is_bare else replace(defended, undefended=again)
 
 
 def _drawn(

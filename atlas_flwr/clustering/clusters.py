@@ -20,6 +20,7 @@ from atlas_flwr.clustering.choice import (
     count_by_silhouette,
     mean_silhouette,
 )
+from atlas_flwr.clustering.least import joined
 from atlas_flwr.clustering.methods import Method, method_named
 from atlas_flwr.clustering.rows import Rows
 from atlas_flwr.clustering.tree import count_beyond_noise
@@ -44,6 +45,8 @@ class Clusters:
         Number of clusters.
     silhouette : float, optional
         Mean silhouette in [-1, 1]; ``None`` where k is 1 or every point is alone.
+    joins : int
+        How many more clusters there were before small ones were joined to others.
     """
 
     labels: NDArray[np.int64]
@@ -51,6 +54,7 @@ class Clusters:
     mean: NDArray[np.float64]
     k: int
     silhouette: float | None
+    joins: int = 0
 
     def squared_distances(self, points: NDArray[np.generic]) -> NDArray[np.float64]:
         """Return squared distances to the centroids, shape (n, k).
@@ -80,6 +84,7 @@ def cluster(
     max_k: int = 8,
     seed: int = 0,
     balanced: bool = False,
+    least: int = 1,
 ) -> Clusters:
     """Cluster fingerprints, in whatever order they come.
 
@@ -99,12 +104,15 @@ def cluster(
     balanced : bool
         Make sizes differ by one at most, starting from what the method finds. The
         choice of k does not know of it.
+    least : int
+        Members that each cluster has; smaller ones are joined to the nearest, so that
+        there may be fewer than k.
 
     Raises
     ------
     DataError
-        If there is no point, a coordinate is not finite, k is not in 1..n, or there is
-        no such method.
+        If there is no point, a coordinate is not finite, k or ``least`` is not in 1..n,
+        clusters are to be balanced and joined, or there is no such method.
     """
     chosen = method_named(method)
     points = np.asarray(points, np.float64)
@@ -112,6 +120,8 @@ def cluster(
     n = len(points)
     if k is not None and not 1 <= k <= n:
         raise DataError(f"k={k} clusters of {n} points; allowed: 1 to n")
+    if balanced and least > 1:
+        raise DataError(f"balanced clusters, joined to {least}: allowed is one of both")
     # k-means starts from rows drawn by number: a fixed order of rows, that of their
     # values, gives the same clusters whoever answered first.
     order = np.lexsort(points.reshape(n, -1).T[::-1])
@@ -123,9 +133,15 @@ def cluster(
     if balanced:
         found = balanced_labels(rows.values, centroids)
         centroids = centres(rows.values, found, k)
+    before = len(np.unique(found))
+    if least > 1:
+        found = joined(rows.values, found, least)
+        k = int(found.max()) + 1
+        centroids = centres(rows.values, found, k)
     silhouette = mean_silhouette(rows.values, found)
     labels, centroids = _renumbered(found[np.argsort(order)], centroids)
-    return Clusters(labels, centroids, rows.mean, k, silhouette)
+    joins = before - k if least > 1 else 0
+    return Clusters(labels, centroids, rows.mean, k, silhouette, joins)
 
 
 def _count(rows: Rows, max_k: int, method: Method, seed: int) -> int:

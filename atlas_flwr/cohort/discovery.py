@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import INFO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from atlas_flwr.clustering import (
     subsample_agreement,
 )
 from atlas_flwr.errors import AdapterError
+from atlas_flwr.log import log
 
 __all__ = ["Discovery"]
 
@@ -45,10 +47,14 @@ class Discovery:
     balanced : bool
         Sizes that differ by one at most, among the clients that were fitted on.
 
+    least : int
+        Members of a cluster: smaller ones join the nearest. While fewer clients are
+        known, all are in one.
+
     Raises
     ------
     ValueError
-        If there is no such method.
+        If there is no such method, or sizes are to be alike and at least so large.
 
     Attributes
     ----------
@@ -70,11 +76,17 @@ class Discovery:
     fitted_on: tuple[str, ...] = ()
     _clusters: Clusters | None = None
     balanced: bool = False
+    least: int = 1
     numbers: tuple[int, ...] = ()
     next_number: int = 0
 
     def __post_init__(self) -> None:
         check_choice("clustering", self.method, CLUSTERINGS)
+        if self.least < 1 or (self.balanced and self.least > 1):
+            raise ValueError(
+                f"min_cluster_size={self.least} with balanced={self.balanced}: allowed "
+                "is 1 and more, and 1 with balanced clusters; give these num_clusters"
+            )
 
     @property
     def may_part(self) -> bool:
@@ -114,6 +126,9 @@ class Discovery:
         labels = self.labels()
         before = {c: labels[c] for c in self.fitted_on if c in labels}
         found = self._fit(sorted(self.sketches))
+        if found.joins:
+            told = "clusters of fewer than %d clients: %d joined the nearest"
+            log(INFO, told, self.least, found.joins)
         after = self.labels()
         matched = match_labels(before, after, fresh=self.next_number)
         numbers = {label: matched[client] for client, label in after.items()}
@@ -160,6 +175,7 @@ class Discovery:
             max_k=min(self.max_clusters, len(clients)),
             seed=self.seed,
             balanced=self.balanced,
+            least=min(self.least, len(clients)),
         )
         self.fitted_on = tuple(clients)
         self.numbers = tuple(range(self._clusters.k))

@@ -195,6 +195,7 @@ class RoundPlanner:
             found.silhouette,
             stability=known.stability(),
             memberships=known.memberships(),
+            joined=found.joins if known.least > 1 else None,
         )
 
     def assigned(self, node: int) -> Assigned | None:

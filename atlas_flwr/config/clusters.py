@@ -34,6 +34,14 @@ class ClusterConfig:
         "to have equally many clients.",
         only=ATLAS,
     )
+    min_cluster_size: int = option(
+        1,
+        "Fewest clients in a cluster: smaller ones join the nearest, and fewer updates "
+        "of a round are not added up. With 3 no client is told another's update. Needs "
+        "min-available-nodes as large.",
+        minimum=1,
+        only=ATLAS,
+    )
     max_clusters: int = option(
         8,
         "Most clusters that num-clusters=0 considers. Keep it well under the number "

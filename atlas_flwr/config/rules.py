@@ -17,7 +17,10 @@ from atlas_flwr.config.flight_rules import batches_can_overlap
 from atlas_flwr.config.limit_rules import strategy_reads_it, within_limits
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.peer_rules import peers_can_carry
-from atlas_flwr.config.round_rules import late_updates_are_met
+from atlas_flwr.config.round_rules import (
+    clusters_are_large_enough,
+    late_updates_are_met,
+)
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import SINGLE_REPLIES
@@ -312,6 +315,7 @@ RULES: tuple[Rule, ...] = (
     trunk_is_found,
     trunk_is_used,
     clusters_agree,
+    clusters_are_large_enough,
     decay_has_a_mixing,
     mira_has_a_pull,
     sums_are_enough,

@@ -37,6 +37,11 @@ class Score:
         Texts of which every token was.
     baseline : float
         The share that one would get by always guessing what is commonest.
+    upper_bound : float
+        What there was to read: 1 where all that is counted crossed as it was, and of
+        labels, members and tasks. Under a defence, of texts: what the same attack reads
+        of the same texts without it, by a head that it knows exactly. No reader should
+        read more of less; one that does so by little has had luck.
     interval : tuple[float, float]
         95 % of ``token_accuracy``, by resampling texts, since tokens of one text do not
         err independently.
@@ -63,6 +68,7 @@ class Score:
     exact_texts: int
     baseline: float
     interval: tuple[float, float]
+    upper_bound: float = 1.0
     rouge_l: float | None = None
     rouge_l_of_another: float | None = None
     names: int | None = None

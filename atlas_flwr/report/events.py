@@ -103,12 +103,13 @@ class Clustered:
     silhouette : float, optional
         Mean silhouette in [-1, 1]; ``None`` for one cluster.
     ari, nmi, purity : float, optional
-        Agreement with the true tasks: adjusted Rand index, normalised mutual
-        information, purity. ``None`` where the tasks are unknown.
+        Agreement with the true tasks, where these are known: ``clustering.Quality``.
     stability : float, optional
         Agreement of clusterings of subsamples, at most 1.
     memberships : Mapping[str, Mapping[str, float]]
         By client: its share in each cluster, of sum 1; empty where it is not known.
+    joined : int, optional
+        Clusters that were too small and joined others; ``None`` where none has to.
     """
 
     round: int
@@ -120,6 +121,7 @@ class Clustered:
     purity: float | None = None
     stability: float | None = None
     memberships: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    joined: int | None = None
 
 
 @dataclass(frozen=True)

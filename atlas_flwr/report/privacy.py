@@ -21,6 +21,7 @@ PRIVACY_COLUMNS = (
     "read, %",
     "95 %",
     "guessing, %",
+    "at most, %",
     "whole",
     "texts",
 )
@@ -52,7 +53,7 @@ def privacy_rows(folder: RunFolder) -> list[tuple[str, ...]]:
 
 def privacy_table(folder: RunFolder) -> str:
     """Set all attacks in text."""
-    title = "what a server that knows the public model reads"
+    title = "what attacks tell, beside a guess and the most there was to tell"
     return as_text(title, PRIVACY_COLUMNS, privacy_rows(folder), total=False)
 
 
@@ -66,6 +67,7 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
         percent(found["token_accuracy"]),
         f"{percent(low)}–{percent(high)}",
         percent(found["baseline"]),
+        percent(found["upper_bound"]) if "upper_bound" in found else "–",
         str(found["exact_texts"]),
         str(found["texts"]),
     )

@@ -249,7 +249,7 @@ def _by_client(values: Mapping[str, T]) -> dict[str, T]:
 def _clustering(event: Clustered | None) -> dict[str, float] | None:
     if event is None:
         return None
-    scores = ("k", "silhouette", "stability", "ari", "nmi", "purity")
+    scores = ("k", "silhouette", "stability", "ari", "nmi", "purity", "joined")
     found = {name: getattr(event, name) for name in scores}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -141,6 +141,7 @@ def _atlas(setting: RunContext) -> Strategy:
         max_clusters=config.max_clusters,
         recluster_every=config.recluster_every,
         balanced=config.balanced_clusters,
+        min_cluster_size=config.min_cluster_size,
         aggregation=config.aggregation,
         importance=measures_importance(config),
         mixing=Mixing(config.mixing, decay=config.mixing_decay),

@@ -35,6 +35,7 @@ from atlas_flwr.aggregation.mixing import Mixing
 from atlas_flwr.cohort.assigned import Assignments, AssignRule
 from atlas_flwr.cohort.discovery import Discovery
 from atlas_flwr.cohort.exchange import Exchange
+from atlas_flwr.cohort.grouping import check_least, grouped
 from atlas_flwr.cohort.planning import RoundPlanner
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.sampling import sample
@@ -81,6 +82,8 @@ class Atlas(FedAvg):
         A key of :data:`atlas_flwr.clustering.METHODS`, or ``"none"``.
     balanced : bool
         Clusters whose sizes differ by one at most.
+    min_cluster_size : int
+        Smaller clusters join the nearest; fewer updates are not added up.
     num_clusters, max_clusters : int
         Give the number where it is known; else it is chosen, up to the second.
     recluster_every : int
@@ -139,6 +142,7 @@ class Atlas(FedAvg):
         max_clusters: int = 8,
         recluster_every: int = 0,
         balanced: bool = False,
+        min_cluster_size: int = 1,
         aggregation: str = "truncate",
         max_rank: int | None = None,
         flat: bool = True,
@@ -164,6 +168,7 @@ class Atlas(FedAvg):
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or averaged_metrics,
         )
         check_choice("fingerprints", fingerprints, FINGERPRINTS)
+        check_least(min_cluster_size, min_available_nodes, aggregation)
         rule = rule_of(aggregation)
         if fingerprints == "updates" and (assign is not None or rule.folds):
             given = "`assign` gives them" if assign else f"aggregation={aggregation!r}"
@@ -179,9 +184,9 @@ class Atlas(FedAvg):
         self.seed = seed
         self.on_event = on_event or (lambda event: None)
         self._told: Mapping[str, int] = {}
-        self.discovery = Discovery(
-            clustering, num_clusters, max_clusters, seed, balanced=balanced
-        )
+        found_by = clustering, num_clusters, max_clusters, seed
+        least = min_cluster_size
+        self.discovery = Discovery(*found_by, balanced=balanced, least=least)
         scaling = Scaling(lora_alpha, use_rslora)
         self.adapters = ClusterAdapters(rule(max_rank, flat), scaling, seed, hooks)
         self.planner = RoundPlanner(
@@ -310,12 +315,7 @@ class Atlas(FedAvg):
 
     def _combine(self, server_round: int, parts: Sequence[Contribution]) -> None:
         """Aggregate each group, and mix between groups."""
-        members: dict[str, list[Contribution]] = {}
-        for part in parts:
-            group = self._group(part.client)
-            if group is not None:  # else it changed nothing
-                members.setdefault(group, []).append(part)
-        self.adapters.aggregate(members)
+        self.adapters.aggregate(grouped(parts, self._group, self.discovery.least))
         if self.mixing.strength:
             groups = [*self.adapters.groups]
             sketches = self.planner.sketches(self._group)

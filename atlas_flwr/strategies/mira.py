@@ -34,7 +34,11 @@ class Mira(Atlas):
     single_replies = SINGLE_REPLIES["mira"]
 
     def __init__(self, *args: Any, mixing: Mixing | None = None, **kwargs: Any) -> None:
-        fixed = {"clustering": "none", "mixing": mixing or Mixing(0.5)}
+        fixed = {
+            "clustering": "none",
+            "min_cluster_size": 1,
+            "mixing": mixing or Mixing(0.5),
+        }
         defaults = {"fingerprints": "gradients", "aggregation": "both"}
         super().__init__(*args, **with_fixed("Mira", kwargs, fixed, defaults))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from atlas_flwr.cli.command import run_words
-from atlas_flwr.cli.recorded import recordings
+from atlas_flwr.cli.recorded import cases, recordings
+from atlas_flwr.cli.undefended import without_defence
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
 from atlas_flwr.privacy import ATTACKS
 from atlas_flwr.privacy.attacks.reader import LinearReader
@@ -93,13 +95,26 @@ def test_an_attack_reads_the_texts_and_writes_what_it_read(folder, capsys):
         assert one.keys() >= FIELDS
         assert one["adversary"].startswith("passive server")
         assert one["token_accuracy"] > 0.95 > one["baseline"]
+        assert one["upper_bound"] == 1
         assert one["interval"][0] <= one["token_accuracy"] <= one["interval"][1]
     assert found[1]["exact_texts"] == found[1]["texts"] == 6
     said = capsys.readouterr().out
-    assert "what a server that knows the public model reads" in said
-    assert "What a server could read" in folder.report_path.read_text()
+    assert "what attacks tell, beside a guess and the most there was" in said
+    assert "What attacks told of this run" in folder.report_path.read_text()
     again = attacked(folder, "--attacks", "linear")
     assert again == found[:1]
+
+
+def test_what_a_defence_hid_is_made_anew_as_it_was(folder, monkeypatch):
+    monkeypatch.setattr("atlas_flwr.cli.recorded.TEXTS_KNOWN", 6)
+    (case,) = cases(folder.config(), recordings(folder), 16, 0)
+    hidden = [replace(o, hidden=torch.zeros_like(o.hidden)) for o in case.seen]
+    found = without_defence(replace(case, seen=hidden), lambda: case.knowledge)
+    first = min(o.step for o in case.seen)
+    pairs = [p for p in zip(case.seen, found.seen, strict=True) if p[0].step == first]
+    assert len(pairs) == 2 * 4  # clients and rows: none has stepped yet
+    for seen, made in pairs:
+        assert torch.allclose(made.hidden, seen.hidden, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -118,10 +133,16 @@ def test_an_encoders_texts_are_read_too(tmp_path, capsys):
 def test_a_run_of_unlike_tasks_is_read_for_what_each_has(tmp_path):
     changes = {"tasks": "questions,dialog", "defence": "gaussian:0.3"}
     words = "gradient-matching,label-completion,linear"
-    found = attacked(recorded(tmp_path, **changes), "--attacks", words)
+    folder = recorded(tmp_path, **changes)
+    found = attacked(folder, "--attacks", words)
     assert [one["target"] for one in found] == ["response", "label", "text"]
     assert found[0]["token_accuracy"] > 0.9
     assert [one["texts"] for one in found] == [3, 3, 6]
+    assert [one["upper_bound"] for one in found[:2]] == [1, 1]
+    assert found[2]["token_accuracy"] < found[2]["upper_bound"]
+    (case,) = cases(folder.config(), recordings(folder), 6, 0)
+    clean = case.undefended().attacked(ATTACKS["gradient-matching"], 0)
+    assert clean.token_accuracy == 1
     assert found[2]["rouge_l"] > found[2]["rouge_l_of_another"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from atlas_flwr.cli.case import Case
@@ -61,6 +63,22 @@ def test_of_a_text_the_prompts_own_part_counts_and_the_response():
     assert found.token_accuracy == 5 / 6
     assert found.names == 6  # all are numbers
     assert found.names_read == 5 / 6
+
+
+def test_a_text_is_bounded_by_what_the_same_attack_reads_of_it_undefended():
+    class Sharp(Reading):
+        def read(self, knowledge, seen):
+            return [IDS if o.hidden.any() else IDS * 0 for o in seen]
+
+    bare = case()
+    seen = [replace(o, hidden=o.hidden + 1) for o in bare.seen]
+    defended = replace(bare, undefended=lambda: replace(bare, seen=seen))
+    found = defended.bounded(Sharp(TEXT), 0)
+    assert (found.token_accuracy, found.upper_bound) == (0, 1)
+    dull = defended.bounded(Reading(TEXT), 0)
+    assert dull.upper_bound == dull.token_accuracy == 5 / 6
+    for one, target in ((bare, TEXT), (defended, LABEL), (defended, RESPONSE)):
+        assert one.bounded(Reading(target), 0).upper_bound == 1
 
 
 def test_where_no_text_has_it_it_is_said():

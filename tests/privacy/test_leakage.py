@@ -7,8 +7,9 @@ import re
 import pytest
 
 from atlas_flwr.budget import Rates
-from atlas_flwr.cli.leakage import check_leakage, leakage_by_cut
+from atlas_flwr.cli.leakage import _prompts, check_leakage, leakage_by_cut
 from atlas_flwr.config import load_config
+from atlas_flwr.data import tokenizer_of
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.train.weights import ModelFiles
@@ -37,6 +38,18 @@ def test_noise_as_large_as_what_is_sent_hides_some_of_it():
         shown(cut="1/1", defence=defence).values() for defence in ("none", "gaussian:3")
     )
     assert max(noisy) < max(plain) / 2
+
+
+def test_what_a_run_would_mask_is_masked():
+    def numbers(**changes):
+        config = load_config({"model": "tiny", "tasks": "spam", **changes})
+        files = ModelFiles.of(config)
+        decode = tokenizer_of(files.source).decode
+        (texts,) = _prompts(config, files, 8)
+        return {"".join(re.findall(r"\d", decode(b.own_ids[0]))) for b in texts}
+
+    assert len(numbers()) > 2
+    assert not "".join(numbers(defence="mask")).strip("0")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,9 @@ def test_numbers_addresses_and_names_are_replaced(text, wanted):
     [
         ("labels", "strength of labels"),
         ("labels:0", "must be a number above 0"),
+        ("labels:21", "at most 20"),
         ("mask:1", "mask has no strength"),
+        ("tokens:1e9", "at most 20"),
     ],
 )
 def test_what_is_wrong_is_said(text, said):

@@ -191,3 +191,4 @@ def test_a_run_is_read_as_far_as_its_answers_are_true(tmp_path):
     verified, restored = json.loads((folder.path / "privacy.json").read_text())
     assert verified["defence"] == restored["defence"] == "tokens:8"
     assert verified["token_accuracy"] == pytest.approx(wanted, abs=0.1)
+    assert verified["upper_bound"] == restored["upper_bound"] > 0.95

@@ -77,6 +77,11 @@ class Attack(ABC):
         """Say what else an attack of this kind misses; empty for nothing."""
         return ""
 
+    @property
+    def undefended(self) -> Attack:
+        """The attack whose reading without a defence bounds this one's under it."""
+        return self
+
     @abstractmethod
     def read(self, knowledge: Knowledge, seen: Sequence[Observation]) -> list[Tensor]:
         """Guess.

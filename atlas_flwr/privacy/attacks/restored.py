@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from atlas_flwr.privacy.attacks.base import Attack
+from atlas_flwr.privacy.attacks.verified import Verified
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,11 @@ class Restored(Attack):
         if not knowledge.defence.replaces_tokens:
             return "it is for a defence that replaces tokens"
         return "" if knowledge.whole else "it is for causal models"
+
+    @property
+    def undefended(self) -> Attack:
+        """Where nothing is replaced, nothing is to be restored of what it reads."""
+        return Verified()
 
     def read(self, knowledge: Knowledge, seen: Sequence[Observation]) -> list[Tensor]:
         """Read, and restore."""

@@ -16,6 +16,10 @@ from atlas_flwr.privacy.defences.topk import TopK
 
 __all__ = ["DEFENCES", "parse_defence"]
 
+# Answers at random would leave more than 999 of 1,000 tokens of any vocabulary as they
+# are, and all labels: no defence.
+MOST_EPSILON = 20.0
+
 DEFENCES: Mapping[str, Kind] = {
     "none": Kind(lambda strength: NONE, "nothing", plain=True),
     "gaussian": Kind(
@@ -24,11 +28,15 @@ DEFENCES: Mapping[str, Kind] = {
     "laplace": Kind(Laplace, "the same with Laplace noise of that deviation"),
     "topk": Kind(TopK, "only this share of a position's numbers, both ways", maximum=1),
     "labels": Kind(
-        RandomLabels, "labels answered at random, private to this epsilon", example=1
+        RandomLabels,
+        "labels answered at random, private to this epsilon",
+        maximum=MOST_EPSILON,
+        example=1,
     ),
     "tokens": Kind(
         RandomTokens,
         "tokens answered at random, mostly by near ones, each private to this epsilon",
+        maximum=MOST_EPSILON,
         example=10,
     ),
     "mask": Kind(
