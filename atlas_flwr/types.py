@@ -196,6 +196,22 @@ class TrunkClient(ABC):
         ``logits_to_keep`` > 0 restricts a causal model to its last positions.
         """
 
+    def leaving(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what is sent of positions that are new to texts.
+
+        It is asked once for each position, and what it returned is what :meth:`extend`
+        is given, again where a trunk has forgotten the texts: one that says so again
+        and again learns nothing by it.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            Shape (B, n, D).
+        mask : Tensor, optional
+            Shape (B, T + n).
+        """
+        return hidden
+
     def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
         """Go on with texts of which the trunk keeps keys and values.
 

@@ -63,16 +63,19 @@ class Ready:
 
     @property
     def title(self) -> str:
-        """What answers, in a line."""
+        """What answers, in a line, and what hides a prompt from its trunk."""
+        from atlas_flwr.serving.guarding import told_of_defence
+
         blocks = self.outline.num_layers
         tail = self.plan.tail or 0
         parts = [f"head {self.plan.head}", f"trunk {blocks - self.plan.head - tail}"]
         parts += [f"tail {tail}"] if tail else []
         trunk = self.trunk if isinstance(self.trunk, str) else self.trunk.address
-        return (
+        answers = (
             f"{self.files.source.name}, {self.picked.title}, of {self.folder.path} · "
             f"{', '.join(parts)} blocks, trunk {trunk}"
         )
+        return "\n".join([answers, *told_of_defence(self.config, self.trunk)])
 
     def of_base(self) -> Ready:
         """Return the same with the model as it was before training."""
@@ -135,6 +138,7 @@ def ready(given: argparse.Namespace) -> Ready:
     from atlas_flwr.data import tokenizer_of
     from atlas_flwr.data.preparation import known_positions
     from atlas_flwr.serving import Choice, Decoding, Prompts, chosen
+    from atlas_flwr.serving.guarding import check_defended
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.trunk.transports.access import Access
@@ -161,9 +165,10 @@ def ready(given: argparse.Namespace) -> Ready:
     plan.check(outline.num_layers)
     tokenizer: Any = tokenizer_of(files.source)
     known = known_positions(outline.model.config)
-    taken = given.max_new_tokens + config.learned_positions
+    taken = given.max_new_tokens + picked.learned_positions
     most = None if known is None else known - taken
     prompts = Prompts(tokenizer, picked.forms, most)
     trunk = given.trunk or "local" if far is None else Access.read(far)
+    check_defended(config, plan, trunk)
     args = (folder, config, files, outline, picked, plan, trunk)
     return Ready(*args, prompts, decoding, summarize_folder(folder).num_clients)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,7 +17,8 @@ from atlas_flwr.lora.state import AdapterState
 
 __all__ = ["load_peft"]
 
-_BASE = "base_model.model."
+_BASE, _PROMPTED = "base_model.model.", "base_model."
+_DENSE = (PeftType.IA3, PeftType.PROMPT_TUNING)
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -33,22 +34,26 @@ def load_peft(folder: Path | str) -> AdapterState:
     -------
     AdapterState
         Factors by the layer's name in the whole model, at the scale that PEFT applies;
-        PEFT's ``modules_to_save`` as dense float32 arrays.
+        IA3's vectors, a prompt and PEFT's ``modules_to_save`` as dense float32 arrays.
 
     Raises
     ------
     AdapterError
-        If a file is missing, or the adapter is not LoRA on linear layers alone.
+        If a file is missing, or the adapter is none of LoRA on linear layers alone, IA3
+        and prompt tuning.
     """
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder}: no {name}; is it a folder in PEFT's format?")
-    config = _lora_config(folder)
+    config = _config(folder)
+    base = _PROMPTED if config.peft_type == PeftType.PROMPT_TUNING else _BASE
     tensors = {
-        key.removeprefix(_BASE): value
+        key.removeprefix(base): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
+    if not isinstance(config, LoraConfig):
+        return AdapterState(dense={k: v.float().numpy() for k, v in tensors.items()})
     layers = sorted(key.removesuffix(_A) for key in tensors if key.endswith(_A))
     factors = {name: _factors(name, tensors, config) for name in layers}
     dense = {k: v for k, v in tensors.items() if not k.endswith((_A, _B))}
@@ -58,10 +63,15 @@ def load_peft(folder: Path | str) -> AdapterState:
     return AdapterState(factors, {k: v.float().numpy() for k, v in dense.items()})
 
 
-def _lora_config(folder: Path) -> LoraConfig:
-    config = PeftConfig.from_pretrained(str(folder))
+def _config(folder: Path) -> PeftConfig:
+    config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    if config.peft_type in _DENSE:
+        return config
     if not isinstance(config, LoraConfig):
-        raise AdapterError(f"{folder}: adapters of type {config.peft_type}; only LORA")
+        raise AdapterError(
+            f"{folder}: adapters of type {config.peft_type}; only LORA, IA3 and "
+            "PROMPT_TUNING are read"
+        )
     more = [name for name in ("use_dora", "lora_bias") if getattr(config, name)]
     more += ["bias"] if config.bias != "none" else []
     if more:

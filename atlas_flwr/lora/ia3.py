@@ -33,6 +33,7 @@ __all__ = [
     "ia3_key",
     "ia3_shapes",
     "ia3_vectors",
+    "scaled_layers",
     "scales_inputs",
 ]
 
@@ -106,9 +107,7 @@ def attach_ia3(
     """
     if not vectors:
         return {}
-    layers = dict(module.named_modules())
-    linear = {k: v for k, v in layers.items() if isinstance(v, nn.Linear | Conv1D)}
-    check_vectors(vectors, {k: _sides(linear[k]) for k in vectors if k in linear})
+    linear = scaled_layers(module, vectors)
     inward = [re.escape(name) for name, v in vectors.items() if scales_inputs(v)]
     config = IA3Config(
         target_modules=[*vectors],
@@ -122,6 +121,25 @@ def attach_ia3(
         assert isinstance(layer, IA3Layer)
         own = torch.tensor(value, device=layer.ia3_l[_ADAPTER].device).float()
         layer.ia3_l[_ADAPTER] = found[name] = nn.Parameter(own)
+    return found
+
+
+def scaled_layers(
+    module: nn.Module, vectors: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """Return the linear layers of a module that vectors are of, by name.
+
+    Raises
+    ------
+    AdapterError
+        If a name is no linear layer of the module, or a vector not of its shape.
+    """
+    found: dict[str, nn.Module] = {
+        name: layer
+        for name, layer in module.named_modules()
+        if name in vectors and isinstance(layer, nn.Linear | Conv1D)
+    }
+    check_vectors(vectors, {name: _sides(layer) for name, layer in found.items()})
     return found
 
 

@@ -64,11 +64,13 @@ def attach_prompt(
         )
     prompt = nn.Parameter(value)
     model.register_parameter(PROMPT_KEY, prompt)
+    model.learned_positions = len(prompt)
     hook = model.register_forward_pre_hook(partial(_prepend, prompt), with_kwargs=True)
     try:
         yield {PROMPT_KEY: prompt}
     finally:
         hook.remove()
+        del model.learned_positions
         delattr(model, PROMPT_KEY)
 
 

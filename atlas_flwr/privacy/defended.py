@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atlas_flwr.privacy.defences.base import Defence
 from atlas_flwr.trunk.passing import PassingTrunk, real_positions
-from atlas_flwr.types import Continuation, LossReply, TrunkCall
+from atlas_flwr.types import LossReply, TrunkCall
 
 __all__ = ["DefendedTrunk"]
 
@@ -60,10 +60,14 @@ class DefendedTrunk(PassingTrunk):
         sent = self._defended(call, real_positions(call))
         return self.trunk.loss(sent, labels, logits_to_keep)
 
-    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
-        """Go on with texts, with what is sent instead."""
-        return self.trunk.extend(
-            self._defended(call, real_positions(call)), place, keep
+    def leaving(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what is sent instead, of each position but once.
+
+        Noise that is drawn anew could be averaged away.
+        """
+        call = TrunkCall(hidden, mask)
+        return self.trunk.leaving(
+            self._defended(call, real_positions(call)).hidden, mask
         )
 
     def _defended(self, call: TrunkCall, real: Tensor) -> TrunkCall:

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.types import TrunkClient
 
-__all__ = ["DefenceKeys", "WireDefence", "defence_of", "read_through", "vocabulary_of"]
+__all__ = [
+    "DefenceKeys",
+    "WireDefence",
+    "defence_of",
+    "guarded",
+    "read_through",
+    "vocabulary_of",
+]
 
 SECRET = "secret"
 
@@ -83,6 +90,18 @@ def defence_of(config: RunConfig) -> Defence:
     from atlas_flwr.privacy import parse_defence
 
     return parse_defence(config.defence)
+
+
+def guarded(trunk: TrunkClient, defence: Defence) -> TrunkClient:
+    """Let a defence stand before a trunk."""
+    import torch
+
+    from atlas_flwr.privacy.defended import DefendedTrunk
+
+    # From the system, since the server knows the run's seed.
+    generator = torch.Generator()
+    generator.seed()
+    return DefendedTrunk(trunk, defence, generator)
 
 
 def read_through(
@@ -151,11 +170,4 @@ class _Defending(ClientHooks):
         return found[SECRET].tobytes()
 
     def guard(self, trunk: TrunkClient) -> TrunkClient:
-        import torch
-
-        from atlas_flwr.privacy.defended import DefendedTrunk
-
-        # From the system, since the server knows the run's seed.
-        generator = torch.Generator()
-        generator.seed()
-        return DefendedTrunk(trunk, self.defence, generator)
+        return guarded(trunk, self.defence)

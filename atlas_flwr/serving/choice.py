@@ -13,7 +13,8 @@ from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.config import RunConfig
 from atlas_flwr.data import load_task
 from atlas_flwr.errors import AdapterError, DataError
-from atlas_flwr.lora import AdapterState, load_peft
+from atlas_flwr.lora import PROMPT_KEY, AdapterState, ia3_vectors, load_peft
+from atlas_flwr.lora.ia3 import scaled_layers
 from atlas_flwr.remedies import kept_elsewhere
 from atlas_flwr.remedies.personal_layers import all_kept
 from atlas_flwr.report import RunFolder, Summary, summarize_folder
@@ -68,6 +69,11 @@ class Chosen:
     state: AdapterState
     plan: SplitPlan
     forms: Sequence[PromptForm]
+
+    @property
+    def learned_positions(self) -> int:
+        """Positions of a prompt that stands before each text."""
+        return len(self.state.dense.get(PROMPT_KEY, ()))
 
 
 def chosen(
@@ -193,6 +199,17 @@ def _check_fit(state: AdapterState, outline: Outline, title: str) -> None:
                 f"{title}: an adapter of shape {found.shape} for layer {name!r}; the "
                 f"run's model has {what}: it is of another model"
             )
+    try:
+        scaled_layers(outline.model, ia3_vectors(state.dense))
+    except AdapterError as error:
+        raise AdapterError(f"{title} is of another model: {error}") from None
+    width = outline.model.get_input_embeddings().weight.shape[1]
+    prompt = state.dense.get(PROMPT_KEY)
+    if prompt is not None and prompt.shape[1:] != (width,):
+        raise AdapterError(
+            f"{title}: a prompt of shape {prompt.shape}; the run's model has "
+            f"embeddings of {width} numbers: it is of another model"
+        )
 
 
 def _plan(config: RunConfig, run: Summary, members: Sequence[str]) -> SplitPlan:

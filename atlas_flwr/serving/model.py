@@ -11,6 +11,7 @@ from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import RunConfig
 from atlas_flwr.lora import Scaling
 from atlas_flwr.serving.choice import Chosen
+from atlas_flwr.serving.guarding import check_kept, defended
 from atlas_flwr.serving.trunks import answering
 from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.model import adapted_split
@@ -60,7 +61,7 @@ def served(
     files, outline : ModelFiles, Outline
         The model.
     config : RunConfig
-        Its run's: scaling and codec.
+        Its run's: scaling, codec and defence.
     picked : Chosen
         The adapters.
     plan : SplitPlan
@@ -97,9 +98,11 @@ def served(
         parts = files.parts(plan)
         mine = sessions.on_client(plan, picked.state)
         scaling = Scaling(config.lora_alpha, config.use_rslora)
-        with adapted_split(parts.head, parts.tail, link, mine, scaling) as adapted:
+        way = defended(link, config, trunk)
+        with adapted_split(parts.head, parts.tail, way, mine, scaling) as adapted:
             model = adapted.model
             assert isinstance(model, SplitModel)
             model.train(mode=False)
+            check_kept(model, config, trunk)
             yield Served(model, link.meter, host)
         sessions.close(SESSION)

@@ -59,6 +59,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
     summary : Summary, optional
         Where it is set, only its positions cross (see
         :func:`~atlas_flwr.split.attach_summary`).
+    learned_positions : int
+        Of a prompt that stands before each text; whoever puts it there tells.
 
     Examples
     --------
@@ -73,6 +75,7 @@ class SplitModel(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    learned_positions = 0
 
     def __init__(
         self,
@@ -237,7 +240,8 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         """
         if not self.keeps_cache:
             raise TypeError(f"{self._uncached()}; generate with use_cache=False")
-        return SplitCache(self.head, self.tail, self.trunk, next(self._texts))
+        own = self.learned_positions
+        return SplitCache(self.head, self.tail, self.trunk, next(self._texts), own)
 
     @cached_property
     def keeps_cache(self) -> bool:
@@ -259,8 +263,6 @@ class SplitModel(PreTrainedModel, GenerationMixin):
             return f"{self.config.model_type} keeps no cache that can be cut"
         if not self.trunk.keeps_caches:
             return f"{type(self.trunk).__name__} keeps no caches"
-        if self._forward_pre_hooks:  # which put a prompt before each call's text
-            return "what is put before the text stands in no cache"
         return ""
 
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -301,8 +303,9 @@ class SplitModel(PreTrainedModel, GenerationMixin):
         have to be made again, as the unsplit model makes them.
         """
         longest = getattr(self.config, "original_max_position_embeddings", None)
-        past = cache.get_seq_length()
-        return longest is not None and 0 < past <= longest < ids.shape[1]
+        past, own = cache.get_seq_length(), self.learned_positions
+        now = ids.shape[1] + own
+        return longest is not None and past > 0 and past + own <= longest < now
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the unsplit model does, one crossing a token.

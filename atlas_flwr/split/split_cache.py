@@ -39,6 +39,9 @@ class SplitCache(Cache):
         The client's session.
     texts : int
         Its number; two of one session must not be equal.
+    learned : int
+        Positions of a prompt that stands before each text. They are kept and sent with
+        the first of the text's own, once.
 
     Attributes
     ----------
@@ -47,7 +50,12 @@ class SplitCache(Cache):
     """
 
     def __init__(
-        self, head: Any, tail: Any | None, trunk: TrunkClient, texts: int
+        self,
+        head: Any,
+        tail: Any | None,
+        trunk: TrunkClient,
+        texts: int,
+        learned: int = 0,
     ) -> None:
         self.head = part_cache(head)
         self.tail = None if tail is None else part_cache(tail)
@@ -55,6 +63,7 @@ class SplitCache(Cache):
         super().__init__(layers=[*self.head.layers, *own])
         self.trunk = trunk
         self.texts = texts
+        self.learned = learned
         self.rebuilt = 0
         self._turn = 0
         self._order: Tensor | None = None
@@ -90,6 +99,7 @@ class SplitCache(Cache):
             Hidden states (B, n, D); of a trunk that ends the model logits (B, keep, V).
         """
         keep = keep or hidden.shape[1]
+        hidden = self.trunk.leaving(hidden, mask)
         past = 0 if self._hidden is None else self._hidden.shape[1]
         new = self._news(hidden, mask, positions)
         turn, self._turn = self._turn, 0  # unless it answers, it is sent everything
@@ -108,6 +118,10 @@ class SplitCache(Cache):
             answer = self.trunk.extend(whole, place, keep)
         self._turn = turn + 1
         return answer.to(hidden.device)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many positions of the texts are held, those of a prompt not."""
+        return max(super().get_seq_length(layer_idx) - self.learned, 0)
 
     def restart(self) -> None:
         """Forget all positions: those that follow are the first."""

@@ -51,6 +51,10 @@ class PassingTrunk(TrunkClient):
         """Whether the trunk does."""
         return self.trunk.keeps_caches
 
+    def leaving(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what is sent of positions that are new to texts."""
+        return self.trunk.leaving(hidden, mask)
+
     def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
         """Go on with texts."""
         return self.trunk.extend(call, place, keep)

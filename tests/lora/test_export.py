@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import (
@@ -22,6 +29,7 @@ from atlas_flwr.lora import (
     load_peft,
     save_peft,
 )
+from atlas_flwr.train.model import adapted_whole
 from tests.families import CLASSES, build
 
 HEADS = {
@@ -126,6 +134,31 @@ def test_peft_loads_ia3_and_computes_the_same(family, tmp_path):
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("kind", ["ia3", "prompt"])
+def test_ia3_and_prompts_of_peft_are_read_as_peft_applies_them(kind, tmp_path):
+    model = build("llama-classifier")
+    fresh = copy.deepcopy(model)
+    made = {
+        "ia3": IA3Config(task_type="SEQ_CLS", init_ia3_weights=False),
+        "prompt": PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3),
+    }[kind]
+    adapted = get_peft_model(model, made)
+    for value in adapted.parameters():
+        if value.requires_grad:
+            torch.nn.init.uniform_(value, 0.5, 1.5)
+    adapted.save_pretrained(str(tmp_path))
+    given = {"input_ids": torch.randint(3, 61, (2, 9))}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    expected = adapted.eval()(**given).logits
+    state = load_peft(tmp_path)
+    with adapted_whole(fresh, state, Scaling()) as found:
+        torch.testing.assert_close(found.model(**given).logits, expected)
+    save(tmp_path / "ours", state, "llama-classifier")
+    again = load_peft(tmp_path / "ours").dense
+    assert again.keys() == state.dense.keys()
+    assert all(np.array_equal(again[key], v) for key, v in state.dense.items())
+
+
 def test_adapters_of_two_kinds_are_not_saved_together(tmp_path):
     lora = adapt(build("llama"), "llama").factors
     key = ia3_key("model.layers.0.mlp.down_proj")
@@ -145,7 +178,7 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("use_dora", True), ("bias", "all"), ("peft_type", "IA3")]
+    ("key", "value"), [("use_dora", True), ("bias", "all"), ("peft_type", "LOHA")]
 )
 def test_adapters_that_factors_cannot_express_are_refused(key, value, tmp_path):
     save(tmp_path, adapt(build("llama"), "llama"), "llama")

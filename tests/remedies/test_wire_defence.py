@@ -10,12 +10,15 @@ import torch
 
 from atlas_flwr.cli.command import run_words
 from atlas_flwr.config import load_config
-from atlas_flwr.errors import ConfigError
+from atlas_flwr.errors import CacheLost, ConfigError
 from atlas_flwr.privacy import parse_defence
 from atlas_flwr.privacy.defended import DefendedTrunk
 from atlas_flwr.remedies import client_hooks
+from atlas_flwr.split import SplitPlan, partition
+from atlas_flwr.split.split_cache import SplitCache
 from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.types import TrunkCall
+from tests.families import build
 from tests.read_keys import read_by
 from tests.remedies.test_chain import now
 from tests.runs_on_devices import ATLAS, losses
@@ -35,6 +38,15 @@ class Sent(PassingTrunk):
     def backward(self, step, grad):
         self.came.append(grad)
         return grad
+
+    def leaving(self, hidden, mask):
+        return hidden
+
+    def extend(self, call, place, keep=0):
+        self.came.append(call.hidden)
+        if place.turn:
+            raise CacheLost("again")
+        return call.hidden[:, -keep:]
 
 
 def defended(text):
@@ -56,6 +68,22 @@ def test_real_positions_are_changed_both_ways_and_padding_is_not(text):
         assert ((came != before).any(-1) == mask.bool()).all()
     assert torch.equal(hidden, kept[0])  # the client's own stay what they were
     assert torch.equal(grad, kept[1])
+
+
+def test_texts_that_a_trunk_says_to_have_forgotten_have_the_same_noise_again():
+    """The mean of noise that is drawn anew would tell what is below it."""
+    sent, trunk = defended("gaussian:1")
+    head = partition(build("llama"), SplitPlan(1, 1)).head
+    hidden = torch.randn(2, 5, 32)
+    cache = SplitCache(head, None, trunk, texts=0)
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    for start, stop in ((0, 3), (3, 4), (4, 5)):
+        cache.cross(hidden[:, start:stop], mask[:, :stop], None)
+    assert [came.shape[1] for came in sent.came] == [3, 1, 4, 1, 5]
+    last = sent.came[-1]
+    assert all(torch.equal(c, last[:, : c.shape[1]]) for c in sent.came[0::2])
+    assert torch.equal(sent.came[3], last[:, 4:])
+    assert ((last != hidden).any(-1) == mask.bool()).all()
 
 
 def test_no_two_rounds_draw_the_same_noise_since_the_server_knows_the_seed():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from atlas_flwr.errors import AdapterError, DataError
-from atlas_flwr.lora import save_peft
+from atlas_flwr.lora import PROMPT_KEY, AdapterState, ia3_key, save_peft
 from atlas_flwr.serving import Choice, PromptForm, chosen
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
@@ -108,6 +109,21 @@ def test_adapters_of_another_model_are_refused_by_layer(folder, tmp_path):
         pick(folder, adapters=where)
     with pytest.raises(AdapterError, match="adapter_config"):
         pick(folder, adapters=Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        (ia3_key("model.layers.11.mlp.down_proj"), (1, 48)),
+        (ia3_key("model.layers.0.mlp.down_proj"), (1, 7)),
+        (PROMPT_KEY, (4, 31)),
+    ],
+)
+def test_vectors_and_prompts_of_another_model_are_refused(key, shape, folder, tmp_path):
+    state = AdapterState(dense={key: np.ones(shape, np.float32)})
+    save_peft(tmp_path, state, base_model="other", causal=True)
+    with pytest.raises(AdapterError, match="of another model"):
+        pick(folder, adapters=tmp_path)
 
 
 def test_learned_positions_that_write_nothing_are_refused(own_folder):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from atlas_flwr.cli import main
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
-from atlas_flwr.lora import load_peft
+from atlas_flwr.lora import load_peft, save_peft
+from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.testing import local_grid
@@ -25,6 +29,7 @@ from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import Authority, run_identity
 from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
 from atlas_flwr.trunk.transports.ownership import OwnerService
+from tests.train import test_ia3, test_prompt
 
 ROWS = [{"prompt": "Count after one"}, {"start": "seven", "id": 3}, {"prompt": "x"}]
 LONG = "12"
@@ -66,6 +71,22 @@ def test_a_clusters_answers_are_pefts_on_the_whole_model(folder, prompts, capsys
     said = capsys.readouterr().out
     assert "head 2, trunk 3, tail 1 blocks" in said
     assert "3 answers" in said
+
+
+@pytest.mark.parametrize("kind", ["ia3", "prompt"])
+def test_answers_of_vectors_and_prompts_are_pefts(kind, folder, tmp_path, prompts):
+    source = resolve_model("tiny")
+    bare = AutoModelForCausalLM.from_pretrained(source.path)
+    state = {"ia3": test_ia3.start, "prompt": test_prompt.start}[kind](bare)
+    save_peft(tmp_path / kind, state, base_model=source.hub_name, causal=True)
+    way = ["--adapters", str(tmp_path / kind), "--batch-size", "1"]
+    asked = ["Count after one", "x"]
+    prompts.write_text("\n".join(json.dumps({"prompt": p}) for p in asked))
+    rows = answers(folder, prompts, *way, "--beside-base")
+    assert [r["answer"] for r in rows] == [
+        whole_answer(tmp_path / kind, p) for p in asked
+    ]
+    assert all(r["answer"] != r["base"] for r in rows)
 
 
 def test_clusters_clients_and_the_base_answer_otherwise(folder, prompts):
@@ -238,6 +259,35 @@ def test_a_trunk_on_another_machine_answers_the_same_and_keeps_nothing(
         assert answers(folder, prompts, *chosen, out="far.jsonl") == here
         assert (engine.stats().sessions, engine.stats().caches) == (0, 0)
     assert "trunk grpcs://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_defence_stands_before_a_trunk_elsewhere_and_says_what_it_leaves(
+    folder, prompts, tmp_path, capsys
+):
+    own = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    text = own.config_path.read_text()
+    own.config_path.write_text(text.replace("defence: none", "defence: mask+topk:0.25"))
+    here, plain = (answers(f, prompts, "--cluster", "0") for f in (own, folder))
+    assert here == plain  # nothing leaves, so nothing is changed
+    assert "of the run" not in capsys.readouterr().out
+    access, sent = tmp_path / "access.json", []
+    with trunk_elsewhere(own, access) as engine:
+        extend = engine.extend
+
+        def seen(token, call, *rest):
+            sent.append((call.hidden == 0).float().mean())
+            return extend(token, call, *rest)
+
+        engine.extend = seen
+        way = ["--cluster", "0", "--batch-size", "1", "--trunk-access", str(access)]
+        assert answers(own, prompts, *way, out="far.jsonl") != here
+        given = ["--prompts", str(prompts), *way, "--cut", "2/-"]
+        assert main(["generate", str(own.path), *given]) == 1
+    assert torch.tensor(sent).eq(0.75).all()
+    said = capsys.readouterr()
+    assert "defence topk:0.25 of the run changes what leaves here" in said.out
+    assert "WARNING: defence mask of the run" in said.out
+    assert "reads every answer" in said.err
 
 
 def test_a_trunk_elsewhere_of_another_model_does_not_answer(

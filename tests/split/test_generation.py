@@ -354,15 +354,6 @@ def test_a_trunk_that_keeps_no_caches_is_sent_whole_texts():
             ask()
 
 
-def test_what_is_put_before_each_text_is_not_put_there_twice():
-    model, (ids, mask) = made("llama"), prompts()
-    split, _ = framed(model, U)
-    split.register_forward_pre_hook(lambda module, args: None)
-    with pytest.warns(UserWarning, match="stands in no cache"):
-        got = written(split, ids, mask)
-    assert torch.equal(got, written(model, ids, mask))
-
-
 def test_a_cache_of_another_kind_or_a_training_pass_is_refused():
     split, _ = framed(made("llama"), U)
     ids, _ = prompts()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -66,6 +65,47 @@ def split_of(model, plan, state):
             yield adapted.model
 
 
+def lengths(trunk):
+    """Count the positions of each call, as they are made."""
+    found, extend = [], trunk.extend
+
+    def counted(call, *rest):
+        found.append(call.hidden.shape[1])
+        return extend(call, *rest)
+
+    trunk.extend = counted
+    return found
+
+
+@pytest.mark.parametrize("way", ["beams", "drafts", "lost"])
+def test_a_prompt_is_kept_once_whatever_is_taken_back_or_forgotten(way):
+    model = build("llama").eval()
+    model.generation_config.eos_token_id = None
+    state = test_prompt.start(model)
+    ids = torch.tensor([[7, 8, 9, 10, 7, 8, 9, 11, 7, 8]])
+    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    asked |= {"max_new_tokens": 16, "pad_token_id": 0, "do_sample": False}
+    beams = {"num_beams": 3} if way == "beams" else {}
+    drafts = {"prompt_lookup_num_tokens": 3} if way == "drafts" else {}
+    with split_of(model, PLANS[0], state) as split:
+        crossed = lengths(split.trunk)
+        cache = split.new_cache()
+        if way == "lost":  # as a conversation goes on, whose trunk has forgotten it
+            first = asked | {"max_new_tokens": 5}
+            asked["input_ids"] = split.generate(**first, past_key_values=cache)
+            asked["attention_mask"] = torch.ones_like(asked["input_ids"])
+            asked["max_new_tokens"] = 11
+            split.trunk.forget(cache.texts)
+        found = split.generate(**asked, **beams, **drafts, past_key_values=cache)
+    whole = of_peft("prompt", model, state).eval()
+    asked |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    wanted = whole.generate(**asked | {"max_new_tokens": 16}, **beams)
+    assert torch.equal(found, wanted)
+    assert cache.rebuilt == (way == "lost")
+    sizes = {"beams": {14, 1}, "drafts": {17, 4, 3, 2, 1}, "lost": {14, 1, 19}}
+    assert {*crossed} <= sizes[way]
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("adapter", STARTS)
@@ -77,9 +117,11 @@ def test_answers_are_pefts_token_for_token_alone_and_in_a_padded_batch(
         one.generation_config.eos_token_id = None
     state = STARTS[adapter](model)
     given = {"max_new_tokens": TOKENS, "pad_token_id": 0, "do_sample": False}
-    with split_of(model, plan, state) as split, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a prompt stands in no cache
+    with split_of(model, plan, state) as split:
+        crossed = lengths(split.trunk)
         found = [*answered(split, Numbers(), PROMPTS, Decoding(TOKENS), 3)]
+    before = len(state.dense.get(PROMPT_KEY, ()))
+    assert crossed == [before + len(PROMPTS[0]), *[1] * (TOKENS - 1)]
     whole = of_peft(adapter, model, state).eval()
     moved = 0
     for prompt, answer in zip(PROMPTS, found, strict=True):

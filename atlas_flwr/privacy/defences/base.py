@@ -46,6 +46,11 @@ class Defence:
         """Whether activations are changed at random."""
         return False
 
+    @property
+    def changes_wire(self) -> bool:
+        """Whether it changes what crosses; else it changes what is read or learned."""
+        return False
+
     def activations(
         self, hidden: Tensor, generator: torch.Generator | None, scale: float = 0.0
     ) -> Tensor:
@@ -176,6 +181,11 @@ class Joined(Defence):
     def draws(self) -> bool:
         """Whether one of them does."""
         return any(part.draws for part in self.parts)
+
+    @property
+    def changes_wire(self) -> bool:
+        """Whether one of them does."""
+        return any(part.changes_wire for part in self.parts)
 
     def activations(
         self, hidden: Tensor, generator: torch.Generator | None, scale: float = 0.0

@@ -30,6 +30,11 @@ class Gaussian(Defence):
         """Whether activations are changed at random."""
         return True
 
+    @property
+    def changes_wire(self) -> bool:
+        """It does."""
+        return True
+
     def activations(
         self, hidden: Tensor, generator: torch.Generator | None, scale: float = 0.0
     ) -> Tensor:

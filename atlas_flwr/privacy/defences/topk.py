@@ -24,6 +24,11 @@ class TopK(Defence):
 
     name: ClassVar[str] = "topk"
 
+    @property
+    def changes_wire(self) -> bool:
+        """It does."""
+        return True
+
     def activations(
         self, hidden: Tensor, generator: torch.Generator | None, scale: float = 0.0
     ) -> Tensor:
