@@ -171,6 +171,8 @@ def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
     # What peers lend one another is nothing to a trunk that one of them serves.
     keys = {k: v for k, v in overrides.items() if not k.startswith("peer-")}
     config = load_config({**defaults, **keys}, {"codec": CODEC_CHOICES})
+    if config.trunk_client_ca:
+        raise ConfigError(["trunk-client-ca is a run's; here it is --client-ca FILE"])
     if config.unsplit:
         raise ConfigError([f"{config.unsplit}, and there is no trunk to serve"])
     return config

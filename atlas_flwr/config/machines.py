@@ -35,6 +35,13 @@ class MachineConfig:
         "of trunk-listen. It is the name in the trunk's certificate.",
         only=ADAPTER_STRATEGIES,
     )
+    trunk_client_ca: str = option(
+        "",
+        "Mutual TLS for the trunk that the ServerApp serves by trunk='grpc': who shows "
+        "no certificate of an authority in this file, PEM, is refused before any call. "
+        "SuperNodes name theirs in their node config, trunk-cert and trunk-key.",
+        only=ADAPTER_STRATEGIES,
+    )
     trunk_access: str = option(
         "",
         "The file access.json that `atlas-flwr trunk` wrote: the trunk runs on a "

@@ -33,6 +33,7 @@ CROSSING = (
     "trunk_address",
     "trunk_advertise",
     "trunk_batch",
+    "trunk_client_ca",
     "trunk_learning_rate",
     "trunk_limit",
     "trunk_listen",
@@ -79,6 +80,12 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
             + ", ".join(QUEUES),
         )
     yield from _replicas(config)
+    if config.trunk in ("ray", "local") and config.trunk_client_ca:
+        yield Problem(
+            ("trunk-client-ca", "trunk"),
+            f"trunk-client-ca={config.trunk_client_ca!r}: trunk={config.trunk!r} has "
+            "no TLS and asks nobody for a certificate; set trunk='grpc' or 'auto'",
+        )
     if config.trunk in ("ray", "local") and config.trunk_rate != RunConfig.trunk_rate:
         yield Problem(
             ("trunk-rate", "trunk"),
@@ -184,6 +191,12 @@ def _elsewhere(config: RunConfig) -> Iterator[Problem]:
                 f"{key}={value!r}: the trunk of trunk-access has its own; give it to "
                 "`atlas-flwr trunk -c`, and leave it out here",
             )
+    if access and config.trunk_client_ca:
+        yield Problem(
+            ("trunk-client-ca", "trunk-access"),
+            f"trunk-client-ca={config.trunk_client_ca!r}: the trunk of trunk-access "
+            "asks for certificates if it was started with --client-ca; leave this out",
+        )
     for name in ("trunk_listen", "trunk_advertise"):
         text = getattr(config, name)
         if access and text != getattr(RunConfig, name):

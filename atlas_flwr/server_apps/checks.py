@@ -27,6 +27,7 @@ from atlas_flwr.server_apps.continuation import (
 )
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
+from atlas_flwr.trunk.credentials import read_authorities
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.wire.codecs import CODEC_CHOICES
 
@@ -106,6 +107,9 @@ def find_problems(
     Where it is known how many clients there are, each task must have text for its own.
     """
     yield from _folder_problems(config)
+    if config.trunk_client_ca:
+        given = Path(config.trunk_client_ca)
+        yield from _complaints(partial(read_authorities, given, "trunk-client-ca="))
     for path in split_list(config.trunk_access):
         yield from _complaints(partial(Access.read, path))
     good: dict[str, str] = {}

@@ -31,6 +31,7 @@ TAKEN_ANEW = (
     "trunk_access",
     "trunk_address",
     "trunk_advertise",
+    "trunk_client_ca",
     "trunk_limit",
     "trunk_listen",
     "trunk_metrics",
@@ -44,6 +45,7 @@ TAKEN_ANEW = (
 OWN_TRUNK = (
     *TRUNK_ALONE,
     "trunk-advertise",
+    "trunk-client-ca",
     "trunk-listen",
     "trunk-metrics",
     "trunk-replicas",

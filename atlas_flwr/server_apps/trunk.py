@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from logging import INFO
+from pathlib import Path
 
 from flwr.serverapp import Grid
 from flwr.superlink.grid import HttpGrid, InMemoryGrid
@@ -25,6 +26,7 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.same_model import owned_elsewhere
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, Limits, TrunkSource, serve_local
+from atlas_flwr.trunk.credentials import read_authorities
 from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["TRUNKS", "check_reach", "trunk_kind", "trunk_of", "trunk_source"]
@@ -43,6 +45,14 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
     ConfigError
         If the clients are SuperNodes and the trunk is one of simulations.
     """
+    if isinstance(grid, InMemoryGrid) and config.trunk_client_ca:
+        raise ConfigError(
+            [
+                f"trunk-client-ca={config.trunk_client_ca!r}: clients of a simulation "
+                "have no node config that would name a certificate; leave it out"
+            ],
+            ["trunk-client-ca"],
+        )
     if not isinstance(grid, HttpGrid) or not needs_trunk(config):
         return
     reach = {
@@ -185,12 +195,18 @@ def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
         config.trunk_listen,
         config.trunk_advertise,
         identity,
+        _client_ca(config),
         rates=Rates(config.trunk_rate),
     )
     engine = source.engine(own_threads=True)
     with serve_grpc(engine, options) as address:
         log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)
         yield Endpoint(engine, address, identity.ca.decode())
+
+
+def _client_ca(config: RunConfig) -> bytes | None:
+    path = config.trunk_client_ca
+    return read_authorities(Path(path), "trunk-client-ca=") if path else None
 
 
 def _elsewhere(setting: RunContext, access: Access) -> AbstractContextManager[Endpoint]:

@@ -23,7 +23,14 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 KEY = re.compile(r"[a-z][a-z0-9-]*")
 APP = "/opt/atlas-flwr/app"
-OURS = ("trunk-listen", "trunk-advertise", "trunk-access", "trunk-address")
+APPS = re.compile(r"/[^\"\\${}:\x00-\x1f\x7f]*")  # what a compose file can mount
+OURS = (
+    "trunk-listen",
+    "trunk-advertise",
+    "trunk-access",
+    "trunk-address",
+    "trunk-client-ca",
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,15 @@ class Link:
         The address it listens on.
     trunk_port : int, optional
         Where the ServerApp's own trunk listens.
+    trunk_mutual : bool
+        It asks nodes for certificates.
     """
 
     host: str
     port: int = 8000
     listen: str = "0.0.0.0"
     trunk_port: int | None = None
+    trunk_mutual: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,11 @@ class Site:
     config: Mapping[str, Plain]
     days: int
 
+    @property
+    def mutual(self) -> bool:
+        """Whether the trunk, wherever it is, asks nodes for certificates."""
+        return self.trunk.mutual if self.trunk else self.link.trunk_mutual
+
 
 def joined(host: str, port: int) -> str:
     """Write an address as it is dialled."""
@@ -181,6 +196,11 @@ class _Reader:
             )
         elif ports[0] == ports[1]:
             self.problems.append(f"link.port and link.trunk-port are both {ports[0]}")
+        if site.trunk and site.link.trunk_mutual:
+            self.problems.append(
+                "link.trunk-mutual is of a trunk inside the ServerApp; write mutual "
+                "under trunk:"
+            )
         away = site.link.host and not _is_loopback(site.link.host)
         peers = site.config.get("trunk") == "peers"
         if away and not (site.trunk or site.link.trunk_port or peers):
@@ -190,7 +210,7 @@ class _Reader:
             )
 
     def _link(self, given: Any) -> Link:
-        keys = ("host", "port", "listen", "trunk-port")
+        keys = ("host", "port", "listen", "trunk-port", "trunk-mutual")
         found = self._section(given, "link", keys)
         own = found.get("trunk-port")
         return Link(
@@ -198,18 +218,16 @@ class _Reader:
             self._port(found.get("port", Link.port), "link.port"),
             self._ip(found.get("listen", Link.listen), "link.listen"),
             None if own is None else self._port(own, "link.trunk-port"),
+            self._switch(found.get("trunk-mutual", False), "link.trunk-mutual"),
         )
 
     def _trunk(self, given: Any) -> Trunk:
         found = self._section(given, "trunk", ("host", "port", "listen", "mutual"))
-        mutual = found.get("mutual", False)
-        if not isinstance(mutual, bool):
-            self.problems.append(f"trunk.mutual is {mutual!r}; it is true or false")
         return Trunk(
             self._host(found.get("host"), "trunk.host"),
             self._port(found.get("port", Trunk.port), "trunk.port"),
             self._ip(found.get("listen", Trunk.listen), "trunk.listen"),
-            mutual is True,
+            self._switch(found.get("mutual", False), "trunk.mutual"),
         )
 
     def _nodes(self, given: Any) -> tuple[Node, ...]:
@@ -277,10 +295,18 @@ class _Reader:
         self.problems.append(f"{where} is {given!r}; it is from 1 to {most}")
         return 0
 
+    def _switch(self, given: Any, where: str) -> bool:
+        if not isinstance(given, bool):
+            self.problems.append(f"{where} is {given!r}; it is true or false")
+        return given is True
+
     def _app(self, given: Any) -> str:
-        if isinstance(given, str) and Path(given).is_absolute():
+        if isinstance(given, str) and APPS.fullmatch(given):
             return given
-        self.problems.append(f"run.app is {given!r}; it is an absolute path, as {APP}")
+        self.problems.append(
+            f"run.app is {given!r}; it is an absolute path, as {APP}, without any of "
+            '" \\ $ { } :'
+        )
         return APP
 
     def _run_config(self, given: Any) -> Mapping[str, Plain]:

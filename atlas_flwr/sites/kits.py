@@ -105,15 +105,15 @@ def _kits(site: Site, authority: Path | None) -> dict[str, _Kit]:
             own = signer.credentials(f"{site.name} ServerApp", life)
             pair = own.certificate.decode(), own.key.decode()
             access = replace(access, certificate=pair[0], key=pair[1])
-            for node in site.nodes:
-                theirs = signer.credentials(f"{site.name} node {node.name}", life)
-                kits[f"nodes/{node.name}"] |= {
-                    "trunk.pem": _File(theirs.certificate),
-                    "trunk.key": _File(theirs.key, SECRET),
-                }
         kits["trunk"] = _trunk(site.trunk, site) | _shown(trunk)
         for role in ("trunk", "link"):
             kits[role]["access.json"] = _File(access.to_json(), SECRET)
+    for node in site.nodes if site.mutual else ():
+        theirs = signer.credentials(f"{site.name} node {node.name}", life)
+        kits[f"nodes/{node.name}"] |= {
+            "trunk.pem": _File(theirs.certificate),
+            "trunk.key": _File(theirs.key, SECRET),
+        }
     for name, kit in kits.items():
         kit["ca.crt"] = _File(signer.certificate)
         kit[ABOUT] = _File(_about(name, site))
@@ -176,9 +176,10 @@ def _trunk_keys(site: Site) -> Mapping[str, Plain]:
     if site.trunk:
         # Relative to where the SuperLink was started, which is its folder.
         return {"trunk-access": "access.json"}
+    asks = {"trunk-client-ca": "ca.crt"} if site.mutual else {}
     if site.link.trunk_port is None:
-        return {}
-    return {
+        return asks
+    return asks | {
         "trunk-listen": joined(site.link.listen, site.link.trunk_port),
         "trunk-advertise": joined(site.link.host, site.link.trunk_port),
     }
@@ -234,7 +235,8 @@ def _about(name: str, site: Site) -> str:
         "link": joined(site.link.host, site.link.port),
         "trunk": trunk,
         "trunk-lasts": site.trunk is not None,
-        "trunk-mutual": site.trunk is not None and site.trunk.mutual,
+        # To a trunk inside the ServerApp that itself shows nothing.
+        "trunk-mutual": site.mutual and (site.trunk is not None or name != "link"),
         "versions": {"atlas-flwr": __version__, "flwr": _flwr()},
     }
     return json.dumps(about, indent=1) + "\n"

@@ -25,7 +25,7 @@ def node_readme(node: Node, site: Site, flwr: str) -> str:
     """For a node's owner."""
     link = joined(site.link.host, site.link.port)
     trunk, shown = _trunk_address(site), ""
-    if site.trunk and site.trunk.mutual:
+    if site.mutual:
         shown = (
             "`trunk.key` is another secret, by which the trunk lets this node in: its "
             f"certificate\n`trunk.pem` is valid for {site.days} days.\n\n"

@@ -54,7 +54,7 @@ def node_start(node: Node, number: int, site: Site) -> str:
         "partition-id": number,
         "num-partitions": len(site.nodes),
     }
-    if site.trunk and site.trunk.mutual:
+    if site.mutual:
         # Relative to where the SuperNode was started, which is its folder.
         config |= {"trunk-cert": "trunk.pem", "trunk-key": "trunk.key"}
     config |= node.config

@@ -146,8 +146,15 @@ def holder_of(certificate: bytes) -> str:
     return "; ".join(names)
 
 
-def read_authorities(path: Path) -> bytes:
+def read_authorities(path: Path, name: str = "--client-ca ") -> bytes:
     """Read the certificates of authorities.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file.
+    name : str
+        What gave it, for messages.
 
     Raises
     ------
@@ -159,7 +166,7 @@ def read_authorities(path: Path) -> bytes:
         _certificates(found)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConfigError([f"--client-ca {path}: {why}"]) from None
+        raise ConfigError([f"{name}{path}: {why}"]) from None
     return found
 
 

@@ -7,6 +7,7 @@
 # Logs lie in $LOGS (default: a folder in /tmp, whose path is printed).
 # Exits with 0 only if the run was completed.
 # With RESIDENT=1 the nodes keep a worker that answers their messages, with all imported.
+# With MUTUAL=1 the trunk is a process of its own, which asks all for certificates.
 # With PEERS=1 there is no trunk on the server: node 0 serves it, for itself and both others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -55,9 +56,9 @@ fail() {
 echo "logs: $LOGS"
 
 # Held all at once, so that they differ.
-read -r port node_ports < <(python -c "
+read -r port trunk_port node_ports < <(python -c "
 import socket
-held = [socket.create_server(('127.0.0.1', 0)) for _ in range($NODES + 1)]
+held = [socket.create_server(('127.0.0.1', 0)) for _ in range($NODES + 2)]
 print(*(one.getsockname()[1] for one in held))
 ")
 
@@ -73,6 +74,8 @@ if [ "${PEERS:-}" ]; then
 fi
 {
   printf 'name: lab\nvalid-days: 2\nlink: {host: 127.0.0.1, port: %s, listen: 127.0.0.1}\n' "$port"
+  [ -z "${MUTUAL:-}" ] ||
+    printf 'trunk: {host: 127.0.0.1, port: %s, listen: 127.0.0.1, mutual: true}\n' "$trunk_port"
   printf 'nodes:\n'
   node=0
   for own in $node_ports; do
@@ -93,12 +96,18 @@ kits="$work/site"
 atlas-flwr provision "$work/site.yaml" --out "$kits" >"$LOGS/provision.log" 2>&1 ||
   fail "no folders were made"
 
-"$kits/link/start.sh" >"$LOGS/superlink.log" 2>&1 &
-superlink=$!
-until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
-  kill -0 "$superlink" 2>/dev/null || fail "the SuperLink did not start"
-  sleep 0.3
-done
+# Starts what a folder is for, and waits until it listens at its port.
+serve() {
+  "$kits/$1/start.sh" >"$LOGS/$2.log" 2>&1 &
+  local process=$!
+  until (exec 3<>"/dev/tcp/127.0.0.1/$3") 2>/dev/null; do
+    kill -0 "$process" 2>/dev/null || fail "the $2 did not start"
+    sleep 0.3
+  done
+}
+
+serve link superlink "$port"
+[ -z "${MUTUAL:-}" ] || serve trunk trunk "$trunk_port"
 
 if [ "${PEERS:-}" ]; then
   atlas-flwr trunk . -c "$CONFIG" -c "$*" --folder "$work/trunk" \

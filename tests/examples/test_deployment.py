@@ -21,16 +21,17 @@ SMALL = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("peers", ["", "1"], ids=["server", "peers"])
+@pytest.mark.parametrize("switch", ["", "MUTUAL", "PEERS"])
 def test_three_supernodes_train_with_a_trunk_behind_tls(
-    tmp_path: Path, peers: str
+    tmp_path: Path, switch: str
 ) -> None:
+    peers = switch == "PEERS"
     tools = Path(sys.executable).parent
     environment = {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "LOGS": str(tmp_path / "logs"),
-        "PEERS": peers,
+        **({switch: "1"} if switch else {}),
     }
     overrides = [SMALL, f"runs-dir='{tmp_path / 'runs'}'"]
     ended = subprocess.run(
@@ -38,6 +39,9 @@ def test_three_supernodes_train_with_a_trunk_behind_tls(
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ("grpcs://127.0.0.1:" in ended.stdout) == (not peers)
+    if switch == "MUTUAL":
+        served = (tmp_path / "logs" / "trunk.log").read_text()
+        assert "serves at grpcs://127.0.0.1:" in served
     (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["carried"] == ({"0": 3} if peers else {})

@@ -74,6 +74,7 @@ OWN_TRUNK = {
         {
             "trunk": "grpc",
             "trunk-advertise": "a.example.org",
+            "trunk-client-ca": "no longer there.crt",
             "trunk-listen": "0.0.0.0:1",
             "trunk-rate": 9,
         },

@@ -42,6 +42,13 @@ def test_what_needs_no_trunk_or_runs_in_a_simulation_is_let_through():
         check_reach(load_config({**base, **change}), deployment())
 
 
+def test_a_simulations_clients_are_asked_for_no_certificates():
+    config = load_config({**BASE, "trunk": "grpc", "trunk-client-ca": "ca.crt"})
+    check_reach(config, deployment())
+    with pytest.raises(ConfigError, match="no node config that would name"):
+        check_reach(config, InMemoryGrid.__new__(InMemoryGrid))
+
+
 @pytest.mark.parametrize("trunk", ["auto", "grpc"])
 def test_a_deployment_takes_grpc_and_a_simulation_ray(trunk):
     config = load_config({**BASE, "trunk": trunk})

@@ -18,8 +18,8 @@ from atlas_flwr.cli.trunk import Outlook, serve
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.server_apps.run import Run
+from atlas_flwr.trunk import TrunkEngine
 from atlas_flwr.trunk.transports.certificates import Authority
-from atlas_flwr.trunk.transports.holders import Holders
 from tests.golden.record import digest
 from tests.server_apps.test_failures import adapters
 from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary
@@ -61,26 +61,28 @@ def certified(folder, site, name):
     return {f"trunk-{kind}": f"{folder}/{name}.{kind}" for kind in ("cert", "key")}
 
 
-def test_a_run_whose_trunk_asks_for_certificates_learns_the_bits_of_one_in_one_process(
+def test_a_trunk_that_asks_for_certificates_learns_the_same_elsewhere_and_in_the_server(
     tmp_path, served_elsewhere, monkeypatch
 ):
-    bound, bind = [], Holders.bind
+    """As one process does, by what `test_reach` says of a trunk in the ServerApp."""
+    bound, opened = [], TrunkEngine.open
 
-    def seen(self, token, holder):
-        bound.append(holder)
-        bind(self, token, holder)
+    def seen(self, spec):
+        bound.append(spec.holder)
+        return opened(self, spec)
 
-    monkeypatch.setattr(Holders, "bind", seen)
+    monkeypatch.setattr(TrunkEngine, "open", seen)
     site = Authority.made("site")
     gate = Gate(site.certificate, site.credentials("ServerApp"))
     nodes = [certified(tmp_path, site, f"node-{n}") for n in range(NODES)]
+    keys = {"trunk": "grpc", "codec": "raw", "num_rounds": 1, "node_configs": nodes}
     with served_elsewhere(gate) as access:
-        keys = {"trunk": "grpc", "trunk_access": access, "codec": "raw"}
-        far = run(tmp_path / "far", node_configs=nodes, **keys, num_rounds=1)
-    near = run(tmp_path / "near", trunk="local", num_rounds=1)
+        far = run(tmp_path / "far", trunk_access=access, **keys)
+    (tmp_path / "ca.crt").write_bytes(site.certificate)
+    near = run(tmp_path / "near", trunk_client_ca=str(tmp_path / "ca.crt"), **keys)
     assert digest(far.path) == digest(near.path)
     # Each session is its own node's: of the fingerprint, training, two evaluations.
-    assert Counter(bound) == {f"CN=node-{n}": 4 for n in range(NODES)}
+    assert Counter(bound) == {f"CN=node-{n}": 2 * 4 for n in range(NODES)}
 
 
 def test_a_trunk_of_another_model_is_refused_before_anybody_trains(

@@ -196,6 +196,10 @@ def test_what_the_trunk_is_shown_is_looked_at(kits):
     assert "not of this key" in found(north).detail
     (north / "trunk.pem").unlink()
     assert (found(north).ok, found(north).needed) == (False, True)
+    inside = kits("inside", link={"host": "127.0.0.1", "trunk-mutual": True})
+    assert found(inside / "nodes" / "north").ok
+    about = json.loads((inside / "link" / "site.json").read_text())
+    assert not about["trunk-mutual"]  # the ServerApp shows its own trunk nothing
     plain = kits("plain", trunk={"host": "localhost", "port": 1})
     names = {finding.name for finding in examine_folder(plain / "link")}
     assert name not in names

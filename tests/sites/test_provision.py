@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.cli.supernode.register import try_load_public_key
@@ -36,6 +35,7 @@ from atlas_flwr.trunk.transports.access import Access
 
 SECRETS = ("*.key", "access.json")
 TRUNK = {"host": "localhost", "port": 17001, "listen": "127.0.0.1"}
+INSIDE = {"port": 8000, "trunk-port": 7001, "trunk-mutual": True}
 
 
 def handshake(served: Path, ca: Path, host: str) -> str:
@@ -157,6 +157,12 @@ def test_a_trunk_that_asks_is_shown_what_the_site_gave_each_and_by_nobody_twice(
         uses = each.own.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         assert [*uses] == [ExtendedKeyUsageOID.CLIENT_AUTH]  # nobody poses as a server
     assert len({each.key for each in shown}) == 3
+    inside = kits("inside", link={"host": "a.example.org", **INSIDE})
+    assert "trunk.key" in {path.name for path in (inside / "nodes/north").iterdir()}
+    assert 'trunk-cert="trunk.pem"' in (inside / "nodes/north/start.sh").read_text()
+    run = tomllib.loads((inside / "link" / "run.toml").read_text())
+    assert run["trunk-client-ca"] == "ca.crt"  # the folder's, where the SuperLink runs
+    load_config(run)
     words = words_of(site / "trunk")
     assert words[words.index("--client-ca") + 1] == "ca.crt"
     assert "--client-ca" not in words_of(plain / "trunk")
@@ -186,7 +192,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_written(
     file = tmp_path / "bad.yaml"
     file.write_text(
         "name: A lab\nlnk: 1\nvalid-days: 0\n"
-        "link: {host: 'a b', port: 99999, trunk-port: true}\n"
+        "link: {host: 'a b', port: 99999, trunk-port: true, trunk-mutual: true}\n"
         "trunk: {host: gpu.example.org, mutual: 1}\n"
         "nodes: [{name: a}, {name: a}, {name: '../b', config: {X: [1]}}, 3]\n"
         "run: {app: here, config: {num-round: 3, trunk-listen: '0.0.0.0:1'}}\n"
@@ -198,7 +204,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_written(
         *("name is 'A lab'", "'lnk'", "valid-days is 0", "link.host", "link.port"),
         *("link.trunk-port", "2 nodes are called 'a'", "'../b'", "the key 'X'"),
         *("nodes[3] is 3", "run.app", "num-round is not", "trunk-listen is not yours"),
-        "trunk.mutual is 1",
+        *("trunk.mutual is 1", "link.trunk-mutual is of a trunk inside"),
     )
     assert [text for text in wanted if text not in told] == []
     assert list(tmp_path.iterdir()) == [file]
@@ -208,6 +214,14 @@ def test_nodes_without_a_trunk_to_dial_are_told(kits):
     with pytest.raises(SiteError, match="no trunk to dial"):
         kits(link={"host": "server.example.org"})
     kits(link={"host": "server.example.org", "trunk-port": 7001})
+
+
+@pytest.mark.parametrize(
+    "app", ["app", "/a$b", '/a"b', "/a\\b", "/a:b", "/a}b", "/a\nb"]
+)
+def test_an_app_that_a_compose_file_cannot_mount_is_refused(kits, app):
+    with pytest.raises(SiteError, match=r"run\.app is .* it is an absolute path"):
+        kits(run={"app": app})
 
 
 def test_words_of_a_site_reach_the_commands_as_they_are(kits):
@@ -220,12 +234,8 @@ def test_words_of_a_site_reach_the_commands_as_they_are(kits):
     )
 
 
-def test_compose_files_and_units_say_what_runs(kits):
+def test_units_say_what_runs(kits):
     site = kits(link={"host": "a.example.org", "port": 8000, "trunk-port": 7001})
-    (link,) = yaml.safe_load((site / "link" / "compose.yaml").read_text())[
-        "services"
-    ].values()
-    assert link["ports"] == ["8000:8000", "7001:7001"]
     for unit in site.rglob("*.service"):
         assert f"/{unit.parent.relative_to(site)}/start.sh" in unit.read_text()
     run = (site / "link" / "run.toml").read_text()

@@ -242,15 +242,15 @@ class TrunkEngine:
     def ping(self) -> None:
         """Do nothing: an engine in this process is there."""
 
-    def check_open(self, token: str) -> None:
-        """Refuse a token that is of no open session, without waiting for its turn.
+    def check_open(self, token: str, holder: str | None = None) -> None:
+        """Refuse a token of no open session, or another holder's, without waiting.
 
         Raises
         ------
         SessionError
-            If it is not open.
+            See :meth:`~atlas_flwr.trunk.engine.table.SessionTable.check`.
         """
-        self._table.find(token)
+        self._table.check(token, holder)
 
     def count_bytes(self, received: int, sent: int) -> None:
         """Add to the account the frames of a call that came over a transport."""

@@ -186,6 +186,31 @@ class SessionTable:
             )
         return session
 
+    def check(self, token: str, holder: str | None = None) -> None:
+        """Check that a session is open, and may be called by who holds a certificate.
+
+        Parameters
+        ----------
+        token : str
+            Whose.
+        holder : str, optional
+            Of the certificate (see
+            :attr:`~atlas_flwr.trunk.credentials.Credentials.holder`); ``None`` where
+            none was asked for.
+
+        Raises
+        ------
+        SessionError
+            If it is not open, or was opened for another holder; which, is not told.
+        """
+        theirs = self.find(token).spec.holder
+        if holder is not None and theirs not in ("", holder):
+            raise SessionError(
+                f"this session is another certificate's than the one shown, {holder!r}:"
+                " a token works for the node that it was sent to. A node whose "
+                "certificate got another name must be started again before the next run"
+            )
+
     @contextmanager
     def using(self, token: str, *, on_device: bool = True) -> Iterator[Session]:
         """Take a session for one call; other calls of it wait.

@@ -54,7 +54,7 @@ class ServeOptions:
         With which TLS is spoken. Without, it listens on this machine alone.
     client_ca : bytes, optional
         Authorities, PEM: who shows no certificate of theirs is refused before any call.
-        A session that ``owner`` opened for a certificate is stepped with that alone.
+        A session that was opened for a certificate is stepped with that alone.
     insecure : bool
         Listen without TLS to other machines, too: text and adapters cross in the clear.
     calls : int
@@ -129,7 +129,7 @@ def serve_grpc(
         ],
         maximum_concurrent_rpcs=2 * options.calls,
     )
-    services = {CLIENTS: _clients(engine, options, owner, watch)}
+    services = {CLIENTS: _clients(engine, options, watch)}
     if owner is not None:
         services[OWNER] = _owners(owner, options.rates)
     server.add_generic_rpc_handlers(
@@ -173,24 +173,20 @@ class _CheckedService(FrameService):
 def _clients(
     engine: TrunkEngine,
     options: ServeOptions,
-    owner: OwnerService | None,
     watch: Watch | None,
 ) -> Answer:
     """Return what answers clients, each by its address and what it has shown."""
     answer, rates = (watch.answered if watch else answered), options.rates
-    holders = owner.holders if owner and options.client_ca is not None else None
 
     def checked(envelope: bytes, context: Any) -> bytes:
-        address, holder = address_of(context.peer()), ""
-        if holders:
+        address, holder = address_of(context.peer()), None
+        if options.client_ca is not None:
             (shown,) = context.auth_context()["x509_pem_cert"]
             holder = holder_of(shown)
 
         def check(token: str) -> None:
             try:
-                engine.check_open(token)
-                if holders:
-                    holders.check(token, holder)
+                engine.check_open(token, holder)
             except SessionError:
                 rates.shown(address, token, is_right=False)
                 raise

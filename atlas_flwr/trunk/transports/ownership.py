@@ -30,7 +30,6 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed,
     sealed_answer,
 )
-from atlas_flwr.trunk.transports.holders import Holders
 from atlas_flwr.trunk.transports.retry import retry_while_busy
 from atlas_flwr.trunk.transports.watching import Journal
 
@@ -109,11 +108,6 @@ class OwnerService:
         Seconds, for finding runs that ended without a word.
     journal : Journal, optional
         Is told who opens and closes, and who is refused.
-
-    Attributes
-    ----------
-    holders : Holders
-        For whose certificates sessions were opened.
     """
 
     def __init__(
@@ -132,7 +126,6 @@ class OwnerService:
         self.served = served
         self.clock = clock
         self.journal = journal
-        self.holders = Holders()
         self._secret = secret.encode()
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
@@ -191,7 +184,6 @@ class OwnerService:
         """Open a session."""
         spec = spec_of(data)
         token = self.engine.open(spec)
-        self.holders.bind(token, spec.holder)
         if self.journal:
             self.journal.opened(token, spec.client, spec.round)
         self._heard(run).tokens.add(token)
@@ -226,7 +218,6 @@ class OwnerService:
         """Close a session."""
         token = _said(data, "token")
         self.engine.close(token)
-        self.holders.free(token)
         self._heard(run).tokens.discard(token)
         return b""
 
@@ -241,7 +232,6 @@ class OwnerService:
             ended = self._runs.pop(run, _Run())
         for token in ended.tokens:
             self.engine.close(token)
-            self.holders.free(token)
             if self.journal:
                 self.journal.owner(_Verb.CLOSE, run, token)
         for name in ended.shared:

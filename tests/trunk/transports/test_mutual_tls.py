@@ -161,6 +161,19 @@ def test_a_token_is_of_no_use_with_another_nodes_certificate(address):
                 answer(token, shown)
 
 
+def test_without_an_owners_service_a_session_is_its_holders_too(engine):
+    """As of the trunk inside the ServerApp, which opens sessions itself."""
+    call = TrunkCall(torch.randn(1, 2, 32))
+    with serve_grpc(engine, OPTIONS) as address:
+        token = engine.open(SessionSpec(PLAN, holder=NODE.holder))
+        trunk, thief = (
+            connect(address, token, SERVER.ca, shown=shown) for shown in (NODE, SOUTH)
+        )
+        trunk.forward(call)
+        with pytest.raises(SessionError, match="than the one shown, 'CN=south'"):
+            thief.forward(call)
+
+
 def test_a_holder_is_called_by_all_names_of_its_certificate():
     assert NODE.holder == "CN=north"
     served = SITE.identity("gpu", "gpu.example.org")
@@ -271,6 +284,12 @@ def test_the_trunk_tells_what_is_wrong_before_it_loads(
     said = capsys.readouterr()
     assert "loading" not in said.out
     assert re.search(told, said.err)
+
+
+def test_a_runs_key_is_refused_where_the_trunk_has_an_option_for_it(capsys):
+    keys = "trunk-client-ca='ca.crt' tasks='spam' model='tiny'"
+    assert main(["trunk", "-c", keys]) == 1
+    assert "here it is --client-ca FILE" in capsys.readouterr().err
 
 
 def test_a_trunk_that_is_started_again_keeps_the_owners_certificate(tmp_path):
