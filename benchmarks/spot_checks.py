@@ -4,11 +4,13 @@
 Run from the top of the repository::
 
     python benchmarks/spot_checks.py
+    python benchmarks/spot_checks.py --dtype bfloat16 --hosts "with other kernels"
 
-A guest trains a round with each host in this process, and repeats all of its steps. How
-far the host's answers and gradients are off is told of the worst step, in norm, of what
-the trunk changes, and its adapters, of what they have learned. A host that computes in
-float64 differs from the guest as another sound machine would, by rounding.
+A guest trains a round with each host in this process, and repeats its steps. How far
+the host's answers and gradients are off is told of the worst step, in norm, of what the
+trunk changes, and its adapters, of what they have learned; and this again as a server
+sees it, by the 64 numbers that it is told. Hosts that compute in float64 or with other
+kernels differ from the guest as other sound machines do, by rounding.
 """
 
 from __future__ import annotations
@@ -37,24 +39,31 @@ from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 
 PLAN, SCALING, ADAMW = SplitPlan(1, 1), Scaling(16.0), OptimizerSpec(1e-3)
+# What each computes in, if not in what its guest does; with which kernels; and how it
+# learns.
 HOSTS = {
-    "the same machine": ("float32", ADAMW),
-    "in float64": ("float64", ADAMW),
-    "in bfloat16": ("bfloat16", ADAMW),
-    "learns nothing": ("float32", replace(ADAMW, lr=0.0)),
+    "the same machine": ("", True, ADAMW),
+    "with other kernels": ("", False, ADAMW),
+    "in float64": ("float64", True, ADAMW),
+    "in bfloat16": ("bfloat16", True, ADAMW),
+    "learns nothing": ("", True, replace(ADAMW, lr=0.0)),
 }
 
 
 @dataclass
 class Cast(PassingTrunk):
-    """A host that answers in float32, whatever it computes in."""
+    """A host that answers in its guest's precision, whatever it computes in."""
+
+    onednn: bool
 
     def forward(self, call: TrunkCall) -> Tensor:
-        return self.trunk.forward(call).float()
+        with torch.backends.mkldnn.flags(enabled=self.onednn):
+            return self.trunk.forward(call).to(call.hidden.dtype)
 
     def backward(self, step: int, grad: Tensor) -> Tensor | None:
-        back = self.trunk.backward(step, grad)
-        return None if back is None else back.float()
+        with torch.backends.mkldnn.flags(enabled=self.onednn):
+            back = self.trunk.backward(step, grad)
+        return None if back is None else back.to(grad.dtype)
 
 
 def distance(one: AdapterState, other: AdapterState) -> float:
@@ -70,9 +79,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--hosts", nargs="+", default=[*HOSTS], choices=[*HOSTS])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    files = ModelFiles.of(load_config({"model": given.model, "tasks": "questions"}))
+    keys = {"model": given.model, "dtype": given.dtype, "aggregation": "truncate"}
+    files = ModelFiles.of(load_config({**keys, "tasks": "questions"}))
     outline, task = files.outline(), load_task("questions")
     trunk = PLAN.trunk_range(outline.num_layers)
     shapes = outline.shapes(("all-linear",))
@@ -92,17 +104,16 @@ def main() -> None:
     texts = collate.prepared(shard.train)
     size = given.batch
     batches = [collate(texts[k * size : (k + 1) * size]) for k in range(given.steps)]
-    print(
-        "| host | answers | gradients | adapters | CPU s a round | of the check | MB |"
-    )
-    print("| --- " * 7 + "|")
-    for name, (dtype, optimizer) in HOSTS.items():
-        engine = replace(files.trunk(PLAN), dtype=dtype).engine()
+    columns = "host", "answers", "gradients", "adapters", "as told"
+    print("|", " | ".join((*columns, "CPU s a round", "of the check", "MB")), "|")
+    print("| --- " * 8 + "|")
+    for name in given.hosts:
+        dtype, onednn, optimizer = HOSTS[name]
+        engine = replace(files.trunk(PLAN), dtype=dtype or given.dtype).engine()
         spec = SessionSpec(PLAN, far, ADAMW)
         token = engine.open(replace(spec, optimizer=optimizer))
         own = OwnTrunk(files.trunk, spec, outline.num_layers, outline.block_of)
-        checked = CheckedTrunk(Cast(EngineTrunk(engine, token)), own, given.steps)
-        checked.until = given.steps
+        checked = CheckedTrunk(Cast(EngineTrunk(engine, token), onednn), own)
         parts, begun = files.parts(PLAN), time.process_time()
         with adapted_split(parts.head, parts.tail, checked, near, SCALING) as adapted:
             train(adapted.model, batches, ADAMW)
@@ -110,14 +121,17 @@ def main() -> None:
         with PeakMeter() as meter:
             found = list(checked.departures())
         done = time.process_time()
-        learned = distance(engine.adapters(token), own.state())
-        learned /= distance(far, own.state())
+        handed = engine.adapters(token)
+        learned = distance(handed, own.state()) / distance(far, own.state())
+        judged = checked.computed().departure(far, handed).off
         worst = [
             max((d.off, d.what) for d in found if d.what.startswith(kind))
             for kind in ("answer", "gradient")
         ]
         first = next((d.what for d in found if d.off > d.allowed), "")
-        told = " | ".join(f"{off:.2g}" for off in (*(off for off, _ in worst), learned))
+        told = " | ".join(
+            f"{off:.2g}" for off in (*(off for off, _ in worst), learned, judged)
+        )
         print(
             f"| {name}{f' (found at: {first})' if first else ''} | {told} "
             f"| {trained - begun:.1f} | {done - trained:.1f} "

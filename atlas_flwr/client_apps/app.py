@@ -65,10 +65,9 @@ def train(message: Message, context: Context) -> Message:
     """Train the adapters on the client's side, and through its session the trunk's."""
     from atlas_flwr.client_apps.round import ClientRound
 
-    arrays, metrics, link = ClientRound.of(message, context).train()
+    arrays, metrics, of_trunk = ClientRound.of(message, context).train()
     reply = _reply(message, metrics, arrays)
-    if link is not None:
-        reply.content[keys.LINK] = link
+    reply.content.update(of_trunk)
     return reply
 
 

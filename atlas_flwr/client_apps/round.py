@@ -34,6 +34,7 @@ from atlas_flwr.data import (
 from atlas_flwr.data.responses import GenerationCollator, commonest_token_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.computed import computed_record
 from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.protocol.profile import Profile
@@ -51,6 +52,7 @@ from atlas_flwr.trunk import SessionSpec
 from atlas_flwr.trunk.hosts.chain import codecs_of, connect_all
 from atlas_flwr.trunk.hosts.checking import CheckedTrunk
 from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
+from atlas_flwr.trunk.passing import standing_in
 from atlas_flwr.types import TrunkClient
 from atlas_flwr.wire import ByteMeter
 
@@ -173,13 +175,14 @@ class ClientRound:
             sketch = signed_bytes(noised(sketch, *private))
         return sketch, probe.means()
 
-    def train(self) -> tuple[ArrayRecord, Metrics, ConfigRecord | None]:
+    def train(self) -> tuple[ArrayRecord, Metrics, dict[str, ConfigRecord]]:
         """Train some local steps.
 
         Returns
         -------
-        tuple[ArrayRecord, Metrics, ConfigRecord or None]
-            The third says how the trunk was called, if there was one.
+        tuple[ArrayRecord, Metrics, dict[str, ConfigRecord]]
+            The third says how the trunk was called, if there was one, and what its
+            adapters should be, if it was checked.
         """
         config = self.config
         layout = Layout.of(self.arrays, self.scaling)
@@ -217,7 +220,7 @@ class ClientRound:
         }
         if done.penalty is not None:
             metrics["train-penalty"] = done.penalty
-        return arrays, metrics, _link(adapted)
+        return arrays, metrics, _of_trunk(adapted)
 
     def evaluate(self) -> tuple[Metrics, ConfigRecord | None]:
         """Score the adapters on the client's test examples.
@@ -306,12 +309,11 @@ class ClientRound:
     def _checked(self, trunk: TrunkClient, plan: SplitPlan) -> CheckedTrunk | None:
         if self.on_trunk is None:
             return None
-        config, outline = self.config, self.files.outline()
+        outline = self.files.outline()
         state = Layout.of(self.on_trunk, self.scaling).read(self.on_trunk, "server")
-        spec = SessionSpec(plan, state, trunk_optimizer_of(config))
+        spec = SessionSpec(plan, state, trunk_optimizer_of(self.config))
         place = outline.num_layers, outline.block_of
-        own = OwnTrunk(self.files.trunk, spec, *place)
-        return CheckedTrunk(trunk, own, config.local_steps * config.accumulate)
+        return CheckedTrunk(trunk, OwnTrunk(self.files.trunk, spec, *place))
 
     def _fingerprint_state(self) -> AdapterState:
         """Adapters of the client's side, the same for all who have the same cut."""
@@ -380,8 +382,12 @@ def _crossed(adapted: ClientModel) -> Metrics:
     return {"cut-bytes-up": meter.total_up, "cut-bytes-down": meter.total_down}
 
 
-def _link(adapted: ClientModel) -> ConfigRecord | None:
-    trunk = getattr(adapted.model, "trunk", None)
+def _of_trunk(adapted: ClientModel) -> dict[str, ConfigRecord]:
+    trunk, told = getattr(adapted.model, "trunk", None), {}
     codecs = "" if trunk is None else codecs_of(trunk)
-    # Flower counts no bytes of an empty text.
-    return ConfigRecord({keys.LINK_CODEC: codecs}) if codecs else None
+    if codecs:  # Flower counts no bytes of an empty text
+        told[keys.LINK] = ConfigRecord({keys.LINK_CODEC: codecs})
+    checked = standing_in(trunk, CheckedTrunk)
+    if checked is not None:
+        told[keys.COMPUTED] = computed_record(checked.computed())
+    return told

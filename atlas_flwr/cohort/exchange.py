@@ -18,6 +18,7 @@ from atlas_flwr.errors import AdapterError, RoundError, SessionError, TrunkLost
 from atlas_flwr.log import log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.protocol import keys
+from atlas_flwr.protocol.computed import computed_of
 from atlas_flwr.protocol.profile import Assigned
 from atlas_flwr.protocol.replies import (
     alpha_of,
@@ -245,6 +246,9 @@ class Exchange:
         state = self.adapters.layout.read(arrays, sender, scaling)
         is_late = node not in self._sent and node in self._former
         if self.sessions is not None and node in self._split:
+            computed = computed_of(message) if is_late else None  # else it was judged
+            if computed is not None:
+                self.sessions.judge(client, computed)
             state = state.merged(self._collected(self.sessions, client, is_late))
         known = {**self._former, **self._sent}
         check_trained(sender, state, known.get(node), self.rank_decay)

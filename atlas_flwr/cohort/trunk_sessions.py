@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from atlas_flwr.budget import Guest, Host
+from atlas_flwr.errors import SessionError, TrunkError
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
 from atlas_flwr.protocol.doors import way_to
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 from atlas_flwr.remedies.personal_layers import PersonalLayers
 from atlas_flwr.split import SUMMARY_KEY, SplitPlan
 from atlas_flwr.trunk import SessionSpec, TrunkHost
-from atlas_flwr.trunk.host import Door, Introducing
+from atlas_flwr.trunk.host import Door, Introducing, Judging
+from atlas_flwr.trunk.hosts.departures import Computed
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["TrunkSessions"]
@@ -202,6 +204,20 @@ class TrunkSessions:
             If the trunk is gone.
         """
         return self.host.importance(self._tokens[client])
+
+    def judge(self, client: str, computed: Computed) -> None:
+        """Want a session's adapters to be what its client has computed.
+
+        Raises
+        ------
+        SessionError
+            If they are not.
+        """
+        if isinstance(self.host, Judging):
+            try:
+                self.host.judge([self._tokens[client]], computed)
+            except TrunkError as error:
+                raise SessionError(f"client {client}: {error}") from None
 
     def collect(self, client: str) -> AdapterState:
         """Return the trained adapters of a client's session and close it.

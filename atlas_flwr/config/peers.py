@@ -46,10 +46,10 @@ class PeerConfig:
     peer_checks: float = option(
         0.0,
         "Share of a client's messages with which it is sent its trunk's adapters, too, "
-        "and repeats its round itself up to a step that it draws, block by block: a "
-        "host whose answers or gradients differ is left for another. A round repeated "
-        "whole costs a client the trunk's work besides its own. For split='u-shaped', "
-        "and codec='raw', which auto then is.",
+        "and repeats its round itself, block by block: a host whose answers or "
+        "gradients differ, or the adapters that it hands over, is left for another. "
+        "Each such round costs a client the trunk's work besides its own; try 0.05. "
+        "For split='u-shaped', and codec='raw', which auto then is.",
         minimum=0,
         maximum=1,
         only=ADAPTER_STRATEGIES,

@@ -3,8 +3,9 @@
 
 A client whose peer fails has its session opened anew at another one, as it was when the
 round began, and does its part again, to the same numbers. So does, once, a client that
-has failed with a peer that lives: it may not reach it. Those for whom nobody has room
-fail, as clients do.
+has failed with a peer that lives: it may not reach it. A client whose peer hands over
+other adapters than it has computed itself has failed, too. Those for whom nobody has
+room fail, as clients do.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from logging import WARNING
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from atlas_flwr.errors import AdapterError, TrunkError
 from atlas_flwr.grids.delegation import NOTHING, DelegatingGrid, Repeated
 from atlas_flwr.grids.recording import content_bytes
 from atlas_flwr.log import log
+from atlas_flwr.protocol.computed import computed_of
 from atlas_flwr.protocol.doors import WAY, doors_of, way_to
-from atlas_flwr.trunk.host import Door, Introducing
+from atlas_flwr.protocol.replies import CLIENT_APP_RAISED
+from atlas_flwr.trunk.host import Door, Introducing, Judging
 
 __all__ = ["MendingGrid"]
 
@@ -60,12 +64,30 @@ class MendingGrid(DelegatingGrid):
             replies = list(self.grid.send_and_receive(out, timeout=timeout))
             up += sum(map(_size, replies))
             found |= {reply.metadata.src_node_id: reply for reply in replies}
+            for message in out:
+                self._judge(message, found)
             out = [again for m in out for again in self._again(m, found)]
             if out:
                 log(WARNING, "%d clients have moved and begin again", len(out))
             down += sum(map(_size, out))
         self._repeated = Repeated(down, up - sum(map(_size, found.values())))
         return list(found.values())
+
+    def _judge(self, message: Message, found: dict[int, Message]) -> None:
+        """Put an error in a reply's place if its peer handed over other adapters."""
+        reply = found.get(message.metadata.dst_node_id)
+        if reply is None or reply.has_error() or not isinstance(self.host, Judging):
+            return
+        try:
+            computed = computed_of(reply)
+            if computed is not None:
+                self.host.judge([door.token for door in _doors(message)], computed)
+        except (AdapterError, TrunkError) as error:
+            node = message.metadata.dst_node_id
+            log(WARNING, "node %d: %s", node, error)
+            found[node] = Message(
+                Error(CLIENT_APP_RAISED, str(error)), reply_to=message
+            )
 
     def _again(self, message: Message, found: Mapping[int, Message]) -> list[Message]:
         """Return the message to send again, if any."""
@@ -86,6 +108,11 @@ class MendingGrid(DelegatingGrid):
         if not doors or self.host is None:
             return ()
         return self.host.mend([door.token for door in doors], failed=failed)
+
+
+def _doors(message: Message) -> list[Door]:
+    records = message.content.config_records.values()
+    return [door for entries in records for door in doors_of(entries)]
 
 
 def _size(message: Message) -> int:

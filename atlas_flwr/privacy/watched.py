@@ -57,6 +57,11 @@ class WatchedTrunk(PassingTrunk):
     ----------
     watched : int
         Steps that were compared.
+
+    Raises
+    ------
+    TrunkError
+        If the share is not in (0, 1].
     """
 
     share: float
@@ -65,9 +70,15 @@ class WatchedTrunk(PassingTrunk):
     _probes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
     _told: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise TrunkError(f"share {self.share}; it must be above 0 and at most 1")
+
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the trunk's blocks, and if the step is watched run them again beside."""
         answer = self.trunk.forward(call)
+        if call.step is not None:
+            self._probes.pop(call.step, None)  # of a pass that this one replaces
         is_drawn = secrets.randbelow(DRAWS) < self.share * DRAWS
         if call.step is not None and call.head_learns and is_drawn:
             hidden, real = call.hidden.detach(), real_positions(call)[..., None]

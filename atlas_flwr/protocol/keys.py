@@ -6,6 +6,7 @@ from __future__ import annotations
 __all__ = [
     "ALPHA",
     "ANSWERS",
+    "COMPUTED",
     "DESCRIBE",
     "FINGERPRINT",
     "IMPORTANCE",
@@ -48,6 +49,7 @@ TRUNK_TOKEN = "trunk-token"
 
 # Records and entries of replies.
 ALPHA = "lora-alpha"  # metric of a client whose alpha is its own
+COMPUTED = "computed"  # record of what its adapters on the trunk should be
 LINK = "link"  # record of how the client called its trunk, with the entry below
 LINK_CODEC = "codec"
 PROFILE = "profile"

@@ -89,17 +89,25 @@ def _too_few(config: RunConfig) -> Iterator[Problem]:
     """Want rounds in which so many texts are compared that something can be said."""
     from atlas_flwr.privacy.watched import TEXTS
 
-    rows, batches = config.batch_size, config.local_steps * config.accumulate
+    rows, batches = config.batch_size, _crossing(config)
     wanted = -(-TEXTS // rows)
     # Where one batch is enough, a small share still finds what lies in every round.
     if batches < wanted or (wanted > 1 and config.watch * batches < wanted):
         yield Problem(
             ("watch", "batch-size", "local-steps"),
-            f"watch={config.watch}: of a round's {batches} batches of {rows} some "
-            f"{config.watch * batches:g} are compared, and nothing is said of fewer "
-            f"than {TEXTS} texts; raise watch, batch-size or local-steps, or set "
-            "watch=0.0",
+            f"watch={config.watch}: of a round's {batches} batches of {rows} whose "
+            f"gradients are sure to cross some {config.watch * batches:g} are "
+            f"compared, and nothing is said of fewer than {TEXTS} texts; raise watch, "
+            "batch-size or local-steps, or set watch=0.0",
         )
+
+
+def _crossing(config: RunConfig) -> int:
+    """Return of how many batches of a round the gradients cross, come what may."""
+    batches = config.local_steps * config.accumulate
+    if config.skip_gradients > 0:
+        return min(batches, 2)  # the first and the last
+    return -(-batches // (1 + config.auxiliary_steps))
 
 
 class _Watching(ClientHooks):

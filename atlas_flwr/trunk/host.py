@@ -11,11 +11,13 @@ from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.engine.stats import TrunkStats
+from atlas_flwr.trunk.hosts.departures import Computed
 
 __all__ = [
     "Door",
     "Endpoint",
     "Introducing",
+    "Judging",
     "TrunkHost",
 ]
 
@@ -116,6 +118,28 @@ class Introducing(Protocol):
         -------
         Sequence[Door]
             The new ones; none where nothing is lost, or nobody has room.
+        """
+        ...
+
+
+@runtime_checkable
+class Judging(Introducing, Protocol):
+    """One whose clients check what those places hand over."""
+
+    def judge(self, tokens: Collection[str], computed: Computed) -> None:
+        """Want what a session has learned to be what its client has computed.
+
+        Parameters
+        ----------
+        tokens : Collection[str]
+            Its own, or of its doors.
+        computed : Computed
+            What the client tells.
+
+        Raises
+        ------
+        TrunkError
+            If it is not.
         """
         ...
 

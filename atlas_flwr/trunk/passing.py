@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from atlas_flwr.types import Continuation, LossReply, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
 
-__all__ = ["PassingTrunk", "real_positions"]
+__all__ = ["PassingTrunk", "real_positions", "standing_in"]
+
+T = TypeVar("T", bound=TrunkClient)
 
 
 @dataclass
@@ -62,6 +65,13 @@ class PassingTrunk(TrunkClient):
     def forget(self, texts: int) -> None:
         """Free what the trunk keeps of texts."""
         self.trunk.forget(texts)
+
+
+def standing_in(trunk: TrunkClient | None, kind: type[T]) -> T | None:
+    """Return what of a kind stands between a client and its trunk, if anything."""
+    while isinstance(trunk, PassingTrunk) and not isinstance(trunk, kind):
+        trunk = trunk.trunk
+    return trunk if isinstance(trunk, kind) else None
 
 
 def real_positions(call: TrunkCall) -> Tensor:

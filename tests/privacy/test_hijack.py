@@ -20,7 +20,7 @@ from atlas_flwr.privacy.attacks.hijack import HijackingTrunk, overlap
 from atlas_flwr.privacy.attacks.reader import LinearReader
 from atlas_flwr.privacy.defended import DefendedTrunk
 from atlas_flwr.privacy.knowledge import KnownText
-from atlas_flwr.privacy.watched import WatchedTrunk
+from atlas_flwr.privacy.watched import DRAWS, WatchedTrunk
 from atlas_flwr.train.step import batch_loss
 from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.types import TrunkCall
@@ -28,6 +28,11 @@ from tests.runs_on_devices import ATLAS, losses
 from tests.train.splits import KINDS, batches, split_model
 
 WIDTH, WORDS = 16, 40
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 class Same(PassingTrunk):
@@ -154,6 +159,26 @@ def test_a_watch_asks_for_no_more_than_its_share(monkeypatch):
     assert 2 <= watch.watched <= 10
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_shares_that_are_none_are_refused(share):
+    for made in (HijackingTrunk, WatchedTrunk):
+        with pytest.raises(TrunkError, match=f"share {share}; it must be"):
+            made(Same(), share)
+    with pytest.raises(TrunkError, match="above 0"):
+        WatchedTrunk(Same(), 0.0)
+
+
+def test_a_pass_that_another_replaces_leaves_nothing_to_compare(monkeypatch):
+    """As where small gradients stay: the next pass takes the number of the last."""
+    draws = iter([0, DRAWS - 1])
+    monkeypatch.setattr(secrets, "randbelow", lambda _: next(draws))
+    watch = WatchedTrunk(Same(), 0.5)
+    for scale in (1.0, 5.0):
+        watch.forward(TrunkCall(scale * torch.randn(8, 4, WIDTH), step=0))
+    watch.backward(0, torch.randn(8, 4, WIDTH))
+    assert watch.watched == 0
+
+
 def test_a_watch_changes_no_number_of_what_is_trained():
     def weights(watched):
         torch.manual_seed(0)
@@ -196,7 +221,12 @@ def test_a_hijacked_runs_clients_leave_it_and_its_events_say_why(tmp_path, monke
         ({"dtype": "bfloat16"}, "dtype='bfloat16' rounds by more than"),
         ({"peer-checks": 0.1, "trunk": "peers"}, "sees more than a watch"),
         ({"in-flight": 2, "accumulate": 2}, "compared one batch after the other"),
-        ({"batch-size": 1}, "of a round's 8 batches of 1 some 4 are compared"),
+        ({"batch-size": 1}, "of a round's 8 batches of 1 whose .* some 4 are compared"),
+        ({"batch-size": 2, "auxiliary-steps": 1}, "4 batches of 2 whose .* some 2 are"),
+        (
+            {"batch-size": 4, "skip-gradients": 0.5},
+            "2 batches of 4 whose .* some 1 are",
+        ),
         ({"watch": 1.0, "batch-size": 4, "local-steps": 1}, "fewer than 8 texts"),
         ({"watch": 1.5}, "watch=1.5: must be at least 0 and at most 1"),
     ],

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atlas_flwr.errors import TrunkError
 from atlas_flwr.privacy.adversary import Adversary, Who
 from atlas_flwr.trunk.passing import PassingTrunk, real_positions
 from atlas_flwr.types import TrunkCall
@@ -52,6 +53,11 @@ class HijackingTrunk(PassingTrunk):
     ----------
     adversary : Adversary
         Who can do it: whoever runs the trunk.
+
+    Raises
+    ------
+    TrunkError
+        If the share is not in [0, 1].
     """
 
     adversary: ClassVar[Adversary] = Adversary(
@@ -63,6 +69,10 @@ class HijackingTrunk(PassingTrunk):
         default_factory=dict, init=False
     )
     _probes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise TrunkError(f"share {self.share}; it must be from 0 to 1")
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Answer as the trunk does, and remember what came."""

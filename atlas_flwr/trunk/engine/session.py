@@ -147,6 +147,8 @@ class Session:
         What its questions and answers take, published likewise.
     is_begun : bool
         Whether any call came yet.
+    is_done : bool
+        Whether it has taken all its steps, and waits to be read, published likewise.
     """
 
     def __init__(
@@ -165,7 +167,7 @@ class Session:
         self.probe = ImportanceProbe() if spec.probe else None
         self.log = log
         self.last_used = now
-        self.is_begun = False
+        self.is_begun = self.is_done = False
         self.away = Away()
         self.load = Load()
         self.remembered_bytes = 0
@@ -204,6 +206,7 @@ class Session:
         """Let other threads read what it keeps now."""
         self.load = self.log.load
         self.remembered_bytes = self.log.remembered_bytes
+        self.is_done = 0 < self.spec.steps <= self.log.last + 1
 
     def learn(self, grads: Sequence[Tensor | None], step: int | None = None) -> None:
         """Take in a step's gradients of :attr:`parameters`."""

@@ -146,6 +146,11 @@ class StepLog:
         return sum(kept, Load())
 
     @property
+    def last(self) -> int:
+        """The last step that is complete; -1 before the first."""
+        return max((*self._complete, self._last_forgotten))
+
+    @property
     def remembered_bytes(self) -> int:
         """What complete steps take, and the questions and answers of open ones."""
         held = (*self._open.values(), *self._complete.values())

@@ -325,11 +325,17 @@ class SessionTable:
         return sum((s.load for s in self._sessions.values()), Load())
 
     def _evict(self, full: bool = False) -> None:
+        """Forget sessions whose clients are silent.
+
+        One that has taken all its steps waits for its owner, who reads it when the
+        slowest client is done, or one that checks its trunk.
+        """
         limit = self.clock() - self.limits.idle_seconds
         idle = [
             token
             for token, session in self._sessions.items()
-            if session.last_used < limit and (session.is_begun or full)
+            if session.last_used < limit
+            and (full or (session.is_begun and not session.is_done))
         ]
         for token in idle:
             del self._sessions[token]

@@ -22,6 +22,7 @@ from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.host import Door, TrunkHost
+from atlas_flwr.trunk.hosts.departures import Computed, check_handed
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.several import SeveralHosts
@@ -45,12 +46,15 @@ class _Session:
         By host, in their order.
     left : set[str]
         Hosts that it left as its client failed with them.
+    handed : AdapterState, optional
+        What they handed over, where that was judged.
     """
 
     spec: SessionSpec
     way: Way
     doors: dict[str, Door] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
+    handed: AdapterState | None = None
 
 
 @dataclass
@@ -169,11 +173,32 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         the host be too slow. If the client then succeeds they are not paired again.
         """
         self.hosts.check()
-        for session in self._sessions.values():
-            own = {door.token for door in session.doors.values()}
+        session = self._behind(tokens)
+        return [] if session is None else self._mended(session, failed=failed)
+
+    def judge(self, tokens: Collection[str], computed: Computed) -> None:
+        """Want a session's hosts to hand over what its client has computed.
+
+        What they did is kept, so that they cannot hand over something else later.
+
+        Raises
+        ------
+        SessionError
+            If one of them is lost, or it is not of the session's layers.
+        TrunkError
+            If it is off.
+        """
+        session = self._behind(tokens)
+        if session is not None:
+            session.handed = session.handed or self._handed(session)
+            computed.departure(session.spec.state, session.handed).check()
+
+    def _behind(self, tokens: Collection[str]) -> _Session | None:
+        for token, session in self._sessions.items():
+            own = {token, *(door.token for door in session.doors.values())}
             if not own.isdisjoint(tokens):
-                return self._mended(session, failed=failed)
-        return []
+                return session
+        return None
 
     def _mended(self, session: _Session, *, failed: bool) -> Sequence[Door]:
         client = session.spec.client
@@ -190,6 +215,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         except TrunkLost:
             return []  # nobody has room; the watcher has been told
         session.way, session.doors = opened.way, opened.doors
+        session.handed = None
         return list(session.doors.values())
 
     # --- as a host -------------------------------------------------------------------
@@ -219,12 +245,19 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         Raises
         ------
         SessionError
-            If one of them is lost, and what it had learned with it.
+            If one of them is lost, and what it had learned with it; or if they hand
+            over other layers than they began with.
         """
         session = self._session(token)
         self._barred |= {(session.spec.client, host) for host in session.left}
+        return session.handed or self._handed(session)
+
+    def _handed(self, session: _Session) -> AdapterState:
         parts = self._asked(session, lambda host, key: host.adapters(key))
-        return reduce(AdapterState.merged, parts.values(), AdapterState())
+        handed = reduce(AdapterState.merged, parts.values(), AdapterState())
+        spec = session.spec
+        check_handed(spec.state, handed, f"client {spec.client}")
+        return handed
 
     def importance(self, token: str) -> dict[str, float]:
         """Return what a probing session has measured, in a backward pass's order.

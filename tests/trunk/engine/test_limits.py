@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def test_a_forgotten_session_is_evicted_with_its_activations(model):
     assert (stats.sessions, stats.passes, stats.kept_bytes) == (1, 0, 0)
     with pytest.raises(SessionError, match="evicted"):
         engine.backward(token, 0, torch.ones(2, 5, 32))
+
+
+def test_a_session_that_has_taken_its_steps_waits_for_its_owner(model):
+    clock = Clock()
+    engine = made(model, clock, idle_seconds=10)
+    spec = replace(SPEC, steps=2)
+    token, other = engine.open(spec), engine.open(SPEC)
+    for step in range(2):
+        for one in (token, other):
+            engine.forward(one, call(step))
+            engine.backward(one, step, torch.ones(2, 5, 32))
+    clock.now = 1000  # the others take their time, or its client checks its trunk
+    engine.forward(engine.open(SPEC), call(0))
+    assert engine.adapters(token).factors.keys() == spec.state.factors.keys()
+    with pytest.raises(SessionError, match="evicted"):
+        engine.adapters(other)  # nobody said that these were all
 
 
 def test_a_client_that_waits_for_its_turn_keeps_its_session(model):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from atlas_flwr.errors import TrunkError
+from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitModel, SplitPlan, load_parts
 from atlas_flwr.trunk import EngineTrunk, SessionSpec, SkippingTrunk
 from atlas_flwr.trunk.hosts.checking import CheckedTrunk
@@ -50,22 +51,21 @@ class Liar(PassingTrunk):
         return back * 1.02 if step >= self.gradients else back
 
 
-def checked(source, until=STEPS, optimizer=ADAMW, theirs=ADAMW, lie=lambda host: host):
-    """Connect a guest to a host; it will repeat so many steps."""
+def checked(source, optimizer=ADAMW, theirs=ADAMW, lie=lambda host: host, dtype=""):
+    """Connect a guest to a host, which it checks."""
     torch.manual_seed(0)
-    engine = source.engine()
+    engine = replace(source, dtype=dtype or source.dtype).engine()
     state = adapters(build("llama"), PLAN.trunk_range(LAYERS))
     spec = SessionSpec(PLAN, state, optimizer)
     token = engine.open(replace(spec, optimizer=theirs))
     of_plan, info = lambda plan: replace(source, plan=plan), engine.base.info
     own = OwnTrunk(of_plan, spec, LAYERS, info.block_of)
-    guest = CheckedTrunk(lie(EngineTrunk(engine, token)), own, STEPS)
-    guest.until = until
+    guest = CheckedTrunk(lie(EngineTrunk(engine, token)), own)
     return guest, engine.adapters, token
 
 
 def model(source, trunk):
-    parts = load_parts(source.path, PLAN)
+    parts = load_parts(source.path, PLAN, dtype=getattr(torch, source.dtype))
     return SplitModel(parts.head, parts.tail, trunk)
 
 
@@ -106,19 +106,17 @@ def test_a_host_that_lies_after_its_first_step_is_found(source, found, given):
         guest.settle()
 
 
-def test_no_step_is_kept_or_computed_beyond_the_one_drawn_nor_before_the_round_ends(
-    source,
-):
-    guest, *_ = checked(source, until=1, lie=lambda host: Liar(host, answers=1))
+def test_no_step_is_computed_before_the_round_ends_nor_kept_after_it(source):
+    guest, *_ = checked(source)
     trained(source, guest)
-    assert (guest._crossed.keys(), guest._open, guest.checked) == ({0}, {}, 0)
+    assert (guest._crossed.keys(), guest._open, guest.checked) == ({0, 1, 2}, {}, 0)
     assert not guest.own._learners
     guest.settle()
-    assert guest.checked == 1
+    assert (guest._crossed, guest.checked) == ({}, STEPS)
 
 
 def test_a_block_that_is_not_in_use_holds_no_weights(source):
-    guest, *_ = checked(source, until=1)
+    guest, *_ = checked(source)
     trained(source, guest, steps=1)
     held = guest.own._held
     with held(2) as (base, _):
@@ -129,11 +127,88 @@ def test_a_block_that_is_not_in_use_holds_no_weights(source):
     guest.settle()
 
 
-def test_each_step_is_drawn_as_often_as_another():
-    draws = [CheckedTrunk(None, None, STEPS).until for _ in range(600)]
-    counts = [draws.count(number) for number in range(1, STEPS + 1)]
-    assert sum(counts) == 600
-    assert min(counts) > 120
+@dataclass
+class Rounding(PassingTrunk):
+    """A host that answers in a guest's precision, whatever it computes in."""
+
+    def forward(self, call):
+        return self.trunk.forward(call).to(call.hidden.dtype)
+
+    def backward(self, step, grad):
+        return self.trunk.backward(step, grad).to(grad.dtype)
+
+
+def begun_and_told(source, **given):
+    """Check a round; return what it began with, and what is told and handed over."""
+    guest, adapters_of, token = checked(source, **given)
+    trained(source, guest)
+    guest.settle()
+    return guest.own.spec.state, guest.computed(), adapters_of(token)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rounds", ["alike", "otherwise"])
+def test_what_a_sound_host_hands_over_is_never_found_off(source, dtype, rounds):
+    given = {} if rounds == "alike" else {"lie": Rounding, "dtype": "float64"}
+    begun, told, handed = begun_and_told(replace(source, dtype=dtype), **given)
+    found = told.departure(begun, handed)
+    found.check()
+    assert (found.off == 0) == (rounds == "alike")
+
+
+def changed(begun, handed, change):
+    """Change what was learned, by layer."""
+    return AdapterState(
+        {
+            name: replace(
+                f,
+                A=begun.factors[name].A + change(f.A - begun.factors[name].A),
+                B=begun.factors[name].B + change(f.B - begun.factors[name].B),
+            )
+            for name, f in handed.factors.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "off"),
+    [
+        (torch.zeros_like, 1.0),
+        (torch.neg, 2.0),
+        (lambda learned: learned * 1.2, 0.2),
+        (lambda learned: learned * torch.nan, float("nan")),
+    ],
+    ids=["nothing-learned", "turned-round", "too-far", "no-numbers"],
+)
+def test_a_host_that_answers_rightly_and_hands_over_other_adapters_is_found(
+    source, change, off
+):
+    begun, told, handed = begun_and_told(source)
+    found = told.departure(begun, changed(begun, handed, change))
+    assert found.off == pytest.approx(off, nan_ok=True)
+    with pytest.raises(TrunkError, match="found the trunk's adapters off by"):
+        found.check()
+
+
+def test_a_change_of_one_layer_is_seen_at_its_share_of_what_all_have_learned(source):
+    begun, told, handed = begun_and_told(source)
+    name = next(iter(handed.factors))
+    other = handed.factors[name].B.flip(0)
+    spoilt = AdapterState(
+        {**handed.factors, name: replace(handed.factors[name], B=other)}
+    )
+    moved = (other - handed.factors[name].B).norm()
+    learned = torch.cat(
+        [
+            (getattr(f, side) - getattr(begun.factors[n], side)).flatten()
+            for n, f in handed.factors.items()
+            for side in "AB"
+        ]
+    ).norm()
+    # 64 numbers tell a norm to a tenth or so, and this is of two.
+    assert told.departure(begun, spoilt).off == pytest.approx(
+        float(moved / learned), rel=0.5
+    )
 
 
 def test_one_text_of_an_evaluation_is_compared(source):

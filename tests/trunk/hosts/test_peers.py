@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from atlas_flwr.budget import Guest, Host
 from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
+from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import (
     Endpoint,
@@ -20,6 +22,7 @@ from atlas_flwr.trunk import (
     serve_local,
 )
 from atlas_flwr.trunk.hosts.chain import connect_all
+from atlas_flwr.trunk.hosts.departures import Computed
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.peers import Peers
@@ -48,6 +51,19 @@ class Mortal:
         return getattr(self.engine, name)
 
 
+class TwoFaced:
+    """A host's engine that hands over what it is told to."""
+
+    def __init__(self, engine):
+        self.engine, self.change = engine, lambda state: state
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def adapters(self, token):
+        return self.change(self.engine.adapters(token))
+
+
 class Told:
     def __init__(self):
         self.gone, self.ways = [], []
@@ -68,6 +84,7 @@ class Carried:
     def __init__(self, victim="", verb="", count=0, hosts=(*CHAIN, SPARE)):
         torch.manual_seed(0)
         self.model, self.told, self.hosts = build("llama"), Told(), hosts
+        self.engines = {}
         blocks = PLAN.trunk_range(LAYERS)
         self.spec = SessionSpec(
             PLAN, adapters(self.model, blocks), OptimizerSpec(lr=0.02), client="guest"
@@ -79,7 +96,8 @@ class Carried:
             engine = TrunkEngine(parts.trunk, limits=Limits(sessions_per_pass=1))
             self.block_of = engine.base.info.block_of
             dies = (verb, count) if link.host == victim else ()
-            mortal = Mortal(engine, *dies)
+            mortal = TwoFaced(Mortal(engine, *dies))
+            self.engines[link.host] = mortal
             with serve_local(f"peer-{link.host}", mortal) as address:
                 yield Endpoint(mortal, address)
 
@@ -191,3 +209,57 @@ def test_a_link_that_dies_when_it_is_told_or_asked_of_itself_is_lost_alone(
     found.peers.close(token)
     found.peers.stats()
     assert found.told.gone == [victim]
+
+
+def unlearned(state):
+    return replace(
+        state, factors={n: replace(f, B=f.B * 0) for n, f in state.factors.items()}
+    )
+
+
+def renamed(state):
+    return replace(
+        state, factors={f"{n}x": factors for n, factors in state.factors.items()}
+    )
+
+
+@pytest.mark.parametrize("liar", ["a", "b", "c"])
+def test_a_link_that_hands_over_other_adapters_than_its_guest_computed_is_left(
+    carried, expected, liar
+):
+    found = carried()
+    token = found.opened()
+    doors = found.peers.doors(token)
+    found.train(doors)
+    computed = Computed.of(found.spec.state, AdapterState(expected), 0.05)
+    found.engines[liar].change = unlearned
+    with pytest.raises(TrunkError, match="found the trunk's adapters off by"):
+        found.peers.judge([doors[0].token], computed)
+    moved = found.peers.mend([doors[0].token], failed=True)
+    assert [link.host for link in found.told.ways[-1]["guest"]] == ["spare"]
+    found.train(moved)
+    found.peers.judge([moved[0].token], computed)
+    same(found.peers.adapters(token).factors, expected)
+    found.peers.admit("train", 2, [Guest("guest")], found.hosts)
+    assert [link.host for link in found.told.ways[-1]["guest"]] == ["spare"]
+
+
+def test_what_was_judged_is_what_is_taken_whatever_its_host_hands_over_later(
+    carried, expected
+):
+    found = carried(hosts=(SPARE,))
+    token = found.opened()
+    found.train(found.peers.doors(token))
+    computed = Computed.of(found.spec.state, AdapterState(expected), 0.05)
+    found.peers.judge([token], computed)
+    found.engines["spare"].change = unlearned
+    same(found.peers.adapters(token).factors, expected)
+
+
+def test_a_host_that_hands_over_layers_that_it_was_not_given_is_refused(carried):
+    found = carried()
+    token = found.opened()
+    found.train(found.peers.doors(token))
+    found.engines["b"].change = renamed
+    with pytest.raises(SessionError, match="client guest: its host handed over"):
+        found.peers.adapters(token)
