@@ -19,6 +19,7 @@ from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.client_apps.answers import answers_record, is_scored
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
+from atlas_flwr.client_apps.same_texts import check_texts
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
@@ -185,6 +186,10 @@ class ClientRound:
             adapters should be, if it was checked.
         """
         config = self.config
+        pooled = int(str(self.entries.get(keys.POOLED_NODES, 0)))
+        owners = range(pooled) if pooled else [self.me.index]
+        if keys.RUN_ID in self.entries:  # else no run of ours, which could be resumed
+            check_texts((self.me.shard(config, n) for n in owners), self._store)
         layout = Layout.of(self.arrays, self.scaling)
         hooks = self._hooks(before=self.round)
         state = hooks.incoming(layout.read(self.arrays, "server"))
@@ -193,7 +198,6 @@ class ClientRound:
             PeakMeter(self.files.device) as meter,
             self._model(state, hooks, trains=True) as adapted,
         ):
-            pooled = int(str(self.entries.get(keys.POOLED_NODES, 0)))
             made = self.batches(hooks).to_train(adapted.model, pooled)
             batches, examples = made
             hooks.begin(adapted, batches)

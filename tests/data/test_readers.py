@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 import tracemalloc
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.data.readers import READERS, Reading
@@ -130,13 +131,57 @@ def test_lines_read_one_by_one_are_those_of_the_whole(
     assert [*reading.lines()] == [(n, line) for n, line in whole if line.strip()]
 
 
-def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "large.jsonl"
-    line = json.dumps({"text": "x" * 1000, "label": "a"}) + "\n"
-    path.write_text(line * 4000)
+@settings(max_examples=150, deadline=None)
+@given(body=st.text(st.sampled_from('ab",\r\n\u2028'), max_size=40))
+def test_a_table_read_line_by_line_is_that_of_the_whole(
+    body: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = "text,label\n" + body
+    path = tmp_path_factory.mktemp("table") / "rows.csv"
+    path.write_bytes(text.encode())
+    whole = io.StringIO(text.replace("\r\n", "\n"), newline="")
+    table, began, expected = csv.DictReader(whole, strict=True), 1, []
+    try:
+        for record in table:
+            if None not in record and record["text"] and record["label"]:
+                where = f"line {began + 1}"
+                expected.append((record["text"], record["label"], where))
+            began = table.line_num
+    except csv.Error:
+        with pytest.raises(DataError, match=f"begins in line {began + 1} cannot"):
+            _read("csv", path)
+        return
+    rows = [row for row in _read("csv", path) if isinstance(row, Row)]
+    assert [(row.text, row.label, row.where) for row in rows] == expected
+
+
+def test_a_quote_that_never_closes_does_not_take_a_file_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_flwr.data.readers.tables.LONGEST", 1000)
+    path = tmp_path / "rows.csv"
+    path.write_text('text,label\na,b\n"never,closed\n' + "c,d\n" * 1000 + '"')
+    with pytest.raises(DataError, match=r"line 3 cannot.*limit \(1000\).*quote"):
+        _read("csv", path)
+
+
+def _written(path: Path, rows: int) -> None:
+    """Write rows of 1,000 characters, as the path's name ends."""
+    head, line = {
+        ".csv": ("text,label\n", "{},a\r\n"),
+        ".jsonl": ("", '{{"text": "{}", "label": "a"}}\n'),
+        ".tsv": ("text\tlabel\n", "{}\ta\n"),
+    }[path.suffix]
+    path.write_text(head + line.format("x" * 1000) * rows, newline="")
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "tsv"])
+def test_a_file_is_never_in_memory_as_a_whole(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"large.{name}"
+    _written(path, 4000)
     tracemalloc.start()
     try:
-        rows = sum(1 for _ in Reading("jsonl", path=str(path)).rows())
+        rows = sum(1 for _ in Reading(name, path=str(path)).rows())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -291,6 +336,22 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
     path.write_text("text,label\n" + "x" * 140_000 + ",a\n")
     assert len(_read("csv", path)[0].text) == 140_000
     assert csv.field_size_limit() == limit
+
+
+def test_an_array_that_takes_much_memory_is_told_how_to_be_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _json(tmp_path / "rows.json")
+    logged = []
+    heard = "atlas_flwr.data.readers.objects.log"
+    monkeypatch.setattr(heard, lambda _, form, *given: logged.append(form % given))
+    _read("json", tmp_path / "rows.json")
+    assert not logged
+    monkeypatch.setattr("atlas_flwr.data.readers.objects.LARGE", 10)
+    _read("json", tmp_path / "rows.json")
+    (said,) = logged
+    assert "`format: jsonl`" in said
+    assert "jq -c" in said
 
 
 def test_truth_values_and_whole_numbers_are_written_as_in_json(tmp_path: Path) -> None:

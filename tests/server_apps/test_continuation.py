@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import pytest
 
+from atlas_flwr.client_apps.app import app
 from atlas_flwr.config import load_config
-from atlas_flwr.errors import ConfigError, ResumeError
+from atlas_flwr.data import make_shard
+from atlas_flwr.data.tasks import read_examples
+from atlas_flwr.errors import AtlasError, ConfigError, ResumeError
 from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.continuation import left_behind
+from atlas_flwr.server_apps.run import Run
+from atlas_flwr.testing import local_grid
 from atlas_flwr.trunk.transports.access import Access
 
 KEYS = {"model": "tiny", "tasks": "spam"}
@@ -124,3 +129,30 @@ def test_a_key_that_the_run_would_not_read_is_refused(resumed, began, given, sai
 def test_a_key_that_does_not_agree_is_named_as_such(resumed):
     with pytest.raises(ResumeError, match="accumulate: given 2, began with 4"):
         resumed({"accumulate": 4}, accumulate=2)
+
+
+@pytest.mark.slow
+def test_a_run_resumed_with_another_file_ends_with_its_name(tmp_path, monkeypatch):
+    where = "atlas_flwr.client_apps.store.clients_folder"
+    monkeypatch.setattr(where, lambda run_id: tmp_path / "clients" / run_id)
+    rows, task = tmp_path / "rows.csv", tmp_path / "mine.yaml"
+    head = "kind: generation\nformat: csv\npath: rows.csv\n"
+    task.write_text(head + 'prompt: "{q} is "\nresponse: "{a}"\n')
+
+    def trained(answer, **more):
+        rows.write_text("q,a\n" + "".join(f"{n},{answer}\n" for n in range(16)))
+        read_examples.cache_clear()
+        make_shard.__globals__["_made"].cache_clear()
+        given = {"model": "tiny", "trunk": "local", "strategy": "fedavg", **more}
+        given |= {"tasks": str(task), "runs-dir": str(tmp_path), "local-steps": 1}
+        with local_grid(app, 2, given) as grid:
+            begun = Run.begin(given, given)
+            begun.execute(grid)
+        return begun.folder
+
+    path = str(trained("yes", **{"num-rounds": 1}).path)
+    again = trained("yes", **{"num-rounds": 2, "resume": path})
+    assert "has changed" not in (again.path / "metrics.jsonl").read_text()
+    with pytest.raises(AtlasError):
+        trained("no", **{"num-rounds": 3, "resume": path})
+    assert "rows.csv has changed" in (again.path / "metrics.jsonl").read_text()

