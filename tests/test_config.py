@@ -75,6 +75,7 @@ def test_description_has_each_key_in_one_group_the_ten_first_in_front():
     assert grouped[:10] == list(FIRST)
 
 
+SECURE_ATLAS = {"secure-aggregation": True, "split": "none", "ranks": "uniform"}
 REFUSED = [
     ({"num_rounds": 1}, "num_rounds is not a key; did you mean num-rounds?"),
     ({"lora-rnk": 1}, "lora-rnk is not a key; did you mean lora-rank?"),
@@ -245,11 +246,23 @@ REFUSED = [
     ),
     ({"strategy": "hetlora", "rank-decay": 0.0}, "rank-decay=0.0: must be above 0 and"),
     ({"rank-decay": 0.5}, "rank-decay=0.5: strategy='atlas' does not read it, only"),
-    ({"secure-aggregation": True}, "strategy='atlas' cannot do with the sum of its"),
     (
         {"secure-aggregation": True, "strategy": "local"},
-        "every client has adapters of its own; set strategy='fedavg' or 'fedprox'",
+        "every client has adapters of its own; set strategy='atlas', 'fedavg' or",
     ),
+    (
+        {"secure-aggregation": True, "ranks": "uniform"},
+        "with split='u-shaped': the trunk sees each client's hidden states",
+    ),
+    (
+        {"secure-aggregation": True, "split": "none"},
+        "with ranks='budget': what the largest rank alone can learn is one client's",
+    ),
+    (
+        {**SECURE_ATLAS, "aggregation": "none"},
+        "with aggregation='none': what is summed are products; set aggregation='both'",
+    ),
+    ({**SECURE_ATLAS, "robust": "trimmed"}, "it weighs each client's update, which a"),
     (
         {"secure-aggregation": True, "strategy": "fedavg", "quorum": 0.5},
         "secure-aggregation=true with quorum=0.5: masks cancel in the sum of all",
@@ -349,6 +362,7 @@ ACCEPTED = [
     {"strategy": "fedavg", "devices": "1GiB", "lora-rank": 4},
     {"devices": "1GiB", "align": 0.1},
     {"strategy": "fedprox", "secure-aggregation": True},
+    SECURE_ATLAS,
     {"strategy": "mira", "mixing": 0.3, "fingerprint-epsilon": 400.0},
     {"adapter": "ia3"},
     {"personal": "head", "split": "vanilla"},

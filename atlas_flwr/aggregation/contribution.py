@@ -18,7 +18,7 @@ __all__ = ["Contribution", "dense_means", "layer_names", "shares"]
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one client brings to its group.
+    """What one client brings to its group, or several as one sum.
 
     Attributes
     ----------
@@ -33,6 +33,9 @@ class Contribution:
     late : bool
         Whether its group holds something else by now: it was sent that a round before
         this one, or when it was in no group or another.
+    members : Sequence[str]
+        Of a sum: whose it is. All were sent the same, ``state`` is the weighted mean of
+        the products that they sent back, at any rank, and ``weight`` theirs together.
     """
 
     client: str
@@ -40,6 +43,19 @@ class Contribution:
     state: AdapterState
     sent: AdapterState | None = None
     late: bool = False
+    members: Sequence[str] = ()
+
+    def trained(self, layer: str) -> int:
+        """Return the rank at which each client of it trained a layer."""
+        if self.members and self.sent is not None:
+            return self.sent.factors[layer].rank
+        return self.state.factors[layer].rank
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Its weight by client; of a sum, where single ones are hidden, equal parts."""
+        clients = self.members or (self.client,)
+        return dict.fromkeys(clients, self.weight / len(clients))
 
 
 def shares(parts: Sequence[Contribution]) -> list[float]:

@@ -248,7 +248,7 @@ class ClusterAdapters:
                 state = self.hooks.combined(former, state, average)
             self.groups[group] = state
             known = self._weights.setdefault(group, {})
-            known |= {part.client: part.weight for part in parts}
+            known |= {c: w for part in parts for c, w in part.weights.items()}
         self._overall = weighted_sum(
             [
                 Contribution(group, sum(self._weights[group].values()), shortened)
@@ -359,8 +359,8 @@ def _rank_sums(parts: Sequence[Contribution]) -> dict[str, int]:
     """Sum the ranks that were trained, by layer."""
     sums: dict[str, int] = {}
     for part in parts:
-        for name, found in part.state.factors.items():
-            sums[name] = sums.get(name, 0) + found.rank
+        for name in part.state.factors:
+            sums[name] = sums.get(name, 0) + part.trained(name) * len(part.weights)
     return sums
 
 

@@ -88,9 +88,10 @@ class ProductRule(Rule):
             p = shares(have)
             stack = [part.state.factors[name] for part in have]
             before = held.factors.get(name) if held else None
-            folded = None if before is None else self._folded(before, stack, p)
+            live = [part.trained(name) for part in have]
+            folded = None if before is None else self._folded(before, live, p)
             terms, weights = ([folded, *stack], [1.0, *p]) if folded else (stack, p)
-            trained = {part.client: part.state.factors[name].rank for part in have}
+            trained = {c: part.trained(name) for part in have for c in part.weights}
             room = self.room(sum(trained.values()), before.rank if before else 0)
             left = held.rest.get(name) if held else None
             factors[name], left = summed_in_parts(
@@ -103,9 +104,9 @@ class ProductRule(Rule):
 
     @abstractmethod
     def _folded(
-        self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
+        self, before: LoraFactors, live: Sequence[int], p: Sequence[float]
     ) -> LoraFactors | None:
-        """Return sum_k p_k F_k of a layer."""
+        """Return sum_k p_k F_k of a layer; ``live`` is at which rank k trained it."""
 
 
 class Truncate(ProductRule):
@@ -120,7 +121,7 @@ class Truncate(ProductRule):
         return _cut(held, at)
 
     def _folded(
-        self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
+        self, before: LoraFactors, live: Sequence[int], p: Sequence[float]
     ) -> LoraFactors | None:
         return None
 
@@ -150,12 +151,12 @@ class Both(ProductRule):
         return max((trained, *ranks))
 
     def _folded(
-        self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
+        self, before: LoraFactors, live: Sequence[int], p: Sequence[float]
     ) -> LoraFactors | None:
         # Direction j is folded at the clients whose rank is at most j.
         weights = torch.zeros(before.rank, dtype=torch.float64)
-        for found, share in zip(stack, p, strict=True):
-            weights[found.rank :] += share
+        for rank, share in zip(live, p, strict=True):
+            weights[rank:] += share
         return damped(before, weights)
 
 
@@ -180,7 +181,7 @@ class Fold(ProductRule):
         return AdapterState(fresh, held.dense, folded)
 
     def _folded(
-        self, before: LoraFactors, stack: Sequence[LoraFactors], p: Sequence[float]
+        self, before: LoraFactors, live: Sequence[int], p: Sequence[float]
     ) -> LoraFactors | None:
         return before
 

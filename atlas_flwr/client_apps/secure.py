@@ -37,7 +37,9 @@ from flwr.app import (
 
 from atlas_flwr.clustering import with_masks
 from atlas_flwr.errors import DataError
-from atlas_flwr.protocol.sums import SECURE, SumLayout
+from atlas_flwr.protocol.keys import ALPHA
+from atlas_flwr.protocol.sketches import FEWEST_SKETCHED, SketchPlan
+from atlas_flwr.protocol.sums import FEWEST, SECURE, SumLayout
 
 __all__ = ["secure_mod"]
 
@@ -53,14 +55,15 @@ def secure_mod(
 
     The reply needs one ArrayRecord, of the names and shapes that were sent, and one
     MetricRecord of numbers with the weight; other records are not sent. Until the
-    second step the update waits, with the key, in the client's ``context.state``.
+    second step the update waits, with the key, in the client's ``context.state``. Where
+    the server asks for sketches of products, these are what is sent.
 
     Raises
     ------
     DataError
         If the server asks for the update in plain, or for what the client has no update
-        for; if the group that it names has fewer than two clients, or is not this
-        client's; if the update cannot be summed (see
+        for; if the group that it names has fewer than two clients (three, for
+        sketches), or is not this client's; if the update cannot be summed (see
         :meth:`~atlas_flwr.protocol.sums.SumLayout.vector`).
     """
     if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
@@ -86,7 +89,9 @@ def _train(
     del message.content[SECURE]
     (sent,) = message.content.array_records.values()
     clients, bits = int(str(asked["clients"])), int(str(asked["fraction-bits"]))
-    layout = SumLayout.of(sent, clients, bits, str(asked["weighted-by"]))
+    plan = SketchPlan.from_record(asked)
+    how = (clients, bits, str(asked["weighted-by"]))
+    layout = SumLayout(plan.arrays(sent), *how) if plan else SumLayout.of(sent, *how)
     reply = call_next(message, context)
     if reply.has_error():
         return reply
@@ -97,11 +102,21 @@ def _train(
             f"a reply with {len(arrays)} ArrayRecords and {len(metrics)} "
             "MetricRecords; a secure sum takes one of each"
         )
-    vector = layout.vector(arrays[0], metrics[0])
+    if plan and ALPHA in metrics[0]:
+        raise DataError(
+            f"its LoRA alpha ({ALPHA!r}) is its own, which a sum cannot tell: give the "
+            "strategy lora_alpha, the same for all clients"
+        )
+    summed = plan.sketched(sent, arrays[0]) if plan else arrays[0]
+    vector = layout.vector(summed, metrics[0])
     private = X25519PrivateKey.generate()
     context.state[SECURE] = ArrayRecord({"words": Array(vector.words)})
     context.state[f"{SECURE}-key"] = ConfigRecord(
-        {"private-key": private.private_bytes_raw(), "clients": clients}
+        {
+            "private-key": private.private_bytes_raw(),
+            "clients": clients,
+            "fewest": FEWEST_SKETCHED if plan else FEWEST,
+        }
     )
     public = private.public_key().public_bytes_raw()
     offer = ConfigRecord({"public-key": public, "metrics": list(vector.metrics)})
@@ -124,11 +139,12 @@ def _send_masked(message: Message, context: Context, asked: ConfigRecord) -> Mes
     private = X25519PrivateKey.from_private_bytes(cast(bytes, kept["private-key"]))
     me = str(message.metadata.dst_node_id)
     mine = private.public_key().public_bytes_raw()
-    most = int(str(kept["clients"]))
-    if group.pop(me, None) != mine or not 2 <= len(nodes) == len(group) + 1 <= most:
+    fewest, most = int(str(kept["fewest"])), int(str(kept["clients"]))
+    fits = fewest <= len(nodes) == len(group) <= most
+    if group.pop(me, None) != mine or not fits:
         raise DataError(
-            f"a group of {len(nodes)} clients; it must be of 2 to {most}, each named "
-            "once, this client among them with the key that it sent"
+            f"a group of {len(nodes)} clients; it must be of {fewest} to {most}, each "
+            "named once, this client among them with the key that it sent"
         )
     masked = with_masks(
         np.asarray(words.numpy(), np.uint64),

@@ -61,7 +61,8 @@ def grouped(
         name = group(part.client)
         if name is not None:
             members.setdefault(name, []).append(part)
-    few = {name: len(found) for name, found in members.items() if len(found) < least}
+    sizes = {g: sum(len(part.weights) for part in p) for g, p in members.items()}
+    few = {name: count for name, count in sizes.items() if count < least}
     for name, count in few.items():
         told = "group %s: %d updates, fewer than min-cluster-size=%d, are not added"
         log(WARNING, told, name, count, least)

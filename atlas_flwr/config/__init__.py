@@ -16,12 +16,13 @@ if TYPE_CHECKING:
         split_list,
     )
     from atlas_flwr.config.schema import RunConfig, options
-    from atlas_flwr.config.single_replies import SINGLE_REPLIES
+    from atlas_flwr.config.single_replies import SINGLE_REPLIES, SUMMED
     from atlas_flwr.options import ADAPTER_STRATEGIES, Option
 
 __all__ = [
     "ADAPTER_STRATEGIES",
     "SINGLE_REPLIES",
+    "SUMMED",
     "Option",
     "RunConfig",
     "describe",
@@ -42,6 +43,7 @@ __getattr__, __dir__ = attach(
         "Option": "atlas_flwr.options",
         "RunConfig": "schema",
         "SINGLE_REPLIES": "single_replies",
+        "SUMMED": "single_replies",
         "describe": "loading",
         "format_bytes": "parsing",
         "from_yaml": "loading",

@@ -79,8 +79,11 @@ class RoundConfig:
     secure_aggregation: bool = option(
         False,
         "Let the server see the sum of the clients' updates, and no single one: fedavg "
-        "and fedprox learn the same, and 8 bytes a number go up. What each client "
-        "tells of its training is summed too; its evaluation is not.",
+        "and fedprox learn the same, and 8 bytes a number go up. atlas has a sum for "
+        "each cluster of three clients or more (smaller ones are not trained), with "
+        "split='none' and ranks='uniform', and sends sketches, which are larger. What "
+        "each client tells of its training is summed too; fingerprints and evaluation "
+        "are not.",
     )
     evaluate_every: int = option(
         1,

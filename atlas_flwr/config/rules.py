@@ -23,7 +23,7 @@ from atlas_flwr.config.round_rules import (
 )
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.scoring import shown_are_written
-from atlas_flwr.config.single_replies import SINGLE_REPLIES
+from atlas_flwr.config.single_replies import sums_are_enough
 from atlas_flwr.config.summary_rules import summaries_find_their_place
 from atlas_flwr.config.trunk_rules import trunk_is_found, trunk_is_used
 from atlas_flwr.options import ADAPTER_STRATEGIES, Problem
@@ -160,25 +160,6 @@ def mira_has_a_pull(config: RunConfig) -> Iterator[Problem]:
             ("strategy", "mixing"),
             "mixing=0.0: mira without its graph step is local training; set it above "
             "0, e.g. mixing=0.5",
-        )
-
-
-def sums_are_enough(config: RunConfig) -> Iterator[Problem]:
-    """Want a strategy that can do with the sum of all updates, and all of them."""
-    if not config.secure_aggregation:
-        return
-    if config.strategy in SINGLE_REPLIES:
-        yield Problem(
-            ("secure-aggregation", "strategy"),
-            f"secure-aggregation=true: strategy={config.strategy!r} cannot do with the "
-            f"sum of its clients' updates: {SINGLE_REPLIES[config.strategy]}; set "
-            "strategy='fedavg' or 'fedprox', or secure-aggregation=false",
-        )
-    if config.quorum < 1:
-        yield Problem(
-            ("secure-aggregation", "quorum"),
-            f"secure-aggregation=true with quorum={config.quorum}: masks cancel in the "
-            "sum of all alone; set quorum=1.0",
         )
 
 

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from atlas_flwr.errors import DataError
 
-__all__ = ["SECURE", "SecureMean", "SumLayout", "Vector"]
+__all__ = ["FEWEST", "SECURE", "SecureMean", "SumLayout", "Vector"]
 
 SECURE = "secure-sum"  # the record, in messages and in a client's state
+FEWEST = 2  # a sum of one hides nothing
 MOST_BITS = 52  # a float64 has no more
 _COARSE = 2.0**16  # step of a metric's upper word
 _FINE = 2.0**-32  # step of its lower one
@@ -59,10 +60,13 @@ class SecureMean:
         Weighted mean, in the floating type that FedAvg would give it.
     metrics : MetricRecord
         Weighted means, and the sum of the weights.
+    rounding : float
+        How far a number of the arrays may be off.
     """
 
     arrays: ArrayRecord
     metrics: MetricRecord
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class SumLayout:
         Bits after the point.
     weighted_by : str
         The metric that is the weight.
+
+    Raises
+    ------
+    DataError
+        If the bits are not 1 to 52.
     """
 
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
@@ -87,19 +96,15 @@ class SumLayout:
     bits: int
     weighted_by: str
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MOST_BITS:
+            raise DataError(f"fraction_bits={self.bits}; allowed: 1 to {MOST_BITS}")
+
     @classmethod
     def of(
         cls, arrays: ArrayRecord, clients: int, bits: int, weighted_by: str
     ) -> SumLayout:
-        """Take the layout from what was sent to train on.
-
-        Raises
-        ------
-        DataError
-            If the bits are not 1 to 52.
-        """
-        if not 1 <= bits <= MOST_BITS:
-            raise DataError(f"fraction_bits={bits}; allowed: 1 to {MOST_BITS}")
+        """Take the layout from what was sent to train on."""
         found = {key: array.numpy() for key, array in arrays.items()}
         shapes = {key: (value.shape, value.dtype) for key, value in found.items()}
         return cls(shapes, clients, bits, weighted_by)
@@ -183,7 +188,8 @@ class SumLayout:
             for key, (shape, dtype) in self.arrays.items()
         }
         record = MetricRecord({**told, self.weighted_by: weight})
-        return SecureMean(ArrayRecord(arrays), record)
+        rounding = len(vectors) / (2.0 ** (self.bits + 1) * weight)
+        return SecureMean(ArrayRecord(arrays), record, rounding)
 
     def _numbers(
         self, metrics: MetricRecord

@@ -32,6 +32,7 @@ from atlas_flwr.strategies import (
     Local,
     Mira,
     OracleFedAvg,
+    SecureAtlas,
     SplitLora,
 )
 from atlas_flwr.train.initial import initial_state, initial_vectors
@@ -133,7 +134,8 @@ def _sessions(setting: RunContext) -> TrunkSessions | None:
 
 def _atlas(setting: RunContext) -> Strategy:
     config = setting.config
-    return Atlas(
+    kind = SecureAtlas if config.secure_aggregation else Atlas
+    return kind(
         **_kin(setting),
         fingerprints="gradients",
         clustering=config.clustering,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atlas_flwr.strategies.local import Local
     from atlas_flwr.strategies.mira import Mira
     from atlas_flwr.strategies.oracle import OracleFedAvg
+    from atlas_flwr.strategies.secure_atlas import SecureAtlas
     from atlas_flwr.strategies.splitlora import SplitLora
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "OracleFedAvg",
     "Resumable",
     "Roster",
+    "SecureAtlas",
     "SplitLora",
 ]
 
@@ -48,6 +50,7 @@ __getattr__, __dir__ = attach(
         "OracleFedAvg": "oracle",
         "Resumable": "atlas_flwr.grids.resumable",
         "Roster": "atlas_flwr.cohort.roster",
+        "SecureAtlas": "secure_atlas",
         "SplitLora": "splitlora",
     },
 )

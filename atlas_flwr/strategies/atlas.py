@@ -42,7 +42,6 @@ from atlas_flwr.cohort.sampling import sample
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.cohort.updates import sketch_updates
 from atlas_flwr.cohort.wrappers import check_noise_arrives
-from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.log import flower_log, log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
@@ -119,7 +118,7 @@ class Atlas(FedAvg):
         Told of new clusters.
     """
 
-    single_replies = SINGLE_REPLIES["atlas"]
+    single_replies = "each cluster has a sum of its own; SecureAtlas takes sums"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Start
 from atlas_flwr.aggregation.products import summed
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, concatenate
 
 M, N, NAME = 7, 6, "layers.0.q"
 SCALING = Scaling(4.0)
@@ -73,6 +73,41 @@ rounds = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+@pytest.mark.parametrize("name", ["both", "fold", "truncate"])
+@pytest.mark.parametrize("flat", [True, False])
+@given(weights=st.lists(st.integers(1, 9), min_size=3, max_size=4))
+@settings(max_examples=10, deadline=None)
+def test_a_sum_of_members_is_combined_as_they_are_one_by_one(name, flat, weights):
+    """All that a group with secure sums has is the mean of what members sent back."""
+    rule, rank = AGGREGATIONS[name](flat=flat), 2
+    held = [None, None]
+    for number in (1, 2, 3):
+        for way in (0, 1):
+            sent = start(rule, held[way], rank, number)
+            parts = [
+                Contribution(str(c), w, trained(sent, seed=10 * number + c))
+                for c, w in enumerate(weights)
+            ]
+            if way:
+                stack = [part.state.factors[NAME] for part in parts]
+                mean = np.average([p.state.dense["bias"] for p in parts], 0, weights)
+                shares = [w / sum(weights) for w in weights]
+                factors = {NAME: concatenate(stack, shares)}
+                state, all_ = AdapterState(factors, {"bias": mean}), sum(weights)
+                clients = [part.client for part in parts]
+                parts = [Contribution("0", all_, state, sent, members=clients)]
+                assert parts[0].weights == dict.fromkeys(clients, all_ / len(clients))
+            held[way] = rule.combine(held[way], parts)
+        one, other = held
+        assert one.factors[NAME].rank == other.factors[NAME].rank
+        found, wanted = total(other), total(one)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert one.rest.keys() == other.rest.keys()
+        for key, rest in one.rest.items():
+            torch.testing.assert_close(other.rest[key], rest, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(other.dense["bias"], one.dense["bias"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["both", "fold", "truncate"])
