@@ -8,9 +8,10 @@ Run from the top of the repository::
 Three clients of smollm2, one each on questions, spam (classified) and dialog (written),
 each by itself, three rounds of eight steps, the wire recorded. Every attack knows the
 defence. Prints a Markdown table, a row a defence and cut: of the clients' texts what
-the best attack reads and which one that is, then what the run has learned, its bytes
-and its time. A finished run, and what attacks have read of it, are kept in ``--runs``;
-delete its ``privacy.json`` to have it attacked anew.
+the best attack reads and which one that is, beside a guess and the most there was to
+read (under a defence, what the same attack reads without it), then what the run has
+learned, its bytes and its time. A finished run, and what attacks have read of it, are
+kept in ``--runs``; delete its ``privacy.json`` to have it attacked anew.
 
 Defences for tasks with classes alone, such as ``labels:1``, run without the third
 client, which changes nothing for the others; of those that change labels, labels are
@@ -103,9 +104,9 @@ def row(cut: str, defence: str, found: list[dict[str, Any]]) -> str:
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.{digits}f}{spread}"
 
-    def read(name: str) -> list[float]:
+    def read(name: str, what: str = "token_accuracy") -> list[float]:
         return [
-            100 * score["token_accuracy"]
+            100 * score[what]
             for one in found
             for score in one["read"]
             if score["attack"] == name
@@ -116,6 +117,8 @@ def row(cut: str, defence: str, found: list[dict[str, Any]]) -> str:
     cells = [
         mean(read(best)),
         f"`{best}`",
+        mean(read(best, "baseline")),
+        mean(read(best, "upper_bound")),
         mean([one["accuracy"] for one in found]),
         f"{mean([one['before'] for one in found])} → "
         + mean([one["perplexity"] for one in found])
@@ -138,9 +141,10 @@ def main() -> None:
     given = parser.parse_args()
     cells = list(product(given.cuts, given.defences))
     print(
-        "| cut | defence | read, % | by | accuracy, % | perplexity | up, MiB | CPU, s |"
+        "| cut | defence | read, % | by | guess, % | at most, % | accuracy, % "
+        "| perplexity | up, MiB | CPU, s |"
     )
-    print("| --- " * 8 + "|", flush=True)
+    print("| --- " * 10 + "|", flush=True)
     jobs = [(*cell, seed) for cell in cells for seed in given.seeds]
     with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
         done = pool.imap(partial(run, given.runs, given.texts), jobs)

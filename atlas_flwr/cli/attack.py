@@ -13,7 +13,7 @@ from atlas_flwr.cli.report import latest
 from atlas_flwr.config import split_list
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.privacy import ATTACKS
-from atlas_flwr.privacy.attacks.registry import MEMBERSHIP, OF_TASKS
+from atlas_flwr.privacy.attacks.registry import MEMBERSHIP, OF_SKETCHES, OF_TASKS
 from atlas_flwr.report import RunFolder, write_report
 from atlas_flwr.report.privacy import privacy_table
 from atlas_flwr.report.store import replace_text
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         default=",".join(ATTACKS),
         help="a comma list (default: all on what crossed, "
         f"{','.join(ATTACKS)}; on exported adapters there are {','.join(MEMBERSHIP)}, "
-        f"on sizes {','.join(OF_TASKS)})",
+        f"on sizes {','.join(OF_TASKS)}, on fingerprints {','.join(OF_SKETCHES)})",
     )
     parser.add_argument(
         "--texts", metavar="N", type=int, default=32, help="to attack (default: 32)"
@@ -61,6 +61,12 @@ def main(arguments: Sequence[str]) -> int:
 
         check_members(folder)
 
+    sketchers = [OF_SKETCHES[name] for name in names if name in OF_SKETCHES]
+    if sketchers:
+        from atlas_flwr.cli.sketches import check_sketches, sketch_scores
+
+        check_sketches(folder)
+
     from atlas_flwr.cli.recorded import cases, recordings
 
     readers = [name for name in names if name in ATTACKS]
@@ -82,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.traffic import task_scores
 
         scores += task_scores(folder.config(), found, sizers, given.seed)
+    if sketchers:
+        scores += sketch_scores(folder, sketchers, given.seed)
     if tellers:
         from atlas_flwr.cli.members import member_scores
 
@@ -99,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _named(listed: str, texts: int) -> tuple[str, ...]:
     """Read which attacks are wanted."""
-    names, known = split_list(listed), (*ATTACKS, *OF_TASKS, *MEMBERSHIP)
+    names, known = split_list(listed), (*ATTACKS, *OF_TASKS, *OF_SKETCHES, *MEMBERSHIP)
     problems = [
         f"attacks={listed!r}: {name!r} is no attack; there are {', '.join(known)}"
         for name in names or ("",)

@@ -9,10 +9,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Score", "commonest_share", "fitted", "of_another", "rouge_l", "score"]
+__all__ = [
+    "Score",
+    "commonest_share",
+    "fitted",
+    "of_another",
+    "overlap_score",
+    "rouge_l",
+    "score",
+]
 
 SAMPLES = 1000
+CLOSE = 0.95
+Shares = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -26,15 +37,16 @@ class Score:
     target : str
         ``"text"``, of which all is counted that the task's template does not say;
         ``"response"``, what of it is learned; ``"label"``; ``"member"``, whether a text
-        was trained on; or ``"task"``, of which a client's round is one text of one
-        token.
+        was trained on; ``"task"``, of which a client's round, or fingerprint, is one
+        text of one token; or ``"balance"``, of which a client is.
     texts, tokens : int
         How many were attacked. A label is one token.
     token_accuracy : float
         Share of the tokens that were read right, each in its place. Of members the AUC:
-        how often a text that was trained on is told from one that was not.
+        how often a text that was trained on is told from one that was not. Of balances
+        the overlap of guessed and true shares of classes, 1 less half their distance.
     exact_texts : int
-        Texts of which every token was.
+        Texts of which every token was; balances of which 95 % overlap.
     baseline : float
         The share that one would get by always guessing what is commonest.
     upper_bound : float
@@ -116,6 +128,45 @@ def score(
         rouge_l=float(np.mean(rouge)) if rouge else None,
         **about,
     )
+
+
+def overlap_score(
+    guesses: Sequence[Shares],
+    truths: Sequence[Shares],
+    usual: Sequence[Shares],
+    *,
+    seed: int,
+    **about: Any,
+) -> Score:
+    """Hold balances of classes against the true ones.
+
+    Parameters
+    ----------
+    guesses, truths : Sequence[NDArray]
+        Of each client, shares of sum 1.
+    usual : Sequence[NDArray]
+        What one would say of each without information.
+    seed : int
+        Of the resampling, of clients.
+    **about : Any
+        As for :func:`score`; the target is theirs.
+    """
+    overlaps = _overlaps(guesses, truths)
+    return Score(
+        texts=len(overlaps),
+        tokens=len(overlaps),
+        token_accuracy=float(overlaps.mean()),
+        exact_texts=int((overlaps >= CLOSE).sum()),
+        baseline=float(_overlaps(usual, truths).mean()),
+        interval=_interval(overlaps, np.ones(len(overlaps)), seed),
+        target="balance",
+        **about,
+    )
+
+
+def _overlaps(guesses: Sequence[Shares], truths: Sequence[Shares]) -> Shares:
+    pairs = zip(guesses, truths, strict=True)
+    return np.array([np.minimum(one, other).sum() for one, other in pairs])
 
 
 def commonest_share(known: Sequence[int], truths: Sequence[Sequence[int]]) -> float:

@@ -33,6 +33,7 @@ OF = {
     "label": "labels",
     "member": "members (AUC)",
     "task": "clients' tasks",
+    "balance": "clients' balance of labels (overlap)",
 }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy.observation import Observation
 
 __all__ = [
+    "BALANCE",
     "LABEL",
     "MEMBER",
     "RESPONSE",
@@ -29,12 +30,14 @@ __all__ = [
     "TEXT",
     "Attack",
     "MemberAttack",
+    "Shadows",
+    "SketchAttack",
     "Suspects",
     "TaskAttack",
 ]
 
 TEXT, LABEL, RESPONSE = "text", "label", "response"
-MEMBER, TASK = "member", "task"
+MEMBER, TASK, BALANCE = "member", "task", "balance"
 
 
 class Attack(ABC):
@@ -179,4 +182,66 @@ class TaskAttack(ABC):
             Texts of a step.
         lengths : Mapping[str, NDArray]
             By task, how many positions single texts of it have.
+        """
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """Fingerprints of clients that the attacker has made up, all of one task.
+
+    Attributes
+    ----------
+    sketches : NDArray
+        Shape (S, parts, dim), as clients send them.
+    shares : NDArray
+        Shape (S, classes): how many of a shadow's texts are of each class.
+    second : NDArray
+        Shape (S,), bool: of which of two sets of texts that have none in common.
+    usual : NDArray
+        Shape (classes,): the shares of public texts; a guess without information.
+    """
+
+    sketches: NDArray[Any]
+    shares: NDArray[Any]
+    second: NDArray[Any]
+    usual: NDArray[Any]
+
+
+class SketchAttack(ABC):
+    """One attack on fingerprints: it tells what a client's data are like.
+
+    Attributes
+    ----------
+    name, adversary, about
+        As :class:`Attack`'s.
+    """
+
+    name: ClassVar[str]
+    adversary: ClassVar[Adversary] = Adversary(
+        Who.PASSIVE_SERVER, adapters=False, labels=True
+    )
+    about: ClassVar[str]
+
+    @abstractmethod
+    def task(self, sketch: NDArray[Any], shadows: Mapping[str, Shadows]) -> str:
+        """Say which task a client has.
+
+        Parameters
+        ----------
+        sketch : NDArray
+            Shape (parts, dim): what it sent.
+        shadows : Mapping[str, Shadows]
+            By task that it may have.
+        """
+
+    @abstractmethod
+    def balance(self, sketch: NDArray[Any], shadows: Shadows) -> NDArray[Any]:
+        """Say which share of a client's texts is of each class, (classes,).
+
+        Parameters
+        ----------
+        sketch : NDArray
+            Shape (parts, dim): what it sent.
+        shadows : Shadows
+            Of its task.
         """

@@ -10,8 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from atlas_flwr.privacy.attacks.base import Attack, MemberAttack, TaskAttack
+from atlas_flwr.privacy.attacks.base import (
+    Attack,
+    MemberAttack,
+    SketchAttack,
+    TaskAttack,
+)
 from atlas_flwr.privacy.attacks.bisr import Bisr
+from atlas_flwr.privacy.attacks.fingerprint import Fingerprint
 from atlas_flwr.privacy.attacks.gradient_matching import GradientMatching
 from atlas_flwr.privacy.attacks.inverter import Inverter
 from atlas_flwr.privacy.attacks.label_clusters import LabelClusters
@@ -27,7 +33,7 @@ from atlas_flwr.privacy.attacks.traffic import Traffic
 from atlas_flwr.privacy.attacks.verified import Verified
 from atlas_flwr.privacy.attacks.writer import Writer
 
-__all__ = ["ATTACKS", "MEMBERSHIP", "OF_TASKS"]
+__all__ = ["ATTACKS", "MEMBERSHIP", "OF_SKETCHES", "OF_TASKS"]
 
 ATTACKS: Mapping[str, Attack] = {
     attack.name: attack
@@ -54,3 +60,6 @@ MEMBERSHIP: Mapping[str, MemberAttack] = {
 
 # On the sizes of what crossed alone.
 OF_TASKS: Mapping[str, TaskAttack] = {attack.name: attack for attack in (Traffic(),)}
+
+# On the fingerprints that clients have sent, which the checkpoint keeps.
+OF_SKETCHES: Mapping[str, SketchAttack] = {a.name: a for a in (Fingerprint(),)}

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fingerprints of a run's clients tell of their data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_flwr.cli.labelled import OWN_SECRET
+from atlas_flwr.cli.recorded import PUBLIC
+from atlas_flwr.errors import DataError
+from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from atlas_flwr.config import RunConfig
+    from atlas_flwr.data import Example, Task
+    from atlas_flwr.lora import AdapterState
+    from atlas_flwr.privacy import Score
+    from atlas_flwr.privacy.attacks.base import Shadows, SketchAttack
+    from atlas_flwr.train.weights import ModelFiles
+
+__all__ = ["check_sketches", "sketch_scores"]
+
+TEXTS = 600  # of each task that the attacker thinks possible
+BATCHES = 32  # of these, in two halves
+SHADOWS = 96
+NEAR = 0.1  # distance of balances at which a batch is taken a third as often
+
+
+def check_sketches(folder: RunFolder) -> None:
+    """Want fingerprints that can be made up, before longer work begins.
+
+    Raises
+    ------
+    DataError
+        If the run has kept none, or they are of summary positions.
+    """
+    _sent(folder)
+    summaries = folder.config().summary_positions
+    if summaries:
+        raise DataError(
+            f"fingerprints of {folder.path} are of summary-positions={summaries}, "
+            "which this attacker does not make up; leave fingerprint out of --attacks"
+        )
+
+
+def sketch_scores(
+    folder: RunFolder, attacks: Sequence[SketchAttack], seed: int
+) -> Iterator[Score]:
+    """Guess each client's task, among the run's and some others, and its balance.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of a run whose clients were clustered.
+    attacks : Sequence[SketchAttack]
+        What to try.
+    seed : int
+        Of the shadows, and of resampling.
+
+    Raises
+    ------
+    DataError
+        As :func:`check_sketches` does.
+    """
+    from atlas_flwr.privacy.attacks.base import TASK
+    from atlas_flwr.privacy.scores import overlap_score, score
+
+    check_sketches(folder)
+    config, sent = folder.config(), _sent(folder)
+    own = {c: _own_shares(folder, int(c)) for c in sent}
+    names = list(dict.fromkeys((*config.task_list, *PUBLIC)))
+    told = {example.text for _, examples in own.values() for example in examples}
+    shadows = dict(_shadows(config, names, told, seed))
+    tasks = {client: config.task_of(int(client)) for client in sent}
+    for attack in attacks:
+        about = {
+            "attack": attack.name,
+            "adversary": str(attack.adversary),
+            "defence": _defence(config),
+            "cut": "none" if config.unsplit else "1/1",
+        }
+        guesses = [attack.task(sketch, shadows) for sketch in sent.values()]
+        yield score(
+            [[names.index(guess)] for guess in guesses],
+            [[names.index(task)] for task in tasks.values()],
+            baseline=1 / len(names),
+            seed=seed,
+            target=TASK,
+            **about,
+        )
+        classed = [client for client, (shares, _) in own.items() if len(shares)]
+        if classed:
+            made = [shadows[tasks[client]] for client in classed]
+            yield overlap_score(
+                [
+                    attack.balance(sent[c], one)
+                    for c, one in zip(classed, made, strict=True)
+                ],
+                [own[client][0] for client in classed],
+                [one.usual for one in made],
+                seed=seed,
+                **about,
+            )
+
+
+def _defence(config: RunConfig) -> str:
+    """Name what clients do to fingerprints, and to what these are made of."""
+    from atlas_flwr.remedies.wire_defence import defence_of
+
+    found = str(defence_of(config))
+    if not config.fingerprint_epsilon:
+        return found
+    noise = f"fingerprint-epsilon:{config.fingerprint_epsilon:g}"
+    return noise if found == "none" else f"{found}+{noise}"
+
+
+def _sent(folder: RunFolder) -> dict[str, NDArray[Any]]:
+    """Return each client's fingerprint (parts, dim), by the checkpoint."""
+    from atlas_flwr.server_apps.checkpoint import load_checkpoint
+
+    state = load_checkpoint(folder.checkpoint_dir).state
+    found = {
+        key.removeprefix("sketch/"): value
+        for key, value in state.items()
+        if key.startswith("sketch/")
+    }
+    if not found:
+        raise DataError(
+            f"{folder.path} has kept no fingerprints: none are asked for where nobody "
+            "is clustered. Leave fingerprint out of --attacks, or run with "
+            "strategy='atlas' and clustering='kmeans'"
+        )
+    return found
+
+
+def _own_shares(
+    folder: RunFolder, client: int
+) -> tuple[NDArray[Any], Sequence[Example]]:
+    """Return a client's true share of each class, and its examples."""
+    from atlas_flwr.client_apps.identity import Identity
+
+    me = Identity(client, summarize_folder(folder).num_clients, None)
+    shard = me.shard(folder.config())
+    return _shares(shard.task, shard.train), shard.train
+
+
+def _shares(task: Task, examples: Sequence[Example]) -> NDArray[Any]:
+    if task.writes:
+        return np.zeros(0)
+    counts = np.bincount([e.truth for e in examples], minlength=len(task.labels))
+    shares: NDArray[Any] = counts / counts.sum()
+    return shares
+
+
+def _shadows(
+    config: RunConfig, names: Sequence[str], told: set[str], seed: int
+) -> Iterator[tuple[str, Shadows]]:
+    """Make up clients of each task, of texts that are no client's."""
+    from atlas_flwr.clustering import noised
+    from atlas_flwr.privacy.attacks.base import Shadows
+
+    rng = np.random.default_rng(seed)
+    private = config.fingerprint_epsilon, config.fingerprint_delta
+    for name, (rows, shares, usual) in _sketched(config, names, told, rng):
+        sketches, mixes, second = [], [], np.arange(SHADOWS) % 2 == 1
+        for turn, half in enumerate(second):
+            mine = slice(BATCHES // 2, None) if half else slice(BATCHES // 2)
+            odds = _near(shares[mine], rng)
+            chosen = rng.choice(BATCHES // 2, size=config.fingerprint_batches, p=odds)
+            sketch = _dealt(rows[mine][chosen], config.fingerprint_parts)
+            if config.fingerprint_epsilon:
+                drawn = derive_seed(seed, "shadow", name, turn)
+                sketch = noised(sketch, *private, seed=drawn)
+            sketches.append(sketch)
+            mixes.append(shares[mine][chosen].mean(0))
+        yield name, Shadows(np.stack(sketches), np.stack(mixes), second, usual)
+
+
+def _sketched(
+    config: RunConfig, names: Sequence[str], told: set[str], rng: np.random.Generator
+) -> Iterator[tuple[str, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]]:
+    """Sketch batches of each task: (batches, dim), (batches, classes), (classes,)."""
+    from atlas_flwr.data import load_task, make_shard, tokenizer_of
+    from atlas_flwr.data.collation import collator_of
+    from atlas_flwr.lora import Scaling
+    from atlas_flwr.remedies.wire_defence import defence_of, read_through
+    from atlas_flwr.train.model import adapted_whole
+    from atlas_flwr.train.sketch import batch_gradients
+    from atlas_flwr.train.weights import ModelFiles
+
+    files, defence = ModelFiles.of(config, "cpu"), defence_of(config)
+    tokenizer: Any = tokenizer_of(files.source)
+    size = min(config.batch_size, config.train_examples // config.fingerprint_batches)
+    with adapted_whole(files.whole(), _start(config, files), Scaling()) as adapted:
+        for name in names:
+            task = load_task(name)
+            plain = collator_of(files.source, tokenizer, task, config.max_length)
+            collate = read_through(plain, defence, files, OWN_SECRET)
+            shard = make_shard(0, 1, [task], train_examples=TEXTS, seed=config.seed)
+            fresh = [e for e in shard.train if e.text not in told]
+            drawn = [
+                batch
+                for half in (fresh[::2], fresh[1::2])
+                for batch in _drawn(task, half, max(1, size), rng)
+            ]
+            changed = [
+                defence.examples(batch, len(task.labels), OWN_SECRET, learned=True)
+                for batch in drawn
+            ]
+            batches = [collate(batch) for batch in changed]
+            gradients = batch_gradients(
+                adapted.model, batches, name=adapted.parameter_name
+            )
+            rows = [_row(found, config) for found in gradients]
+            shares = np.stack([_shares(task, batch) for batch in drawn])
+            yield name, (np.stack(rows), shares, _shares(task, fresh))
+
+
+def _row(gradients: Mapping[str, Any], config: RunConfig) -> NDArray[Any]:
+    """Sketch one batch's gradients, not scaled: (dim,)."""
+    from atlas_flwr.clustering import project
+    from atlas_flwr.clustering.sketch import flat_array
+
+    flat = {name: flat_array(found) for name, found in gradients.items()}
+    sizes = {name: float(np.linalg.norm(found)) for name, found in flat.items()}
+    unit = {name: flat[name] / size for name, size in sizes.items() if size}
+    row: NDArray[Any] = project(unit, config.fingerprint_dim, config.seed)
+    return row
+
+
+def _start(config: RunConfig, files: ModelFiles) -> AdapterState:
+    """Return the adapters that all clients sketch the gradients of."""
+    from atlas_flwr.cohort.fingerprints import PLAN
+    from atlas_flwr.server_apps.build import scaling_of
+    from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
+
+    outline = files.outline()
+    away = range(0) if config.unsplit else PLAN.trunk_range(outline.num_layers)
+    shapes = {
+        name: shape
+        for name, shape in outline.shapes(config.target_list).items()
+        if outline.block_of(name) not in away
+    }
+    return initial_state(
+        shapes, rank=FINGERPRINT_RANK, scaling=scaling_of(config), seed=config.seed
+    )
+
+
+def _drawn(
+    task: Task, examples: Sequence[Example], size: int, rng: np.random.Generator
+) -> Iterator[Sequence[Example]]:
+    """Draw half of a task's batches, of all balances."""
+    by_class: dict[int, list[Example]] = {}
+    for example in examples:
+        by_class.setdefault(0 if task.writes else example.truth, []).append(example)
+    for _ in range(BATCHES // 2):
+        odds = rng.dirichlet(np.ones(len(by_class)))
+        counts = rng.multinomial(size, odds)
+        yield [
+            of_one[int(i)]
+            for of_one, count in zip(by_class.values(), counts, strict=True)
+            for i in rng.integers(len(of_one), size=count)
+        ]
+
+
+def _near(shares: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Draw a balance, and return how probably each batch is taken for it."""
+    count, classes = shares.shape
+    if not classes:
+        return np.full(count, 1 / count)
+    wanted = rng.dirichlet(np.ones(classes))
+    away = np.abs(shares - wanted).sum(1) / 2
+    weights = np.exp((away.min() - away) / NEAR)
+    odds: NDArray[Any] = weights / weights.sum()
+    return odds
+
+
+def _dealt(rows: NDArray[Any], parts: int) -> NDArray[Any]:
+    """Deal batches to parts, as a client does: (parts, dim), of unit norm in all."""
+    dealt = np.stack([rows[part::parts].mean(0) for part in range(parts)])
+    sketch: NDArray[Any] = dealt / np.linalg.norm(dealt)
+    return sketch
