@@ -152,6 +152,9 @@ def address_of(peer: str) -> str:
     """
     kind, _, rest = peer.partition(":")
     host = unquote(rest).rpartition(":")[0].strip("[]")
-    if kind == "ipv6":
-        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
-    return host if kind == "ipv4" else peer
+    if kind != "ipv6":
+        return host if kind == "ipv4" else peer
+    found = ipaddress.IPv6Address(host.partition("%")[0])
+    if found.ipv4_mapped:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))

@@ -249,6 +249,7 @@ def test_many_sessions_behind_one_address_cost_it_nothing():
         ("ipv4:10.0.0.1:5000", "10.0.0.1"),
         ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:5000", "2001:db8:1:2::/64"),
         ("ipv6:[fe80::1%25eth0]:5000", "fe80::/64"),
+        ("ipv6:[::ffff:10.0.0.1]:5000", "10.0.0.1"),
         ("unix:/run/trunk", "unix:/run/trunk"),
     ],
 )
