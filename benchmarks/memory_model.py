@@ -31,6 +31,7 @@ from echo import Echo
 
 from atlas_flwr.budget import (
     Architecture,
+    Repeated,
     TrunkSession,
     client_memory,
     return_freed_memory,
@@ -45,6 +46,8 @@ from atlas_flwr.train.memory import PeakMeter
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
+from atlas_flwr.trunk.hosts.checking import CheckedTrunk
+from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
 from atlas_flwr.types import OptimizerSpec, Side, TrunkCall
 
 MIB = 1 << 20
@@ -74,6 +77,7 @@ class Point:
     dtype: str = "float32"
     keep_freed: bool = False
     labels: int = 1
+    checked: bool = False
 
     @property
     def files(self) -> ModelFiles:
@@ -148,13 +152,20 @@ def client_peak(point: Point) -> int:
     files = point.files
     state, plan = adapters(files, point, inside=False)
     made = list(batches(files, point))
+    far, _ = adapters(files, point, inside=True)
+    spec, outline = SessionSpec(plan, far), files.outline()
+    own = OwnTrunk(files.trunk, spec, outline.num_layers, outline.block_of)
+    checked = CheckedTrunk(Echo(), own) if point.checked else None
     with PeakMeter() as meter:
         parts = files.parts(plan)
         with adapted_split(
-            parts.head, parts.tail, Echo(), state, Scaling(16.0)
+            parts.head, parts.tail, checked or Echo(), state, Scaling(16.0)
         ) as adapted:
             look_at(adapted.model)
             train(adapted.model, made, OptimizerSpec())
+        if checked:
+            list(checked.departures())  # an echo is off, which is not the question
+            checked.computed()
     return meter.peak_bytes
 
 
@@ -222,6 +233,7 @@ def predicted(point: Point) -> int:
             tail=point.tail,
             ranks=ranks,
             logits_to_keep=point.labels + 1,
+            repeated=Repeated(STEPS, ranks) if point.checked else None,
             **shape,
         ).total
     session = TrunkSession(point.head, point.tail, ranks)
@@ -274,7 +286,19 @@ def written_points() -> Iterator[Point]:
         yield Point("smollm2", head, 1, ranks, batch, length, labels=labels)
 
 
-POINTS = {"client": client_points, "written": written_points, "trunk": trunk_points}
+def checked_points() -> Iterator[Point]:
+    """Clients that repeat their round on the trunk."""
+    for model in ("smollm2", "minilm"):
+        for ranks, batch, length in (("4", 2, 32), ("16", 8, 64), ("mixed", 16, 128)):
+            yield Point(model, 1, 1, ranks, batch, length, checked=True)
+
+
+POINTS = {
+    "client": client_points,
+    "written": written_points,
+    "checked": checked_points,
+    "trunk": trunk_points,
+}
 
 
 # --- telling -----------------------------------------------------------------------

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atlas_flwr.budget.knapsack import Item
     from atlas_flwr.budget.memory import (
         MemoryEstimate,
+        Repeated,
         TrunkSession,
         client_memory,
         trunk_memory,
@@ -46,6 +47,7 @@ __all__ = [
     "Pairing",
     "Prices",
     "Rates",
+    "Repeated",
     "Round",
     "StepTime",
     "Traveller",
@@ -84,6 +86,7 @@ __getattr__, __dir__ = attach(
         "Pairing": "pairing",
         "Prices": "pairing",
         "Rates": "time",
+        "Repeated": "memory",
         "Round": "clock",
         "StepTime": "time",
         "Traveller": "clock",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atlas_flwr.budget.architecture import Architecture
-from atlas_flwr.budget.memory import MemoryEstimate, client_memory
+from atlas_flwr.budget.memory import MemoryEstimate, Repeated, client_memory
 from atlas_flwr.errors import BudgetError
 
 __all__ = ["Assignment", "assign"]
@@ -47,6 +47,7 @@ def assign(
     fixed_head: int | None = None,
     dtype_bytes: int = 4,
     aligned_steps: int = 0,
+    repeated: Repeated | None = None,
     crossing: int | None = None,
     logits_to_keep: int = 2,
 ) -> Assignment:
@@ -76,7 +77,7 @@ def assign(
         Bytes of a frozen weight.
     aligned_steps : int
         See :func:`~atlas_flwr.budget.client_memory`.
-    crossing, logits_to_keep : int
+    crossing, logits_to_keep, repeated
         The same.
 
     Raises
@@ -97,6 +98,7 @@ def assign(
             length=length,
             dtype_bytes=dtype_bytes,
             aligned_steps=aligned_steps,
+            repeated=repeated,
             crossing=crossing,
             logits_to_keep=logits_to_keep,
         )

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atlas_flwr.budget.architecture import Adapters, Architecture, Ranks
 from atlas_flwr.budget.footprint import StepSize
@@ -31,6 +31,7 @@ __all__ = [
     "Architecture",
     "MemoryEstimate",
     "Ranks",
+    "Repeated",
     "TrunkSession",
     "client_memory",
     "trunk_memory",
@@ -40,6 +41,7 @@ FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
 VALUE_MOMENTS = 3  # a session that waits has no gradient
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
+CROSSED = 4  # of a step that is checked: hidden states and gradients, both ways
 REMEMBERED = 2 * 4  # a session's last two steps: two questions, and an answer to each
 
 
@@ -60,7 +62,10 @@ class MemoryEstimate:
     workspace : int
         Buffers of the linear algebra library.
     remembered : int
-        Answers that a trunk keeps, to give them again, or a client, to stay near them.
+        Answers that a trunk keeps, to give them again, or a client, to stay near them,
+        or to check them.
+    check : int
+        What repeating a round on the trunk takes beyond the peak of its steps.
     """
 
     weights: int
@@ -69,12 +74,13 @@ class MemoryEstimate:
     logits: int
     workspace: int = 0
     remembered: int = 0
+    check: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
         held = self.weights + self.adapters + self.remembered
-        return held + self.activations + self.logits + self.workspace
+        return held + self.activations + self.logits + self.workspace + self.check
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,25 @@ class TrunkSession:
     ranks: Ranks
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A round that a client repeats itself on its trunk, to check it.
+
+    Attributes
+    ----------
+    steps : int
+        Of the round.
+    ranks : Ranks
+        Of the trunk's adapted layers.
+    accumulate : int
+        Steps whose gradients are added up.
+    """
+
+    steps: int
+    ranks: Ranks
+    accumulate: int = 1
+
+
 def client_memory(
     architecture: Architecture,
     *,
@@ -107,6 +132,7 @@ def client_memory(
     dtype_bytes: int = 4,
     aligned_steps: int = 0,
     crossing: int | None = None,
+    repeated: Repeated | None = None,
 ) -> MemoryEstimate:
     """Predict a client's peak while it trains.
 
@@ -130,6 +156,8 @@ def client_memory(
         Steps of a round whose loss is aligned with its start; of the footprint, too.
     crossing : int, optional
         Positions of an example that cross, and so reach the tail; all, by default.
+    repeated : Repeated, optional
+        The round, if it checks its trunk.
 
     Raises
     ------
@@ -156,7 +184,7 @@ def client_memory(
     low = FLOAT32 * batch * (length * own.ranks + behind.length * last.ranks)
     loss = steps.loss.at(behind) - shorter + block
     values = FLOAT32 * VALUE_GRADIENT_MOMENTS
-    return MemoryEstimate(
+    estimate = MemoryEstimate(
         weights=dtype_bytes * (around + (head + len(ends)) * a.block_params),
         adapters=values * trained + (values - dtype_bytes) * dense,
         activations=_bytes(peak + blocks + low),
@@ -164,6 +192,9 @@ def client_memory(
         workspace=_workspace(a, size, dtype_bytes),
         remembered=_bytes(aligned_steps * steps.start.at(behind)),
     )
+    if repeated is None or tail is None:
+        return estimate
+    return _checking(a, estimate, (head, tail), repeated, behind, dtype_bytes)
 
 
 def trunk_memory(
@@ -248,6 +279,44 @@ class _Load:
         dense = a.dense_params if session.tail is None else 0
         low = FLOAT32 * size.batch * size.length * own.ranks
         return cls(own.params + dense, a.steps.blocks(own.layers, size) + low)
+
+
+def _checking(
+    a: Architecture,
+    estimate: MemoryEstimate,
+    cut: tuple[int, int],
+    repeated: Repeated,
+    size: StepSize,
+    dtype_bytes: int,
+) -> MemoryEstimate:
+    """Add what a round's check takes of a client, which holds a block at a time.
+
+    It keeps what crossed until the round is over, and then, in the place of what a step
+    keeps, the adapters of all the trunk's blocks and what goes into each of them.
+    """
+    head, tail = cut
+    blocks = range(head, a.num_layers - tail)
+    here = head, a.num_layers - head - 1
+    one = trunk_memory(
+        a,
+        sessions=[TrunkSession(*here, repeated.ranks)],
+        batch=size.batch,
+        length=size.length,
+        covers=here,
+        dtype_bytes=dtype_bytes,
+    )
+    trained = Adapters.of(a, blocks[1:], repeated.ranks).params
+    hidden = a.steps.hidden.at(size)
+    kept = FLOAT32 * VALUE_GRADIENT_MOMENTS * trained
+    kept += _bytes(repeated.accumulate * (len(blocks) + 1) * hidden)
+    check = one.total - one.remembered + kept
+    step = estimate.activations + estimate.logits + estimate.workspace
+    crossed = _bytes(CROSSED * repeated.steps * hidden)
+    return replace(
+        estimate,
+        remembered=estimate.remembered + crossed,
+        check=max(check - step, 0),
+    )
 
 
 def _workspace(a: Architecture, size: StepSize, dtype_bytes: int) -> int:

@@ -15,6 +15,7 @@ from atlas_flwr.budget import (
     Assignment,
     MemoryEstimate,
     Rates,
+    Repeated,
     StepTime,
     allocate,
     assign,
@@ -164,6 +165,7 @@ class DeviceRule:
             dtype_bytes=self.dtype_bytes,
             logits_to_keep=self.logits_to_keep,
             aligned_steps=remembered_steps(config),
+            repeated=self._repeated,
         )
 
     def whole_rank(self, memory: int | None) -> int:
@@ -197,7 +199,19 @@ class DeviceRule:
             dtype_bytes=self.dtype_bytes,
             logits_to_keep=self.logits_to_keep,
             aligned_steps=remembered_steps(config),
+            repeated=self._repeated,
         )
+
+    @property
+    def _repeated(self) -> Repeated | None:
+        """What a client repeats that checks its host: at the highest rank there is."""
+        config, ranks = self.config, self.config.rank_choices
+        if not config.peer_checks:
+            return None
+        rank = config.lora_rank if config.ranks == "uniform" else max(ranks)
+        steps = config.local_steps * config.accumulate
+        rank = rank if config.adapter == "lora" else 0
+        return Repeated(steps, rank, config.accumulate)
 
     @property
     def _tail(self) -> int | None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from atlas_flwr.budget import (
     Architecture,
     Footprint,
+    Repeated,
     TrunkSession,
     client_memory,
     packing_environment,
@@ -261,3 +262,20 @@ def test_a_process_that_packs_has_another_allocator(monkeypatch):
 def test_an_allocator_of_the_users_own_stays(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "libmine.so")
     assert packing_environment() == {}
+
+
+@given(st.integers(1, 64), st.integers(0, 64), model, st.data())
+def test_a_check_costs_what_crossed_and_grows_with_the_trunks_ranks(
+    steps, rank, architecture, data
+):
+    """Beyond a step's peak it is the trunk's adapters, and one block's weights."""
+    shape = {"head": 1, "tail": 1, "ranks": 4, **STEP}
+    plain = client_memory(architecture, **shape)
+    found = client_memory(architecture, **shape, repeated=Repeated(steps, rank))
+    crossing = architecture.steps.hidden.at(StepSize(STEP["batch"], STEP["length"], 2))
+    assert found.remembered == plain.remembered + 4 * steps * crossing
+    more = Repeated(steps, rank + data.draw(st.integers(0, 8)))
+    assert client_memory(architecture, **shape, repeated=more).check >= found.check
+    step = plain.activations + plain.logits + plain.workspace
+    trained = 10 * sum((m + n) * rank for m, n in ADAPTED.values())
+    assert found.check + step >= 16 * trained + 4 * architecture.block_params

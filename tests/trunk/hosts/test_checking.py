@@ -9,16 +9,19 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from atlas_flwr.budget import Repeated, client_memory
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitModel, SplitPlan, load_parts
+from atlas_flwr.split.cut import skeleton
+from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import EngineTrunk, SessionSpec, SkippingTrunk
 from atlas_flwr.trunk.hosts.checking import CheckedTrunk
 from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
 from atlas_flwr.trunk.passing import PassingTrunk
 from atlas_flwr.trunk.source import TrunkSource
-from atlas_flwr.types import OptimizerSpec
-from tests.families import batch, build
+from atlas_flwr.types import OptimizerSpec, TrunkCall
+from tests.families import FAMILIES, batch, build
 from tests.trunk.engine.test_parity import adapters
 
 PLAN, LAYERS, STEPS = SplitPlan(2, 1), 5, 3
@@ -228,3 +231,20 @@ def test_steps_whose_gradients_a_remedy_keeps_raise_no_false_alarm(source):
     assert skipping.skipped
     guest.settle()
     assert guest.checked == STEPS - skipping.skipped
+
+
+def test_what_is_kept_for_a_check_is_what_the_memory_model_says(source):
+    outline = Outline(skeleton(*FAMILIES["llama"]))
+    rows, length, count = 4, 40, 2
+    sizes = {"head": 2, "tail": 1, "ranks": 3, "batch": rows, "length": length}
+    architecture = outline.architecture(("all-linear",))
+    guest, *_ = checked(source)
+    shape = rows, length, architecture.hidden
+    for step in range(count):
+        guest.forward(TrunkCall(torch.randn(shape), step=step))
+        guest.backward(step, torch.randn(shape))
+    kept = [t for c in guest._crossed.values() for t in (c.answer, c.grad, c.back)]
+    kept += [c.call.hidden for c in guest._crossed.values()]
+    found = client_memory(architecture, **sizes, repeated=Repeated(count, 3))
+    before = client_memory(architecture, **sizes)
+    assert found.remembered - before.remembered == sum(t.nbytes for t in kept)
