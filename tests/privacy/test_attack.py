@@ -138,8 +138,7 @@ def test_a_run_of_unlike_tasks_is_read_for_what_each_has(tmp_path):
     assert [one["target"] for one in found] == ["response", "label", "text"]
     assert found[0]["token_accuracy"] > 0.9
     assert [one["texts"] for one in found] == [3, 3, 6]
-    assert [one["upper_bound"] for one in found[:2]] == [1, 1]
-    assert found[2]["token_accuracy"] < found[2]["upper_bound"]
+    assert [one["upper_bound"] for one in found] == [1, 1, 1]
     (case,) = cases(folder.config(), recordings(folder), 6, 0)
     clean = case.undefended().attacked(ATTACKS["gradient-matching"], 0)
     assert clean.token_accuracy == 1
