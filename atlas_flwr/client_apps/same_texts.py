@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client's texts are those that it began a run with: its own disk remembers a digest.
 
+What its task puts around them is in the digest, too: the template, the classes' words.
 Nothing of it leaves the client. A digest that the server knew would let it try which of
 several guesses the texts are.
 """
@@ -13,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.data import Example, Shard
+from atlas_flwr.data import Example, Shard, Task
 from atlas_flwr.errors import DataError
 from atlas_flwr.remedies.base import Store
 
@@ -57,13 +58,25 @@ def check_texts(shards: Iterable[Shard], store: Callable[[], Store]) -> None:
 
 def _digest(shards: Iterable[Shard]) -> NDArray[np.uint8]:
     found = blake2b(digest_size=32)
-    for part in (part for shard in shards for part in (shard.train, shard.test)):
-        found.update(b"%d texts" % len(part))
-        for example in part:
-            found.update(_written(example))
+    for shard in shards:
+        found.update(_written(_around(shard.task)))
+        for part in (shard.train, shard.test):
+            found.update(b"%d texts" % len(part))
+            for example in part:
+                found.update(_written(_said(example)))
     return np.frombuffer(found.digest(), dtype=np.uint8)
 
 
-def _written(example: Example) -> bytes:
-    said = example.text, example.label, example.answer, example.turns, example.tokens
-    return repr(said).encode("utf-8", "surrogatepass")
+def _around(task: Task) -> tuple[object, ...]:
+    """Return what a task's file puts around each text, and has learned of it."""
+    learned = task.kind, task.template, task.labels
+    return *learned, task.chat, task.system, task.learn
+
+
+def _said(example: Example) -> tuple[object, ...]:
+    said = example.text, example.label, example.answer
+    return *said, example.turns, example.tokens
+
+
+def _written(value: tuple[object, ...]) -> bytes:
+    return repr(value).encode("utf-8", "surrogatepass")

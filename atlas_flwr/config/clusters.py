@@ -38,7 +38,8 @@ class ClusterConfig:
         1,
         "Fewest clients in a cluster: smaller ones join the nearest, and fewer updates "
         "of a round are not added up. With 3 no client is told another's update. Needs "
-        "min-available-nodes as large.",
+        "min-available-nodes as large, and min-train-nodes if fraction-train is below "
+        "1.",
         minimum=1,
         only=ATLAS,
     )

@@ -50,6 +50,16 @@ def clusters_are_large_enough(config: RunConfig) -> Iterator[Problem]:
             f"min-available-nodes={config.min_available_nodes}; raise that to {least} "
             "or more",
         )
+    drawn = int(config.min_available_nodes * config.fraction_train)
+    drawn = max(drawn, config.min_train_nodes)
+    if drawn < least <= config.min_available_nodes:
+        yield Problem(
+            ("min-cluster-size", "min-train-nodes", "fraction-train"),
+            f"min-cluster-size={least}: with fraction-train={config.fraction_train} "
+            f"and min-train-nodes={config.min_train_nodes} a round may draw {drawn} of "
+            f"{config.min_available_nodes} clients to train; raise min-train-nodes to "
+            f"{least} or more",
+        )
     if least > 1 and config.aggregation == "none":
         yield Problem(
             ("min-cluster-size", "aggregation"),

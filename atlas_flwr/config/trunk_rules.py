@@ -80,25 +80,25 @@ def trunk_is_found(config: RunConfig) -> Iterator[Problem]:
             + ", ".join(QUEUES),
         )
     yield from _replicas(config)
-    if config.trunk in ("ray", "local") and config.trunk_client_ca:
+    among_peers = config.trunk == "peers" and config.peer_fallback == "none"
+    is_inner = among_peers or config.trunk in ("ray", "local")
+    if is_inner and config.trunk_client_ca:
         yield Problem(
             ("trunk-client-ca", "trunk"),
-            f"trunk-client-ca={config.trunk_client_ca!r}: trunk={config.trunk!r} has "
-            "no TLS and asks nobody for a certificate; set trunk='grpc' or 'auto'",
+            f"trunk-client-ca={config.trunk_client_ca!r}: with trunk={config.trunk!r} "
+            "the ServerApp serves no trunk that could ask for certificates; set "
+            "trunk='grpc' or 'auto', or leave it out",
         )
-    if config.trunk in ("ray", "local") and config.trunk_rate != RunConfig.trunk_rate:
+    if is_inner and config.trunk_rate != RunConfig.trunk_rate:
         yield Problem(
             ("trunk-rate", "trunk"),
-            f"trunk-rate={config.trunk_rate}: trunk={config.trunk!r} is reached by no "
-            "others than the run's own clients, and limits no calls; leave it out",
+            f"trunk-rate={config.trunk_rate}: with trunk={config.trunk!r} the "
+            "ServerApp serves no trunk whose calls it could limit; leave it out",
         )
     hosts: dict[str, str] = {}
     for name in ("trunk_listen", "trunk_advertise"):
         key, text = name.replace("_", "-"), getattr(config, name)
-        silent = config.trunk == "peers" and config.peer_fallback == "none"
-        if (silent or config.trunk in ("ray", "local")) and text != getattr(
-            RunConfig, name
-        ):
+        if is_inner and text != getattr(RunConfig, name):
             yield Problem(
                 (key, "trunk"),
                 f"{key}={text!r}: trunk={config.trunk!r} listens nowhere; set "

@@ -37,6 +37,31 @@ def test_a_share_that_changed_is_refused_by_the_name_of_its_file(tmp_path):
     check_texts([shard_of(tmp_path, ROWS)], lambda: store)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("template", "Mood of {text}:"),
+        ("labels", ("bad", "fine")),
+        ("labels", ("good", "bad")),
+        ("chat", True),
+        ("system", "Be kind."),
+        ("learn", "last"),
+    ],
+)
+def test_a_task_that_puts_other_words_around_the_same_texts_is_refused(
+    key, value, tmp_path
+):
+    store = ClientStore(tmp_path / "client")
+    shard = shard_of(tmp_path, ROWS)
+    task = replace(shard.task, template="{text} is", labels=("bad", "good"))
+    check_texts([replace(shard, task=task)], lambda: store)
+    other = replace(task, **{key: value})
+    with pytest.raises(DataError, match="or the task file"):
+        check_texts([replace(shard, task=other)], lambda: store)
+    told = replace(task, description="A word for people.")
+    check_texts([replace(shard, task=told)], lambda: store)
+
+
 def test_clients_do_not_see_each_others(tmp_path):
     stores = [ClientStore(tmp_path / str(n)) for n in range(2)]
     for n, store in enumerate(stores):

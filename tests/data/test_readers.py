@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -163,6 +164,9 @@ def test_a_quote_that_never_closes_does_not_take_a_file_into_memory(
     path.write_text('text,label\na,b\n"never,closed\n' + "c,d\n" * 1000 + '"')
     with pytest.raises(DataError, match=r"line 3 cannot.*limit \(1000\).*quote"):
         _read("csv", path)
+    path.write_text("text\tlabel\n" + "x" * 1001 + "\ta\n")
+    with pytest.raises(DataError, match=r"line 2 .*line end"):  # quotes are text there
+        _read("tsv", path)
 
 
 def _written(path: Path, rows: int) -> None:
@@ -216,7 +220,10 @@ def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> 
         ("json", b'{"text": 1}', "it must be an array"),
         ("json", b'[{"text": 1}', "line 1"),
         ("json", b'{"text": 1}\n{"text": 2}', "is it `format: jsonl`?"),
-        ("csv", b"", "it has nothing"),
+        ("csv", b"", "first line is empty"),
+        ("tsv", b"\ntext\tlabel\n", "first line is empty"),
+        ("csv", b"PK\x03\x04\x14\0\x06\0", "save the sheet as CSV"),
+        ("jsonl", b"\x1f\x8b\x08\0", "unpack it"),
         ("parquet", b"PAR?", "cannot be read as Parquet"),
         ("folder", b"a file", "there is no folder"),
         ("tsv", b"text\tlabel\nl\xednea\ta", "latin-1"),
@@ -231,6 +238,19 @@ def test_a_damaged_file_is_told_with_its_place(
         _read(name, path)
     assert told in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "tsv"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_byte_of_another_encoding_is_told_by_its_place_in_the_file(
+    name: str, mark: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / f"rows.{name}"
+    _written(path, 40)
+    good = mark + path.read_bytes()
+    path.write_bytes(good + b"caf\xe9\n" + good)
+    with pytest.raises(DataError, match=f"at byte {len(good) + 3:,};"):
+        _read(name, path)
 
 
 NO_OBJECT = "that are no JSON object, or have a key twice"

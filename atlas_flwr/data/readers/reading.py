@@ -31,6 +31,7 @@ MARKS = {  # the longer one first: the others begin as these do
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+PACKED = (b"PK\x03\x04", b"\x1f\x8b")  # zip, as .xlsx is, and gzip
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,14 @@ class Reading:
         Raises
         ------
         DataError
-            If the preset would read UTF-16 without a mark as text with zeros in it.
+            If it is packed, or the preset would read UTF-16 without a mark as text with
+            zeros in it.
         """
+        if first.startswith(PACKED):
+            raise DataError(
+                f"{where} is a packed file or a spreadsheet, no text: unpack it, or "
+                "save the sheet as CSV"
+            )
         if self.encoding != PRESET_ENCODING:
             return self.encoding
         for mark, encoding in MARKS.items():
@@ -225,8 +232,14 @@ class Reading:
             file.seek(0)
             encoding = self._encoding(self.where, first)
             try:
-                yield from io.TextIOWrapper(file, encoding, newline=newline)
-            except (UnicodeDecodeError, LookupError) as error:
+                text = io.TextIOWrapper(file, encoding, newline=newline)
+                yield from text  # held, or it would close the file before it tells
+            except UnicodeDecodeError as error:
+                # Its own position counts from the piece that was being read.
+                at = file.tell() - len(error.object) + error.start
+                why = f"{error.reason} at byte {at:,}"
+                raise _undecoded(self.where, encoding, why, first) from None
+            except LookupError as error:
                 raise _undecoded(self.where, encoding, error, first) from None
 
     def picked(
@@ -237,10 +250,12 @@ class Reading:
             yield picked_row(self, where, record)
 
 
-def _undecoded(where: str, encoding: str, error: Exception, first: bytes) -> DataError:
+def _undecoded(
+    where: str, encoding: str, why: Exception | str, first: bytes
+) -> DataError:
     likely = "utf-16" if b"\0" in first else "cp1252 or latin-1"
     return DataError(
-        f"{where} is not in the encoding {encoding!r}: {error}; set the task's "
+        f"{where} is not in the encoding {encoding!r}: {why}; set the task's "
         f"`encoding`, {likely} for one"
     )
 

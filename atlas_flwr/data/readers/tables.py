@@ -86,20 +86,26 @@ def _table(
             else:
                 yield picked_row(reading, where, record)
     except csv.Error as error:
+        quoted = dialect.quoting != csv.QUOTE_NONE
+        hint = "is a quote never closed?" if quoted else "is a line end missing?"
         raise DataError(
             f"{reading.where}: the row that begins in line {began + 1} cannot be read "
-            f"({error}): is a quote never closed?"
+            f"({error}): {hint}"
         ) from None
     finally:
         csv.field_size_limit(before)
 
 
 def _check_header(reading: Reading, names: Sequence[str]) -> None:
+    if not names:
+        raise DataError(
+            f"{reading.where}: its first line is empty; it must name the columns"
+        )
     for key in reading.wanted:
         if names.count(key) == 1:
             continue
         fault = f"two columns {key!r}" if key in names else f"no column {key!r}"
-        shown = ", ".join(map(repr, names)) or "nothing"
+        shown = ", ".join(map(repr, names))
         strange = any(mark in shown for mark in ("\\x00", "\\ufeff"))
         mend = (
             "These are not its characters: set the task's `encoding`, utf-16-le or "
