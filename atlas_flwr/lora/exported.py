@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import peft
 from peft import LoraConfig, PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,10 +50,7 @@ def load_peft(folder: Path | str) -> AdapterState:
             raise AdapterError(f"{folder}: no {name}; is it a folder in PEFT's format?")
     config = _config(folder)
     base = _PROMPTED if config.peft_type == PeftType.PROMPT_TUNING else _BASE
-    tensors = {
-        key.removeprefix(base): value
-        for key, value in load_file(folder / "adapter_model.safetensors").items()
-    }
+    tensors = {k.removeprefix(base): v for k, v in _tensors(folder).items()}
     if not isinstance(config, LoraConfig):
         return AdapterState(dense={k: v.float().numpy() for k, v in tensors.items()})
     layers = sorted(key.removesuffix(_A) for key in tensors if key.endswith(_A))
@@ -63,8 +62,23 @@ def load_peft(folder: Path | str) -> AdapterState:
     return AdapterState(factors, {k: v.float().numpy() for k, v in dense.items()})
 
 
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{folder}: adapter_model.safetensors is damaged ({error}); copy it again"
+        ) from None
+
+
 def _config(folder: Path) -> PeftConfig:
-    config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{folder}: adapter_config.json is nothing that PEFT {peft.__version__} "
+            f"reads ({error!r}); copy it again, or take a PEFT that knows it"
+        ) from None
     if config.peft_type in _DENSE:
         return config
     if not isinstance(config, LoraConfig):

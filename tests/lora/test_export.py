@@ -178,6 +178,22 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", "{"),
+        ("adapter_config.json", '{"peft_type": "OF_TOMORROW"}'),
+        ("adapter_config.json", "[]"),
+        ("adapter_model.safetensors", "version https://git-lfs.github.com/spec/v1"),
+    ],
+)
+def test_a_damaged_file_of_an_adapter_is_named(name, content, tmp_path):
+    save(tmp_path, adapt(build("llama"), "llama"), "llama")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AdapterError, match=f"{name} is .*copy it again"):
+        load_peft(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("key", "value"), [("use_dora", True), ("bias", "all"), ("peft_type", "LOHA")]
 )
 def test_adapters_that_factors_cannot_express_are_refused(key, value, tmp_path):
