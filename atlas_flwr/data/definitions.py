@@ -239,11 +239,18 @@ def _value_problems(given: Definition) -> Iterator[str]:
     for key in ("max_chars", "max_lines", "skip_rows"):
         if getattr(given, key) < 0:
             yield f"`{key}` is {getattr(given, key)}; it counts, so 0 or more"
-    if given.delimiter and (given.format != "csv" or len(given.delimiter) != 1):
-        yield f"delimiter {given.delimiter!r}; one character, for `format: csv`"
+    if given.delimiter and (given.format != "csv" or not _delimits(given.delimiter)):
+        yield (
+            f"delimiter {given.delimiter!r}; one character, for `format: csv`, that is "
+            "neither a quote nor an end of line"
+        )
     problems = _PROBLEMS.get(given.kind, _class_problems)
     yield from problems(given, Definition())
     yield from _pattern_problems(given)
+
+
+def _delimits(text: str) -> bool:
+    return len(text) == 1 and text not in '"\r\n'
 
 
 def _class_problems(given: Definition, preset: Definition) -> Iterator[str]:

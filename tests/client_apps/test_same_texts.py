@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -18,13 +17,13 @@ TASK = "kind: generation\nformat: tsv\npath: rows.tsv\n"
 TASK += 'prompt: "{q}"\nresponse: "{a}"\n'
 
 
-def shard_of(folder, rows, client=0):
+def shard_of(folder, rows):
     """Deal a share as a process that begins does."""
     (folder / "rows.tsv").write_text("\n".join(["q\ta", *rows]))
     (folder / "mine.yaml").write_text(TASK)
     read_examples.cache_clear()
     make_shard.__globals__["_made"].cache_clear()
-    return make_shard(client, 2, [load_task(str(folder / "mine.yaml"))])
+    return make_shard(0, 2, [load_task(str(folder / "mine.yaml"))])
 
 
 def test_a_share_that_changed_is_refused_by_the_name_of_its_file(tmp_path):
@@ -60,12 +59,6 @@ def test_a_task_that_puts_other_words_around_the_same_texts_is_refused(
         check_texts([replace(shard, task=other)], lambda: store)
     told = replace(task, description="A word for people.")
     check_texts([replace(shard, task=told)], lambda: store)
-
-
-def test_clients_do_not_see_each_others(tmp_path):
-    stores = [ClientStore(tmp_path / str(n)) for n in range(2)]
-    for n, store in enumerate(stores):
-        check_texts([shard_of(tmp_path, ROWS, n)], partial(ClientStore, store.path))
 
 
 def test_of_a_pinned_package_nothing_is_kept(tmp_path):
