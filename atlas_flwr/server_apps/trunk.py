@@ -43,43 +43,50 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
     Raises
     ------
     ConfigError
-        If the clients are SuperNodes and the trunk is one of simulations.
+        If the clients are SuperNodes and the trunk is one of simulations, or the other
+        way round.
     """
-    if isinstance(grid, InMemoryGrid) and config.trunk_client_ca:
-        raise ConfigError(
-            [
+    for key, told in _out_of_reach(config, grid):
+        raise ConfigError([told], [key])
+
+
+def _out_of_reach(config: RunConfig, grid: Grid) -> Iterator[tuple[str, str]]:
+    """Yield what clients of this grid cannot have: the key, and the way out."""
+    if isinstance(grid, InMemoryGrid):
+        if config.trunk_client_ca:
+            yield (
+                "trunk-client-ca",
                 f"trunk-client-ca={config.trunk_client_ca!r}: clients of a simulation "
-                "have no node config that would name a certificate; leave it out"
-            ],
-            ["trunk-client-ca"],
-        )
+                "have no node config that would name a certificate; leave it out",
+            )
+        if needs_trunk(config) and config.trunk == "local":
+            yield (
+                "trunk",
+                "trunk='local' is an engine inside the ServerApp's process, and a "
+                "simulation's clients are processes of Ray's; set trunk='auto'",
+            )
     if not isinstance(grid, HttpGrid) or not needs_trunk(config):
         return
+    kind = trunk_kind(config, grid)
+    if config.trunk_replicas > 1 and kind == "grpc":
+        yield (
+            "trunk-replicas",
+            f"trunk-replicas={config.trunk_replicas}: are actors of a simulation's Ray "
+            "cluster, and this run's clients are SuperNodes, whose trunk is in the "
+            "ServerApp; leave trunk-replicas out",
+        )
     reach = {
         "ray": "an actor of the Ray cluster that Flower's simulation starts",
         "local": "an engine inside the ServerApp's process",
     }
-    kind = trunk_kind(config, grid)
-    if config.trunk_replicas > 1 and kind == "grpc":
-        raise ConfigError(
-            [
-                f"trunk-replicas={config.trunk_replicas}: are actors of a simulation's "
-                "Ray cluster, and this run's clients are SuperNodes, whose trunk is in "
-                "the ServerApp; leave trunk-replicas out"
-            ],
-            ["trunk-replicas"],
-        )
-    if kind not in reach:
-        return
-    raise ConfigError(
-        [
+    if kind in reach:
+        yield (
+            "trunk",
             f"trunk={kind!r} is {reach[kind]}, and the clients of this run are "
             "SuperNodes (Flower's deployment engine), which cannot reach it. Set "
             "trunk='grpc' or 'auto'; or run it as a simulation (atlas-flwr run, or "
-            "flwr run on a SuperLink that was started with --simulation)"
-        ],
-        ["trunk"],
-    )
+            "flwr run on a SuperLink that was started with --simulation)",
+        )
 
 
 def trunk_kind(config: RunConfig, grid: Grid) -> str:

@@ -169,6 +169,18 @@ def test_a_quote_that_never_closes_does_not_take_a_file_into_memory(
         _read("tsv", path)
 
 
+def test_tables_that_are_read_by_turns_have_long_cells_each(tmp_path: Path) -> None:
+    path, long = tmp_path / "rows.csv", "x" * 200_000
+    path.write_text(f"text,label\na,b\n{long},b\n")
+    before = csv.field_size_limit()
+    table = Reading(format="csv", path=str(path))
+    first, second = iter(table.rows()), iter(table.rows())
+    assert next(first) == next(second)
+    assert csv.field_size_limit() == before
+    assert [len(row.text) for row in first if isinstance(row, Row)] == [len(long)]
+    assert [len(row.text) for row in second if isinstance(row, Row)] == [len(long)]
+
+
 def _written(path: Path, rows: int) -> None:
     """Write rows of 1,000 characters, as the path's name ends."""
     head, line = {

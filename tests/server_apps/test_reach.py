@@ -34,12 +34,19 @@ def test_a_deployment_with_a_simulations_trunk_ends_at_once_and_says_the_way_out
 
 
 def test_what_needs_no_trunk_or_runs_in_a_simulation_is_let_through():
-    split = load_config(BASE)
+    split = load_config({**BASE, "trunk": "auto"})
     simulation = InMemoryGrid.__new__(InMemoryGrid)  # its state takes a whole SuperLink
     check_reach(split, simulation)
     for change in ({"split": "none"}, {"strategy": "fedavg"}):
         base = read_by(change.get("strategy", "atlas"), BASE)
         check_reach(load_config({**base, **change}), deployment())
+
+
+def test_a_simulation_with_a_trunk_in_the_serverapps_process_says_the_way_out():
+    simulation = InMemoryGrid.__new__(InMemoryGrid)
+    with pytest.raises(ConfigError, match=r"trunk='local'.*Ray's; set trunk='auto'"):
+        check_reach(load_config(BASE), simulation)
+    check_reach(load_config({**BASE, "split": "none"}), simulation)
 
 
 def test_a_simulations_clients_are_asked_for_no_certificates():

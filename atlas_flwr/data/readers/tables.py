@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,12 @@ def _table(
     reading: Reading, lines: Iterator[str], dialect: type[csv.Dialect], **options: Any
 ) -> Iterator[Row | Fault]:
     table = csv.DictReader(lines, dialect=dialect, **options)
-    before, began = csv.field_size_limit(LONGEST), 1
+    began = 1
     try:
-        _check_header(reading, table.fieldnames or ())
-        for record in islice(table, reading.skip_rows, None):
+        with _long_fields():
+            names = table.fieldnames
+        _check_header(reading, names or ())
+        for record in islice(_records(table), reading.skip_rows, None):
             where, began = f"line {began + 1}", table.line_num
             if None in record:
                 why = "with more fields than the header: is a delimiter unquoted?"
@@ -92,6 +95,23 @@ def _table(
             f"{reading.where}: the row that begins in line {began + 1} cannot be read "
             f"({error}): {hint}"
         ) from None
+
+
+def _records(table: csv.DictReader[str]) -> Iterator[dict[str | Any, Any]]:
+    while True:
+        with _long_fields():
+            record = next(table, None)
+        if record is None:
+            return
+        yield record
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let fields be long while one row is read: the limit is the whole process's."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
     finally:
         csv.field_size_limit(before)
 
