@@ -72,9 +72,3 @@ def _clusters_have_sums(config: RunConfig) -> Iterator[Problem]:
             f"set aggregation={', '.join(map(repr, SUMMED))}, or strategy='fedavg' for "
             "the mean of factors",
         )
-    if config.robust != "none":
-        yield Problem(
-            ("secure-aggregation", "robust"),
-            f"{told} robust={config.robust!r}: it weighs each client's update, which "
-            "a sum hides; set robust='none', or secure-aggregation=false",
-        )

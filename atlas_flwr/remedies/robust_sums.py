@@ -66,13 +66,20 @@ class RobustSums(Remedy):
     name = "robust"
 
     def problems(self, config: RunConfig) -> Iterator[Problem]:
-        """Want products that are added, of more than one client."""
+        """Want products that are added, of more than one client, and seen singly."""
         if config.robust != "none" and config.aggregation in ("mean", "none"):
             yield Problem(
                 ("robust", "aggregation"),
                 f"robust={config.robust!r}: it bounds sums of products, and "
                 f"aggregation={config.aggregation!r} has none; set "
                 "aggregation='both', or robust='none'",
+            )
+        if config.robust != "none" and config.secure_aggregation:
+            yield Problem(
+                ("robust", "secure-aggregation"),
+                f"robust={config.robust!r} with secure-aggregation=true: it weighs each "
+                "client's update, which a sum hides; set robust='none', or "
+                "secure-aggregation=false",
             )
         readers = {"update_bound": ROBUST, "bad_share": ("trimmed",)}
         for field in fields(RobustKeys):

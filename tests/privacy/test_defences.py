@@ -94,7 +94,7 @@ def test_joined_defences_act_one_after_the_other():
     [
         ("fog:1", "'fog' is no defence: must be one of none, gaussian"),
         ("gaussian", "must be a number above 0, e.g. gaussian:0.3"),
-        ("tokens", "must be a number above 0, e.g. tokens:10"),
+        ("tokens", "must be a number above 0 and at most 20, e.g. tokens:10"),
         ("gaussian:-1", "must be a number above 0"),
         ("gaussian:nan", "must be a number above 0"),
         ("topk:2", "above 0 and at most 1"),
