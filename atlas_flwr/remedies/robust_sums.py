@@ -77,8 +77,8 @@ class RobustSums(Remedy):
         if config.robust != "none" and config.secure_aggregation:
             yield Problem(
                 ("robust", "secure-aggregation"),
-                f"robust={config.robust!r} with secure-aggregation=true: it weighs each "
-                "client's update, which a sum hides; set robust='none', or "
+                f"secure-aggregation=true with robust={config.robust!r}: it weighs "
+                "each client's update, which a sum hides; set robust='none', or "
                 "secure-aggregation=false",
             )
         readers = {"update_bound": ROBUST, "bad_share": ("trimmed",)}
