@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from echo import Echo
 
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import load_config
 from atlas_flwr.lora import Scaling
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.echo import Echo
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split

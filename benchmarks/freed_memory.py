@@ -17,13 +17,13 @@ import sys
 import time
 
 import torch
-from echo import Echo
 
 from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.config import load_config
 from atlas_flwr.data import Batch
 from atlas_flwr.lora import Scaling
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.echo import Echo
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split

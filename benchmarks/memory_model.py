@@ -27,7 +27,6 @@ from functools import cache
 from itertools import cycle
 
 import torch
-from echo import Echo
 
 from atlas_flwr.budget import (
     Architecture,
@@ -40,6 +39,7 @@ from atlas_flwr.budget import (
 from atlas_flwr.data import Batch, resolve_model
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.echo import Echo
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.memory import PeakMeter

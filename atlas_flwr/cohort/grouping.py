@@ -12,7 +12,7 @@ from atlas_flwr.log import log
 __all__ = ["check_least", "grouped"]
 
 
-def check_least(least: int, available: int, aggregation: str) -> None:
+def check_least(least: int, available: int, drawn: int, aggregation: str) -> None:
     """Refuse a least number of updates in a sum that a run cannot keep.
 
     Parameters
@@ -21,18 +21,26 @@ def check_least(least: int, available: int, aggregation: str) -> None:
         See :func:`grouped`.
     available : int
         Clients that a round waits for.
+    drawn : int
+        How many of these it asks to train.
     aggregation : str
         How updates are added up.
 
     Raises
     ------
     ValueError
-        If a round may begin with fewer clients, or none are added up.
+        If a round may have fewer clients, or none are added up.
     """
     if least > available:
         raise ValueError(
             f"min_cluster_size={least}: a round may begin with fewer clients, by "
             f"min_available_nodes={available}; raise that to {least} or more"
+        )
+    if least > max(drawn, 1):  # none at all is a strategy that trains nobody
+        raise ValueError(
+            f"min_cluster_size={least}: by fraction_train and min_train_nodes a round "
+            f"may draw {drawn} of {available} clients to train, and add up nothing; "
+            f"raise min_train_nodes to {least} or more"
         )
     if least > 1 and aggregation == "none":
         raise ValueError(

@@ -167,7 +167,8 @@ class Atlas(FedAvg):
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or averaged_metrics,
         )
         check_choice("fingerprints", fingerprints, FINGERPRINTS)
-        check_least(min_cluster_size, min_available_nodes, aggregation)
+        drawn = max(int(min_available_nodes * fraction_train), min_train_nodes)
+        check_least(min_cluster_size, min_available_nodes, drawn, aggregation)
         rule = rule_of(aggregation)
         if fingerprints == "updates" and (assign is not None or rule.folds):
             given = "`assign` gives them" if assign else f"aggregation={aggregation!r}"

@@ -41,8 +41,9 @@ from atlas_flwr.split.cut import skeleton
 from atlas_flwr.split.passes import run_blocks, takes_positions
 from atlas_flwr.train.alignment import StartingPoint
 from atlas_flwr.train.allocation_meter import LiveBytes
+from atlas_flwr.train.echo import Echo
 from atlas_flwr.train.step import Step, task_loss
-from atlas_flwr.types import LossReply, Side, TrunkCall, TrunkClient
+from atlas_flwr.types import Side
 
 __all__ = ["trace_footprint"]
 
@@ -129,7 +130,7 @@ def _traced(
     longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST))
     sizes = list(_sizes(longest // 4, causal))
     clients, starts, trunks = [], [], []
-    client = SplitModel(parts.head, parts.tail, _Echo())
+    client = SplitModel(parts.head, parts.tail, Echo())
     table = parts.head.get_input_embeddings()  # wider or narrower than the blocks
     prompt = {PROMPT_KEY: np.zeros((1, table.weight.shape[1]), np.float32)}
     virtual = int(adapter == "prompt")
@@ -183,21 +184,6 @@ class _OneExpert(TorchFunctionMode):
             rows, experts = args[:2]
             return rows @ experts[0]
         return func(*args, **(kwargs or {}))
-
-
-class _Echo(TrunkClient):
-    """A trunk that answers with its question."""
-
-    def forward(self, call: TrunkCall) -> Tensor:
-        return call.hidden.clone()
-
-    def backward(self, step: int, grad: Tensor) -> Tensor:
-        return grad.clone()
-
-    def loss(
-        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
-    ) -> LossReply:
-        raise AssertionError("only a vanilla split lets its trunk end the model")
 
 
 class _Watch:

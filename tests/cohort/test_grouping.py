@@ -98,8 +98,11 @@ def test_a_sum_of_two_is_not_handed_out_where_the_third_is_lost():
 def test_what_cannot_be_kept_is_refused():
     with pytest.raises(ValueError, match="raise that to 3 or more"):
         Atlas(min_cluster_size=3)
+    with pytest.raises(ValueError, match="raise min_train_nodes to 3 or more"):
+        Atlas(0.5, min_train_nodes=1, min_available_nodes=4, min_cluster_size=3)
+    Atlas(fraction_train=0.0, min_train_nodes=0)  # which trains nobody, as FedAvg's may
     with pytest.raises(ValueError, match="no updates are added up"):
-        check_least(2, 2, "none")
+        check_least(2, 2, 2, "none")
     with pytest.raises(ValueError, match="allowed is 1 and more"):
         Atlas(min_cluster_size=2, balanced=True)
     with pytest.raises(ValueError, match="allowed is 1 and more"):

@@ -20,9 +20,7 @@ __all__ = ["Buckets", "Rates", "address_of"]
 # Above what one session reaches: small models answer 650 (benchmarks/watching.py).
 RATE = 1000
 BURST = 2  # seconds of calls that may come at once
-LEAST_BURST = (
-    64  # calls; to measure a link for codec='auto' takes 20, which must not wait
-)
+LEAST_BURST = 64  # calls; the 20 by which codec='auto' measures a link must not wait
 GUESSES, GUESSED_AT_ONCE = 20, 200  # wrong tokens or secrets of one address, a second
 ROOM = 4096  # what is remembered of each kind
 
