@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -475,6 +476,33 @@ def test_cuts_and_lists_are_read():
     assert parse_cut(" 12/- ") == (12, None)
     assert split_list(" a , b,") == ("a", "b", "")
     assert split_list("  ") == ()
+
+
+def test_each_device_has_the_cut_in_its_place_or_that_of_all():
+    several = load_config({"devices": "1GiB,2GiB", "cut": "1/1,3/1"})
+    assert several.kinds == ((2**30, "1/1"), (2**31, "3/1"))
+    assert several.fixed_cut is None
+    assert several.fixed_cuts == ((1, 1), (3, 1))
+    alike = load_config({"devices": "1GiB,2GiB", "cut": "3/1"})
+    assert alike.kinds == ((2**30, "3/1"), (2**31, "3/1"))
+    assert load_config({"cut": "1/1,3/1"}).kinds == ((None, "1/1"), (None, "3/1"))
+    assert load_config({}).kinds == ((None, "auto"),)
+    assert load_config({}).fixed_cuts == ()
+
+
+@pytest.mark.parametrize(
+    ("cut", "told"),
+    [
+        ("1/1,2/1", "names 2 cuts, and devices='1GiB,2GiB,3GiB' 3 devices"),
+        ("1/1,2/1,", "'' is not a cut"),
+        ("1/1,auto,2/1", "'auto' is not a cut"),
+        ("", "names no cut"),
+        ("1/1,2/-,2/1", "has no tail"),
+    ],
+)
+def test_cuts_that_fit_no_device_are_refused(cut, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config({"devices": "1GiB,2GiB,3GiB", "cut": cut})
 
 
 def test_importing_the_configuration_pulls_in_neither_torch_nor_flower():

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from atlas_flwr.budget.allocator import packing_environment, return_freed_memory
     from atlas_flwr.budget.architecture import Architecture
     from atlas_flwr.budget.assignment import Assignment, assign
+    from atlas_flwr.budget.band import Band, CutCost, Sender, SharedStep, share_band
     from atlas_flwr.budget.clock import Round, Traveller, TrunkRate, simulate
     from atlas_flwr.budget.footprint import Footprint
     from atlas_flwr.budget.importance import averaged, blended, distance, per_byte
@@ -39,6 +40,8 @@ __all__ = [
     "Allocation",
     "Architecture",
     "Assignment",
+    "Band",
+    "CutCost",
     "Footprint",
     "Guest",
     "Host",
@@ -49,6 +52,8 @@ __all__ = [
     "Rates",
     "Repeated",
     "Round",
+    "Sender",
+    "SharedStep",
     "StepTime",
     "Traveller",
     "TrunkRate",
@@ -64,6 +69,7 @@ __all__ = [
     "per_byte",
     "return_freed_memory",
     "seated",
+    "share_band",
     "simulate",
     "step_time",
     "trunk_memory",
@@ -78,6 +84,8 @@ __getattr__, __dir__ = attach(
         "Allocation": "allocation",
         "Architecture": "architecture",
         "Assignment": "assignment",
+        "Band": "band",
+        "CutCost": "band",
         "Footprint": "footprint",
         "Guest": "pairing",
         "Host": "pairing",
@@ -88,6 +96,8 @@ __getattr__, __dir__ = attach(
         "Rates": "time",
         "Repeated": "memory",
         "Round": "clock",
+        "Sender": "band",
+        "SharedStep": "band",
         "StepTime": "time",
         "Traveller": "clock",
         "TrunkRate": "clock",
@@ -103,6 +113,7 @@ __getattr__, __dir__ = attach(
         "packing_environment": "allocator",
         "return_freed_memory": "allocator",
         "seated": "seating",
+        "share_band": "band",
         "simulate": "clock",
         "step_time": "time",
         "trunk_memory": "memory",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atlas_flwr.split import SplitPlan
     from atlas_flwr.train.weights import ModelFiles
 
-__all__ = ["check_leakage", "leakage_by_cut"]
+__all__ = ["check_leakage", "fisher_of", "leakage_by_cut"]
 
 READERS = ("linear", "verified")
 DRAWS = 8
@@ -99,7 +99,7 @@ def _row(
         str(plan),
         *(read.get(name, "–") for name in names),
         "–".join(map(percent, best.interval)),
-        f"{_fisher(config, files, plan):.0f}",
+        f"{fisher_of(config, files, plan):.0f}",
         f"{rule.peak(plan.head, ranks).total / MIB:.0f}",
         f"{seconds.total:.2f}",
     )
@@ -123,7 +123,7 @@ def _read(
                 yield score
 
 
-def _fisher(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> float:
+def fisher_of(config: RunConfig, files: ModelFiles, plan: SplitPlan) -> float:
     """Return the Fisher metric of a plan's head, the mean over a text of each task."""
     import torch
 

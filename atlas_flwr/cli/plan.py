@@ -68,6 +68,13 @@ def main(arguments: Sequence[str]) -> int:
         type=int,
         help="with --round: trunks that share the clients (the run's own)",
     )
+    parser.add_argument(
+        "--radio",
+        metavar="FILE",
+        type=Path,
+        help="show, too, which cut, part of a radio band and power each device of this "
+        "YAML file should have for the fastest step, within its bounds",
+    )
     rates = parser.add_argument_group("rates; the default is this machine's own")
     rates.add_argument("--client-gflops", type=float, help="of a device")
     rates.add_argument("--trunk-gflops", type=float, help="of the server")
@@ -93,6 +100,13 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.leakage import check_leakage
 
         check_leakage(config)
+    radio = None
+    if given.radio is not None:
+        from atlas_flwr.cli.radio import read_radio
+        from atlas_flwr.cli.sharing import check_sharing
+
+        radio = read_radio(given.radio)
+        check_sharing(config, radio)
     files = ModelFiles.of(config)
     rule = DeviceRule.of(config, files.outline(), files.dtype)
     here = None if given.client_gflops and given.trunk_gflops else measured_flops()
@@ -108,9 +122,9 @@ def main(arguments: Sequence[str]) -> int:
         f"GFLOP/s, {given.mbits:.0f} Mbit/s"
     )
     refused = False
-    for memory in config.device_bytes or (None,):
+    for memory, cut in config.kinds:
         try:
-            found = rule.planned(memory)
+            found = rule.cut_at(cut).planned(memory)
         except BudgetError as error:
             refused = True
             print(f"\n{error}")
@@ -123,6 +137,10 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.leakage import leakage_by_cut
 
         print("\n" + leakage_by_cut(config, files, rule, speeds, given.leakage))
+    if radio is not None:
+        from atlas_flwr.cli.sharing import sharing_shown
+
+        print("\n" + sharing_shown(config, files, rule, radio))
     if given.round and not refused:
         from atlas_flwr.cli.rounds import round_shown
 

@@ -103,8 +103,7 @@ def drawn(
     from atlas_flwr.budget import Traveller
 
     chance = random.Random(config.seed)
-    devices = config.device_bytes or (None,)
-    cuts = [rule.planned(memory) for memory in devices]
+    cuts = [rule.cut_at(cut).planned(memory) for memory, cut in config.kinds]
     made = []
     for number in range(clients):
         cut = cuts[number % len(cuts)]

@@ -11,7 +11,7 @@ from typing import TypeVar
 from flwr.app import Context
 
 from atlas_flwr.config import RunConfig, parse_bytes
-from atlas_flwr.config.parsing import parse_lent, split_list
+from atlas_flwr.config.parsing import parse_cut, parse_lent, split_list
 from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol.profile import Offer, Profile
@@ -19,7 +19,7 @@ from atlas_flwr.seeds import derive_seed
 from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.transports.access import Access
 
-__all__ = ["Identity", "dealt_offer", "device_budget"]
+__all__ = ["Identity", "dealt_device", "dealt_offer"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ class Identity:
         ``num-partitions``.
     memory : int, optional
         Bytes that training may take.
+    cut : str
+        What it says of where it is cut; empty or ``'auto'`` leaves it to the server.
     offer : Offer
         What it would carry of the trunk for others.
     shown : Credentials, optional
@@ -45,6 +47,7 @@ class Identity:
     index: int
     count: int
     memory: int | None
+    cut: str = ""
     offer: Offer = field(default_factory=Offer)
     shown: Credentials | None = None
 
@@ -54,10 +57,11 @@ class Identity:
 
         In a simulation Flower sets ``partition-id`` and ``num-partitions``; a SuperNode
         takes them from ``--node-config``, together with an optional ``memory`` such as
-        ``'3GiB'``, which goes before the run config's ``devices``, and ``trunk-memory``
-        and ``trust``, which go before ``peer-memory`` and ``peer-trust``. A node that
-        serves a trunk names the file access.json of it as ``trunk-access``, and if
-        others dial it elsewhere, ``trunk-address``. One whose trunk asks for
+        ``'3GiB'``, which goes before the run config's ``devices``, ``cut``, which goes
+        before its ``cut``, and ``trunk-memory`` and ``trust``, which go before
+        ``peer-memory`` and ``peer-trust``. A node that serves a trunk names the file
+        access.json of it as ``trunk-access``, and if others dial it elsewhere,
+        ``trunk-address``. One whose trunk asks for
         certificates names the files of its own, PEM, as ``trunk-cert`` and
         ``trunk-key``.
 
@@ -82,9 +86,11 @@ class Identity:
                 [f"partition-id={index}; it must be in 0..{count - 1} (num-partitions)"]
             )
         own = node.get("memory")
-        memory = parse_bytes(str(own)) if own else device_budget(config, index, count)
+        memory, cut = dealt_device(config, index, count)
+        memory = parse_bytes(str(own)) if own else memory
+        cut = _own_cut(node, config) or cut
         offer = _offer(node, config, index, count)
-        return cls(index, count, memory, offer, _shown(node))
+        return cls(index, count, memory, cut, offer, _shown(node))
 
     def shard(self, config: RunConfig, index: int | None = None) -> Shard:
         """Return this client's text, or in a simulation another client's."""
@@ -105,17 +111,35 @@ class Identity:
         task = load_task(config.task_of(self.index))
         holder = self.shown.holder if self.shown else ""
         given = self.memory, task.name, self.count, self.offer
-        return Profile(str(self.index), *given, holder=holder)
+        return Profile(str(self.index), *given, holder=holder, cut=self.cut)
 
 
-def device_budget(config: RunConfig, index: int, count: int) -> int | None:
-    """Return client ``index``'s memory: ``devices`` repeated over ``count`` clients.
+def dealt_device(config: RunConfig, index: int, count: int) -> tuple[int | None, str]:
+    """Return client ``index``'s memory and cut: ``devices`` repeated over all clients.
 
     With ``device-order='shuffled'`` the repeated list is permuted by the run's seed, so
     that a device does not tell a task.
     """
-    sizes = config.device_bytes
-    return _dealt(config, "devices", sizes, count)[index] if sizes else None
+    return _dealt(config, "devices", config.kinds, count)[index]
+
+
+def _own_cut(node: Mapping[str, object], config: RunConfig) -> str:
+    """Return the node config's ``cut``, if there is one that fits the run's split."""
+    cut = str(node.get("cut", ""))
+    if not cut or cut == "auto":
+        return cut
+    try:
+        _, tail = parse_cut(cut)
+    except ValueError as error:
+        raise ConfigError([f"cut={cut!r} (node config): {error}; or auto"]) from None
+    if config.split != "none" and (tail is None) != (config.split == "vanilla"):
+        raise ConfigError(
+            [
+                f"cut={cut!r} (node config) does not fit the run's split="
+                f"{config.split!r}: u-shaped wants HEAD/TAIL, vanilla HEAD/-"
+            ]
+        )
+    return cut
 
 
 def _dealt(config: RunConfig, what: str, items: Sequence[T], count: int) -> list[T]:

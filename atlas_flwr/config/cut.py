@@ -26,7 +26,8 @@ class CutConfig:
     )
     cut: str = option(
         "auto",
-        "Blocks on the client as HEAD/TAIL, e.g. 2/1 (vanilla: 2/-), for every client; "
+        "Blocks on the client as HEAD/TAIL, e.g. 2/1 (vanilla: 2/-), for every client, "
+        "or one for each of devices, in their order; a node config may have its own. "
         "auto chooses for each by its memory. More blocks on the client cost it more "
         "and spare the trunk; they do not hide its text from who tries guesses through "
         "the public head (docs/threat-model.md).",

@@ -97,23 +97,35 @@ def cut_fits_split(config: RunConfig) -> Iterator[Problem]:
     if config.cut == "auto":
         return
     try:
-        head, tail = parse_cut(config.cut)
+        cuts = [parse_cut(cut) for cut in split_list(config.cut)]
+        if not cuts:
+            raise ValueError("names no cut")
     except ValueError as error:
         yield Problem(("cut",), f"cut={config.cut!r}: {error}; or auto")
         return
+    devices = len(split_list(config.devices))
+    if len(cuts) > 1 and devices > 1 and len(cuts) != devices:
+        yield Problem(
+            ("cut", "devices"),
+            f"cut={config.cut!r} names {len(cuts)} cuts, and devices="
+            f"{config.devices!r} {devices} devices; give one cut for all of them, or "
+            "one for each",
+        )
+    head = cuts[0][0]
+    tailed = [tail is not None for _, tail in cuts]
     if config.split == "none":
         yield Problem(
             ("cut", "split"),
             f"cut={config.cut!r}: split='none' cuts nothing; set cut='auto', or "
             "another split",
         )
-    if config.split == "vanilla" and tail is not None:
+    if config.split == "vanilla" and any(tailed):
         yield Problem(
             ("cut", "split"),
             f"cut={config.cut!r} has a tail, and split='vanilla' ends the model in the "
             f"trunk: write cut='{head}/-', or split='u-shaped'",
         )
-    if config.split == "u-shaped" and tail is None:
+    if config.split == "u-shaped" and not all(tailed):
         yield Problem(
             ("cut", "split"),
             f"cut={config.cut!r} has no tail, and split='u-shaped' ends the model on "
@@ -167,7 +179,8 @@ def shared_adapters_are_alike(config: RunConfig) -> Iterator[Problem]:
     """Want one cut and one rank where all clients train one adapter."""
     if config.strategy != "splitlora" or config.server_adapters == "own":
         return
-    if config.cut == "auto" or config.ranks != "uniform" or config.split == "none":
+    several = config.cut == "auto" or "," in config.cut
+    if several or config.ranks != "uniform" or config.split == "none":
         yield Problem(
             ("server-adapters", "cut", "ranks", "split"),
             f"server-adapters='shared' with cut={config.cut!r}, ranks={config.ranks!r} "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from atlas_flwr.config.adaptation import AdaptationConfig
 from atlas_flwr.config.aggregation import AggregationConfig
@@ -27,6 +28,7 @@ from atlas_flwr.types import AUTO_CODEC
 
 __all__ = ["FIRST", "RunConfig", "groups", "options"]
 
+T = TypeVar("T")
 # The keys that most runs set.
 FIRST: tuple[str, ...] = (
     "strategy",
@@ -154,9 +156,31 @@ class RunConfig(
         return parse_bytes(self.trunk_limit) if self.trunk_limit else None
 
     @property
+    def fixed_cuts(self) -> tuple[tuple[int, int | None], ...]:
+        """``cut``, parsed as (head, tail), one for all or several; empty for auto."""
+        return () if self.cut == "auto" else tuple(map(parse_cut, self._cuts))
+
+    @property
     def fixed_cut(self) -> tuple[int, int | None] | None:
-        """``cut``, parsed as (head, tail); ``None`` for auto."""
-        return None if self.cut == "auto" else parse_cut(self.cut)
+        """The cut of all clients; ``None`` where they may have several."""
+        cuts = self.fixed_cuts
+        return cuts[0] if len(cuts) == 1 else None
+
+    @property
+    def kinds(self) -> tuple[tuple[int | None, str], ...]:
+        """Each of ``devices``, ``None`` for unlimited, and the ``cut`` that it has."""
+        memories, cuts = self.device_bytes or (None,), self._cuts
+        count = max(len(memories), len(cuts))
+        pairs = zip(_repeated(memories, count), _repeated(cuts, count), strict=True)
+        return tuple(pairs)
+
+    @property
+    def _cuts(self) -> tuple[str, ...]:
+        return split_list(self.cut)
+
+
+def _repeated(items: tuple[T, ...], count: int) -> tuple[T, ...]:
+    return items * count if len(items) == 1 else items
 
 
 def options() -> Mapping[str, Option]:

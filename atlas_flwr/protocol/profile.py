@@ -58,6 +58,8 @@ class Profile:
         it does not say, as without a limit to its memory.
     holder : str
         Whom the certificate is of that it shows the trunk; empty where it has none.
+    cut : str
+        The cut that it is to have; empty or ``'auto'`` where the server chooses.
     """
 
     client: str
@@ -67,6 +69,7 @@ class Profile:
     offer: Offer = Offer()
     labels: int = 0
     holder: str = ""
+    cut: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Write the reply's ConfigRecord."""
@@ -82,6 +85,7 @@ class Profile:
                 "trust": sorted(self.offer.trust),
                 "access": self.offer.access,
                 "holder": self.holder,
+                "cut": self.cut,
             }
         )
 
@@ -101,6 +105,7 @@ class Profile:
                 access=str(record.get("access", "")),
             ),
             holder=str(record.get("holder", "")),
+            cut=str(record.get("cut", "")),
         )
 
 

@@ -24,6 +24,7 @@ from atlas_flwr.budget import (
     step_time,
 )
 from atlas_flwr.config import RunConfig, format_bytes
+from atlas_flwr.config.parsing import parse_cut
 from atlas_flwr.data import load_examples, load_task, resolve_model, tokenizer_of
 from atlas_flwr.data.collation import collator_of
 from atlas_flwr.data.label_counts import usual_labels
@@ -75,8 +76,8 @@ class DeviceRule:
         PlanError
             If the cut that the configuration fixes is impossible for this model.
         """
-        if config.fixed_cut:
-            SplitPlan(*config.fixed_cut).check(outline.num_layers)
+        for cut in config.fixed_cuts:
+            SplitPlan(*cut).check(outline.num_layers)
         shapes = outline.shapes(config.target_list)
         places = {name: outline.place_of(name) for name in shapes}
         architecture = outline.architecture(
@@ -96,9 +97,13 @@ class DeviceRule:
         ------
         BudgetError
             If its device is too small for anything: with the smallest that works.
+        PlanError
+            If the cut that it asks for is impossible for this model.
         """
         if self.config.split == "none":
             return Assigned(self.whole_rank(profile.memory))
+        if profile.cut not in ("", self.config.cut):
+            return self.cut_at(profile.cut)(profile, importance)
         if profile.labels and profile.labels + 1 != self.logits_to_keep:
             own = replace(self, logits_to_keep=profile.labels + 1)
             return own(profile, importance)
@@ -127,6 +132,18 @@ class DeviceRule:
             trunk_memory=self.config.trunk_session_bytes,
         )
 
+    def cut_at(self, cut: str) -> DeviceRule:
+        """Return the rule for devices of this cut, or of one that is chosen (auto).
+
+        Raises
+        ------
+        PlanError
+            If the cut is impossible for this model.
+        """
+        if cut != "auto":
+            SplitPlan(*parse_cut(cut)).check(self.architecture.num_layers)
+        return replace(self, config=replace(self.config, cut=cut))
+
     def planned(self, memory: int | None) -> Allocation | Assignment:
         """Choose as for a client of which nobody knows yet which layers matter."""
         by_layer = self._by_layer
@@ -134,10 +151,12 @@ class DeviceRule:
 
     def problems(self) -> Iterator[str]:
         """Yield each of the configuration's devices that can be given nothing."""
-        sizes = () if self.config.split == "none" else self.config.device_bytes
-        for memory in sorted(set(sizes)):
+        kinds = () if self.config.split == "none" else self.config.kinds
+        for memory, cut in dict.fromkeys(kinds):
+            if memory is None:
+                continue
             try:
-                self.planned(memory)
+                self.cut_at(cut).planned(memory)
             except BudgetError as error:
                 size = format_bytes(memory)
                 yield f"devices={self.config.devices!r}: {size} is too little: {error}"
@@ -235,6 +254,8 @@ class DeviceRule:
     @property
     def plans(self) -> list[SplitPlan]:
         """The cuts that clients may be given."""
+        if len(self.config.fixed_cuts) > 1:
+            return [SplitPlan(*cut) for cut in dict.fromkeys(self.config.fixed_cuts)]
         return [SplitPlan(head, self._tail) for head in self._heads]
 
     @property

@@ -217,8 +217,8 @@ def _plan(config: RunConfig, run: Summary, members: Sequence[str]) -> SplitPlan:
     plans = [p for c in members or run.plans if (p := run.plans.get(c))]
     if plans:
         return SplitPlan.parse(Counter(plans).most_common(1)[0][0])
-    if config.fixed_cut is not None:
-        return SplitPlan(*config.fixed_cut)
+    if config.fixed_cuts:
+        return SplitPlan(*config.fixed_cuts[0])
     return SplitPlan(1, None if config.split == "vanilla" else 1)
 
 

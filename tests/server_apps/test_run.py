@@ -284,6 +284,14 @@ def test_devices_get_the_ranks_and_cuts_that_they_hold(tmp_path):
     assert math.isfinite(told["per_round"][-1]["mean_loss"])
 
 
+def test_devices_get_the_cuts_that_they_are_to_have(tmp_path):
+    sizes = sizes_of((4, 8), (4, 8))
+    devices = ",".join(f"{size}B" for size in sizes)
+    given = {"devices": devices, "cut": "1/1,4/1", "device_order": "cycle"}
+    told = summary(run(tmp_path, **given, num_rounds=1))
+    assert [told["plans"][str(c)] for c in range(4)] == ["1/1", "4/1"] * 2
+
+
 def test_small_devices_adapt_their_most_important_layers_and_learn(tmp_path):
     small, large = sizes_of((1, 1), (4, 8))
     devices = f"{small}B,{large}B"
