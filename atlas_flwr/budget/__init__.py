@@ -7,7 +7,11 @@ from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
     from atlas_flwr.budget.allocation import AdaptedLayer, Allocation, allocate
-    from atlas_flwr.budget.allocator import packing_environment, return_freed_memory
+    from atlas_flwr.budget.allocator import (
+        give_back_freed_memory,
+        packing_environment,
+        return_freed_memory,
+    )
     from atlas_flwr.budget.architecture import Architecture
     from atlas_flwr.budget.assignment import Assignment, assign
     from atlas_flwr.budget.band import Band, CutCost, Sender, SharedStep, share_band
@@ -64,6 +68,7 @@ __all__ = [
     "blended",
     "client_memory",
     "distance",
+    "give_back_freed_memory",
     "packing_environment",
     "pair",
     "per_byte",
@@ -108,6 +113,7 @@ __getattr__, __dir__ = attach(
         "blended": "importance",
         "client_memory": "memory",
         "distance": "importance",
+        "give_back_freed_memory": "allocator",
         "pair": "pairing",
         "per_byte": "importance",
         "packing_environment": "allocator",

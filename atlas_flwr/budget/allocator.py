@@ -9,8 +9,14 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["MAPPED_FROM", "packing_environment", "return_freed_memory"]
+__all__ = [
+    "MAPPED_FROM",
+    "give_back_freed_memory",
+    "packing_environment",
+    "return_freed_memory",
+]
 
 MAPPED_FROM = 1 << 16
 # One arena for all threads; its freed pages go back within half a minute, which is
@@ -31,10 +37,28 @@ def return_freed_memory() -> bool:
     bool
         Whether this C library could be told; false outside glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM) == 1
+
+
+def give_back_freed_memory() -> bool:
+    """Give back, now, what this process has freed and its C library has kept.
+
+    Returns
+    -------
+    bool
+        Whether this C library could be told; false outside glibc.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+    return trim is not None
+
+
+def _of_glibc(name: str) -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def packing_environment() -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.cli.report import latest
-from atlas_flwr.errors import ConfigError
+from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.report import RunFolder, summarize_folder
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from atlas_flwr.train.weights import ModelFiles, Outline
     from atlas_flwr.trunk.transports.access import Access
 
-__all__ = ["Ready", "add_adapters", "add_decoding", "ready"]
+__all__ = ["Ready", "add_adapters", "add_decoding", "elsewhere", "ready"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,13 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--cluster", metavar="N", help="a folder of RUN/adapters")
     which.add_argument("--adapters", metavar="DIR", type=Path, help="in PEFT's format")
     which.add_argument("--base", action="store_true", help="the model before training")
+    parser.add_argument(
+        "--model", help="the run's, where it lies on this machine (default: as there)"
+    )
+    parser.add_argument(
+        "--tasks",
+        help="the run's task files, where they lie on this machine, in the run's order",
+    )
     parser.add_argument("--cut", help="HEAD/TAIL, e.g. 2/1 or 2/- (default: the run's)")
     parser.add_argument(
         "--trunk",
@@ -127,6 +134,37 @@ def add_decoding(parser: argparse.ArgumentParser, longest: int) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
 
 
+def _on_this_machine(folder: RunFolder, given: argparse.Namespace) -> RunConfig:
+    """Return the run's configuration, with what of it lies elsewhere here."""
+    config = folder.config()
+    if given.model is not None:
+        config = replace(config, model=given.model)
+    if given.tasks is None:
+        return config
+    named = replace(config, tasks=given.tasks)
+    if len(named.task_list) != len(config.task_list):
+        raise ConfigError(
+            [
+                f"--tasks {given.tasks!r} names {len(named.task_list)} of the run's "
+                f"{len(config.task_list)} tasks: {config.tasks}"
+            ]
+        )
+    return named
+
+
+@contextmanager
+def elsewhere(folder: RunFolder, option: str) -> Iterator[None]:
+    """Say which option names what is not where the run, perhaps elsewhere, had it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            *error.problems,
+            f"{folder.path} was run with {option}={getattr(folder.config(), option)!r};"
+            f" if that lies elsewhere on this machine, say where with --{option}",
+        ) from None
+
+
 def ready(given: argparse.Namespace) -> Ready:
     """Find everything that was asked for.
 
@@ -135,7 +173,7 @@ def ready(given: argparse.Namespace) -> Ready:
     AtlasError
         With what is wrong, and what there is.
     """
-    from atlas_flwr.data import tokenizer_of
+    from atlas_flwr.data import resolve_model, tokenizer_of
     from atlas_flwr.data.preparation import known_positions
     from atlas_flwr.serving import Choice, Decoding, Prompts, chosen
     from atlas_flwr.serving.guarding import check_defended
@@ -156,11 +194,13 @@ def ready(given: argparse.Namespace) -> Ready:
     drafts = getattr(given, "drafts", 0)  # of `generate` alone
     decoding = Decoding(given.max_new_tokens, given.temperature, given.seed, drafts)
     folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
-    config = folder.config()
+    config = _on_this_machine(folder, given)
+    with elsewhere(folder, "model"):
+        resolve_model(config.model, progress=False)
     files = ModelFiles.of(config, given.device)
     outline = files.outline()
     choice = Choice(given.client, given.cluster, given.adapters, given.base)
-    picked = chosen(folder, choice, files, outline)
+    picked = chosen(folder, config, choice, files, outline)
     plan = SplitPlan.parse(given.cut) if given.cut else picked.plan
     plan.check(outline.num_layers)
     tokenizer: Any = tokenizer_of(files.source)

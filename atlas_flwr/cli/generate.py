@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_flwr.cli.adapters import Ready, add_adapters, add_decoding, ready
+from atlas_flwr.cli.adapters import Ready, add_adapters, add_decoding, elsewhere, ready
 from atlas_flwr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -126,11 +126,15 @@ def _check(given: argparse.Namespace) -> None:
 
 def _asked(given: argparse.Namespace, found: Ready) -> list[Asked]:
     """Return the prompts, from a file or from a client's tests."""
+    from atlas_flwr.data import load_task
     from atlas_flwr.serving import held_out, read_prompts
 
     if given.held_out is None:
         rows = read_prompts(given.prompts, found.prompts)
         return [Asked(row, found.prompts.ids(row)) for row in rows]
+    with elsewhere(found.folder, "tasks"):
+        for name in found.config.task_list:
+            load_task(name)
     tests = held_out(
         found.config,
         found.files.source,

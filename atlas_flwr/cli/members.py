@@ -137,7 +137,7 @@ def _client(folder: RunFolder, client: int, texts: int, shadows: int) -> Suspect
 
     config = folder.config()
     files = ModelFiles.of(config, "cpu")
-    picked = chosen(folder, Choice(client=str(client)), files, files.outline())
+    picked = chosen(folder, config, Choice(client=str(client)), files, files.outline())
     batches, members, others = trained_and_not(folder, client, _count(folder))
     collate = batches.collator(batches.shard().task)
     model: Any = files.whole()

@@ -15,6 +15,8 @@ def unwritable(value: Any) -> str:
         return "a number that is not finite"
     if isinstance(value, bytes):
         return "bytes (decode that column before saving)"
+    if isinstance(value, str) and "\0" in value:
+        return "a NUL character (`tr -d '\\0' < FILE > MENDED` takes such out)"
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()

@@ -11,18 +11,18 @@ __all__ = ["filled_in", "template_fields"]
 
 
 def template_fields(template: str) -> tuple[str, ...]:
-    """Return the fields that a template names, each once.
+    """Return the fields that a template names, each once, with blanks in them or not.
 
     Raises
     ------
     ValueError
-        If its braces do not match, or a field has no plain name, or a format.
+        If its braces do not match, or a field has no name, or a format.
     """
     found = []
     for _, name, form, conversion in string.Formatter().parse(template):
         if name is None:
             continue
-        if form or conversion or not name.isidentifier():
+        if form or conversion or not name:
             raise ValueError(
                 f"{{{name}}} is no field: write {{name}}, and {{{{ }}}} for braces"
             )
@@ -44,5 +44,8 @@ def filled_in(
     plain : Callable[[Any], str]
         Writes a field as text.
     """
-    fields = template_fields(template)
-    return template.format_map({name: plain(record[name]) for name in fields})
+    pieces = string.Formatter().parse(template)
+    return "".join(
+        before if name is None else before + plain(record[name])
+        for before, name, _, _ in pieces
+    )

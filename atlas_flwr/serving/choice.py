@@ -77,7 +77,11 @@ class Chosen:
 
 
 def chosen(
-    folder: RunFolder, choice: Choice, files: ModelFiles, outline: Outline
+    folder: RunFolder,
+    config: RunConfig,
+    choice: Choice,
+    files: ModelFiles,
+    outline: Outline,
 ) -> Chosen:
     """Find the adapters that were asked for; nothing heavy is loaded.
 
@@ -85,6 +89,8 @@ def chosen(
     ----------
     folder : RunFolder
         The run's.
+    config : RunConfig
+        Its configuration, on this machine.
     choice : Choice
         Nothing at all is enough where the run has one folder of adapters.
     files : ModelFiles
@@ -107,10 +113,9 @@ def chosen(
             "folders say how to load them; for text, train a decoder such as "
             "model='smollm2'"
         )
-    config, run = folder.config(), summarize_folder(folder)
+    run = summarize_folder(folder)
     if choice.base:
-        known = map(load_task, config.task_list)
-        forms = [f for f in map(PromptForm.of, known) if f is not None]
+        forms = _every_form(folder, config)
         return Chosen("the base model", AdapterState(), _plan(config, run, ()), forms)
     if choice.adapters is not None:
         path, title, members = choice.adapters, str(choice.adapters), list[str]()
@@ -228,6 +233,20 @@ def _forms(path: Path) -> list[PromptForm]:
         return []
     told = json.loads((path / TASKS_FILE).read_text(encoding="utf-8"))
     found = [PromptForm.told(task) for task in told["tasks"]]
+    return [form for form in found if form is not None]
+
+
+def _every_form(folder: RunFolder, config: RunConfig) -> list[PromptForm]:
+    """Read how a run's tasks put their prompts, in its order.
+
+    The adapters' folders tell it also where the task files are not.
+    """
+    exported = (folder.path / "adapters").glob("*/")
+    told = {form.name: form for path in exported for form in _forms(path)}
+    names = [Path(task).stem for task in folder.config().task_list]
+    if told:
+        return sorted(told.values(), key=lambda form: names.index(form.name))
+    found = map(PromptForm.of, map(load_task, config.task_list))
     return [form for form in found if form is not None]
 
 

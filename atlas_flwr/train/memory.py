@@ -13,6 +13,8 @@ from types import TracebackType
 
 import torch
 
+from atlas_flwr.budget import give_back_freed_memory
+
 __all__ = ["PeakMeter", "resident_bytes"]
 
 _STATUS = Path("/proc/self/status")
@@ -25,7 +27,9 @@ class PeakMeter:
 
     On Linux the kernel's high-water mark is reset first, so that the block's own peak
     is seen (``method == "reset"``). Elsewhere the mark is that of the whole process
-    since it began, and earlier peaks hide smaller ones (``method == "process"``).
+    since it began, and earlier peaks hide smaller ones (``method == "process"``). What
+    was freed before and is kept by glibc is given back first: it would count as being
+    there before, and the block could take it unseen.
 
     On a GPU it is the memory of the GPU that this process's tensors take (``method ==
     "device"``).
@@ -56,6 +60,7 @@ class PeakMeter:
             self._before = torch.cuda.memory_allocated(self.device)
             return self
         if _CLEAR.exists():
+            give_back_freed_memory()
             _CLEAR.write_text("5")
             self.method = "reset"
         self._before = resident_bytes()

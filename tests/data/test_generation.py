@@ -46,7 +46,7 @@ def tokenizer():
         (('response: "{output}"', ""), "`response` is missing"),
         (('response: "{output}"', "response: Yes."), "names no field"),
         (('"{output}"', '"{output!r}"'), "is no field"),
-        (('"{output}"', '"{out put}"'), "is no field"),
+        (('"{output}"', '"{}"'), "is no field"),
         (('"{output}"', '"{output"'), "`response`: expected '}'"),
         (
             ("kind: generation", "kind: writing"),
@@ -80,6 +80,15 @@ def test_templates_are_filled_in_and_white_space_stays(tmp_path):
         ("Name a colour.\n\nAnswer: ", "Green,\n  like grass."),
         ("Name a colour.\n\nAnswer: ", "Red."),
     }
+
+
+def test_fields_may_be_called_as_people_call_columns(tmp_path):
+    row = {"Your question?\n(one)": "1 {x}", "a.b": "2", "class": "3"}
+    prompt = r'prompt: "{Your question?\n(one)} {a.b}"'
+    old = GOOD[GOOD.index("prompt:") :].partition("\n")[0]
+    text = GOOD.replace(old, prompt).replace("{output}", "{class}")
+    (found,) = read_examples(task_of(tmp_path, [row], text)).examples
+    assert (found.text, found.answer) == ("1 {x} 2", "3")
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,9 @@ def test_lines_read_one_by_one_are_those_of_the_whole(
     path = tmp_path_factory.mktemp("lines") / "file"
     path.write_bytes(text.encode(encoding))
     reading = Reading("lines", path=str(path), encoding=encoding)
-    whole = enumerate(reading.string().split("\n"), start=1)
-    assert [*reading.lines()] == [(n, line) for n, line in whole if line.strip()]
+    whole = path.read_bytes().decode(encoding).replace("\r\n", "\n")
+    numbered = enumerate(whole.split("\n"), start=1)
+    assert [*reading.lines()] == [(n, line) for n, line in numbered if line.strip()]
 
 
 @settings(max_examples=150, deadline=None)
@@ -183,21 +184,23 @@ def test_tables_that_are_read_by_turns_have_long_cells_each(tmp_path: Path) -> N
 
 def _written(path: Path, rows: int) -> None:
     """Write rows of 1,000 characters, as the path's name ends."""
-    head, line = {
-        ".csv": ("text,label\n", "{},a\r\n"),
-        ".jsonl": ("", '{{"text": "{}", "label": "a"}}\n'),
-        ".tsv": ("text\tlabel\n", "{}\ta\n"),
+    head, line, end = {
+        ".csv": ("text,label\n", "{},a\r\n", ""),
+        ".json": ("[", '{{"text": "{}", "label": "a"}},', "{}]"),
+        ".jsonl": ("", '{{"text": "{}", "label": "a"}}\n', ""),
+        ".tsv": ("text\tlabel\n", "{}\ta\n", ""),
     }[path.suffix]
-    path.write_text(head + line.format("x" * 1000) * rows, newline="")
+    path.write_text(head + line.format("x" * 1000) * rows + end, newline="")
 
 
-@pytest.mark.parametrize("name", ["csv", "jsonl", "tsv"])
+@pytest.mark.parametrize("name", ["csv", "json", "jsonl", "tsv"])
 def test_a_file_is_never_in_memory_as_a_whole(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"large.{name}"
     _written(path, 4000)
     tracemalloc.start()
     try:
-        rows = sum(1 for _ in Reading(name, path=str(path)).rows())
+        read = Reading(name, path=str(path)).rows()
+        rows = sum(isinstance(row, Row) for row in read)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -232,6 +235,9 @@ def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> 
         ("json", b'{"text": 1}', "it must be an array"),
         ("json", b'[{"text": 1}', "line 1"),
         ("json", b'{"text": 1}\n{"text": 2}', "is it `format: jsonl`?"),
+        ("json", b'[{"text": 1},\n{"text": 2\n', "entry 2, line 3: Expecting ','"),
+        ("json", b"[1] []", "more behind the array"),
+        ("json", b"", "is empty"),
         ("csv", b"", "first line is empty"),
         ("tsv", b"\ntext\tlabel\n", "first line is empty"),
         ("csv", b"PK\x03\x04\x14\0\x06\0", "save the sheet as CSV"),
@@ -370,22 +376,6 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
-def test_an_array_that_takes_much_memory_is_told_how_to_be_read_in_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _json(tmp_path / "rows.json")
-    logged = []
-    heard = "atlas_flwr.data.readers.objects.log"
-    monkeypatch.setattr(heard, lambda _, form, *given: logged.append(form % given))
-    _read("json", tmp_path / "rows.json")
-    assert not logged
-    monkeypatch.setattr("atlas_flwr.data.readers.objects.LARGE", 10)
-    _read("json", tmp_path / "rows.json")
-    (said,) = logged
-    assert "`format: jsonl`" in said
-    assert "jq -c" in said
-
-
 def test_truth_values_and_whole_numbers_are_written_as_in_json(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[{"text": 2.0, "label": true}, {"text": 2.5, "label": 1.0}]')
@@ -463,6 +453,50 @@ def test_without_the_library_for_hubs_its_installation_is_told(
 def test_a_table_whose_lines_end_as_on_old_machines_is_read(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"text,label\rone,a\rtwo,b\r")
     assert _read("csv", tmp_path / "rows.csv") == [Row("one", "a"), Row("two", "b")]
+
+
+@pytest.mark.parametrize("told", ["sep=;\r\n", '"sep=;"\n', "SEP=;\n"])
+def test_the_line_by_which_excel_tells_a_delimiter_is_no_header(
+    told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(told + "text;label;a,b,c\none, two;1;\nthree;\n", newline="")
+    fault = Fault("line 4", "without a label")
+    assert _read("csv", path) == [Row("one, two", "1"), fault]
+    assert [row.where for row in _read("csv", path)] == ["line 3", "line 4"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_header_may_have_line_ends_inside_quotes(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    header = '"Rated,\nby whom?";"text\n\nof it";label'
+    path.write_text(f'{header}{end}me;"one\ntwo";1{end};three;{end}', newline="")
+    first, fault = _read("csv", path, text=("text\n\nof it",))
+    assert first == Row("one\ntwo", "1")
+    assert (first.where, fault.where) == ("line 5", "line 7")
+
+
+def test_a_quote_in_a_header_that_is_no_quotation_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text;label;5" wide\n' + "one, two;a;\n" * 100)
+    assert _read("csv", path) == [Row("one, two", "a")] * 100
+
+
+@pytest.mark.parametrize("name", ["csv", "folder", "jsonl", "lines", "tsv"])
+def test_text_with_a_nul_in_it_is_told_by_its_row(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    _WRITERS[name](path)
+    file, old = (path / "b" / "1.txt" if name == "folder" else path), "dos"
+    text = file.read_text(encoding="utf-8-sig")
+    nul = "\\u0000" if name == "jsonl" else "\0"
+    file.write_text(text.replace(old, nul + old), newline="")
+    good, fault = _read(name, path)
+    assert good == _ROWS[0]
+    assert isinstance(fault, Fault)
+    assert "a NUL character (`tr -d" in fault.why
+    assert fault.where == {"folder": "b/1.txt", "csv": "line 3", "tsv": "line 3"}.get(
+        name, "line 2"
+    )
 
 
 def test_bytes_in_parquet_are_no_text(tmp_path: Path) -> None:

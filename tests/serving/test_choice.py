@@ -18,7 +18,7 @@ from tests.serving.conftest import LAYERS, made_run, random_state
 
 def pick(folder, **choice):
     files = ModelFiles.of(folder.config())
-    return chosen(folder, Choice(**choice), files, files.outline())
+    return chosen(folder, folder.config(), Choice(**choice), files, files.outline())
 
 
 def same(state, expected):

@@ -96,6 +96,44 @@ def test_clusters_clients_and_the_base_answer_otherwise(folder, prompts):
     assert len(set(texts)) == 4
 
 
+@pytest.fixture
+def moved(folder, tmp_path):
+    """The run on another machine: its model and its task files lie elsewhere."""
+    here = Path(shutil.copytree(folder.path, tmp_path / "brought"))
+    text = (here / "config.yaml").read_text()
+    old = str(folder.path.parents[1])
+    assert old in text
+    text = text.replace("model: tiny", "model: /home/them/model").replace(old, "/gone")
+    (here / "config.yaml").write_text(text)
+    return RunFolder(here)
+
+
+def test_a_run_that_was_moved_says_which_option_names_its_model(moved, capsys):
+    assert main(["chat", str(moved.path), "--cluster", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "/home/them/model has no config.json" in said
+    assert "say where with --model" in said
+
+
+def test_a_run_that_was_moved_answers_as_before(moved, folder, prompts, capsys):
+    model = ["--model", resolve_model("tiny").path]
+    for way in (["--cluster", "0"], ["--base"]):
+        there = answers(folder, prompts, *way)
+        assert answers(moved, prompts, *way, *model) == there
+    few = ["generate", str(moved.path), "--client", "3", "--held-out", "1", *model]
+    assert main([*few, "--max-new-tokens", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "task '/gone/counting.yaml': neither a file" in said
+    assert "say where with --tasks" in said
+    root = folder.path.parents[1]
+    assert main([*few, "--tasks", str(root / "advice.yaml")]) == 1
+    assert "names 1 of the run's 2 tasks" in capsys.readouterr().err
+    rows = [{"problem": f"p {n}", "detail": "", "advice": "a"} for n in range(12)]
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = ",".join(str(root / f"{name}.yaml") for name in ("counting", "advice"))
+    assert main([*few, "--max-new-tokens", "2", "--tasks", tasks]) == 0
+
+
 def test_answers_stand_beside_the_base_models(folder, prompts):
     beside = answers(folder, prompts, "--cluster", "0", "--beside-base")
     tuned = answers(folder, prompts, "--cluster", "0")

@@ -25,6 +25,7 @@ __all__ = ["PRESET_ENCODING", "READERS", "Reading"]
 
 PRESET_ENCODING = "utf-8-sig"
 LOOK = 200  # bytes by which an encoding is told
+PIECE = 1 << 16  # characters
 MARKS = {  # the longer one first: the others begin as these do
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -122,17 +123,6 @@ class Reading:
         """Read all rows, and name those that cannot be used."""
         return READERS[self.format](self)
 
-    def content(self) -> bytes:
-        """Read the file.
-
-        Raises
-        ------
-        DataError
-            If it is not there.
-        """
-        with self.opened() as file:
-            return file.read()
-
     def opened(self) -> BinaryIO:
         """Open the file.
 
@@ -154,16 +144,6 @@ class Reading:
             return path.open("rb")
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from None
-
-    def string(self) -> str:
-        """Read the file as text, with line feeds as the only ends of lines.
-
-        Raises
-        ------
-        DataError
-            If it is not there, or is not in the task's encoding.
-        """
-        return self.decoded(self.content()).replace("\r\n", "\n")
 
     def decoded(self, content: bytes, name: str = "") -> str:
         """Decode text of the source, of the file ``name`` in it."""
@@ -227,13 +207,29 @@ class Reading:
         DataError
             If it is not there, or is not in the task's encoding.
         """
+        return self._read(newline, iter)
+
+    def pieces(self) -> Iterator[str]:
+        """Read the file's text, a piece at a time, wherever its lines end.
+
+        Raises
+        ------
+        DataError
+            If it is not there, or is not in the task's encoding.
+        """
+        return self._read("", lambda text: iter(lambda: text.read(PIECE), ""))
+
+    def _read(
+        self, newline: str, parts: Callable[[io.TextIOWrapper], Iterator[str]]
+    ) -> Iterator[str]:
         with self.opened() as file:
             first = file.read(LOOK)
             file.seek(0)
             encoding = self._encoding(self.where, first)
             try:
+                # Held, or it would close the file before that tells its place.
                 text = io.TextIOWrapper(file, encoding, newline=newline)
-                yield from text  # held, or it would close the file before it tells
+                yield from parts(text)
             except UnicodeDecodeError as error:
                 # Its own position counts from the piece that was being read.
                 at = file.tell() - len(error.object) + error.start

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["read_csv", "read_tsv"]
 
 DELIMITERS = ",;\t|"
+TOLD = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
+HEADER = 64  # lines of a header at most, where line ends stand inside its quotes
 LONGEST = 1 << 24  # characters of a field: a quote that never closes takes no more
 
 
@@ -31,12 +34,17 @@ class _Tabs(csv.excel_tab):
 def read_csv(reading: Reading) -> Iterator[Row | Fault]:
     """Read a table whose delimiter is given, or told by its header."""
     lines = _lines(reading)
-    header = next(lines, "")
-    every: Iterator[str] = chain([header], lines)
-    if header.endswith("\r"):  # as old spreadsheets end lines
+    first = next(lines, "")
+    told = TOLD.fullmatch(first)
+    header = _header(chain(() if told else [first], lines))
+    every: Iterator[str] = chain(header, lines)
+    if first.endswith("\r"):  # as old spreadsheets end lines
         every = (line.replace("\r", "\n") for line in every)
-    delimiter = reading.delimiter or _delimiter(reading, header.rstrip("\r\n"))
-    yield from _table(reading, every, csv.excel, delimiter=delimiter, strict=True)
+    delimiter = reading.delimiter
+    if not delimiter:
+        delimiter = told[1] if told else _delimiter(reading, header)
+    given = {"delimiter": delimiter, "strict": True}
+    yield from _table(reading, every, csv.excel, before=1 if told else 0, **given)
 
 
 def read_tsv(reading: Reading) -> Iterator[Row | Fault]:
@@ -58,13 +66,23 @@ def _lines(reading: Reading) -> Iterator[str]:
         yield before
 
 
-def _delimiter(reading: Reading, header: str) -> str:
+def _header(lines: Iterator[str]) -> list[str]:
+    """Take the first line, and those after it while a quote in them is open."""
+    taken: list[str] = []
+    for line in islice(lines, HEADER):
+        taken.append(line)
+        if sum(part.count('"') for part in taken) % 2 == 0:
+            break
+    return taken
+
+
+def _delimiter(reading: Reading, header: Sequence[str]) -> str:
     """Return the delimiter by which a header has most of the wanted fields."""
     wanted = set(reading.wanted)
 
     def named(delimiter: str) -> int:
         try:
-            names = next(csv.reader([header], delimiter=delimiter), [])
+            names = next(csv.reader(header, delimiter=delimiter), [])
         except csv.Error:
             return 0  # the table is read again, and says what is wrong
         return len(wanted.intersection(names))
@@ -73,16 +91,22 @@ def _delimiter(reading: Reading, header: str) -> str:
 
 
 def _table(
-    reading: Reading, lines: Iterator[str], dialect: type[csv.Dialect], **options: Any
+    reading: Reading,
+    lines: Iterator[str],
+    dialect: type[csv.Dialect],
+    before: int = 0,
+    **options: Any,
 ) -> Iterator[Row | Fault]:
+    """Read a table; so many lines stand ``before`` its header."""
     table = csv.DictReader(lines, dialect=dialect, **options)
-    began = 1
+    began = before
     try:
         with _long_fields():
             names = table.fieldnames
         _check_header(reading, names or ())
+        began = before + table.line_num
         for record in islice(_records(table), reading.skip_rows, None):
-            where, began = f"line {began + 1}", table.line_num
+            where, began = f"line {began + 1}", before + table.line_num
             if None in record:
                 why = "with more fields than the header: is a delimiter unquoted?"
                 yield Fault(where, why)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from atlas_flwr.data.fields import unwritable
 from atlas_flwr.data.readers.files import named_files
 from atlas_flwr.data.rows import Fault, Row
 
@@ -44,7 +45,9 @@ def read_folder(reading: Reading) -> Iterator[Row | Fault]:
         yield _row(reading, match, text, name)
 
 
-def _row(reading: Reading, match: re.Match[str], text: str, where: str) -> Row:
+def _row(reading: Reading, match: re.Match[str], text: str, where: str) -> Row | Fault:
+    if why := unwritable(text):
+        return Fault(where, f"with {why}")
     label = match["label"] if reading.label else ""
     owner = match[reading.client] if reading.client else ""
     return Row(text, label, where, owner=owner)
