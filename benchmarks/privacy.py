@@ -15,7 +15,8 @@ kept in ``--runs``; delete its ``privacy.json`` to have it attacked anew.
 
 Defences for tasks with classes alone, such as ``labels:1``, run without the third
 client, which changes nothing for the others; of those that change labels, labels are
-attacked. ``none@int4`` is a row without a defence, by that codec.
+attacked. ``none@codec=int4`` or ``none@personal=head`` is a row without a defence, with
+that key of the run.
 """
 
 from __future__ import annotations
@@ -61,23 +62,24 @@ def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
     import torch
 
     from atlas_flwr.cli.attack import main as attack
+    from atlas_flwr.cli.overrides import parse_overrides
     from atlas_flwr.client_apps.app import app
     from atlas_flwr.privacy import parse_defence
     from atlas_flwr.server_apps.run import Run
     from atlas_flwr.testing import local_grid
 
     cut, asked_for, seed = job
-    defence, _, codec = asked_for.partition("@")
+    defence, _, key = asked_for.partition("@")
     tasks = (
         CLASSIFIED if parse_defence(defence).needs_classes else (*CLASSIFIED, WRITTEN)
     )
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    folder = runs / f"{cut}-{asked_for}-{seed}".replace("/", "-").replace(":", "-")
+    folder = runs / f"{cut}-{asked_for}-{seed}".translate(str.maketrans("/:=", "---"))
     if not is_finished(folder):
         places = {"runs-dir": str(runs), "run-name": folder.name}
         asked = {"tasks": ",".join(tasks), "cut": cut, "defence": defence, "seed": seed}
-        config = {**BASE, **asked, **places, "codec": codec or "auto"}
+        config = {**BASE, **asked, **places, **parse_overrides([key] if key else [])}
         began = time.process_time()
         with local_grid(app, len(tasks), run_config=config) as grid:
             Run.begin(config).execute(grid)
