@@ -71,6 +71,9 @@ class ConfigError(AtlasError, ValueError):
             f"{count} problem{'s' if count != 1 else ''} in the run config:\n{lines}"
         )
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
+        return type(self), (self.problems, self.keys)
+
 
 class StorageError(AtlasError, OSError):
     """A file of a run's cannot be written: the disk is full, or not ours to write."""
@@ -88,6 +91,9 @@ class SiteError(AtlasError, ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(["", *(f"  - {text}" for text in self.problems)]))
+
+    def __reduce__(self) -> tuple[type[SiteError], tuple[object, ...]]:
+        return type(self), (self.problems,)
 
 
 class PlanError(AtlasError, ValueError):
@@ -110,6 +116,9 @@ class DataError(AtlasError, ValueError):
     def __init__(self, *problems: str) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[object, ...]]:
+        return type(self), tuple(self.problems)
 
 
 class AdapterError(AtlasError, ValueError):

@@ -75,7 +75,7 @@ def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:
     )
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    folder = runs / f"{cut}-{asked_for}-{seed}".translate(str.maketrans("/:=", "---"))
+    folder = runs / f"{cut}-{asked_for}-{seed}".translate(str.maketrans("/:=@", "----"))
     if not is_finished(folder):
         places = {"runs-dir": str(runs), "run-name": folder.name}
         asked = {"tasks": ",".join(tasks), "cut": cut, "defence": defence, "seed": seed}
