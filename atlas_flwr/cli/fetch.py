@@ -26,14 +26,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     given = parser.parse_args(arguments)
 
-    from atlas_flwr.data import cache_folder, prepare
+    from atlas_flwr.data import cache_folder, load_examples, prepare, tokenizer_of
+    from atlas_flwr.data.lengths import lengths_of
 
     source, tasks = prepare(
         given.model, split_list(given.tasks), progress=not given.quiet
     )
     print(f"model {source.name}: {source.path} ({source.kind})")
+    tokenizer = tokenizer_of(source)
     for task in tasks:
         what = f"{len(task.labels)} classes" if task.labels else "text to be written"
-        print(f"task {task.name}: {what}")
+        print(f"task {task.name}: {len(load_examples(task)):,} examples, {what}")
+        if task.answers:
+            print(f"  {lengths_of(tokenizer, task, preset.max_length)}: see max-length")
     print(f"cache: {cache_folder()}")
     return 0

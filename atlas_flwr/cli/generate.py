@@ -209,7 +209,8 @@ def _cost(
 ) -> str:
     each = max(written, 1)
     return (
-        f"{prompts} answers{f' in {out}' if out else ''} · {written} tokens, "
+        f"{prompts} answer{'s' * (prompts != 1)}{f' in {out}' if out else ''} · "
+        f"{written} tokens, "
         f"{written / seconds:.1f} a second · bytes a token: "
         f"{meter.total_up / each:,.0f} up, {meter.total_down / each:,.0f} down"
     )

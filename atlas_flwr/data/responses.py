@@ -76,9 +76,12 @@ class GenerationCollator(Collator):
         """Return an example's tokens, which are not to be changed: they are kept."""
         return self._kept(example)
 
+    def whole(self, example: Example) -> TokenRow:
+        """Return an example's tokens, however many these are."""
+        return self._chat(example) if self._task.chat else self._plain(example)
+
     def _row(self, example: Example) -> TokenRow:
-        whole = self._chat(example) if self._task.chat else self._plain(example)
-        return whole.within(self.max_length)
+        return self.whole(example).within(self.max_length)
 
     def prompt(self, example: Example) -> list[int]:
         """Return the tokens that an answer is to follow; as serving has them."""

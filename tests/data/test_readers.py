@@ -229,7 +229,7 @@ def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> 
     ("name", "content", "told"),
     [
         ("csv", b"text,topic\nx,y\n", "no column 'label'; it has 'text', 'topic'"),
-        ("csv", b"text,text,label\nx,y,z\n", "two columns 'text'"),
+        ("csv", b"text,text,topic\n", "two columns 'text', no column 'label'"),
         ("csv", "text,label\na,b\n".encode("utf-16-le"), "`encoding`, utf-16-le"),
         ("csv", b'text,label\na,b\n"never,closed\nc,d\n', "begins in line 3"),
         ("json", b'{"text": 1}', "it must be an array"),

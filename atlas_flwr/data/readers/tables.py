@@ -145,18 +145,21 @@ def _check_header(reading: Reading, names: Sequence[str]) -> None:
         raise DataError(
             f"{reading.where}: its first line is empty; it must name the columns"
         )
-    for key in reading.wanted:
-        if names.count(key) == 1:
-            continue
-        fault = f"two columns {key!r}" if key in names else f"no column {key!r}"
-        shown = ", ".join(map(repr, names))
-        strange = any(mark in shown for mark in ("\\x00", "\\ufeff"))
-        mend = (
-            "These are not its characters: set the task's `encoding`, utf-16-le or "
-            "utf-8-sig for one"
-            if strange
-            else "Rename a column, or set the task's `text`, `label` or `delimiter`"
-        )
-        raise DataError(
-            f"{reading.where}: its header has {fault}; it has {shown}. {mend}"
-        )
+    faults = [
+        f"{'two columns' if key in names else 'no column'} {key!r}"
+        for key in reading.wanted
+        if names.count(key) != 1
+    ]
+    if not faults:
+        return
+    shown = ", ".join(map(repr, names))
+    keys = "`prompt`, `response`" if reading.response else "`text`, `label`"
+    mend = (
+        "These are not its characters: set the task's `encoding`, utf-16-le or "
+        "utf-8-sig for one"
+        if any(mark in shown for mark in ("\\x00", "\\ufeff"))
+        else f"Rename a column, or set the task's {keys} or `delimiter`"
+    )
+    raise DataError(
+        f"{reading.where}: its header has {', '.join(faults)}; it has {shown}. {mend}"
+    )
