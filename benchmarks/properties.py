@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fingerprints tell of clients' tasks and labels, by noise, and what that costs.
+"""What fingerprints, or updates, tell of clients' tasks and labels.
 
 Run from the top of the repository::
 
@@ -9,6 +9,10 @@ Clients of four tasks, in turns, send their fingerprints and train one step. A r
 run: its skew of labels and noise; of the clients how many tasks were told, and how far
 guessed and true shares of classes overlap, each beside a guess without information;
 then how well clusters were the tasks (ARI), and how many there were.
+
+    python benchmarks/properties.py --attack update --steps 4 --skews 0.5
+
+attacks, instead, the adapters that each sends back after so many steps by itself.
 """
 
 from __future__ import annotations
@@ -36,22 +40,32 @@ BASE = {
     "tasks": TASKS,
     "cut": "1/1",
     "num-rounds": 1,
-    "local-steps": 1,
     "test-examples": 4,
+}
+ALONE = {
+    "clustering": "none",
+    "aggregation": "none",
+    "ranks": "uniform",
+    "record-wire": True,
 }
 
 
 def row(options: argparse.Namespace, skew: float, epsilon: float, seed: int) -> str:
-    name = f"{options.model}-{options.clients}-{skew:g}-{epsilon:g}-{seed}"
+    told = options.model, options.clients, f"{skew:g}", f"{epsilon:g}", seed
+    name = "-".join(map(str, (options.attack, options.steps, *told)))
     folder = options.runs / name
     if not is_finished(folder):
-        asked = {"label-skew": skew, "fingerprint-epsilon": epsilon, "seed": seed}
+        asked = {"label-skew": skew, "local-steps": options.steps, "seed": seed}
+        if options.attack == "update":
+            asked |= ALONE
+        else:
+            asked["fingerprint-epsilon"] = epsilon
         places = {"runs-dir": str(options.runs), "run-name": name}
         config = {**BASE, "model": options.model, **asked, **places}
         with local_grid(app, options.clients, run_config=config) as grid:
             Run.begin(config).execute(grid)
     with redirect_stdout(StringIO()):
-        attack([str(folder), "--attacks=fingerprint"])
+        attack([str(folder), f"--attacks={options.attack}"])
     summary = json.loads((folder / "summary.json").read_text())
     found = json.loads((folder / "privacy.json").read_text())
     cells = [f"{skew:g}", f"{epsilon:g}" if epsilon else "none"]
@@ -62,7 +76,9 @@ def row(options: argparse.Namespace, skew: float, epsilon: float, seed: int) -> 
         )
         cells.append(_percent(score["baseline"]))
     quality = summary["clustering"]
-    cells += [f"{quality['ari']:.2f}", str(quality["k"])]
+    cells += ["—", "—"]
+    if options.attack == "fingerprint":
+        cells[-2:] = f"{quality['ari']:.2f}", str(quality["k"])
     return f"| {' | '.join(cells)} |"
 
 
@@ -73,6 +89,10 @@ def _percent(share: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="minilm")
+    parser.add_argument(
+        "--attack", default="fingerprint", choices=["update", "fingerprint"]
+    )
+    parser.add_argument("--steps", type=int, default=1, help="of a client's round")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--skews", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.0, 400, 100])

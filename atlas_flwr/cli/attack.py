@@ -13,7 +13,12 @@ from atlas_flwr.cli.report import latest
 from atlas_flwr.config import split_list
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.privacy import ATTACKS
-from atlas_flwr.privacy.attacks.registry import MEMBERSHIP, OF_SKETCHES, OF_TASKS
+from atlas_flwr.privacy.attacks.registry import (
+    MEMBERSHIP,
+    OF_SKETCHES,
+    OF_TASKS,
+    OF_UPDATES,
+)
 from atlas_flwr.report import RunFolder, write_report
 from atlas_flwr.report.privacy import privacy_table
 from atlas_flwr.report.store import replace_text
@@ -37,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         default=",".join(ATTACKS),
         help="a comma list (default: all on what crossed, "
         f"{','.join(ATTACKS)}; on exported adapters there are {','.join(MEMBERSHIP)}, "
-        f"on sizes {','.join(OF_TASKS)}, on fingerprints {','.join(OF_SKETCHES)})",
+        f"on sizes {','.join(OF_TASKS)}, on fingerprints {','.join(OF_SKETCHES)}, on "
+        f"updates {','.join(OF_UPDATES)})",
     )
     parser.add_argument(
         "--texts", metavar="N", type=int, default=32, help="to attack (default: 32)"
@@ -71,7 +77,13 @@ def main(arguments: Sequence[str]) -> int:
 
     readers = [name for name in names if name in ATTACKS]
     sizers = [OF_TASKS[name] for name in names if name in OF_TASKS]
-    found, scores = recordings(folder) if readers or sizers else [], []
+    updates = [OF_UPDATES[name] for name in names if name in OF_UPDATES]
+    found, scores = recordings(folder) if readers or sizers or updates else [], []
+    if updates:
+        from atlas_flwr.cli.updates import check_updates, update_scores
+
+        check_updates(folder.config(), found)
+
     known = split_list(given.known or "")
     held = found if readers else []
     for case in cases(folder.config(), held, given.texts, given.seed, known):
@@ -88,6 +100,8 @@ def main(arguments: Sequence[str]) -> int:
         from atlas_flwr.cli.traffic import task_scores
 
         scores += task_scores(folder.config(), found, sizers, given.seed)
+    if updates:
+        scores += update_scores(folder, found, updates, given.seed)
     if sketchers:
         scores += sketch_scores(folder, sketchers, given.seed)
     if tellers:
@@ -107,7 +121,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _named(listed: str, texts: int) -> tuple[str, ...]:
     """Read which attacks are wanted."""
-    names, known = split_list(listed), (*ATTACKS, *OF_TASKS, *OF_SKETCHES, *MEMBERSHIP)
+    names = split_list(listed)
+    known = (*ATTACKS, *OF_TASKS, *OF_SKETCHES, *OF_UPDATES, *MEMBERSHIP)
     problems = [
         f"attacks={listed!r}: {name!r} is no attack; there are {', '.join(known)}"
         for name in names or ("",)

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_flwr.cli.labelled import OWN_SECRET
-from atlas_flwr.cli.recorded import PUBLIC
+from atlas_flwr.cli.properties import (
+    Properties,
+    in_some_balance,
+    public_halves,
+    shares_of,
+)
 from atlas_flwr.errors import DataError
-from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.report import RunFolder
 from atlas_flwr.seeds import derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from atlas_flwr.config import RunConfig
-    from atlas_flwr.data import Example, Task
     from atlas_flwr.lora import AdapterState
     from atlas_flwr.privacy import Score
     from atlas_flwr.privacy.attacks.base import Shadows, SketchAttack
@@ -26,8 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_sketches", "sketch_scores"]
 
-TEXTS = 600  # of each task that the attacker thinks possible
-BATCHES = 32  # of these, in two halves
+BATCHES = 32  # of each task's texts, in two halves
 SHADOWS = 96
 NEAR = 0.1  # distance of balances at which a batch is taken a third as often
 
@@ -68,45 +71,18 @@ def sketch_scores(
     DataError
         As :func:`check_sketches` does.
     """
-    from atlas_flwr.privacy.attacks.base import TASK
-    from atlas_flwr.privacy.scores import overlap_score, score
-
     check_sketches(folder)
     config, sent = folder.config(), _sent(folder)
-    own = {c: _own_shares(folder, int(c)) for c in sent}
-    names = list(dict.fromkeys((*config.task_list, *PUBLIC)))
-    told = {example.text for _, examples in own.values() for example in examples}
-    shadows = dict(_shadows(config, names, told, seed))
-    tasks = {client: config.task_of(int(client)) for client in sent}
-    for attack in attacks:
-        about = {
-            "attack": attack.name,
-            "adversary": str(attack.adversary),
-            "defence": _defence(config),
-            "cut": "none" if config.unsplit else "1/1",
-        }
-        guesses = [attack.task(sketch, shadows) for sketch in sent.values()]
-        yield score(
-            [[names.index(guess)] for guess in guesses],
-            [[names.index(task)] for task in tasks.values()],
-            baseline=1 / len(names),
-            seed=seed,
-            target=TASK,
-            **about,
-        )
-        classed = [client for client, (shares, _) in own.items() if len(shares)]
-        if classed:
-            made = [shadows[tasks[client]] for client in classed]
-            yield overlap_score(
-                [
-                    attack.balance(sent[c], one)
-                    for c, one in zip(classed, made, strict=True)
-                ],
-                [own[client][0] for client in classed],
-                [one.usual for one in made],
-                seed=seed,
-                **about,
-            )
+    own = Properties.of(folder, [*sent])
+    shadows = dict(_shadows(config, own, seed))
+    yield from own.scores(
+        attacks,
+        sent,
+        lambda client: shadows,
+        seed,
+        defence=_defence(config),
+        cut="none" if config.unsplit else "1/1",
+    )
 
 
 def _defence(config: RunConfig) -> str:
@@ -139,27 +115,8 @@ def _sent(folder: RunFolder) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _own_shares(
-    folder: RunFolder, client: int
-) -> tuple[NDArray[Any], Sequence[Example]]:
-    """Return a client's true share of each class, and its examples."""
-    from atlas_flwr.client_apps.identity import Identity
-
-    me = Identity(client, summarize_folder(folder).num_clients, None)
-    shard = me.shard(folder.config())
-    return _shares(shard.task, shard.train), shard.train
-
-
-def _shares(task: Task, examples: Sequence[Example]) -> NDArray[Any]:
-    if task.writes:
-        return np.zeros(0)
-    counts = np.bincount([e.truth for e in examples], minlength=len(task.labels))
-    shares: NDArray[Any] = counts / counts.sum()
-    return shares
-
-
 def _shadows(
-    config: RunConfig, names: Sequence[str], told: set[str], seed: int
+    config: RunConfig, own: Properties, seed: int
 ) -> Iterator[tuple[str, Shadows]]:
     """Make up clients of each task, of texts that are no client's."""
     from atlas_flwr.clustering import noised
@@ -167,7 +124,7 @@ def _shadows(
 
     rng = np.random.default_rng(seed)
     private = config.fingerprint_epsilon, config.fingerprint_delta
-    for name, (rows, shares, usual) in _sketched(config, names, told, rng):
+    for name, (rows, shares, usual) in _sketched(config, own, rng):
         sketches, mixes, second = [], [], np.arange(SHADOWS) % 2 == 1
         for turn, half in enumerate(second):
             mine = slice(BATCHES // 2, None) if half else slice(BATCHES // 2)
@@ -183,10 +140,10 @@ def _shadows(
 
 
 def _sketched(
-    config: RunConfig, names: Sequence[str], told: set[str], rng: np.random.Generator
+    config: RunConfig, own: Properties, rng: np.random.Generator
 ) -> Iterator[tuple[str, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]]:
     """Sketch batches of each task: (batches, dim), (batches, classes), (classes,)."""
-    from atlas_flwr.data import load_task, make_shard, tokenizer_of
+    from atlas_flwr.data import load_task, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.lora import Scaling
     from atlas_flwr.remedies.wire_defence import defence_of, read_through
@@ -198,16 +155,15 @@ def _sketched(
     tokenizer: Any = tokenizer_of(files.source)
     size = min(config.batch_size, config.train_examples // config.fingerprint_batches)
     with adapted_whole(files.whole(), _start(config, files), Scaling()) as adapted:
-        for name in names:
+        for name in own.names:
             task = load_task(name)
             plain = collator_of(files.source, tokenizer, task, config.max_length)
             collate = read_through(plain, defence, files, OWN_SECRET)
-            shard = make_shard(0, 1, [task], train_examples=TEXTS, seed=config.seed)
-            fresh = [e for e in shard.train if e.text not in told]
+            halves = public_halves(task, own.told, config.seed)
             drawn = [
-                batch
-                for half in (fresh[::2], fresh[1::2])
-                for batch in _drawn(task, half, max(1, size), rng)
+                in_some_balance(task, half, max(1, size), rng)
+                for half in halves
+                for _ in range(BATCHES // 2)
             ]
             changed = [
                 defence.examples(batch, len(task.labels), OWN_SECRET, learned=True)
@@ -218,8 +174,8 @@ def _sketched(
                 adapted.model, batches, name=adapted.parameter_name
             )
             rows = [_row(found, config) for found in gradients]
-            shares = np.stack([_shares(task, batch) for batch in drawn])
-            yield name, (np.stack(rows), shares, _shares(task, fresh))
+            shares = np.stack([shares_of(task, batch) for batch in drawn])
+            yield name, (np.stack(rows), shares, shares_of(task, sum(halves, ())))
 
 
 def _row(gradients: Mapping[str, Any], config: RunConfig) -> NDArray[Any]:
@@ -250,23 +206,6 @@ def _start(config: RunConfig, files: ModelFiles) -> AdapterState:
     return initial_state(
         shapes, rank=FINGERPRINT_RANK, scaling=scaling_of(config), seed=config.seed
     )
-
-
-def _drawn(
-    task: Task, examples: Sequence[Example], size: int, rng: np.random.Generator
-) -> Iterator[Sequence[Example]]:
-    """Draw half of a task's batches, of all balances."""
-    by_class: dict[int, list[Example]] = {}
-    for example in examples:
-        by_class.setdefault(0 if task.writes else example.truth, []).append(example)
-    for _ in range(BATCHES // 2):
-        odds = rng.dirichlet(np.ones(len(by_class)))
-        counts = rng.multinomial(size, odds)
-        yield [
-            of_one[int(i)]
-            for of_one, count in zip(by_class.values(), counts, strict=True)
-            for i in rng.integers(len(of_one), size=count)
-        ]
 
 
 def _near(shares: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:

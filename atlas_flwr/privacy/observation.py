@@ -98,6 +98,8 @@ class Recording:
         In the order in which they crossed.
     truths : Sequence[Truth]
         Of each.
+    update : AdapterState, optional
+        The adapters as the client sent them back; ``None`` where they were not kept.
     """
 
     client: str
@@ -106,6 +108,7 @@ class Recording:
     adapters: AdapterState
     observations: Sequence[Observation]
     truths: Sequence[Truth]
+    update: AdapterState | None = None
 
 
 def as_received(codec: Codec, sent: Tensor, role: Role) -> Tensor:
@@ -147,6 +150,8 @@ def packed(found: Recording) -> dict[str, NDArray[Any]]:
         out[f"has/{name}"] = np.array(there)
         if any(there):
             out[name] = _stacked([v for v in values if v is not None])
+    if found.update is not None:
+        out |= flatten(found.update, "update")
     folded = AdapterState(found.adapters.folded)
     return out | flatten(found.adapters, "adapters") | flatten(folded, "folded")
 
@@ -186,7 +191,9 @@ def unpacked(arrays: Mapping[str, NDArray[Any]]) -> Recording:
     state = unflatten(arrays, "adapters")
     folded = unflatten(arrays, "folded").factors
     adapters = AdapterState(state.factors, state.dense, folded)
-    return Recording(client, number, plan, adapters, observations, truths)
+    back = unflatten(arrays, "update")
+    update = back if back.factors or back.dense else None
+    return Recording(client, number, plan, adapters, observations, truths, update)
 
 
 def _stacked(values: Sequence[Tensor]) -> NDArray[Any]:

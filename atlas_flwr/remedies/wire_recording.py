@@ -129,6 +129,7 @@ class _Recording(ClientHooks):
                 self.adapters,
                 kept.observations,
                 kept.truths,
+                state,
             )
             now.store().save(WIRE, now.round, packed(found))
         return state

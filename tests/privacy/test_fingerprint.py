@@ -71,6 +71,18 @@ def test_task_and_balance_are_told_by_shadows_and_hidden_by_enough_noise():
     assert found.token_accuracy < found.baseline + 0.05
 
 
+def test_a_balance_is_ridge_regressions_whether_shadows_or_numbers_are_more():
+    from sklearn.linear_model import Ridge
+
+    from atlas_flwr.privacy.attacks.fingerprint import _weights
+
+    rng = np.random.default_rng(0)
+    for count, dim in ((30, 8), (8, 30)):
+        x, y = rng.standard_normal((count, dim)), rng.standard_normal((count, 3))
+        wanted = Ridge(alpha=0.5, fit_intercept=False).fit(x, y).coef_.T
+        assert np.allclose(_weights(x, y, 0.5), wanted)
+
+
 def test_overlaps_are_as_counted_by_hand():
     truths = [np.array([0.5, 0.5]), np.array([1.0, 0.0])]
     guesses = [np.array([0.5, 0.5]), np.array([0.25, 0.75])]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -127,7 +130,10 @@ def test_a_recording_survives_being_written():
         for o in seen
     ]
     state = AdapterState({"a.0": factors(0)}, {}, {"a.1": factors(1)})
-    found = unpacked(packed(Recording("3", 2, SplitPlan(2, 1), state, seen, truths)))
+    back = AdapterState({"a.0": factors(2)}, {"b": np.ones(3)})
+    told = Recording("3", 2, SplitPlan(2, 1), state, seen, truths, back)
+    found = unpacked(packed(told))
+    assert unpacked(packed(replace(told, update=None))).update is None
     assert (found.client, found.round, found.plan) == ("3", 2, SplitPlan(2, 1))
     for before, after in zip(seen, found.observations, strict=True):
         assert torch.equal(before.hidden, after.hidden)
@@ -137,6 +143,8 @@ def test_a_recording_survives_being_written():
     assert torch.equal(found.truths[1].ids, torch.arange(5))
     assert torch.equal(found.adapters.factors["a.0"].B, factors(0).B)
     assert torch.equal(found.adapters.folded["a.1"].A, factors(1).A)
+    assert torch.equal(found.update.factors["a.0"].B, factors(2).B)
+    assert found.update.dense["b"].tolist() == [1, 1, 1]
 
 
 def of_lora(side):

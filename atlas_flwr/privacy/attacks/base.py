@@ -187,12 +187,12 @@ class TaskAttack(ABC):
 
 @dataclass(frozen=True)
 class Shadows:
-    """Fingerprints of clients that the attacker has made up, all of one task.
+    """What clients that the attacker has made up would send, all of one task.
 
     Attributes
     ----------
     sketches : NDArray
-        Shape (S, parts, dim), as clients send them.
+        Shape (S, parts, dim): fingerprints; or updates, each of one part.
     shares : NDArray
         Shape (S, classes): how many of a shadow's texts are of each class.
     second : NDArray
@@ -208,7 +208,7 @@ class Shadows:
 
 
 class SketchAttack(ABC):
-    """One attack on fingerprints: it tells what a client's data are like.
+    """One attack on fingerprints or updates: it tells what a client's data are like.
 
     Attributes
     ----------

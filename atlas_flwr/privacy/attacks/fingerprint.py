@@ -71,11 +71,14 @@ class Fingerprint(SketchAttack):
 
 
 def _weights(x: NDArray[Any], y: NDArray[Any], penalty: float) -> NDArray[Any]:
-    """Return the weights (D, classes) of a ridge regression of y (N, classes)."""
+    """Return the weights (D, classes) of a ridge regression of y (N, classes).
+
+    By as many equations as there are rows, which are fewer than an update's numbers.
+    """
     import numpy as np
 
-    square = x.T @ x + penalty * np.eye(x.shape[1])
-    weights: NDArray[Any] = np.linalg.solve(square, x.T @ y)
+    square = x @ x.T + penalty * np.eye(len(x))
+    weights: NDArray[Any] = x.T @ np.linalg.solve(square, y)
     return weights
 
 

@@ -30,10 +30,11 @@ from atlas_flwr.privacy.attacks.membership_shadow import MembershipShadow
 from atlas_flwr.privacy.attacks.optimised import Optimised
 from atlas_flwr.privacy.attacks.restored import Restored
 from atlas_flwr.privacy.attacks.traffic import Traffic
+from atlas_flwr.privacy.attacks.update import Update
 from atlas_flwr.privacy.attacks.verified import Verified
 from atlas_flwr.privacy.attacks.writer import Writer
 
-__all__ = ["ATTACKS", "MEMBERSHIP", "OF_SKETCHES", "OF_TASKS"]
+__all__ = ["ATTACKS", "MEMBERSHIP", "OF_SKETCHES", "OF_TASKS", "OF_UPDATES"]
 
 ATTACKS: Mapping[str, Attack] = {
     attack.name: attack
@@ -63,3 +64,6 @@ OF_TASKS: Mapping[str, TaskAttack] = {attack.name: attack for attack in (Traffic
 
 # On the fingerprints that clients have sent, which the checkpoint keeps.
 OF_SKETCHES: Mapping[str, SketchAttack] = {a.name: a for a in (Fingerprint(),)}
+
+# On the adapters that clients have sent back, which a recording keeps.
+OF_UPDATES: Mapping[str, SketchAttack] = {a.name: a for a in (Update(),)}
