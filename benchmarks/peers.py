@@ -6,15 +6,17 @@ Run from the top of the repository::
     python benchmarks/peers.py
 
 SmolLM2's shape, 8 texts of 48 tokens a step, a cut of 1/1. Links are log-uniform from 5
-to 100 Mbit/s, clients compute at 10 to 100 GFLOP/s, a third of them lend 4 GiB. Each
-step is client, link, trunk, link and back (atlas_flwr.budget.clock): a trunk does one
-pass at a time, the longest way first, and its guests share its link evenly. What is
-learned does not depend on any of it (tests/server_apps/test_peers.py). Prints a
-Markdown table.
+to 100 Mbit/s, and in a second table from 0.5 to 10, clients compute at 10 to 100
+GFLOP/s, a third of them lend 4 GiB. Each step is client, link, trunk, link and back
+(atlas_flwr.budget.clock): a trunk does one pass at a time, the longest way first, and
+its guests share its link evenly. What is learned does not depend on any of it
+(tests/server_apps/test_peers.py). Prints what a common step is (docs/decisions/peer-
+rates.md), and Markdown tables.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from atlas_flwr.budget import (
+    COMMON_FLOPS,
     QUEUES,
     Architecture,
     Guest,
@@ -42,6 +45,7 @@ from atlas_flwr.train.weights import ModelFiles
 CLIENTS, STEPS, SEED = 100, 8, 0
 MEGA, GIGA = 1e6, 1e9
 BATCH, LENGTH, WIRE = 8, 48, 4
+SLOWEST = (5 * MEGA, 0.5 * MEGA)
 SERVERS = {"a CPU": 200 * GIGA, "a GPU": 20_000 * GIGA}
 SERVER_LINK = 1000 * MEGA
 
@@ -52,9 +56,9 @@ class Machine:
     bits: float
 
 
-def machines(chance: random.Random) -> list[Machine]:
+def machines(chance: random.Random, slowest: float) -> list[Machine]:
     return [
-        Machine(10 * GIGA * 10 ** chance.random(), 5 * MEGA * 20 ** chance.random())
+        Machine(10 * GIGA * 10 ** chance.random(), slowest * 20 ** chance.random())
         for _ in range(CLIENTS)
     ]
 
@@ -154,39 +158,47 @@ def main() -> None:
     files = ModelFiles.of(config, "cpu")
     outline = files.outline()
     need = PeerNeed(config, outline, files.dtype)
+    print(
+        f"a common step takes {need.common_step.trunk:.2f} s, and so does its crossing "
+        f"at {need.even / MEGA:.1f} Mbit/s"
+    )
+    for slowest in SLOWEST:
+        print(f"\nlinks from {slowest / MEGA:g} to {20 * slowest / MEGA:g} Mbit/s\n")
+        table(need, slowest)
+
+
+def table(need: PeerNeed, slowest: float) -> None:
+    """Print what a round takes a fleet whose slowest link has so many bits a second."""
     architecture = need.rule.architecture
-    blocks = range(1, outline.num_layers - 1)
+    blocks = range(1, need.outline.num_layers - 1)
     chance = random.Random(SEED)
-    clients = machines(chance)
+    clients = machines(chance, slowest)
     clusters = [chance.randrange(4) for _ in clients]
     lending = sorted(chance.sample(range(CLIENTS), CLIENTS // 3))
 
-    one = Rates(1.0, 1.0, 1.0)
-    work = step_time(architecture, one, head=1, tail=1, batch=BATCH, length=LENGTH)
-
-    def hosts(blind: bool) -> list[Host]:
-        pace = 1.0 if blind else 0.0
+    def hosts(speeds: bool = False, links: bool = False) -> list[Host]:
         return [
             Host(
                 str(h),
                 4 << 30,
                 cluster=clusters[h],
-                pace=pace or work.trunk / clients[h].flops,
-                link=0.0 if blind else work.link / clients[h].bits,
+                speed=clients[h].flops / COMMON_FLOPS if speeds else 1.0,
+                link=clients[h].bits if links else math.inf,
             )
             for h in lending
         ]
 
-    def paired(blind: bool) -> dict[int, int]:
+    def paired(**said: bool) -> dict[int, int]:
         guests = [
-            Guest(str(c), cluster=clusters[c], link=work.link / clients[c].bits)
+            Guest(str(c), cluster=clusters[c], link=clients[c].bits)
             for c in range(CLIENTS)
         ]
-        given = hosts(blind)
-        found = pair(guests, given, ways_of(given, blocks, need, CLIENTS))
+        given = hosts(**said)
+        ways = ways_of(given, blocks, need, CLIENTS)
+        found = pair(guests, given, ways, even=need.even)
         return {int(c): int(way[0].host) for c, way in found.ways.items()}
 
-    room = ways_of(hosts(blind=True), blocks, need, CLIENTS)
+    room = ways_of(hosts(), blocks, need, CLIENTS)
     places = [int(way[0].host) for way, most in room.items() for _ in range(most)]
     chance.shuffle(places)
     drawn = dict(zip(range(CLIENTS), places, strict=False))
@@ -209,8 +221,10 @@ def main() -> None:
     for name, carried in {
         "peers, drawn": drawn,
         "peers, weak with strong": weak_with_strong(clients, by_host, seconds),
-        "peers, paired, all machines alike": paired(blind=True),
-        "peers, paired by speed and link": paired(blind=False),
+        "peers, paired, all machines alike": paired(),
+        "peers, paired by link": paired(links=True),
+        "peers, paired by speed": paired(speeds=True),
+        "peers, paired by speed and link": paired(speeds=True, links=True),
     }.items():
         if len(carried) < CLIENTS:
             name = f"{name} ({CLIENTS - len(carried)} sit out)"

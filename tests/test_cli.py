@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -794,6 +795,18 @@ def test_plan_shows_who_would_carry_the_trunk_for_whom(capsys):
     assert "peers: 2 of 4 clients lend memory; the trunk has 4 blocks" in out
     assert "0 [blocks 1 to 4, 5 of 9 MiB]: carries 0" in out
     assert "nobody has room for 1, 2, 3, who take turns" in out
+
+
+def test_plan_shows_what_a_step_takes_over_the_links_that_are_said(capsys):
+    lent = "peer-memory='1GB,0' peer-links='10Mbit/s,2Mbit/s' device-order='cycle'"
+    step = "tasks='spam' batch-size=8 max-length=32"
+    rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
+    given = ["-c", f"model='tiny' trunk='peers' {lent} {step}", "-n", "2", *rates]
+    assert main(["plan", str(ROOT), *given]) == 0
+    shown = capsys.readouterr().out
+    found = re.search(r"carries 0, 1; (\S+) s a step", shown)
+    bits = 4 * 32 * 8 * 32 * 32  # of 32 numbers a token, four times; little computed
+    assert float(found[1]) == pytest.approx(bits / 2e6 + bits / 10e6, rel=0.1)
 
 
 def test_plan_says_that_a_run_which_nobody_can_carry_would_end(capsys):

@@ -160,6 +160,8 @@ REFUSED = [
     ({"trunk": "peers", "peer-memory": "big,0"}, "'big' is not a byte size"),
     ({"trunk": "peers", "peer-speeds": "1"}, "has 1 items, and peer-memory 0"),
     ({"trunk": "peers", "peer-memory": "0", "peer-speeds": "-1"}, "'-1' is no speed"),
+    ({"trunk": "peers", "peer-memory": "0", "peer-links": "20"}, "'20' is no link"),
+    ({"trunk": "peers", "peer-links": "1Gbit/s"}, "peer-links='1Gbit/s': has 1 items"),
     ({"trunk": "peers", "peer-trust": "a,b+"}, "peer-trust='a,b+': has an empty name"),
     ({"trunk": "ray", "trunk-client-ca": "a.crt"}, "that could ask for certificates"),
     (

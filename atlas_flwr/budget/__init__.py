@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     )
     from atlas_flwr.budget.queues import QUEUES
     from atlas_flwr.budget.seating import seated
-    from atlas_flwr.budget.time import Rates, StepTime, step_time
+    from atlas_flwr.budget.time import COMMON_FLOPS, Rates, StepTime, step_time
 
 __all__ = [
+    "COMMON_FLOPS",
     "QUEUES",
     "AdaptedLayer",
     "Allocation",
@@ -122,6 +123,7 @@ __getattr__, __dir__ = attach(
         "share_band": "band",
         "simulate": "clock",
         "step_time": "time",
+        "COMMON_FLOPS": "time",
         "trunk_memory": "memory",
         "ways_of": "pairing",
     },

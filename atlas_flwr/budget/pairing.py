@@ -6,18 +6,22 @@ them together. With n_w guests on way w, the pairing minimises
 
 .. math:: \sum_g c(g, w_g) + \sum_w p_w n_w^2
 
-c is what a way costs a guest whoever else is there: each hop's link, a price for
-leaving its cluster, another for leaving the way that it had before, and a high one for
-none at all, which grows with the rounds that it has waited. p is the seconds that a
-way's hosts compute in a step; a guest waits for n_w of them, so that the second sum is
-that over all guests, and spreads them. Its increments (2n - 1) p_w grow with n, so a
-way is as many *places*, of those prices, as its memory bears guests, and the best
-pairing is an assignment of guests to places (Hungarian algorithm; Ahuja, Magnanti and
-Orlin, Network Flows, 1993, section 12.4), found exactly for any number of both.
+The unit is the *common step*: what all the trunk's blocks take a host of speed 1. c is
+what a way costs a guest whoever else is there: for each hop a step's bits over its own
+link, a price for leaving its cluster, another for leaving the way that it had before,
+and a high one for none at all, which grows with the rounds that it has waited. p is
+what a guest's step takes a way's hosts, work over speed and bits over link; a guest
+waits for n_w of them, so that the second sum is that over all guests, and spreads them.
+(A host that carries itself uses no link: it is given back, in c, what its own adds.)
+The increments (2n - 1) p_w grow with n, so a way is as many *places*, of those prices,
+as its memory bears guests, and the best pairing is an assignment of guests to places
+(Hungarian algorithm; Ahuja, Magnanti and Orlin, Network Flows, 1993, section 12.4),
+found exactly for any number of both.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -46,10 +50,10 @@ class Host:
         Groups that it belongs to; those who name none are the group ``""``.
     cluster : int, optional
         Its cluster, if that is known.
-    pace : float
-        Seconds that the whole trunk takes it in a step, in any one unit.
+    speed : float
+        How fast it computes, 1 being common.
     link : float
-        Seconds that a step's tensors take over its link.
+        Bits a second that its link carries.
     price : float
         What each guest costs besides: for a host that is a last resort.
     """
@@ -58,8 +62,8 @@ class Host:
     memory: int
     trust: frozenset[str] = frozenset({""})
     cluster: int | None = None
-    pace: float = 1.0
-    link: float = 0.0
+    speed: float = 1.0
+    link: float = math.inf
     price: float = 0.0
 
 
@@ -80,13 +84,13 @@ class Guest:
     client: str
     trust: frozenset[str] = frozenset({""})
     cluster: int | None = None
-    link: float = 0.0
+    link: float = math.inf
     waited: int = 0
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What is paid for what, in seconds of a step.
+    """What is paid for what, in common steps.
 
     Attributes
     ----------
@@ -108,7 +112,7 @@ class Prices:
     hop: float = 0.25
     outside: float = 20.0
     moved: float = 2.0
-    alone: float = 1e5
+    alone: float = 1e9
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -143,6 +147,7 @@ class _Trade:
     prices: Prices = field(default_factory=Prices)
     before: Mapping[str, Way] = field(default_factory=dict)
     barred: Collection[tuple[str, str]] = ()
+    even: float = 0.0
 
     def cost(self, guest: Guest, way: Way) -> float:
         """What a way costs a guest, whoever else is there; infinity: it cannot be."""
@@ -151,7 +156,10 @@ class _Trade:
         reached = ((guest.client, host.client) not in self.barred for host in others)
         if not all(trusts(guest, host) for host in others) or not all(reached):
             return float("inf")
-        cost = sum(h.price + self.prices.hop + max(h.link, guest.link) for h in others)
+        crossing = self.even / guest.link
+        cost = sum(h.price + self.prices.hop + crossing for h in others)
+        # The guest itself is among those who wait for its link, and does not use it.
+        cost -= sum(self.even / h.link for h in links if h not in others)
         known = {h.cluster for h in others} - {None}
         if guest.cluster is not None and known - {guest.cluster}:
             cost += self.prices.outside
@@ -160,9 +168,11 @@ class _Trade:
         return cost
 
     def pace(self, way: Way) -> float:
-        """Seconds that a way's hosts compute in a guest's step."""
-        seconds = (self.hosts[link.host].pace * len(link.blocks) for link in way)
-        return sum(seconds) / len(self.blocks)
+        """Common steps that a guest's step takes a way's hosts, and their links."""
+        shares = [len(link.blocks) / len(self.blocks) for link in way]
+        hosts = [self.hosts[link.host] for link in way]
+        computed = sum(s / h.speed for s, h in zip(shares, hosts, strict=True))
+        return computed + sum(self.even / host.link for host in hosts)
 
 
 def trusts(guest: Guest, host: Host) -> bool:
@@ -229,6 +239,7 @@ def pair(
     taken: Mapping[Way, int] | None = None,
     barred: Collection[tuple[str, str]] = (),
     prices: Prices | None = None,
+    even: float = 0.0,
 ) -> Pairing:
     """Pair guests with ways.
 
@@ -248,12 +259,17 @@ def pair(
         Guests and hosts that do not reach each other.
     prices : Prices, optional
         What is paid for what.
+    even : float
+        Bits a second at which a step's tensors cross in a common step, all crossings
+        together; 0 weighs no links.
     """
     given, others = prices or Prices(), taken or {}
     if not guests:
         return Pairing({}, [], 0.0)
     blocks = next((range(w[0].first, w[-1].stop) for w in ways), range(0))
-    trade = _Trade({h.client: h for h in hosts}, blocks, given, before or {}, barred)
+    trade = _Trade(
+        {h.client: h for h in hosts}, blocks, given, before or {}, barred, even
+    )
     places = [
         (way, n)
         for way, most in ways.items()

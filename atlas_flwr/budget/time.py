@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from atlas_flwr.budget.architecture import Architecture
 from atlas_flwr.errors import BudgetError
 
-__all__ = ["Rates", "StepTime", "step_time"]
+__all__ = ["COMMON_FLOPS", "Rates", "StepTime", "step_time"]
+
+COMMON_FLOPS = 50e9  # of a machine of speed 1: what speeds are told in, by definition
 
 
 @dataclass(frozen=True)

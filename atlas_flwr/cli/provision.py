@@ -23,7 +23,7 @@ EXAMPLE = """site.yaml, e.g.:
   nodes:
     - name: north
     - name: south
-      config: {trunk-memory: 4GiB}
+      config: {trunk-memory: 4GiB, trunk-link: 100Mbit/s}
   run:
     app: /opt/atlas-flwr/app
     config:

@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import TypeVar
 
 from flwr.app import Context
 
 from atlas_flwr.config import RunConfig, parse_bytes
-from atlas_flwr.config.parsing import parse_cut, parse_lent, split_list
+from atlas_flwr.config.parsing import (
+    parse_cut,
+    parse_lent,
+    parse_link,
+    parse_speed,
+    split_list,
+)
 from atlas_flwr.data import Shard, load_task, make_shard
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol.profile import Offer, Profile
@@ -58,12 +65,12 @@ class Identity:
         In a simulation Flower sets ``partition-id`` and ``num-partitions``; a SuperNode
         takes them from ``--node-config``, together with an optional ``memory`` such as
         ``'3GiB'``, which goes before the run config's ``devices``, ``cut``, which goes
-        before its ``cut``, and ``trunk-memory`` and ``trust``, which go before
-        ``peer-memory`` and ``peer-trust``. A node that serves a trunk names the file
-        access.json of it as ``trunk-access``, and if others dial it elsewhere,
-        ``trunk-address``. One whose trunk asks for
-        certificates names the files of its own, PEM, as ``trunk-cert`` and
-        ``trunk-key``.
+        before its ``cut``, and ``trunk-memory``, ``trunk-speed``, ``trunk-link`` and
+        ``trust``, which go before ``peer-memory``, ``peer-speeds``, ``peer-links`` and
+        ``peer-trust``. A node that serves a trunk names the file access.json of it as
+        ``trunk-access``, and if others dial it elsewhere, ``trunk-address``. One whose
+        trunk asks for certificates names the files of its own, PEM, as ``trunk-cert``
+        and ``trunk-key``.
 
         Raises
         ------
@@ -152,15 +159,16 @@ def _dealt(config: RunConfig, what: str, items: Sequence[T], count: int) -> list
 def dealt_offer(config: RunConfig, index: int, count: int) -> Offer:
     """Return what the run config deals client ``index`` to carry of the trunk.
 
-    ``peer-memory`` and ``peer-speeds`` are dealt as devices are, but apart from them;
-    ``peer-trust`` is repeated over the clients in their order.
+    ``peer-memory``, ``peer-speeds`` and ``peer-links`` are dealt as devices are, but
+    apart from them; ``peer-trust`` is repeated over the clients in their order.
     """
     sizes = config.peer_bytes or (0,)
-    speeds = split_list(config.peer_speeds) or ("1",) * len(sizes)
-    offers = list(zip(sizes, speeds, strict=True))
-    memory, speed = _dealt(config, "peers", offers, count)[index]
+    speeds = [*map(parse_speed, split_list(config.peer_speeds))] or [1.0] * len(sizes)
+    links = [*map(parse_link, split_list(config.peer_links))] or [inf] * len(sizes)
+    offers = list(zip(sizes, speeds, links, strict=True))
+    memory, speed, link = _dealt(config, "peers", offers, count)[index]
     groups = split_list(config.peer_trust) or ("",)
-    return Offer(memory, float(speed), _groups(groups[index % len(groups)]))
+    return Offer(memory, speed, link, _groups(groups[index % len(groups)]))
 
 
 def _offer(
@@ -168,20 +176,31 @@ def _offer(
 ) -> Offer:
     """Return what the node config offers, or else the run config deals this client."""
     offer = dealt_offer(config, index, count)
-    size, trust = str(node.get("trunk-memory", "")), str(node.get("trust", ""))
-    if trust:
-        offer = replace(offer, trust=_groups(trust))
+    offer = replace(
+        offer,
+        memory=_said(node, "trunk-memory", parse_lent, offer.memory),
+        speed=_said(node, "trunk-speed", parse_speed, offer.speed),
+        link=_said(node, "trunk-link", parse_link, offer.link),
+        trust=_said(node, "trust", _groups, offer.trust),
+    )
     if path := str(node.get("trunk-access", "")):
         access = Access.read(path)
         address = str(node.get("trunk-address", "")) or access.address
         offer = replace(offer, access=replace(access, address=address).to_json())
-    if not size:
-        return offer
+    return offer
+
+
+def _said(
+    node: Mapping[str, object], key: str, read: Callable[[str], T], otherwise: T
+) -> T:
+    """Read a key of the node config, if it is there."""
+    text = str(node.get(key, ""))
+    if not text:
+        return otherwise
     try:
-        memory = parse_lent(size)
+        return read(text)
     except ValueError as error:
-        raise ConfigError([f"trunk-memory={size!r} (node config): {error}"]) from None
-    return replace(offer, memory=memory)
+        raise ConfigError([f"{key}={text!r} (node config): {error}"]) from None
 
 
 def _shown(node: Mapping[str, object]) -> Credentials | None:

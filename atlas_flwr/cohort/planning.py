@@ -218,12 +218,12 @@ class RoundPlanner:
 
     def _guest(self, profile: Profile) -> Guest:
         cluster = self.discovery.label(profile.client)
-        return Guest(profile.client, profile.offer.trust, cluster)
+        return Guest(profile.client, profile.offer.trust, cluster, profile.offer.link)
 
     def _host(self, profile: Profile) -> Host:
         offer, cluster = profile.offer, self.discovery.label(profile.client)
         return Host(
-            profile.client, offer.memory, offer.trust, cluster, pace=1 / offer.speed
+            profile.client, offer.memory, offer.trust, cluster, offer.speed, offer.link
         )
 
     def sketches(

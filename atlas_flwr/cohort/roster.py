@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from atlas_flwr.errors import AtlasError
+from atlas_flwr.errors import AtlasError, BudgetError
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
@@ -70,19 +70,28 @@ class Roster:
         reason = "no reply came in time"
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             node = reply.metadata.src_node_id
-            if reply.has_error():
-                reason = reason_of(reply)
+            refused = self._read(node, reply)
+            if refused:
+                reason = refused
                 if self._told.get(node) != reason:  # it is asked again and again
                     log(_WARNING, "node %d did not describe itself: %s", node, reason)
                 self._told[node] = reason
-                continue
-            record = reply.content.config_records[keys.PROFILE]
-            self.profiles[node] = Profile.from_record(record)
         if not self.profiles:
             raise AtlasError(
                 f"none of {len(messages)} clients could describe itself; one of them: "
                 f"{reason}"
             )
+
+    def _read(self, node: int, reply: Message) -> str:
+        """Keep a node's profile; return why there is none, if so."""
+        if reply.has_error():
+            return reason_of(reply)
+        try:
+            record = reply.content.config_records[keys.PROFILE]
+            self.profiles[node] = Profile.from_record(record)
+        except BudgetError as error:
+            return str(error)
+        return ""
 
     def order(self, node_ids: Iterable[int]) -> list[int]:
         """Sort the nodes that have a profile by their client's id."""

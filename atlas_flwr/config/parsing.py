@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "parse_bytes",
     "parse_cut",
     "parse_lent",
+    "parse_link",
+    "parse_speed",
     "split_list",
 ]
 
@@ -25,7 +28,9 @@ UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+BITS = {"KBIT/S": 1e3, "MBIT/S": 1e6, "GBIT/S": 1e9}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]bit/s)", re.IGNORECASE)
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII)
 CUT = re.compile(r"(\d+)/(\d+|-)")
 
@@ -71,6 +76,41 @@ def parse_lent(text: str) -> int:
         return 0 if text.strip() == "0" else parse_bytes(text)
     except ValueError as error:
         raise ValueError(f"{error}; or 0") from None
+
+
+def parse_link(text: str) -> float:
+    """Read what a link carries, e.g. ``"20Mbit/s"``, in bits a second.
+
+    Raises
+    ------
+    ValueError
+        When it is not a positive number with a unit.
+    """
+    match = LINK.fullmatch(text.strip())
+    bits = float(match[1]) * BITS[match[2].upper()] if match else 0.0
+    if not 0 < bits < math.inf:
+        raise ValueError(
+            f"{text!r} is no link: write a positive number and a unit (kbit/s, Mbit/s "
+            "or Gbit/s), e.g. 20Mbit/s"
+        )
+    return bits
+
+
+def parse_speed(text: str) -> float:
+    """Read a speed, of which 1 is common.
+
+    Raises
+    ------
+    ValueError
+        When it is not a number above 0.
+    """
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < math.inf:
+        raise ValueError(f"{text!r} is no speed; write a number above 0, e.g. 0.5")
+    return speed
 
 
 def format_bytes(size: float) -> str:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-from atlas_flwr.config.parsing import parse_lent, split_list
+from atlas_flwr.config.parsing import (
+    parse_lent,
+    parse_link,
+    parse_speed,
+    split_list,
+)
 from atlas_flwr.config.peers import PeerConfig
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
@@ -54,27 +58,24 @@ def peers_can_carry(config: RunConfig) -> Iterator[Problem]:
 
 def _items(config: RunConfig) -> Iterator[Problem]:
     """Want each item of the lists to be what its key says."""
-    sizes, speeds = split_list(config.peer_memory), split_list(config.peer_speeds)
-    for item in sizes:
-        try:
-            parse_lent(item)
-        except ValueError as error:
+    count = len(split_list(config.peer_memory))
+    for key, text, read in (
+        ("peer-memory", config.peer_memory, parse_lent),
+        ("peer-speeds", config.peer_speeds, parse_speed),
+        ("peer-links", config.peer_links, parse_link),
+    ):
+        items = split_list(text)
+        for item in items:
+            try:
+                read(item)
+            except ValueError as error:
+                yield Problem((key,), f"{key}={text!r}: {error}")
+        if items and len(items) != count:
             yield Problem(
-                ("peer-memory",), f"peer-memory={config.peer_memory!r}: {error}"
+                (key, "peer-memory"),
+                f"{key}={text!r}: has {len(items)} items, and peer-memory {count}; "
+                "write one for each size",
             )
-    for item in speeds:
-        if not _is_speed(item):
-            yield Problem(
-                ("peer-speeds",),
-                f"peer-speeds={config.peer_speeds!r}: {item!r} is no speed; write "
-                "numbers above 0, e.g. 1,0.5",
-            )
-    if speeds and len(speeds) != len(sizes):
-        yield Problem(
-            ("peer-speeds", "peer-memory"),
-            f"peer-speeds={config.peer_speeds!r}: has {len(speeds)} items, and "
-            f"peer-memory {len(sizes)}; give each size its speed",
-        )
     groups = [
         name for item in split_list(config.peer_trust) for name in item.split("+")
     ]
@@ -84,10 +85,3 @@ def _items(config: RunConfig) -> Iterator[Problem]:
             f"peer-trust={config.peer_trust!r}: has an empty name; write e.g. "
             "north,north+lab",
         )
-
-
-def _is_speed(text: str) -> bool:
-    try:
-        return 0 < float(text) < math.inf
-    except ValueError:
-        return False

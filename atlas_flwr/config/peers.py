@@ -24,8 +24,15 @@ class PeerConfig:
     )
     peer_speeds: str = option(
         "",
-        "How fast they compute as hosts, 1 being common, dealt in step with "
-        "peer-memory: one of 0.5 is given half the guests. Empty: all alike.",
+        "How fast they compute as hosts, 1 being common (50 GFLOP/s), dealt in step "
+        "with peer-memory: one of 0.5 is given half the guests. Empty: all alike.",
+        only=ADAPTER_STRATEGIES,
+    )
+    peer_links: str = option(
+        "",
+        "What the links of clients carry each way, guests' and hosts', e.g. "
+        "100Mbit/s,5Mbit/s, dealt in step with peer-memory: a slow one is given few "
+        "guests or none. Empty: links are not weighed.",
         only=ADAPTER_STRATEGIES,
     )
     peer_trust: str = option(

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord
 
+from atlas_flwr.errors import BudgetError
 from atlas_flwr.split import SplitPlan
 
 __all__ = ["Assigned", "Offer", "Profile"]
@@ -23,18 +25,34 @@ class Offer:
         Bytes that it lends; 0 for nothing.
     speed : float
         How fast it computes, 1 being common.
+    link : float
+        Bits a second that its link carries each way; infinity where it does not say,
+        and it is of no account.
     trust : frozenset[str]
         Groups of clients that it would carry for, and be carried by; those who name
         none are one group, ``""``.
     access : str
         The way to the trunk that it serves, and its owner's secret, as JSON; empty in
         a simulation, where an actor serves it.
+
+    Raises
+    ------
+    BudgetError
+        If memory is below 0, or speed or link is not above it.
     """
 
     memory: int = 0
     speed: float = 1.0
+    link: float = math.inf
     trust: frozenset[str] = frozenset({""})
     access: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.memory < 0 or not 0 < self.speed < math.inf or not self.link > 0:
+            raise BudgetError(
+                f"lends {self.memory} bytes at speed {self.speed} over a link of "
+                f"{self.link} bit/s; these are numbers above 0, or no bytes"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,7 @@ class Profile:
                 "labels": self.labels,
                 "lends": self.offer.memory,
                 "speed": self.offer.speed,
+                "link": self.offer.link,
                 "trust": sorted(self.offer.trust),
                 "access": self.offer.access,
                 "holder": self.holder,
@@ -101,6 +120,7 @@ class Profile:
             offer=Offer(
                 memory=int(str(record.get("lends", 0))),
                 speed=float(str(record.get("speed", 1.0))),
+                link=float(str(record.get("link", math.inf))),
                 trust=frozenset(_texts(record.get("trust", [""]))),
                 access=str(record.get("access", "")),
             ),

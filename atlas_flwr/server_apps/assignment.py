@@ -238,7 +238,9 @@ class DeviceRule:
             return self.config.fixed_cut[1]
         return None if self.config.split == "vanilla" else 1
 
-    def seconds(self, rates: Rates, head: int, tail: int | None) -> StepTime:
+    def seconds(
+        self, rates: Rates, head: int, tail: int | None, wire_bytes: float = 4.0
+    ) -> StepTime:
         """Model the time of a step of a client with this cut."""
         config = self.config
         return step_time(
@@ -248,6 +250,7 @@ class DeviceRule:
             tail=tail,
             batch=config.batch_size,
             length=config.max_length + config.learned_positions,
+            wire_bytes=wire_bytes,
             crossing=config.crossing_positions,
         )
 

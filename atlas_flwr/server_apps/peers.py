@@ -11,7 +11,15 @@ from logging import INFO, WARNING
 
 import torch
 
-from atlas_flwr.budget import Host, Pairing, TrunkSession, trunk_memory
+from atlas_flwr.budget import (
+    COMMON_FLOPS,
+    Host,
+    Pairing,
+    Rates,
+    StepTime,
+    TrunkSession,
+    trunk_memory,
+)
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.config import RunConfig
 from atlas_flwr.log import log
@@ -29,11 +37,14 @@ from atlas_flwr.trunk import Endpoint
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.peers import Peers
+from atlas_flwr.types import Role
+from atlas_flwr.wire.codecs import codec_named
+from atlas_flwr.wire.messages import encode_tensors
 
 __all__ = ["SERVER", "PeerNeed", "last_resort", "peers_of"]
 
 SERVER = "server"  # the host that is a last resort, and the group that allows it
-LAST_PRICE = 1000.0  # of a guest there: above all that peers cost, below none at all
+LAST_PRICE = 1e6  # of a guest there: above all that peers cost, below none at all
 UNLIMITED = 1 << 62
 
 StartPlan = Callable[[SplitPlan, str], AbstractContextManager[Endpoint]]
@@ -41,7 +52,7 @@ StartPlan = Callable[[SplitPlan, str], AbstractContextManager[Endpoint]]
 
 @dataclass(frozen=True)
 class PeerNeed:
-    """Bytes that a peer's trunk takes, by the memory model.
+    """What a peer's trunk takes: bytes by the memory model, and time.
 
     Attributes
     ----------
@@ -82,6 +93,26 @@ class PeerNeed:
             logits_to_keep=rule.logits_to_keep,
             dtype_bytes=rule.dtype_bytes,
         ).total
+
+    @cached_property
+    def common_step(self) -> StepTime:
+        """Model a guest's step with a host of speed 1, over a link of 1 bit/s."""
+        plan = covering_plan(self.config, self.outline)
+        rates = Rates(COMMON_FLOPS, COMMON_FLOPS, link_bits=1.0)
+        return self.rule.seconds(rates, plan.head, plan.tail, self._wire_bytes)
+
+    @property
+    def even(self) -> float:
+        """Bits a second of a link that takes as long as a host of speed 1 computes."""
+        return self.common_step.link / self.common_step.trunk
+
+    @property
+    def _wire_bytes(self) -> float:
+        """Bytes of a number as it crosses."""
+        rows = torch.linspace(-1, 1, 1 << 16).to(self.dtype).view(256, -1)
+        codec = codec_named(self.config.recorded_codec)
+        frame = encode_tensors(codec, {"hidden": (rows, Role.ACTIVATION)})
+        return len(frame) / rows.numel()
 
 
 @dataclass(frozen=True)
@@ -152,11 +183,13 @@ def peers_of(
         return start(plan, link.host)
 
     hosts = PeerHosts(started, _Telling(setting.on_event), at_once)
+    need = PeerNeed(config, outline, setting.files.dtype)
     model = PeerModel(
         covering_plan(config, outline).trunk_range(count),
         count,
         outline.block_of,
-        PeerNeed(config, outline, setting.files.dtype),
+        need,
+        need.even,
     )
     try:
         yield Endpoint(Peers(hosts, model, last=last_resort(config)), "")

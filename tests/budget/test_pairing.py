@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from atlas_flwr.budget import Guest, Host, Prices, pair, ways_of
 from atlas_flwr.budget.chains import Link, chained
 from atlas_flwr.errors import BudgetError
+from atlas_flwr.server_apps.peers import LAST_PRICE
 
 BLOCKS = range(1, 5)
 PRICES = Prices(hop=0.5, outside=20.0, moved=2.0, alone=1000.0)
+EVEN = 4.0
 
 
 def need(blocks, guests):
@@ -23,7 +26,7 @@ def need(blocks, guests):
 
 
 GROUPS = st.sampled_from([frozenset({""}), frozenset("a"), frozenset("b")])
-SECONDS = st.integers(0, 4).map(lambda n: n / 4)
+LINKS = st.sampled_from([math.inf, 16.0, 4.0, 1.0])
 CLUSTERS = st.sampled_from([None, 0, 1])
 hosts = st.lists(
     st.builds(
@@ -32,8 +35,8 @@ hosts = st.lists(
         memory=st.integers(0, 600),
         trust=GROUPS,
         cluster=CLUSTERS,
-        pace=SECONDS.map(lambda s: s + 0.25),
-        link=SECONDS,
+        speed=st.sampled_from([0.5, 1.0, 4.0]),
+        link=LINKS,
     ),
     max_size=4,
     unique_by=lambda host: host.client,
@@ -44,7 +47,7 @@ guests = st.lists(
         client=st.sampled_from("01234"),
         trust=GROUPS,
         cluster=CLUSTERS,
-        link=SECONDS,
+        link=LINKS,
         waited=st.integers(0, 2),
     ),
     max_size=5,
@@ -62,15 +65,17 @@ def cost_of(chosen, found, parties, before):
         others = [parties[k.host] for k in way if k.host != guest.client]
         if any(not guest.trust & host.trust for host in others):
             return None
-        cost += sum(PRICES.hop + max(host.link, guest.link) for host in others)
+        cost += sum(PRICES.hop + EVEN / guest.link for _ in others)
+        cost -= sum(EVEN / parties[k.host].link for k in way if k.host == guest.client)
         strange = {h.cluster for h in others if h.cluster is not None}
         if guest.cluster is not None and strange - {guest.cluster}:
             cost += PRICES.outside
         if guest.client in before and before[guest.client] != way:
             cost += PRICES.moved
     for way in {w for w in chosen if w is not None}:
-        shares = [(k.stop - k.first) / len(BLOCKS) * parties[k.host].pace for k in way]
-        cost += sum(shares) * chosen.count(way) ** 2
+        shares = [(k.stop - k.first) / len(BLOCKS) / parties[k.host].speed for k in way]
+        links = [EVEN / parties[k.host].link for k in way]
+        cost += sum(shares + links) * chosen.count(way) ** 2
     return cost
 
 
@@ -84,7 +89,7 @@ def test_a_pairing_is_the_best_of_all_that_fit(found, lending, chance):
         for g in found
         if ways and chance.choice("01") == "1"
     }
-    pairing = pair(found, lending, ways, before=before, prices=PRICES)
+    pairing = pair(found, lending, ways, before=before, prices=PRICES, even=EVEN)
     everything = itertools.product([*ways, None], repeat=len(found))
     fitting = [
         c for c in everything if all(c.count(w) <= most for w, most in ways.items())
@@ -95,7 +100,8 @@ def test_a_pairing_is_the_best_of_all_that_fit(found, lending, chance):
     assert chosen in fitting
     assert cost_of(chosen, found, parties, before) == pytest.approx(best)
     assert pairing.cost == pytest.approx(best)
-    again = pair(found, lending, ways, before=pairing.ways, prices=PRICES)
+    kept = {"before": pairing.ways, "prices": PRICES, "even": EVEN}
+    again = pair(found, lending, ways, **kept)
     assert again.ways == pairing.ways
 
 
@@ -146,6 +152,23 @@ def test_equal_hosts_carry_equal_loads_and_themselves_first():
     carried = [way[0].host for way in found.ways.values()]
     assert sorted(carried) == [*"000111222"]
     assert all(found.ways[name][0].host == name for name in "012")
+
+
+def test_a_host_on_a_slow_link_carries_itself_alone():
+    near, far = Host("n", 10_000, link=100.0), Host("f", 10_000, link=1.0)
+    fleet = [Guest(name, link=1.0 if name == "f" else 100.0) for name in "nfabcd"]
+    found = paired(fleet, [near, far], even=10.0)
+    carried = {guest: way[0].host for guest, way in found.ways.items()}
+    assert carried == {**dict.fromkeys("nabcd", "n"), "f": "f"}
+    blind = paired(fleet, [near, far])
+    assert [w[0].host for w in blind.ways.values()].count("f") == 3
+
+
+def test_a_slow_link_makes_no_guest_sit_out_or_go_to_a_last_resort():
+    last = Host("server", 10**9, price=LAST_PRICE)
+    slow = [Guest(name, link=1.0) for name in "abcdef"]
+    found = paired(slow, [*lend("h", link=1.0), last], even=1e4)
+    assert {way[0].host for way in found.ways.values()} == {"h"}
 
 
 def test_a_guest_stays_in_its_cluster_while_there_is_room_and_leaves_it_for_want():

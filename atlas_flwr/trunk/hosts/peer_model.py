@@ -28,12 +28,16 @@ class PeerModel:
         Block of a layer or an array; ``None`` for what is outside the blocks.
     need : Callable[[int, int], int]
         Bytes of a trunk of so many blocks with so many guests.
+    even : float
+        Bits a second of a link that counts as much as the trunk's work (see
+        :func:`~atlas_flwr.budget.pairing.pair`).
     """
 
     blocks: range
     num_layers: int
     layer_block: Callable[[str], int | None]
     need: Need
+    even: float = 0.0
 
     def part(self, spec: SessionSpec, link: Link) -> SessionSpec | None:
         """Return what of a session is on a link, if anything."""

@@ -130,6 +130,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
                 before=self._ways,
                 barred=self._barred,
                 prices=self.prices,
+                even=self.model.even,
             )
             started = self._started({link for w in found.ways.values() for link in w})
         for guest in guests:
@@ -347,6 +348,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
             taken=taken,
             barred={*self._barred, *((client, host) for host in left)},
             prices=self.prices,
+            even=self.model.even,
         )
         self._ways |= found.ways
         way = found.ways.get(client, ())
