@@ -170,7 +170,8 @@ def _key_problems(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"kind {kind!r}; allowed: {', '.join(_REQUIRED)}"
     for key in _REQUIRED.get(kind, ()):
         if key not in given:
-            yield f"`{key}` is missing"
+            which = f"; allowed: {', '.join(READERS)}" if key == "format" else ""
+            yield f"`{key}` is missing{which}"
 
 
 def _label_problems(labels: Any) -> Iterator[str]:
@@ -198,7 +199,10 @@ def _typed(given: Mapping[str, Any]) -> tuple[Definition, list[str]]:
             try:
                 values = OmegaConf.merge(values, {entry.name: value})
             except (OmegaConfBaseException, TypeError) as error:
-                problems.append(f"`{entry.name}`: {str(error).partition(chr(10))[0]}")
+                why = str(error).partition("\n")[0]
+                if isinstance(value, dict):
+                    why = "YAML takes an unquoted {...} for a mapping; put it in quotes"
+                problems.append(f"`{entry.name}`: {why}")
     found: Any = OmegaConf.to_object(values)
     own = {e.name: _unshielded(getattr(found, e.name)) for e in fields(Definition)}
     return Definition(**own), problems

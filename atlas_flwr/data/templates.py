@@ -18,8 +18,14 @@ def template_fields(template: str) -> tuple[str, ...]:
     ValueError
         If its braces do not match, or a field has no name, or a format.
     """
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: write {{name}} for a field, and {{{{ }}}} for braces"
+        ) from None
     found = []
-    for _, name, form, conversion in string.Formatter().parse(template):
+    for _, name, form, conversion in pieces:
         if name is None:
             continue
         if form or conversion or not name:

@@ -44,7 +44,8 @@ template: "no place for it "
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (("format: csv", ""), "`format` is missing"),
+        (("format: csv", ""), "`format` is missing; allowed: csv, "),
+        (("format: csv", "format: csv\ntemplate: {text}"), "`template`: YAML takes"),
         (("labels: {a: one, b: two}", ""), "`labels` is missing"),
         (("{a: one, b: two}", "{a: yes, b: no}"), "put it in quotes"),
         (("{a: one, b: two}", "{yes: one, no: two}"), "put it in quotes"),

@@ -47,6 +47,7 @@ def tokenizer():
         (('response: "{output}"', "response: Yes."), "names no field"),
         (('"{output}"', '"{output!r}"'), "is no field"),
         (('"{output}"', '"{}"'), "is no field"),
+        (('"{output}"', '"{output"'), "and {{ }} for braces"),
         (('"{output}"', '"{output"'), "`response`: expected '}'"),
         (
             ("kind: generation", "kind: writing"),
