@@ -41,7 +41,7 @@ from atlas_flwr.privacy.attacks.hijack import HijackingTrunk
 from atlas_flwr.privacy.defended import DefendedTrunk
 from atlas_flwr.privacy.knowledge import PublicModel
 from atlas_flwr.privacy.watched import ALLOWED, WatchedTrunk
-from atlas_flwr.remedies.wire_defence import defence_of
+from atlas_flwr.remedies.wire_defence import defence_of, penalised
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
@@ -126,7 +126,7 @@ class Client:
         return watch
 
     def _objective(self, step: Step) -> StepLoss:
-        loss = task_loss(step)
+        loss = penalised(defence_of(self.config), step, task_loss)
         self.losses.append(loss.task.item())
         return loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,10 +190,11 @@ class MadeUp:
 
         from atlas_flwr.config.optimizers import optimizer_of, trunk_optimizer_of
         from atlas_flwr.privacy.defended import DefendedTrunk
-        from atlas_flwr.remedies.wire_defence import defence_of
+        from atlas_flwr.remedies.wire_defence import defence_of, penalised
         from atlas_flwr.server_apps.build import scaling_of
         from atlas_flwr.train.loop import train
         from atlas_flwr.train.model import adapted_split
+        from atlas_flwr.train.step import task_loss
         from atlas_flwr.trunk import SessionSpec
         from atlas_flwr.trunk.transports.local import EngineTrunk
 
@@ -205,8 +206,9 @@ class MadeUp:
         trunk = DefendedTrunk(EngineTrunk(engine, token), defence, drawn)
         sides = parts.head, parts.tail, trunk, self.start.adapters
         batches = self._batches(task, examples, seed)
+        objective = partial(penalised, defence, proceed=task_loss)
         with adapted_split(*sides, scaling_of(config)) as adapted:
-            train(adapted.model, batches, optimizer_of(config))
+            train(adapted.model, batches, optimizer_of(config), objective)
             found = changed(self.start, adapted.state())
         engine.close(token)
         return found

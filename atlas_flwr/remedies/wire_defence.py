@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.options import ADAPTER_STRATEGIES, Problem, option
 from atlas_flwr.remedies.base import ClientHooks, Remedy, RoundContext
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atlas_flwr.data import Collator, Example, Shard
     from atlas_flwr.privacy import Defence
     from atlas_flwr.privacy.defences.vocabulary import Vocabulary
+    from atlas_flwr.train.step import Step, StepLoss
     from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.types import TrunkClient
 
@@ -25,6 +26,7 @@ __all__ = [
     "WireDefence",
     "defence_of",
     "guarded",
+    "penalised",
     "read_through",
     "vocabulary_of",
 ]
@@ -41,9 +43,10 @@ class DefenceKeys:
         "What clients do to hidden states and gradients before they leave, e.g. "
         "'gaussian:0.3', 'laplace:0.3', 'topk:0.1', or to what they have: 'labels:1' "
         "answers labels at random and 'tokens:10' each token, mostly by near ones, "
-        "private to that epsilon; 'mask' replaces numbers, addresses and names; or "
-        "several joined by +. Trust none that `atlas-flwr attack` has not been tried "
-        "on: it knows which one is on.",
+        "private to that epsilon; 'mask' replaces numbers, addresses and names; "
+        "'nopeek:1' trains the head to hide its text; or several joined by +. Trust "
+        "none that `atlas-flwr attack` has not been tried on: it knows which one is "
+        "on.",
         only=ADAPTER_STRATEGIES,
     )
 
@@ -62,7 +65,10 @@ class WireDefence(Remedy):
         except ValueError as error:
             yield Problem(("defence",), f"defence={config.defence!r}: {error}")
             return
-        if str(found) == "none" or config.split == "u-shaped":
+        if str(found) == "none":
+            return
+        if config.split == "u-shaped":
+            yield from _head_problems(found, config)
             return
         why = {
             "none": "nothing crosses",
@@ -85,6 +91,24 @@ class WireDefence(Remedy):
         return ClientHooks() if str(found) == "none" else _Defending(found, now)
 
 
+def _head_problems(found: Defence, config: RunConfig) -> Iterator[Problem]:
+    """Want one position for each token, one batch at a time, to shape the head by."""
+    if not found.shapes_head:
+        return
+    wrong = {
+        "adapter": config.adapter == "prompt",
+        "summary-positions": config.summary_positions > 0,
+        "in-flight": config.in_flight > 1,
+    }
+    for key in (key for key, is_wrong in wrong.items() if is_wrong):
+        value = getattr(config, key.replace("-", "_"))
+        yield Problem(
+            ("defence", key),
+            f"defence={config.defence!r} with {key}={value!r}: a head is shaped by "
+            "each token's own position, one batch after the other; leave one of both",
+        )
+
+
 def defence_of(config: RunConfig) -> Defence:
     """Return the defence of a run, whose config is sound."""
     from atlas_flwr.privacy import parse_defence
@@ -102,6 +126,43 @@ def guarded(trunk: TrunkClient, defence: Defence) -> TrunkClient:
     generator = torch.Generator()
     generator.seed()
     return DefendedTrunk(trunk, defence, generator)
+
+
+def penalised(
+    defence: Defence, step: Step, proceed: Callable[[Step], StepLoss]
+) -> StepLoss:
+    """Return a step's loss with what a defence adds to it.
+
+    Where the head does not run, as in a step that is estimated, nothing is added.
+    """
+    if not defence.shapes_head:
+        return proceed(step)
+    import torch
+
+    head: Any = step.model.head
+    seen: dict[str, torch.Tensor] = {}
+
+    def embedded(module: Any, args: Any, out: torch.Tensor) -> None:
+        seen["embeds"] = out
+
+    def sent(module: Any, args: Any, out: Any) -> None:
+        seen["hidden"] = out.last_hidden_state
+
+    hooks = (
+        head.get_input_embeddings().register_forward_hook(embedded),
+        head.register_forward_hook(sent),
+    )
+    try:
+        loss = proceed(step)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        return loss
+    mask = step.batch.attention_mask
+    # Many models put a position of some hundred times the usual size first.
+    real = (mask != 0) & (mask.cumsum(1) > 1)
+    return loss.plus(defence.penalty(seen["embeds"][real], seen["hidden"][real]))
 
 
 def read_through(
@@ -171,3 +232,6 @@ class _Defending(ClientHooks):
 
     def guard(self, trunk: TrunkClient) -> TrunkClient:
         return guarded(trunk, self.defence)
+
+    def step(self, step: Step, proceed: Callable[[Step], StepLoss]) -> StepLoss:
+        return penalised(self.defence, step, proceed)

@@ -31,7 +31,7 @@ KEYS = {"clustering": "none", "record-wire": True, "run-name": "run"}
 def test_a_made_up_client_with_a_clients_own_texts_changes_what_that_client_did(
     tmp_path,
 ):
-    losses(tmp_path, **KEYS, model="tiny-bert")
+    losses(tmp_path, **KEYS, model="tiny-bert", defence="nopeek:1")
     folder = RunFolder.open(tmp_path / "run")
     config, source = folder.config(), resolve_model("tiny-bert")
     for start in recordings(folder):

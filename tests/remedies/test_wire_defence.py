@@ -126,6 +126,8 @@ def test_a_runs_attackers_know_its_defence(tmp_path):
         ({"defence": "gaussian:1", "split": "vanilla"}, "labels cross as they are"),
         ({"defence": "gaussian:1", "split": "none"}, "nothing crosses"),
         ({"defence": "gaussian:1", "strategy": "fedavg"}, "defence"),
+        ({"defence": "nopeek:1", "adapter": "prompt"}, "each token's own position"),
+        ({"defence": "nopeek:1", "in-flight": 2, "accumulate": 2}, "in-flight=2"),
     ],
 )
 def test_a_defence_that_cannot_be_is_refused(changes, said):

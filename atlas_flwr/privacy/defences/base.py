@@ -72,6 +72,23 @@ class Defence:
         return grad
 
     @property
+    def shapes_head(self) -> bool:
+        """Whether it adds to the loss that the head is trained by."""
+        return False
+
+    def penalty(self, embeds: Tensor, hidden: Tensor) -> Tensor:
+        """Return what is added to a step's loss, a scalar.
+
+        Parameters
+        ----------
+        embeds : Tensor
+            Shape (N, D): embeddings of the step's tokens.
+        hidden : Tensor
+            Shape (N, D): what the head makes of them, before anything is changed.
+        """
+        return hidden.new_zeros(())
+
+    @property
     def needs_classes(self) -> bool:
         """Whether it is for tasks with classes alone."""
         return False
@@ -200,6 +217,17 @@ class Joined(Defence):
         for part in self.parts:
             grad = part.gradients(grad, generator)
         return grad
+
+    @property
+    def shapes_head(self) -> bool:
+        """Whether one of them does."""
+        return any(part.shapes_head for part in self.parts)
+
+    def penalty(self, embeds: Tensor, hidden: Tensor) -> Tensor:
+        """Add what each adds."""
+        import torch
+
+        return torch.stack([p.penalty(embeds, hidden) for p in self.parts]).sum()
 
     @property
     def needs_classes(self) -> bool:

@@ -11,6 +11,7 @@ from atlas_flwr.privacy.defences.gaussian import Gaussian
 from atlas_flwr.privacy.defences.labels import RandomLabels
 from atlas_flwr.privacy.defences.laplace import Laplace
 from atlas_flwr.privacy.defences.mask import Mask
+from atlas_flwr.privacy.defences.nopeek import NoPeek
 from atlas_flwr.privacy.defences.tokens import RandomTokens
 from atlas_flwr.privacy.defences.topk import TopK
 
@@ -27,6 +28,9 @@ DEFENCES: Mapping[str, Kind] = {
     ),
     "laplace": Kind(Laplace, "the same with Laplace noise of that deviation"),
     "topk": Kind(TopK, "only this share of a position's numbers, both ways", maximum=1),
+    "nopeek": Kind(
+        NoPeek, "a head trained to hide its text, with this weight in the loss"
+    ),
     "labels": Kind(
         RandomLabels,
         "labels answered at random, private to this epsilon",
