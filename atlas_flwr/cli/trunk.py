@@ -9,11 +9,11 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from atlas_flwr.cli.gate import ACCESS, Gate, gate_of, kept_access
 from atlas_flwr.cli.overrides import app_defaults, parse_overrides
@@ -103,13 +103,13 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(["--cert and --key belong together, and --ca to them"])
     shown = _own_identity(given.cert, given.key, given.ca)
     gate = gate_of(given)
-    overrides = {
-        **placed(parse_overrides(given.run_config)),
-        "trunk": "grpc",
-        "trunk-listen": given.listen,
-        "trunk-advertise": given.advertise,
-    }
-    config = _config(given.app, overrides)
+    from atlas_flwr.config.lone_trunk import load_lone_trunk
+    from atlas_flwr.wire.codecs import CODEC_CHOICES
+
+    defaults, _ = app_defaults(given.app)
+    keys = {**defaults, **placed(parse_overrides(given.run_config))}
+    known = {"codec": CODEC_CHOICES}
+    config = load_lone_trunk(keys, known, given.listen, given.advertise)
     with _audit(given.audit) as audit:
         outlook = Outlook(given.metrics, audit, given.log_json)
         serve(config, given.folder, shown, outlook, gate)
@@ -161,21 +161,6 @@ def _audit(path: Path | None) -> Iterator[TextIO | None]:
         raise ConfigError([f"--audit {path}: {error.strerror}"]) from None
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         yield file
-
-
-def _config(app: Path, overrides: Mapping[str, Any]) -> RunConfig:
-    from atlas_flwr.config import load_config
-    from atlas_flwr.wire.codecs import CODEC_CHOICES
-
-    defaults, _ = app_defaults(app)
-    # What peers lend one another is nothing to a trunk that one of them serves.
-    keys = {k: v for k, v in overrides.items() if not k.startswith("peer-")}
-    config = load_config({**defaults, **keys}, {"codec": CODEC_CHOICES})
-    if config.trunk_client_ca:
-        raise ConfigError(["trunk-client-ca is a run's; here it is --client-ca FILE"])
-    if config.unsplit:
-        raise ConfigError([f"{config.unsplit}, and there is no trunk to serve"])
-    return config
 
 
 def _own_identity(

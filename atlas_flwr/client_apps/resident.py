@@ -4,8 +4,8 @@
 Flower starts a process for each message that a SuperNode takes, and importing PyTorch
 and Transformers is most of what a short message costs. With ``resident=SECONDS`` in the
 node config the message is handed to a worker of this node, over a Unix socket that
-belongs to this user alone; the first message starts it. See
-:mod:`atlas_flwr.client_apps.resident_worker` for what it does.
+belongs to this user alone; the first message starts it, and it ends with the SuperNode
+that took that. See :mod:`atlas_flwr.client_apps.resident_worker` for what it does.
 """
 
 from __future__ import annotations
@@ -124,15 +124,16 @@ def _started(path: Path, seconds: float) -> socket.socket:
     told = path.with_suffix(".log")
     command = [sys.executable, "-m", f"{__package__}.resident_worker", str(path)]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with told.open("wb") as log:
+    with told.open("wb") as log, _starter() as starter:
         process = subprocess.Popen(
-            [*command, str(seconds)],
+            [*command, str(seconds), *map(str, starter)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environ,
             cwd=path.parent,
             start_new_session=True,
+            pass_fds=starter,
         )
     deadline = time.monotonic() + STARTING
     while process.poll() is None and time.monotonic() < deadline:
@@ -146,6 +147,23 @@ def _started(path: Path, seconds: float) -> socket.socket:
         f"the resident worker of this node did not start ({said or 'it said nothing'});"
         f" leave {KEY} out of --node-config, and each message has its own process"
     )
+
+
+@contextmanager
+def _starter() -> Iterator[tuple[int, ...]]:
+    """Hold on to what starts ClientApps: it ends with its SuperNode, however that ends.
+
+    Nothing is held where the system has no handles of processes (before Linux 5.3).
+    """
+    parent = os.getppid()
+    if not parent or not hasattr(os, "pidfd_open"):
+        yield ()
+        return
+    handle = os.pidfd_open(parent)
+    try:
+        yield (handle,)
+    finally:
+        os.close(handle)
 
 
 def _folder() -> Path:

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.common import serde
@@ -31,32 +32,45 @@ LOOK = 0.5  # seconds between looks for children that have ended
 HEAVY = ("atlas_flwr.client_apps.app", "atlas_flwr.client_apps.round")
 
 
-def main(path: Path, seconds: float) -> None:
-    """Listen; end when nobody has asked for so many seconds."""
+def main(path: Path, seconds: float, *starter: int) -> None:
+    """Listen; end when nobody has asked for so many seconds.
+
+    Parameters
+    ----------
+    path : Path
+        The socket.
+    seconds : float
+        For which it may be idle.
+    *starter : int
+        A handle of the process that starts ClientApps, with which it ends.
+    """
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen(64)  # who comes while modules are imported waits here
         for module in HEAVY:
             importlib.import_module(module)
-        _serve(server, path, seconds)
+        _serve(server, path, seconds, starter)
 
 
-def _serve(server: socket.socket, path: Path, seconds: float) -> None:
+def _serve(
+    server: socket.socket, path: Path, seconds: float, starter: Sequence[int]
+) -> None:
     children: set[int] = set()
-    asked = time.monotonic()
+    asked, leaves = time.monotonic(), False
     while True:
-        ready, _, _ = select.select([server], (), (), LOOK)
-        if ready:
+        waited = () if leaves else starter
+        ready, _, _ = select.select([server.fileno(), *waited], (), (), LOOK)
+        if server.fileno() in ready:
             connection, _ = server.accept()
             children.add(_forked(server, connection))
-            asked = time.monotonic()
         children = {child for child in children if not os.waitpid(child, os.WNOHANG)[0]}
         if children:
             asked = time.monotonic()
-        elif not path.exists():
+        elif leaves or not path.exists():
             return
-        elif time.monotonic() - asked > seconds:
-            path.unlink()  # once more round, for who has come meanwhile
+        if set(starter).intersection(ready) or time.monotonic() - asked > seconds:
+            leaves = True  # once more round, for who has come meanwhile
+            path.unlink(missing_ok=True)
 
 
 def _forked(server: socket.socket, connection: socket.socket) -> int:
@@ -108,4 +122,4 @@ def _end_with(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -21,10 +21,12 @@ from atlas_flwr.report.peer_events import (
     ReplicaLost,
     ReplicaMoved,
 )
+from atlas_flwr.report.trunk_events import CallsRefused, TrunkRestarted
 
 __all__ = [
     "EVENTS",
     "Baseline",
+    "CallsRefused",
     "ClientEvaluated",
     "ClientFailed",
     "ClientTrained",
@@ -279,22 +281,6 @@ class SumsSent:
 
 
 @dataclass(frozen=True)
-class TrunkRestarted:
-    """The trunk was lost and is started again.
-
-    Attributes
-    ----------
-    round : int
-        Rounds that are done. What was written about the next one is void.
-    reason : str
-        How it was lost.
-    """
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class RunEnded:
     """The run is complete; ``round`` was its last."""
 
@@ -311,6 +297,7 @@ Event = (
     | Sampled
     | RoundEnded
     | SumsSent
+    | CallsRefused
     | TrunkRestarted
     | PeersPaired
     | PeerLost
@@ -329,6 +316,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "sampled": Sampled,
     "round-ended": RoundEnded,
     "sums-sent": SumsSent,
+    "calls-refused": CallsRefused,
     "trunk-restarted": TrunkRestarted,
     "peers-paired": PeersPaired,
     "peer-lost": PeerLost,

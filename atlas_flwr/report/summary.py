@@ -170,6 +170,8 @@ class Summary:
         By client: its share in each cluster at the last clustering, where known.
     trunk_restarts : int
         How often a lost trunk was started again.
+    calls_refused : Mapping[str, int]
+        Calls that the trunk of the ServerApp answered by an error, by its kind.
     carried : Mapping[str, int]
         With trunk='peers', by peer: the most clients that it carried the trunk for.
     peers_lost : Mapping[str, str]
@@ -211,6 +213,7 @@ class Summary:
     wall_seconds: float
     memberships: Mapping[str, Numbers] = field(default_factory=dict)
     trunk_restarts: int = 0
+    calls_refused: Mapping[str, int] = field(default_factory=dict)
     carried: Mapping[str, int] = field(default_factory=dict)
     peers_lost: Mapping[str, str] = field(default_factory=dict)
     peer_moves: int = 0

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
@@ -18,6 +18,7 @@ from atlas_flwr.report.carrying import carried
 from atlas_flwr.report.classes import balanced_accuracy, macro_f1
 from atlas_flwr.report.events import (
     Baseline,
+    CallsRefused,
     ClientEvaluated,
     ClientTrained,
     Clustered,
@@ -89,6 +90,7 @@ def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summa
         wall_seconds=_wall_seconds(timeline),
         memberships=log.clustered.memberships if log.clustered else {},
         trunk_restarts=log.restarts,
+        calls_refused=dict(log.refused),
         samples=gathered_samples(log.sampled, log.clusters),
         codecs=_by_client({c: event.codec for c, event in last.items() if event.codec}),
         **carried(happened),
@@ -108,6 +110,7 @@ class _Log:
     clustered: Clustered | None = None
     num_clients: int = 0
     restarts: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     sampled: dict[tuple[int, str, int], Sampled] = field(default_factory=dict)
 
     @classmethod
@@ -139,6 +142,8 @@ class _Log:
                 self.num_clients = event.num_clients
             case TrunkRestarted():
                 self.restarts += 1
+            case CallsRefused():
+                self.refused.update(event.counts)
             case RunEnded() | PeersPaired() | PeerLost() | PeerMoved():
                 pass
             case ReplicaLost() | ReplicaMoved():

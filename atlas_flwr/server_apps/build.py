@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -38,6 +38,7 @@ from atlas_flwr.strategies import (
 from atlas_flwr.train.initial import initial_state, initial_vectors
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk import Endpoint
+from atlas_flwr.trunk.transports.watching import Calls
 
 __all__ = [
     "STRATEGIES",
@@ -67,6 +68,8 @@ class RunContext:
         Receives what the strategy tells.
     trunk : Endpoint, optional
         The trunk, for split clients.
+    calls : Calls
+        Is told of all calls to trunks that the run serves by gRPC.
     """
 
     config: RunConfig
@@ -75,6 +78,7 @@ class RunContext:
     roster: Roster
     on_event: Callable[[Event], None]
     trunk: Endpoint | None = None
+    calls: Calls = field(default_factory=Calls)
 
     @property
     def hooks(self) -> ServerHooks:

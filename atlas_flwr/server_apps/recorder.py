@@ -26,6 +26,7 @@ from atlas_flwr.report import (
 )
 from atlas_flwr.report.events import (
     Baseline,
+    CallsRefused,
     ClientFailed,
     Event,
     Sampled,
@@ -96,8 +97,14 @@ class Recorder:
             self.clusters = event.clusters
         self.folder.record(event)
 
-    def end_round(self, server_peak_bytes: int) -> None:
-        """Record the round's end, and begin the next."""
+    def end_round(
+        self, server_peak_bytes: int, refused: Mapping[str, int] | None = None
+    ) -> None:
+        """Record the round's end, and what its trunk refused; begin the next."""
+        if refused:
+            told = ", ".join(f"{count} {kind}" for kind, count in refused.items())
+            log(WARNING, "calls that the trunk refused since the last round: %s", told)
+            self.folder.record(CallsRefused(self.round, refused))
         now = time.monotonic()
         if self.round == 0:
             self._record_majority()

@@ -179,7 +179,8 @@ class Run:
             rounds.saved = _taken(number, now, inner)
             if config.checkpoint_every and number % config.checkpoint_every == 0:
                 save_checkpoint(self.folder.checkpoint_dir, rounds.saved)
-            recorder.end_round(_server_peak(setting.trunk, meter))
+            peak = _server_peak(setting.trunk, meter)
+            recorder.end_round(peak, setting.calls.refused())
             progress.end_round()
             self._report()
 

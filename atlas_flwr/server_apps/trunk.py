@@ -17,9 +17,10 @@ from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
 from atlas_flwr.config import RunConfig, split_list
 from atlas_flwr.config.parsing import parse_address
+from atlas_flwr.config.reach_rules import beyond_simulation, beyond_supernodes
 from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.log import log
-from atlas_flwr.server_apps.build import RunContext, covering_plan, needs_trunk
+from atlas_flwr.server_apps.build import RunContext, covering_plan
 from atlas_flwr.server_apps.peers import SERVER, peers_of
 from atlas_flwr.server_apps.replicas import replicas_of
 from atlas_flwr.split import SplitPlan
@@ -46,47 +47,14 @@ def check_reach(config: RunConfig, grid: Grid) -> None:
         If the clients are SuperNodes and the trunk is one of simulations, or the other
         way round.
     """
-    for key, told in _out_of_reach(config, grid):
-        raise ConfigError([told], [key])
-
-
-def _out_of_reach(config: RunConfig, grid: Grid) -> Iterator[tuple[str, str]]:
-    """Yield what clients of this grid cannot have: the key, and the way out."""
     if isinstance(grid, InMemoryGrid):
-        if config.trunk_client_ca:
-            yield (
-                "trunk-client-ca",
-                f"trunk-client-ca={config.trunk_client_ca!r}: clients of a simulation "
-                "have no node config that would name a certificate; leave it out",
-            )
-        if needs_trunk(config) and config.trunk == "local":
-            yield (
-                "trunk",
-                "trunk='local' is an engine inside the ServerApp's process, and a "
-                "simulation's clients are processes of Ray's; set trunk='auto'",
-            )
-    if not isinstance(grid, HttpGrid) or not needs_trunk(config):
+        found = beyond_simulation(config)
+    elif isinstance(grid, HttpGrid):
+        found = beyond_supernodes(config)
+    else:
         return
-    kind = trunk_kind(config, grid)
-    if config.trunk_replicas > 1 and kind == "grpc":
-        yield (
-            "trunk-replicas",
-            f"trunk-replicas={config.trunk_replicas}: are actors of a simulation's Ray "
-            "cluster, and this run's clients are SuperNodes, whose trunk is in the "
-            "ServerApp; leave trunk-replicas out",
-        )
-    reach = {
-        "ray": "an actor of the Ray cluster that Flower's simulation starts",
-        "local": "an engine inside the ServerApp's process",
-    }
-    if kind in reach:
-        yield (
-            "trunk",
-            f"trunk={kind!r} is {reach[kind]}, and the clients of this run are "
-            "SuperNodes (Flower's deployment engine), which cannot reach it. Set "
-            "trunk='grpc' or 'auto'; or run it as a simulation (atlas-flwr run, or "
-            "flwr run on a SuperLink that was started with --simulation)",
-        )
+    for problem in found:
+        raise ConfigError([problem.sentence], problem.keys)
 
 
 def trunk_kind(config: RunConfig, grid: Grid) -> str:
@@ -124,7 +92,8 @@ def _shown(setting: RunContext, trunk: Endpoint) -> Iterator[None]:
     from atlas_flwr.trunk.transports.metrics import TrunkMetrics, serve_metrics
 
     metrics = TrunkMetrics(trunk.host.stats)
-    with serve_metrics(str(port), metrics, lambda: True) as place:
+    served = serve_metrics(str(port), metrics, lambda: True)
+    with setting.calls.heard_by(metrics.heard), served as place:
         log(INFO, "metrics and health of the trunk: %s", place)
         yield
 
@@ -194,6 +163,7 @@ def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
     from atlas_flwr.trunk.transports.certificates import run_identity
     from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
     from atlas_flwr.trunk.transports.rates import Rates
+    from atlas_flwr.trunk.transports.watching import Watch
 
     config = setting.config
     dialled = config.trunk_advertise or config.trunk_listen
@@ -206,7 +176,8 @@ def _grpc_trunk(setting: RunContext, source: TrunkSource) -> Iterator[Endpoint]:
         rates=Rates(config.trunk_rate),
     )
     engine = source.engine(own_threads=True)
-    with serve_grpc(engine, options) as address:
+    watch = Watch(None, setting.calls.heard)
+    with serve_grpc(engine, options, watch=watch) as address:
         log(INFO, "the trunk listens on %s, for %s", config.trunk_listen, address)
         yield Endpoint(engine, address, identity.ca.decode())
 

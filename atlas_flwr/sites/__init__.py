@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
-    from atlas_flwr.sites.description import Link, Node, Site, Trunk, read_site
+    from atlas_flwr.sites.description import Link, Node, Site, Trunk
     from atlas_flwr.sites.kits import write_kits
+    from atlas_flwr.sites.reading import read_site
 
 __all__ = ["Link", "Node", "Site", "Trunk", "read_site", "write_kits"]
 
@@ -18,7 +19,7 @@ __getattr__, __dir__ = attach(
         "Node": "description",
         "Site": "description",
         "Trunk": "description",
-        "read_site": "description",
+        "read_site": "reading",
         "write_kits": "kits",
     },
 )

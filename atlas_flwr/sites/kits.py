@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,10 +18,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from atlas_flwr import __version__
-from atlas_flwr.config.trunk_rules import TRUNK_ALONE
 from atlas_flwr.errors import SiteError
-from atlas_flwr.sites import readmes, scripts
-from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk, joined
+from atlas_flwr.sites import readmes, run_configs, scripts
+from atlas_flwr.sites.description import Link, Node, Site, Trunk, joined
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import Authority, Identity
 
@@ -144,7 +142,7 @@ def _link(link: Link, site: Site) -> _Kit:
         "flwr.sh": _File(scripts.flower_cli(site), SCRIPT),
         "register.sh": _File(scripts.registration(site), SCRIPT),
         "run.sh": _File(scripts.run_start(site), SCRIPT),
-        "run.toml": _File(scripts.toml({**_runs_keys(site), **_trunk_keys(site)})),
+        "run.toml": _File(scripts.toml(run_configs.for_run(site))),
         "atlas-flwr-link.service": _File(
             scripts.unit(f"SuperLink of {site.name}", "link")
         ),
@@ -156,32 +154,12 @@ def _link(link: Link, site: Site) -> _Kit:
 def _trunk(trunk: Trunk, site: Site) -> _Kit:
     return {
         "start.sh": _File(scripts.trunk_start(trunk, site), SCRIPT),
-        "run.toml": _File(scripts.toml(site.config)),
+        "run.toml": _File(scripts.toml(run_configs.for_trunk(site))),
         "atlas-flwr-trunk.service": _File(
             scripts.unit(f"trunk of {site.name}", "trunk")
         ),
         "compose.yaml": _File(scripts.compose("trunk", (trunk.port,), site.app)),
         "README.md": _File(readmes.trunk_readme(trunk, site, _flwr())),
-    }
-
-
-def _runs_keys(site: Site) -> Mapping[str, Plain]:
-    """Return what a run reads, which is not all that its trunk does elsewhere."""
-    if not site.trunk:
-        return site.config
-    return {k: v for k, v in site.config.items() if k not in TRUNK_ALONE}
-
-
-def _trunk_keys(site: Site) -> Mapping[str, Plain]:
-    if site.trunk:
-        # Relative to where the SuperLink was started, which is its folder.
-        return {"trunk-access": "access.json"}
-    asks = {"trunk-client-ca": "ca.crt"} if site.mutual else {}
-    if site.link.trunk_port is None:
-        return asks
-    return asks | {
-        "trunk-listen": joined(site.link.listen, site.link.trunk_port),
-        "trunk-advertise": joined(site.link.host, site.link.trunk_port),
     }
 
 

@@ -58,7 +58,7 @@ def node_start(node: Node, number: int, site: Site) -> str:
         # Relative to where the SuperNode was started, which is its folder.
         config |= {"trunk-cert": "trunk.pem", "trunk-key": "trunk.key"}
     config |= node.config
-    pairs = " ".join(f"{key}={_literal(value)}" for key, value in config.items())
+    pairs = " ".join(f"{key}={_in_pairs(value)}" for key, value in config.items())
     command = _command(
         "exec flower-supernode",
         *("--superlink", joined(site.link.host, site.link.port)),
@@ -74,7 +74,7 @@ def trunk_start(trunk: Trunk, site: Site) -> str:
     """Start a trunk on a machine of its own."""
     asks = ("--client-ca", "ca.crt") if trunk.mutual else ()
     command = _command(
-        'exec atlas-flwr trunk "${ATLAS_APP:-' + shlex.quote(site.app) + '}"',
+        f"exec atlas-flwr trunk {_app(site)}",
         *("--run-config", "run.toml", "--listen", joined(trunk.listen, trunk.port)),
         *("--advertise", joined(trunk.host, trunk.port), "--folder", "."),
         *("--cert", "server.pem", "--key", "server.key", "--ca", "ca.crt"),
@@ -124,9 +124,13 @@ done
 def run_start(site: Site) -> str:
     """Start a run."""
     about = "Starts a run; ATLAS_APP is the app's folder, arguments are flwr's own."
-    app = '"${ATLAS_APP:-' + shlex.quote(site.app) + '}"'
-    run = f"exec ./flwr.sh run {app} {site.name} --stream"
+    run = f"exec ./flwr.sh run {_app(site)} {site.name} --stream"
     return f'{OPENING.format(about=about)}{run} --run-config run.toml "$@"\n'
+
+
+def _app(site: Site) -> str:
+    """Name the app's folder as one word; what ends one is in no site's."""
+    return f'"${{ATLAS_APP:-{site.app}}}"'
 
 
 def unit(about: str, folder: str) -> str:
@@ -192,6 +196,14 @@ def _literal(value: Plain) -> str:
         # A TOML basic string is a JSON string without surrogate pairs or a raw DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _in_pairs(value: Plain) -> str:
+    """Write a value of a node config, where Flower's text ends at the next quote."""
+    if not isinstance(value, str):
+        return _literal(value)
+    parts = (_literal(part)[1:-1] for part in value.split('"'))
+    return '"' + "\\u0022".join(parts) + '"'
 
 
 def _command(start: str, *words: str | int) -> str:

@@ -8,6 +8,7 @@
 # Exits with 0 only if the run was completed.
 # With RESIDENT=1 the nodes keep a worker that answers their messages, with all imported.
 # With MUTUAL=1 the trunk is a process of its own, which asks all for certificates.
+# With MUTUAL=inside the ServerApp's own trunk asks nodes for them.
 # With PEERS=1 there is no trunk on the server: node 0 serves it, for itself and both others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -47,6 +48,12 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# Ends with this script even where that is killed outright, if Linux' setpriv is there.
+tied() {
+  command -v setpriv >/dev/null || exec "$@"
+  exec setpriv --pdeathsig TERM "$@"
+}
+
 fail() {
   tail -n 20 "$LOGS"/*.log >&2
   echo "$1" >&2
@@ -63,7 +70,12 @@ print(*(one.getsockname()[1] for one in held))
 ")
 
 # A folder for each machine: certificates, keys, start scripts.
-carries="" resident=""
+carries="" resident="" own_trunk="" lone_trunk=""
+case "${MUTUAL:-}" in
+"") ;;
+inside) own_trunk=", trunk-port: $trunk_port, trunk-mutual: true" ;;
+*) lone_trunk="trunk: {host: 127.0.0.1, port: $trunk_port, listen: 127.0.0.1, mutual: true}" ;;
+esac
 if [ "${RESIDENT:-}" ]; then
   resident="resident: 600"
   export XDG_RUNTIME_DIR="$work"  # a worker ends when its socket is gone
@@ -73,10 +85,9 @@ if [ "${PEERS:-}" ]; then
   carries="trunk-memory: 4GiB, trunk-access: '$work/trunk/access.json', "
 fi
 {
-  printf 'name: lab\nvalid-days: 2\nlink: {host: 127.0.0.1, port: %s, listen: 127.0.0.1}\n' "$port"
-  [ -z "${MUTUAL:-}" ] ||
-    printf 'trunk: {host: 127.0.0.1, port: %s, listen: 127.0.0.1, mutual: true}\n' "$trunk_port"
-  printf 'nodes:\n'
+  printf 'name: lab\nvalid-days: 2\n'
+  printf 'link: {host: 127.0.0.1, port: %s, listen: 127.0.0.1%s}\n' "$port" "$own_trunk"
+  printf '%s\nnodes:\n' "$lone_trunk"
   node=0
   for own in $node_ports; do
     printf '  - {name: node%s, port: %s, config: {%s}}\n' \
@@ -98,7 +109,7 @@ atlas-flwr provision "$work/site.yaml" --out "$kits" >"$LOGS/provision.log" 2>&1
 
 # Starts what a folder is for, and waits until it listens at its port.
 serve() {
-  "$kits/$1/start.sh" >"$LOGS/$2.log" 2>&1 &
+  tied "$kits/$1/start.sh" >"$LOGS/$2.log" 2>&1 &
   local process=$!
   until (exec 3<>"/dev/tcp/127.0.0.1/$3") 2>/dev/null; do
     kill -0 "$process" 2>/dev/null || fail "the $2 did not start"
@@ -107,10 +118,10 @@ serve() {
 }
 
 serve link superlink "$port"
-[ -z "${MUTUAL:-}" ] || serve trunk trunk "$trunk_port"
+[ -z "$lone_trunk" ] || serve trunk trunk "$trunk_port"
 
 if [ "${PEERS:-}" ]; then
-  atlas-flwr trunk . -c "$CONFIG" -c "$*" --folder "$work/trunk" \
+  tied atlas-flwr trunk . -c "$CONFIG" -c "$*" --folder "$work/trunk" \
     >"$LOGS/trunk.log" 2>&1 &
   trunk=$!
   until [ -f "$work/trunk/access.json" ]; do
@@ -121,7 +132,7 @@ fi
 
 "$kits/link/register.sh" >"$LOGS/register.log" 2>&1 || fail "a node was not registered"
 for node in $(seq 0 $((NODES - 1))); do
-  "$kits/nodes/node$node/start.sh" >"$LOGS/supernode-$node.log" 2>&1 &
+  tied "$kits/nodes/node$node/start.sh" >"$LOGS/supernode-$node.log" 2>&1 &
 done
 
 # `flwr run` streams the log, but tells by no exit code how the run ended.

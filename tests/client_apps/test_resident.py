@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from flwr.app import Message, RecordDict
 
-from atlas_flwr.client_apps import resident
+from atlas_flwr.client_apps import resident, resident_worker
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.client_apps.resident import received, sent
 from atlas_flwr.errors import AtlasError, ConfigError
@@ -98,6 +99,36 @@ def test_an_idle_worker_ends(place, tmp_path):
     run(tmp_path / "a", resident=1)
     wait_until(lambda: not workers(place))
     assert not list(place.glob("*.sock"))
+
+
+def test_a_worker_ends_with_what_starts_client_apps_and_takes_its_socket_along(
+    place, monkeypatch
+):
+    """By SIGKILL, whatever the seconds; one who has called by then is waited for."""
+    monkeypatch.setattr(resident_worker, "LOOK", 0.01)
+    answered = threading.Event()
+    monkeypatch.setattr(os, "waitpid", lambda pid, _: (answered.is_set() * pid, 0))
+    monkeypatch.setattr(resident_worker, "_forked", lambda *_: 31)
+    path = resident._folder() / "its.sock"
+    with (
+        subprocess.Popen(["sleep", "60"]) as node,
+        socket.socket(socket.AF_UNIX) as server,
+    ):
+        monkeypatch.setattr(os, "getppid", lambda: node.pid)
+        server.bind(str(path))
+        server.listen()
+        with resident._starter() as starter:
+            serving = threading.Thread(
+                target=resident_worker._serve, args=(server, path, 600.0, starter)
+            )
+            serving.start()
+            with resident._dialled(path):
+                node.kill()
+                wait_until(lambda: not path.exists())
+                assert serving.is_alive()
+                answered.set()
+                serving.join(10)
+            assert not serving.is_alive()
 
 
 def test_what_answers_ends_with_the_client_app(shared_place):

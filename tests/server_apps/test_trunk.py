@@ -11,8 +11,12 @@ from typing import get_args, get_type_hints
 import pytest
 
 from atlas_flwr.config import RunConfig
+from atlas_flwr.errors import SessionError
+from atlas_flwr.protocol.doors import doors_of
+from atlas_flwr.report.trunk_events import CallsRefused
 from atlas_flwr.server_apps.trunk import TRUNKS
-from tests.server_apps.test_run import run
+from atlas_flwr.trunk import connect
+from tests.server_apps.test_run import run, summary
 
 
 def test_every_word_of_the_key_starts_a_trunk_of_its_own():
@@ -21,21 +25,34 @@ def test_every_word_of_the_key_starts_a_trunk_of_its_own():
     assert len(set(TRUNKS.values())) == len(TRUNKS)
 
 
-def test_a_run_shows_its_trunks_numbers_while_it_goes_on(tmp_path):
+def test_a_run_shows_its_trunks_numbers_and_tells_what_it_refused(tmp_path, caplog):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shown = []
+    shown, guesses = [], []
 
     def look(message):
         if message.metadata.message_type.startswith("query"):
             return "deliver"
+        (entries,) = message.content.config_records.values()
+        if message.metadata.message_type == "train":
+            (door,) = doors_of(entries)
+            with pytest.raises(SessionError):
+                connect(door.address, token="guess", ca=door.ca).echo(1)
+            guesses.append(door)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
             shown.append(page.read().decode())
         return "deliver"
 
-    run(tmp_path, look, trunk_metrics=port, num_rounds=1)
-    (steps,) = re.findall(r"^atlas_trunk_steps_total (\S+)", shown[-1], re.MULTILINE)
-    assert float(steps) >= 4 * 2  # clients, and what each trains
+    left = run(tmp_path, look, trunk="grpc", trunk_metrics=port, num_rounds=1)
+    numbers = dict(re.findall(r"^atlas_trunk_(\S+) (\S+)", shown[-1], re.MULTILINE))
+    assert float(numbers["steps_total"]) >= 4 * 2  # clients, and what each trains
+    assert float(numbers['call_seconds_count{verb="backward"}']) >= 4 * 2
+    refused = 'refused_calls_total{error="SessionError",verb="echo"}'
+    assert float(numbers[refused]) == len(guesses) == 4
+    told = [event for _, event in left.events() if isinstance(event, CallsRefused)]
+    assert told == [CallsRefused(1, {"SessionError": 4})]
+    assert summary(left)["calls_refused"] == {"SessionError": 4}
+    assert "refused since the last round: 4 SessionError" in caplog.text
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")

@@ -10,7 +10,9 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
@@ -19,7 +21,7 @@ from atlas_flwr.errors import AtlasError, TrunkBusy, WireError
 from atlas_flwr.trunk.transports.envelope import opened_request, sealed_answer
 from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
 
-__all__ = ["Call", "Journal", "Watch", "session_name"]
+__all__ = ["Call", "Calls", "Journal", "Watch", "session_name"]
 
 TRAINING = (Verb.BACKWARD, Verb.LOSS)
 TOLD = 20  # refusals a second that get a line each; more are counted
@@ -46,6 +48,41 @@ class Call:
     received: int = 0
     sent: int = 0
     error: str = ""
+
+
+class Calls:
+    """Counts the calls that were refused, and passes all on to who listens.
+
+    Safe to call from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._refused: Counter[str] = Counter()
+        self._listeners: tuple[Callable[[Call], None], ...] = ()
+
+    def heard(self, call: Call) -> None:
+        """Take note of a call; one that has to come again is refused nothing."""
+        if call.error and call.error != TrunkBusy.__name__:
+            with self._lock:
+                self._refused[call.error] += 1
+        for listener in self._listeners:
+            listener(call)
+
+    def refused(self) -> dict[str, int]:
+        """Return how many were refused since this was asked last, by kind of error."""
+        with self._lock:
+            found, self._refused = self._refused, Counter()
+        return dict(sorted(found.items()))
+
+    @contextmanager
+    def heard_by(self, listener: Callable[[Call], None]) -> Iterator[None]:
+        """Let another listen for a while."""
+        self._listeners += (listener,)
+        try:
+            yield
+        finally:
+            self._listeners = tuple(x for x in self._listeners if x is not listener)
 
 
 def session_name(token: str) -> str:

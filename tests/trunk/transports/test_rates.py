@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from contextlib import contextmanager
 from functools import partial
 
@@ -28,6 +29,7 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed_request,
 )
 from atlas_flwr.trunk.transports.framed import Request, Verb
+from atlas_flwr.trunk.transports.grpc import _clients
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.trunk.transports.metrics import TrunkMetrics
 from atlas_flwr.trunk.transports.ownership import OwnerService
@@ -39,8 +41,10 @@ from atlas_flwr.trunk.transports.rates import (
     Rates,
     address_of,
 )
-from atlas_flwr.trunk.transports.watching import Journal, Watch
-from atlas_flwr.types import TrunkCall
+from atlas_flwr.trunk.transports.watching import TOLD, Calls, Journal, Watch
+from atlas_flwr.types import Role, TrunkCall
+from atlas_flwr.wire.codecs import codec_named
+from atlas_flwr.wire.messages import encode_tensors
 from tests.families import build
 from tests.trunk.transports.test_grpc import learned
 from tests.trunk.transports.test_ownership import SECRET, SERVED
@@ -241,6 +245,61 @@ def test_many_sessions_behind_one_address_cost_it_nothing():
         rates.shown("10.0.0.1", f"wrong {n}", is_right=False)
     with pytest.raises(TooFast):
         rates.shown("10.0.0.1", "wrong", is_right=False)
+
+
+class Caller:
+    """What gRPC says of who calls."""
+
+    def __init__(self, address):
+        self.peer = lambda: f"ipv4:{address}:5000"
+
+
+def test_a_flood_of_refused_calls_grows_nothing_and_starves_no_session(engine):
+    """Guesses, noise, another version, and a session that is too fast, with no pause.
+
+    Each is refused and counted; who trains, from the address of guessers too, is
+    answered by a frame each time.
+    """
+    clock, calls, written = Clock(), Calls(), io.StringIO()
+    metrics = TrunkMetrics(engine.stats)
+    watch = Watch(Journal([written], clock), calls.heard)
+    answer = _clients(engine, ServeOptions(rates=Rates(1000, clock)), watch)
+    honest, fast = (engine.open(SessionSpec(PLAN)) for _ in "ab")
+    echo = encode_tensors(codec_named("raw"), {"echo": (torch.ones(9), Role.ADAPTER)})
+
+    def asked(token, address):
+        request = Request(Verb.ECHO, token, "raw", echo)
+        return answer(sealed_request(request), Caller(address))
+
+    def flooded(numbers):
+        for n in numbers:
+            here = f"10.0.0.{n % 7}"
+            answer(b"noise", Caller(here))
+            answer(sealed({}, b"").replace(b"ATLS\1", b"ATLS\2"), Caller(here))
+            asked(f"guess {n}", here)
+            asked(fast, "10.0.0.9")
+            if n % 50 == 0:
+                assert opened_answer(asked(honest, "10.0.0.3"))
+
+    for _ in range(2 * 1000):
+        asked(fast, "10.0.0.9")
+    with calls.heard_by(metrics.heard):
+        assert opened_answer(asked(honest, "10.0.0.3"))
+        flooded(range(1500))  # until guesses are refused unread
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        flooded(range(1500, 2000))
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    guesses = 7 * GUESSED_AT_ONCE
+    assert calls.refused() == {
+        "SessionError": guesses,
+        "TooFast": 2000 - guesses + 2000,
+        "WireError": 2 * 2000,
+    }
+    assert after - before < 20_000  # ten bytes a refusal
+    assert written.getvalue().count("\n") == TOLD
+    assert opened_answer(asked(engine.open(SessionSpec(PLAN)), "10.0.0.8"))
 
 
 @pytest.mark.parametrize(

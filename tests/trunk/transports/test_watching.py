@@ -27,7 +27,14 @@ from atlas_flwr.trunk.transports.framed import FrameService
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.trunk.transports.metrics import TrunkMetrics, serve_metrics
 from atlas_flwr.trunk.transports.ownership import OwnerService, Served
-from atlas_flwr.trunk.transports.watching import TOLD, Journal, Watch, session_name
+from atlas_flwr.trunk.transports.watching import (
+    TOLD,
+    Call,
+    Calls,
+    Journal,
+    Watch,
+    session_name,
+)
 from atlas_flwr.types import TrunkCall
 from tests.families import build
 from tests.trunk.engine.test_parity import adapters
@@ -147,6 +154,18 @@ def test_a_flood_of_refusals_is_counted_and_not_written_out(seen):
     watch.answered(FrameService(engine), b"noise")
     counted, told = map(json.loads, written.getvalue().splitlines()[TOLD:])
     assert (counted["count"], told["event"]) == (30, "refused")
+
+
+def test_refused_calls_are_counted_once_and_those_that_wait_are_not():
+    calls, heard = Calls(), []
+    with calls.heard_by(heard.append):
+        for error in ("TooFast", "TrunkBusy", "", "SessionError", "TooFast"):
+            calls.heard(Call("forward", 0.0, error=error))
+    assert calls.refused() == {"SessionError": 1, "TooFast": 2}
+    calls.heard(Call("?", 0.0, error="WireError"))
+    assert calls.refused() == {"WireError": 1}
+    assert calls.refused() == {}
+    assert len(heard) == 5
 
 
 def test_an_audit_file_that_cannot_be_written_is_told_before_anything_is_loaded(
