@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from atlas_flwr.cohort.roster import Roster
@@ -109,6 +109,7 @@ class RecordingGrid(DelegatingGrid):
         self.roster = roster
         self.on_exchange = on_exchange
         self.without = frozenset(without)
+        self._answered: set[str] = set()  # questions that somebody has answered
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that have said who they are, in order of their clients."""
@@ -144,6 +145,9 @@ class RecordingGrid(DelegatingGrid):
     def _judge(self, seen: RoundTrip) -> None:
         """Say aloud who failed; end the run where all did.
 
+        A question that others have answered before ends nothing: who comes to be asked
+        it alone, and cannot answer, is to take nobody along.
+
         Raises
         ------
         RoundError
@@ -170,7 +174,9 @@ class RecordingGrid(DelegatingGrid):
                 f"{kind}: a worker of the simulation has died, {why}, and Flower would "
                 f"go on to give it work ({reason_of(reply)}). {mend} and {RESUME}"
             )
-        if failed >= seen.sent:
+        if failed < seen.sent:
+            self._answered.add(kind)
+        elif not (kind.startswith(MessageType.QUERY) and kind in self._answered):
             raise RoundError(
                 f"{kind}: none of {seen.sent} clients gave a valid reply, and nothing "
                 f"can be learned so; {told[0]}. Mend that and {RESUME}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -16,6 +17,7 @@ from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig
 from atlas_flwr.config.optimizers import trunk_optimizer_of
+from atlas_flwr.log import log
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, Scaling, ia3_shapes
 from atlas_flwr.protocol.layout import write_state
 from atlas_flwr.remedies import ServerHooks, server_hooks
@@ -44,6 +46,7 @@ __all__ = [
     "STRATEGIES",
     "RunContext",
     "covering_plan",
+    "holders_of",
     "initial_arrays",
     "needs_trunk",
     "scaling_of",
@@ -132,8 +135,32 @@ def _sessions(setting: RunContext) -> TrunkSessions | None:
         hooks=setting.hooks,
         checks=setting.config.peer_checks,
         steps=setting.config.local_steps * setting.config.accumulate,
-        holder=setting.roster.holder,
+        holder=holders_of(setting.config, setting.roster),
     )
+
+
+def holders_of(config: RunConfig, roster: Roster) -> Callable[[str], str]:
+    """Return who says of whom a client's certificate is.
+
+    Where the trunk asks for one, the log names who has none, once: in TLS's handshake
+    neither end is told.
+    """
+    told: set[str] = set()
+
+    def holder(client: str) -> str:
+        found = roster.holder(client)
+        if config.trunk_client_ca and not found and client not in told:
+            told.add(client)
+            log(
+                WARNING,
+                "client %s has no certificate (trunk-cert and trunk-key of its node "
+                "config), and the trunk asks for one (trunk-client-ca): it will not "
+                "reach it",
+                client,
+            )
+        return found
+
+    return holder
 
 
 def _atlas(setting: RunContext) -> Strategy:

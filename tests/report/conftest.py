@@ -17,7 +17,7 @@ from atlas_flwr.report import (
     RunStarted,
     SumsSent,
 )
-from atlas_flwr.report.events import ClientFailed, Sampled, TrunkRestarted
+from atlas_flwr.report.events import CallsRefused, ClientFailed, Sampled, TrunkRestarted
 from atlas_flwr.report.peer_events import (
     PeerLost,
     PeerMoved,
@@ -96,6 +96,7 @@ def made_up_events(rounds=2):
             ReplicaLost(number, "1", "off"),
             ClientFailed(number, "train", "3", "out of paper"),
             ReplicaMoved(number, {"0": "0"}),
+            CallsRefused(number, {"TooFast": number}),
         ]
         events += [paired, *trained(number), *others, sent, *evaluated(number), ended]
     events.append(Sampled(rounds, "0", "news", 0, "Why?", "So.", "No."))

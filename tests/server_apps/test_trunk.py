@@ -6,6 +6,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -14,6 +15,7 @@ from atlas_flwr.config import RunConfig
 from atlas_flwr.errors import SessionError
 from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.report.trunk_events import CallsRefused
+from atlas_flwr.server_apps.build import holders_of
 from atlas_flwr.server_apps.trunk import TRUNKS
 from atlas_flwr.trunk import connect
 from tests.server_apps.test_run import run, summary
@@ -23,6 +25,18 @@ def test_every_word_of_the_key_starts_a_trunk_of_its_own():
     words = get_args(get_type_hints(RunConfig)["trunk"])
     assert sorted(words) == sorted(["auto", *TRUNKS])
     assert len(set(TRUNKS.values())) == len(TRUNKS)
+
+
+def test_a_client_without_the_certificate_that_is_asked_for_is_named_once(caplog):
+    shown = {"0": "north", "1": ""}
+    roster = SimpleNamespace(holder=shown.__getitem__)
+    asking = RunConfig(trunk="grpc", trunk_client_ca="ca.crt")
+    holder = holders_of(asking, roster)
+    assert [holder(client) for client in ("0", "1", "1")] == ["north", "", ""]
+    assert caplog.text.count("has no certificate") == 1
+    assert "client 1 has no certificate" in caplog.text
+    holders_of(RunConfig(), roster)("1")
+    assert caplog.text.count("has no certificate") == 1
 
 
 def test_a_run_shows_its_trunks_numbers_and_tells_what_it_refused(tmp_path, caplog):
