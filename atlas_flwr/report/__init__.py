@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach
 
 if TYPE_CHECKING:
+    from atlas_flwr.report.client_events import ClientEvaluated, ClientTrained
     from atlas_flwr.report.comparison import Comparison, compare, compare_folders
     from atlas_flwr.report.comparison_rows import markdown
     from atlas_flwr.report.events import (
         Baseline,
-        ClientEvaluated,
-        ClientTrained,
         Clustered,
         RoundEnded,
         RunEnded,
@@ -56,8 +55,8 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Baseline": "events",
-        "ClientEvaluated": "events",
-        "ClientTrained": "events",
+        "ClientEvaluated": "client_events",
+        "ClientTrained": "client_events",
         "Clustered": "events",
         "Comparison": "comparison",
         "RoundEnded": "events",

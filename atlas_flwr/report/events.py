@@ -7,13 +7,15 @@ the process, headers of the transport not included.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
-from atlas_flwr.errors import DataError
-from atlas_flwr.report.client_events import ClientFailed
+from atlas_flwr.report.client_events import (
+    ClientEvaluated,
+    ClientFailed,
+    ClientTrained,
+    Sampled,
+)
 from atlas_flwr.report.peer_events import (
     PeerLost,
     PeerMoved,
@@ -43,8 +45,6 @@ __all__ = [
     "Sampled",
     "SumsSent",
     "TrunkRestarted",
-    "from_record",
-    "to_record",
 ]
 
 
@@ -124,113 +124,6 @@ class Clustered:
     stability: float | None = None
     memberships: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     joined: int | None = None
-
-
-@dataclass(frozen=True)
-class ClientTrained:
-    """A client finished its local steps.
-
-    Attributes
-    ----------
-    round : int
-        Server round, from 1.
-    client, task : str
-        Who, and the name of its task.
-    cluster : int, optional
-        Its cluster; ``None`` where the strategy has none.
-    loss : float
-        Mean training loss over the steps: the task's, without what remedies add.
-    num_examples, steps : int
-        Training examples of the client, and optimiser steps it took.
-    seconds : float
-        Wall time in the client.
-    bytes_up, bytes_down : int
-        Sent and received by the client: its Flower messages and, where the model is
-        split, all that crossed the cut.
-    peak_bytes : int
-        Peak memory of the client, measured; 0 where it was not.
-    rank : int
-        Largest LoRA rank that the client trains.
-    plan : str
-        Its cut, e.g. ``"2/1"``; empty for the whole model.
-    skipped : int
-        Backward passes that it did not send to the trunk.
-    penalty : float, optional
-        Mean of what remedies added to the loss.
-    codec : str
-        By which it called its trunk; those of all places where that was in several,
-        with ``+`` between. Empty for the whole model, and where it is not told.
-    """
-
-    round: int
-    client: str
-    task: str
-    cluster: int | None
-    loss: float
-    num_examples: int
-    steps: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-    peak_bytes: int = 0
-    rank: int = 0
-    plan: str = ""
-    skipped: int = 0
-    penalty: float | None = None
-    codec: str = ""
-
-
-@dataclass(frozen=True)
-class ClientEvaluated:
-    """A client evaluated on its held-out examples; round 0 is the untrained model.
-
-    ``confusion`` counts them by their class and the one predicted, row after row. Where
-    the client ``writes``, its task is answered by text, and accuracy and loss are of
-    ``tokens``; ``scores`` are means of ``scored`` answers that it wrote.
-    """
-
-    round: int
-    client: str
-    task: str
-    cluster: int | None
-    accuracy: float
-    loss: float
-    num_examples: int
-    confusion: tuple[int, ...] = ()
-    writes: bool = False
-    tokens: int = 0
-    scores: Mapping[str, float] = field(default_factory=dict)
-    scored: int = 0
-
-    @property
-    def weight(self) -> int:
-        """What its accuracy and loss are means over."""
-        return self.tokens or self.num_examples
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A client has sent an answer that it wrote, to be shown.
-
-    Attributes
-    ----------
-    round : int
-        Server round; 0 is the untrained model.
-    client, task : str
-        Whose, and of what.
-    number : int
-        Which of the client's test prompts, from 0.
-    prompt, reference, answer : str
-        What was asked, what should have been answered, and what was.
-    """
-
-    round: int
-    client: str
-    task: str
-    number: int
-    prompt: str
-    reference: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -325,64 +218,3 @@ EVENTS: Mapping[str, type[Event]] = {
     "replica-moved": ReplicaMoved,
     "run-ended": RunEnded,
 }
-NAMES = {kind: name for name, kind in EVENTS.items()}
-
-
-def to_record(event: Event, time: float) -> dict[str, Any]:
-    """Make the JSON object of an event; numbers that JSON lacks become null.
-
-    Parameters
-    ----------
-    event : Event
-        What happened.
-    time : float
-        When, in seconds since 1970.
-    """
-    record = {"event": NAMES[type(event)], "time": round(time, 3)}
-    return record | {key: _finite(value) for key, value in asdict(event).items()}
-
-
-def _finite(value: Any) -> Any:
-    lost = isinstance(value, float) and not math.isfinite(value)
-    return None if lost else value
-
-
-PLAIN: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-}
-
-
-def from_record(record: Mapping[str, Any]) -> Event | None:
-    """Read an event back; ``None`` for a kind that is not in :data:`EVENTS`.
-
-    Losses that were not finite come back as NaN.
-
-    Raises
-    ------
-    DataError
-        When a field of a known kind is missing.
-    """
-    kind = EVENTS.get(record["event"])
-    if kind is None:
-        return None
-    names = {entry.name for entry in fields(kind)}
-    given = {name: value for name, value in record.items() if name in names}
-    if "confusion" in given:
-        given["confusion"] = tuple(given["confusion"])
-    if "alone" in given:
-        given["alone"] = tuple(given["alone"])
-    if given.get("loss", 0.0) is None:
-        given["loss"] = math.nan
-    for entry in fields(kind):
-        wanted, value = PLAIN.get(str(entry.type)), given.get(entry.name)
-        if wanted and value is not None and not isinstance(value, wanted):
-            raise DataError(
-                f"a {record['event']!r} event with {entry.name}={value!r}, which is no "
-                f"{entry.type}"
-            )
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise DataError(f"a {record['event']!r} event is incomplete: {error}") from None

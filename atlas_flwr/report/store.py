@@ -31,7 +31,8 @@ from yaml import YAMLError
 
 from atlas_flwr.config import RunConfig, from_yaml, to_yaml
 from atlas_flwr.errors import ConfigError, DataError, ResumeError, StorageError
-from atlas_flwr.report.events import Event, from_record, to_record
+from atlas_flwr.report.events import Event
+from atlas_flwr.report.records import from_record, to_record
 
 __all__ = ["RunFolder", "latest_run", "replace_text", "taken_name", "writing"]
 

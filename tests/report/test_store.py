@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, DataError, ResumeError, StorageError
 from atlas_flwr.report import ClientEvaluated, RoundEnded, RunFolder, latest_run
-from atlas_flwr.report.events import EVENTS, from_record, to_record
+from atlas_flwr.report.events import EVENTS
 from atlas_flwr.report.privacy import privacy_rows
+from atlas_flwr.report.records import from_record, to_record
 
 
 def new_folder(tmp_path, **keys):

@@ -15,7 +15,8 @@ from atlas_flwr.report import (
     run_page,
     summarize,
 )
-from atlas_flwr.report.events import Sampled, from_record, to_record
+from atlas_flwr.report.events import Sampled
+from atlas_flwr.report.records import from_record, to_record
 
 
 def evaluated(number, client, task, scores, scored):
