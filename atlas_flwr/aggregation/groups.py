@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Rule, Start
-from atlas_flwr.aggregation.contribution import dense_means, shares
+from atlas_flwr.aggregation.global_arrays import GlobalArrays, Ranks
 from atlas_flwr.aggregation.mixing import Room, averaged, mixed
-from atlas_flwr.aggregation.products import summed_in_parts, weighted_rest
 from atlas_flwr.aggregation.row_norms import row_norms, with_row_norms
+from atlas_flwr.aggregation.sums import weighted_sum
 from atlas_flwr.aggregation.weighing import weighed
 from atlas_flwr.errors import AdapterError
-from atlas_flwr.log import log
 from atlas_flwr.lora import (
     AdapterState,
     LoraFactors,
@@ -30,15 +28,11 @@ from atlas_flwr.lora import (
     share_of_rest,
 )
 from atlas_flwr.lora.flattening import flatten, unflatten
-from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 
 __all__ = ["ClusterAdapters"]
 
 EVERY_GROUP = "*"  # the origin of what all groups have learned together
-
-
-Ranks = Mapping[str, int] | int | None
 
 
 @dataclass
@@ -58,6 +52,8 @@ class ClusterAdapters:
 
     Attributes
     ----------
+    arrays : GlobalArrays
+        Those that the strategy was started with, and their layout.
     groups : dict[str, AdapterState]
         What every group that has trained holds, in the rule's own form.
     """
@@ -67,14 +63,15 @@ class ClusterAdapters:
     seed: int = 0
     hooks: ServerHooks = UNCHANGED
     groups: dict[str, AdapterState] = field(default_factory=dict)
-    _initial: AdapterState | None = None
+    arrays: GlobalArrays = field(init=False)
     _overall: AdapterState | None = None
-    _layout: Layout | None = None
-    _expected: ArrayRecord | None = None  # a copy, as who has them may change them
     _handed: AdapterState | None = None  # the last arrays, if they were changed
     _row_norms: dict[str, float] | None = None  # of A, by layer, if they ever were
     _weights: dict[str, dict[str, float]] = field(default_factory=dict)
     _trained: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.arrays = GlobalArrays(self.scaling)
 
     def begin(self, arrays: ArrayRecord) -> None:
         """Take the initial arrays, or what has become of those last returned.
@@ -84,36 +81,25 @@ class ClusterAdapters:
         AdapterError
             If arrays were changed that this strategy cannot give back to its clients.
         """
-        if self._layout is None:
-            self._layout = Layout.of(arrays, self.scaling)
-            for kind in self._layout.nearly:
-                log(WARNING, "%s is averaged number by number: near, not exact", kind)
-        if self._initial is None:
-            self._initial = self._layout.read(arrays, "initial arrays")
-        elif self._expected is not None and not _same(self._expected, arrays):
+        if self.arrays.are_changed(arrays):
             self._take(arrays)
-        self._expected = ArrayRecord(dict(arrays))
+        self.arrays.begin(arrays)
 
     @property
     def has_learned(self) -> bool:
         """Whether clients have ever trained, before a resumption included."""
         return self._overall is not None
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether arrays have come since this object was made, or restored."""
-        return self._expected is not None
-
     def begin_anew(self) -> None:
         """Forget all that was learned: the next arrays are initial ones."""
         self.groups, self._overall, self._handed = {}, None, None
         self._row_norms, self._weights, self._trained = None, {}, {}
-        self._initial = self._layout = self._expected = None
+        self.arrays = GlobalArrays(self.scaling)
 
     def returned(self) -> ArrayRecord:
         """Return all clients' adapters together, as the strategy's result."""
-        made = self.layout.write(self.overall)
-        self._expected = ArrayRecord(dict(made))
+        made = self.arrays.layout.write(self.overall)
+        self.arrays.expect(made)
         return made
 
     def _take(self, arrays: ArrayRecord) -> None:
@@ -131,7 +117,7 @@ class ClusterAdapters:
                 "the change. Use clustering='none' with aggregation='truncate' or "
                 "'mean', or Flower's FedAvg"
             )
-        handed = self.layout.read(arrays, "changed arrays")
+        handed = self.arrays.layout.read(arrays, "changed arrays")
         whole = {name: canonical(found) for name, found in handed.factors.items()}
         state = AdapterState(whole, handed.dense)
         self._handed, self._overall = handed, state
@@ -139,40 +125,22 @@ class ClusterAdapters:
         self.groups = dict.fromkeys(self.groups, state)
 
     @property
-    def layout(self) -> Layout:
-        """Names and shapes of the arrays exchanged."""
-        if self._layout is None:
-            raise AdapterError("the strategy has not started: call start() first")
-        return self._layout
-
-    @property
-    def initial(self) -> AdapterState:
-        """What all clients start from."""
-        if self._initial is None:
-            raise AdapterError("the strategy has not started: call start() first")
-        return self._initial
-
-    @property
     def overall(self) -> AdapterState:
         """Return all clients' adapters together, at the initial ranks."""
         if self._overall is None:
-            return self.initial
+            return self.arrays.initial
         if self._handed is not None:
             return self._handed
         if len(self.groups) == 1 and not self.rule.folds:
             (only,) = self.groups.values()
             return self._started(only, None, 0, "")  # what its clients are sent
+        initial, scale = self.arrays.initial, self.arrays.layout.scale
         factors = {
-            name: leading(found, rank, scale=self.layout.scale(rank))
+            name: leading(found, rank, scale=scale(rank))
             for name, found in self._overall.factors.items()
-            for rank in (self.initial.factors[name].rank,)
+            for rank in (initial.factors[name].rank,)
         }
-        return self.initial.merged(AdapterState(factors, self._overall.dense))
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """(d_out, d_in) of every adapted layer."""
-        return {name: found.shape for name, found in self.initial.factors.items()}
+        return initial.merged(AdapterState(factors, self._overall.dense))
 
     def start(self, group: str | None, ranks: Ranks, round_: int) -> AdapterState:
         """Return what a client of a group starts from, at its ranks.
@@ -206,24 +174,23 @@ class ClusterAdapters:
     def _started(
         self, held: AdapterState | None, ranks: Ranks, round_: int, origin: str
     ) -> AdapterState:
-        at = Start(
-            self.initial, self._ranks(ranks), self.layout.scale, self.seed, round_
-        )
+        initial, scale = self.arrays.initial, self.arrays.layout.scale
+        at = Start(initial, self.arrays.ranks(ranks), scale, self.seed, round_)
         if self._handed is not None and ranks is None:
             return self._handed  # to the bit: updates are clipped against these
         if held is None:
-            return at.nested(self.initial)
+            return at.nested(initial)
         state = self.rule.start(held, at)
         if self._row_norms is not None and self.rule.rescales:
             state = with_row_norms(state, self._row_norms)
         # What no member has sent, as clients keep it to themselves, is as at first.
-        dense = {**self.initial.dense, **state.dense}
+        dense = {**initial.dense, **state.dense}
         return replace(state, dense=dense, origin=origin)
 
     def full(self, group: str | None) -> AdapterState:
         """Return what a group has learned, uncut; see :meth:`serve` for the others."""
         held = None if group is None else self.groups.get(group)
-        return held or self._overall or self.initial
+        return held or self._overall or self.arrays.initial
 
     def aggregate(self, members: Mapping[str, Sequence[Contribution]]) -> None:
         """Replace the adapters of each group by its members' together.
@@ -271,7 +238,7 @@ class ClusterAdapters:
         """
         factors = {}
         for name, found in state.factors.items():
-            rank = self.initial.factors[name].rank
+            rank = self.arrays.initial.factors[name].rank
             factors[name] = LoraFactors(found.A[:rank], found.B[:, :rank], found.scale)
         return AdapterState(factors, state.dense)
 
@@ -314,7 +281,7 @@ class ClusterAdapters:
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
         """Return what a resumed run needs: arrays, and JSON values."""
-        arrays = flatten(self.initial, "initial")
+        arrays = flatten(self.arrays.initial, "initial")
         if self._overall:
             arrays |= flatten(self._overall, "overall")
         for group, found in self.groups.items():
@@ -327,32 +294,10 @@ class ClusterAdapters:
         self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
     ) -> None:
         """Take up what :meth:`state` returned."""
-        self._initial = unflatten(arrays, "initial")
+        self.arrays.restore(unflatten(arrays, "initial"))
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
         self._weights = {g: dict(known) for g, known in values["weights"].items()}
-
-    def _ranks(self, given: Ranks) -> dict[str, int]:
-        factors = self.initial.factors
-        if given is None:
-            return {name: f.rank for name, f in factors.items()}
-        if isinstance(given, int):
-            return {name: min(given, *f.shape) for name, f in factors.items()}
-        strange = sorted(set(given) - set(factors))
-        if strange:
-            raise AdapterError(
-                f"ranks were assigned to {len(strange)} layers that the initial arrays "
-                f"do not have, the first: {strange[0]!r}"
-            )
-        return {name: min(given.get(name, 0), *f.shape) for name, f in factors.items()}
-
-
-def _same(one: ArrayRecord, other: ArrayRecord) -> bool:
-    return one.keys() == other.keys() and all(
-        one[key] is other[key]
-        or np.array_equal(one[key].numpy(), other[key].numpy(), equal_nan=True)
-        for key in one
-    )
 
 
 def _rank_sums(parts: Sequence[Contribution]) -> dict[str, int]:
@@ -362,39 +307,3 @@ def _rank_sums(parts: Sequence[Contribution]) -> dict[str, int]:
         for name in part.state.factors:
             sums[name] = sums.get(name, 0) + part.trained(name) * len(part.weights)
     return sums
-
-
-def weighted_sum(
-    parts: Sequence[Contribution], rule: Rule | None = None
-) -> AdapterState:
-    """Sum what groups hold, by weight: each layer over the groups that have it.
-
-    With a flat rule no more is handed out of a sum than of the largest of its terms.
-    """
-    factors: dict[str, LoraFactors] = {}
-    rest = {}
-    for name in dict.fromkeys(n for part in parts for n in part.state.factors):
-        have = [part for part in parts if name in part.state.factors]
-        states, weights = _distinct(name, [part.state for part in have], shares(have))
-        stack = [state.factors[name] for state in states]
-        left = weighted_rest(name, states, weights)
-        if len(states) == 1:
-            factors[name] = canonical(stack[0])
-        else:
-            room = rule.room(0, *(found.rank for found in stack)) if rule else None
-            factors[name], left = summed_in_parts(name, stack, weights, left, room)
-        if left is not None:
-            rest[name] = left
-    return AdapterState(factors, dense_means(parts), rest=rest)
-
-
-def _distinct(
-    name: str, states: Sequence[AdapterState], weights: Sequence[float]
-) -> tuple[list[AdapterState], list[float]]:
-    """Add the weights of members that hold the very same factors of a layer."""
-    found: dict[int, tuple[AdapterState, float]] = {}
-    for state, weight in zip(states, weights, strict=True):
-        held = id(state.factors[name])
-        _, sum_ = found.get(held, (state, 0.0))
-        found[held] = (state, sum_ + weight)
-    return [state for state, _ in found.values()], [w for _, w in found.values()]

@@ -151,7 +151,7 @@ class Exchange:
         if kind == MessageType.TRAIN:
             self._sent[node] = shared
             self.asked = True
-        write = self.adapters.layout.write
+        write = self.adapters.arrays.layout.write
         scaling = self._scaling(self.roster.client(node))
         record = RecordDict(
             {
@@ -243,7 +243,7 @@ class Exchange:
         scaling = self._scaling(client)
         if keys.ALPHA in metrics:
             scaling = replace(scaling, alpha=alpha_of(metrics, sender))
-        state = self.adapters.layout.read(arrays, sender, scaling)
+        state = self.adapters.arrays.layout.read(arrays, sender, scaling)
         is_late = node not in self._sent and node in self._former
         if self.sessions is not None and node in self._split:
             computed = computed_of(message) if is_late else None  # else it was judged

@@ -11,7 +11,6 @@ concatenated, never averaged factor by factor (:mod:`atlas_flwr.aggregation`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from logging import INFO
 from typing import Any
 
@@ -37,12 +36,12 @@ from atlas_flwr.cohort.discovery import Discovery
 from atlas_flwr.cohort.exchange import Exchange
 from atlas_flwr.cohort.grouping import check_least, grouped
 from atlas_flwr.cohort.planning import RoundPlanner
+from atlas_flwr.cohort.reclustering import Reclustering
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.sampling import sample
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
-from atlas_flwr.cohort.updates import sketch_updates
 from atlas_flwr.cohort.wrappers import check_noise_arrives
-from atlas_flwr.log import flower_log, log
+from atlas_flwr.log import flower_log
 from atlas_flwr.lora import AdapterState, Scaling
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
 from atlas_flwr.report.events import Event, SumsSent
@@ -183,7 +182,6 @@ class Atlas(FedAvg):
         self.roster = roster or Roster(ask=False)
         self.seed = seed
         self.on_event = on_event or (lambda event: None)
-        self._told: Mapping[str, int] = {}
         found_by = clustering, num_clusters, max_clusters, seed
         least = min_cluster_size
         self.discovery = Discovery(*found_by, balanced=balanced, least=least)
@@ -199,6 +197,13 @@ class Atlas(FedAvg):
             needs_sketches=self.mixing.needs_sketches,
             every=recluster_every,
         )
+        self.reclustering = Reclustering(
+            self.planner,
+            self.adapters,
+            self._group,
+            alone=aggregation == "none",
+            on_event=self.on_event,
+        )
         self.exchange = Exchange(self.roster, self.adapters, sessions, self)
 
     @property
@@ -209,7 +214,7 @@ class Atlas(FedAvg):
     @property
     def parts(self) -> bool:
         """Whether clients may get unlike arrays, as they are in unlike groups."""
-        return self.aggregation == "none" or self.discovery.may_part
+        return self.reclustering.alone or self.discovery.may_part
 
     def cluster_states(self) -> dict[str, AdapterState]:
         """Adapters of every cluster that has trained, as factors."""
@@ -217,7 +222,7 @@ class Atlas(FedAvg):
 
     def cluster_arrays(self) -> dict[str, ArrayRecord]:
         """Adapters of every cluster that has trained, under the clients' own keys."""
-        write = self.adapters.layout.write
+        write = self.adapters.arrays.layout.write
         return {group: write(state) for group, state in self.adapters.groups.items()}
 
     def summary(self) -> None:
@@ -257,19 +262,20 @@ class Atlas(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes, discover and configure them, and send each its adapters."""
-        if server_round == 1 and self.adapters.has_begun:  # another start()
+        if server_round == 1 and self.adapters.arrays.has_begun:  # another start()
             self.adapters.begin_anew()
             self.planner.forget()
             self.exchange.forget()
-            self._told = {}
+            self.reclustering.forget()
         self.adapters.begin(arrays)
         if self.fraction_train == 0.0:
             return []
-        size, shapes = (self.fraction_train, self.min_train_nodes), self.adapters.shapes
+        size = (self.fraction_train, self.min_train_nodes)
         nodes = self._sample(grid, server_round, "train", *size)
+        shapes = self.adapters.arrays.shapes
         nodes = self.planner.take(server_round, nodes, config, grid, shapes)
         self.exchange.end_sessions()
-        self._cluster(server_round)
+        self.reclustering.cluster(server_round)
         self.exchange.begin()
         nodes = self.planner.admitted("train", server_round, nodes)
         return [self._train_message(server_round, node, config) for node in nodes]
@@ -304,7 +310,7 @@ class Atlas(FedAvg):
             return None, None
         parts = [part for _, part in accepted]
         if self.fingerprints == "updates":
-            parts = self._sketched(server_round, accepted)
+            parts = self.reclustering.sketched(server_round, self.exchange, accepted)
         self._combine(server_round, parts)
         contents = [message.content for message, _ in accepted]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
@@ -317,44 +323,17 @@ class Atlas(FedAvg):
         """Aggregate each group, and mix between groups."""
         self.adapters.aggregate(grouped(parts, self._group, self.discovery.least))
         if self.mixing.strength:
-            groups = [*self.adapters.groups]
+            held = [*self.adapters.groups]
             sketches = self.planner.sketches(self._group)
-            names, matrix = self.mixing.matrix(groups, sketches, server_round)
+            names, matrix = self.mixing.matrix(held, sketches, server_round)
             self.adapters.mix(names, matrix)
 
     def _group(self, client: str) -> str | None:
-        if self.aggregation == "none":
+        """Return the group a client learns in; ``None`` for one in no cluster yet."""
+        if self.reclustering.alone:
             return client
         label = self.discovery.label(client)
         return None if label is None else str(label)
-
-    def _cluster(self, server_round: int) -> bool:
-        """Cluster where that is due; tell whether groups were made anew."""
-        before = self.discovery.labels()
-        anew = self.planner.cluster(server_round) is not None and bool(before)
-        if anew:
-            self.adapters.regroup(before, self.discovery.labels())
-        self._tell_clusters(server_round)
-        return anew
-
-    def _tell_clusters(self, server_round: int) -> None:
-        """Tell of each client's cluster where one has changed or is new."""
-        event = self.planner.clustered(server_round)
-        if event and event.clusters != self._told:
-            self._told = event.clusters
-            log(INFO, "clusters: %d, of %d clients", event.k, len(event.clusters))
-            self.on_event(event)
-
-    def _sketched(
-        self, server_round: int, accepted: Sequence[tuple[Message, Contribution]]
-    ) -> list[Contribution]:
-        """Cluster new clients; mark as late whose group is not what it was sent."""
-        new = {p.client for _, p in accepted if self._group(p.client) is None}
-        sketch_updates(self.discovery, self.exchange, accepted)
-        anew, held = self._cluster(server_round), self.adapters.groups
-        moved = {p.client for _, p in accepted if anew or p.client in new}
-        moved = {client for client in moved if self._group(client) in held}
-        return [replace(p, late=p.late or p.client in moved) for _, p in accepted]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -366,10 +345,10 @@ class Atlas(FedAvg):
         size = (self.fraction_evaluate, self.min_evaluate_nodes)
         nodes = self._sample(grid, server_round, "evaluate", *size)
         if self.discovery.fitted:
-            unknown, shapes = self.planner.unknown(nodes), self.adapters.shapes
+            unknown, shapes = self.planner.unknown(nodes), self.adapters.arrays.shapes
             self.planner.ask(server_round, unknown, config, grid, shapes)
             self.exchange.end_sessions()
-            self._tell_clusters(server_round)
+            self.reclustering.tell(server_round)
         nodes = self.planner.admitted("evaluate", server_round, nodes)
         return [self._evaluate_message(server_round, n, config) for n in nodes]
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Start
-from atlas_flwr.aggregation.groups import ClusterAdapters, weighted_sum
+from atlas_flwr.aggregation.groups import ClusterAdapters
+from atlas_flwr.aggregation.sums import weighted_sum
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
 from atlas_flwr.protocol.layout import write_state
 from atlas_flwr.remedies.base import UNCHANGED

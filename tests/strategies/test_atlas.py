@@ -291,8 +291,9 @@ def test_words_that_mean_nothing_are_refused_with_those_that_do(settings, allowe
         Atlas(**settings)
 
 
-def test_reclustering_keeps_what_members_have_learned():
-    kept = trajectory(rounds=3, recluster_every=0)
-    again = trajectory(rounds=3, recluster_every=2)
+@pytest.mark.parametrize("aggregation", ["truncate", "none"])
+def test_reclustering_keeps_what_members_have_learned(aggregation):
+    kept = trajectory(rounds=3, aggregation=aggregation, recluster_every=0)
+    again = trajectory(rounds=3, aggregation=aggregation, recluster_every=2)
     for a, b in zip(kept, again, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
