@@ -21,6 +21,12 @@ from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.client_apps.same_texts import check_texts
 from atlas_flwr.client_apps.store import ClientStore
+from atlas_flwr.client_apps.trunk import (
+    checked_trunk,
+    crossed_bytes,
+    dialled,
+    told_of_trunk,
+)
 from atlas_flwr.clustering import noised, signed_bytes
 from atlas_flwr.config import RunConfig, from_yaml, load_config
 from atlas_flwr.config.optimizers import optimizer_of, trunk_optimizer_of
@@ -35,8 +41,6 @@ from atlas_flwr.data import (
 from atlas_flwr.data.responses import GenerationCollator, commonest_token_accuracy
 from atlas_flwr.lora import AdapterState, ImportanceProbe, Scaling, initial_factors
 from atlas_flwr.protocol import keys
-from atlas_flwr.protocol.computed import computed_record
-from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.protocol.layout import Layout
 from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.remedies import ClientHooks, RoundContext, client_hooks
@@ -50,12 +54,6 @@ from atlas_flwr.train.sketch import sketch_gradients
 from atlas_flwr.train.step import task_loss
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
-from atlas_flwr.trunk.hosts.chain import codecs_of, connect_all
-from atlas_flwr.trunk.hosts.checking import CheckedTrunk
-from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
-from atlas_flwr.trunk.passing import standing_in
-from atlas_flwr.types import TrunkClient
-from atlas_flwr.wire import ByteMeter
 
 __all__ = ["ClientRound", "config_of", "profile_of"]
 
@@ -219,12 +217,12 @@ class ClientRound:
             "rank": max((f.rank for f in state.factors.values()), default=0),
             "head": self.plan.head if self.plan else 0,
             "tail": (self.plan.tail or 0) if self.plan else 0,
-            **_crossed(adapted),
+            **crossed_bytes(adapted.model),
             **hooks.metrics(),
         }
         if done.penalty is not None:
             metrics["train-penalty"] = done.penalty
-        return arrays, metrics, _of_trunk(adapted)
+        return arrays, metrics, told_of_trunk(adapted.model)
 
     def evaluate(self) -> tuple[Metrics, ConfigRecord | None]:
         """Score the adapters on the client's test examples.
@@ -257,7 +255,7 @@ class ClientRound:
             "confusion": list(found.confusion),
             "loss": found.loss,
             "majority": _majority(known, test, collate),
-            **_crossed(adapted),
+            **crossed_bytes(adapted.model),
         }
         return metrics, answers
 
@@ -293,15 +291,12 @@ class ClientRound:
                 yield adapted
             return
         parts = self.files.parts(self.plan)
-        trunk = connect_all(
-            doors_of(self.entries),
-            self.config.link_codec,
-            spares_padding=True,
-            timeout=self.config.peer_timeout,
-            shown=self.me.shown,
-        )
-        checked = self._checked(trunk, self.plan)
-        trunk = checked or trunk
+        trunk = dialled(self.entries, self.config, self.me)
+        checked = None
+        if self.on_trunk is not None:
+            state = Layout.of(self.on_trunk, self.scaling).read(self.on_trunk, "server")
+            spec = SessionSpec(self.plan, state, trunk_optimizer_of(self.config))
+            trunk = checked = checked_trunk(trunk, self.files, spec)
         if trains:
             trunk = hooks.trunk(trunk)
         sides = (parts.head, parts.tail, hooks.guard(trunk))
@@ -310,24 +305,10 @@ class ClientRound:
         if checked is not None:
             checked.settle()
 
-    def _checked(self, trunk: TrunkClient, plan: SplitPlan) -> CheckedTrunk | None:
-        if self.on_trunk is None:
-            return None
-        outline = self.files.outline()
-        state = Layout.of(self.on_trunk, self.scaling).read(self.on_trunk, "server")
-        spec = SessionSpec(plan, state, trunk_optimizer_of(self.config))
-        place = outline.num_layers, outline.block_of
-        return CheckedTrunk(trunk, OwnTrunk(self.files.trunk, spec, *place))
-
     def _fingerprint_state(self) -> AdapterState:
         """Adapters of the client's side, the same for all who have the same cut."""
         config, outline = self.config, self.files.outline()
-        shapes = outline.shapes(config.target_list)
-        if self.plan is not None:
-            trunk = self.plan.trunk_range(outline.num_layers)
-            shapes = {
-                n: s for n, s in shapes.items() if outline.block_of(n) not in trunk
-            }
+        shapes, _ = outline.shapes_by_side(config.target_list, self.plan)
         dense = {}
         if config.summary_positions:
             dense[SUMMARY_KEY] = self.files.summary(config.summary_positions)
@@ -377,21 +358,3 @@ def _majority(
     if isinstance(collate, GenerationCollator):
         return commonest_token_accuracy(collate, train, test)
     return majority_accuracy(train, test)
-
-
-def _crossed(adapted: ClientModel) -> Metrics:
-    """Bytes that the client sent over its cut, and received."""
-    trunk = getattr(adapted.model, "trunk", None)
-    meter = getattr(trunk, "meter", None) or ByteMeter()
-    return {"cut-bytes-up": meter.total_up, "cut-bytes-down": meter.total_down}
-
-
-def _of_trunk(adapted: ClientModel) -> dict[str, ConfigRecord]:
-    trunk, told = getattr(adapted.model, "trunk", None), {}
-    codecs = "" if trunk is None else codecs_of(trunk)
-    if codecs:  # Flower counts no bytes of an empty text
-        told[keys.LINK] = ConfigRecord({keys.LINK_CODEC: codecs})
-    checked = standing_in(trunk, CheckedTrunk)
-    if checked is not None:
-        told[keys.COMPUTED] = computed_record(checked.computed())
-    return told

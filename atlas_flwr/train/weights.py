@@ -292,6 +292,17 @@ class Outline:
             found[name] = (m, n) if isinstance(layer, nn.Linear) else (n, m)
         return found
 
+    def shapes_by_side(
+        self, targets: Sequence[str], plan: SplitPlan | None
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
+        """Return :meth:`shapes` of the layers on the client, and of the trunk's."""
+        trunk = plan.trunk_range(self.num_layers) if plan else range(0)
+        near: dict[str, tuple[int, int]] = {}
+        far: dict[str, tuple[int, int]] = {}
+        for name, shape in self.shapes(targets).items():
+            (far if self.block_of(name) in trunk else near)[name] = shape
+        return near, far
+
     def architecture(
         self,
         targets: Sequence[str],
