@@ -59,11 +59,8 @@ def cosines(model: str, client: int) -> list[float]:
     config = load_config({"model": model, "local-steps": 16, "batch-size": 8})
     files = ModelFiles.of(config)
     parts = files.parts(PLAN, sides=(Side.HEAD, Side.TRUNK, Side.TAIL))
-    outline = files.outline()
-    middle = PLAN.trunk_range(outline.num_layers)
-    shapes = outline.shapes(("all-linear",))
-    own = {n: s for n, s in shapes.items() if outline.block_of(n) not in middle}
-    state = initial_state(own, rank=8, scaling=SCALING, seed=0)
+    shapes, _ = files.outline().shapes_by_side(("all-linear",), PLAN)
+    state = initial_state(shapes, rank=8, scaling=SCALING, seed=0)
     me = Identity(client, 4, None)
     batches = ClientBatches(config, me, files.source, 1)
     parts.trunk.requires_grad_(False)

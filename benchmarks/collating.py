@@ -47,13 +47,7 @@ def row(model: str, task: str) -> str:
     """Measure a model and a task."""
     config = load_config({"model": model, "tasks": task})
     files, me = ModelFiles.of(config), Identity(0, CLIENTS, None)
-    outline = files.outline()
-    middle = PLAN.trunk_range(outline.num_layers)
-    shapes = {
-        name: shape
-        for name, shape in outline.shapes(config.target_list).items()
-        if outline.block_of(name) not in middle
-    }
+    shapes, _ = files.outline().shapes_by_side(config.target_list, PLAN)
     scaling = Scaling(config.lora_alpha)
     state = initial_state(shapes, rank=RANK, scaling=scaling, seed=0)
     parts = files.parts(PLAN)

@@ -39,9 +39,9 @@ from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import EngineTrunk, SessionSpec, TrunkEngine
+from atlas_flwr.trunk import EngineTrunk, SessionSpec
 from atlas_flwr.trunk.passing import PassingTrunk
-from atlas_flwr.types import OptimizerSpec, Role, Side, TrunkCall
+from atlas_flwr.types import OptimizerSpec, Role, TrunkCall
 from atlas_flwr.wire import codec_named
 
 PLAN = SplitPlan(2, 1)
@@ -109,26 +109,14 @@ def trial(
 ) -> tuple[float, float, float]:
     """Return the last epoch's loss, and test loss and accuracy, %."""
     files = ModelFiles.of(load_config({"model": given.model, "tasks": task}))
-    outline = files.outline()
-    trunk = PLAN.trunk_range(outline.num_layers)
-    shapes = outline.shapes(("all-linear",))
-    states = [
-        initial_state(
-            {
-                n: s
-                for n, s in shapes.items()
-                if (outline.block_of(n) in trunk) == there
-            },
-            rank=8,
-            scaling=SCALING,
-            seed=seed,
-            dense={} if there else files.dense(),
-        )
-        for there in (False, True)
-    ]
+    near, far = (
+        initial_state(shapes, rank=8, scaling=SCALING, seed=seed)
+        for shapes in files.outline().shapes_by_side(("all-linear",), PLAN)
+    )
+    near = replace(near, dense=files.dense())
     spec = OptimizerSpec(1e-3)
-    engine = TrunkEngine(files.parts(PLAN, sides=(Side.TRUNK,)).trunk)
-    token = engine.open(SessionSpec(PLAN, states[1], spec))
+    engine = files.trunk(PLAN).engine()
+    token = engine.open(SessionSpec(PLAN, far, spec))
     wire = RoundedTrunk(EngineTrunk(engine, token), codec, feedback)
     tokenizer: Any = tokenizer_of(files.source)
     known = load_task(task)
@@ -147,7 +135,7 @@ def trial(
             batches.append(collate([texts[i] for i in owners[-1]]))
     parts = files.parts(PLAN)
     losses: list[float] = []
-    with adapted_split(parts.head, parts.tail, wire, states[0], SCALING) as adapted:
+    with adapted_split(parts.head, parts.tail, wire, near, SCALING) as adapted:
 
         def objective(step: Any) -> Any:
             from atlas_flwr.train.step import task_loss

@@ -28,8 +28,8 @@ from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import EngineTrunk, SessionSpec, TrunkEngine
-from atlas_flwr.types import OptimizerSpec, Side, TrunkCall
+from atlas_flwr.trunk import EngineTrunk, SessionSpec
+from atlas_flwr.types import OptimizerSpec, TrunkCall
 
 PLAN, SCALING, RANK, ROWS, TOKENS = SplitPlan(1, 1), Scaling(16.0), 8, 8, 32
 WARM, TIMED = 2, 8
@@ -37,14 +37,8 @@ WARM, TIMED = 2, 8
 
 def seconds(model: str, side: str) -> float:
     files = ModelFiles.of(load_config({"model": model}))
-    outline = files.outline()
-    middle = PLAN.trunk_range(outline.num_layers)
-    wanted = side == "trunk"
-    shapes = {
-        name: shape
-        for name, shape in outline.shapes(("all-linear",)).items()
-        if (outline.block_of(name) in middle) == wanted
-    }
+    near, far = files.outline().shapes_by_side(("all-linear",), PLAN)
+    shapes = far if side == "trunk" else near
     state = initial_state(shapes, rank=RANK, scaling=SCALING, seed=0)
     ids = torch.randint(5, 900, (ROWS, TOKENS))
     mask = torch.ones_like(ids)
@@ -58,7 +52,7 @@ def seconds(model: str, side: str) -> float:
             begun = time.process_time()
             train(adapted.model, [batch] * TIMED, OptimizerSpec())
             return (time.process_time() - begun) / TIMED
-    engine = TrunkEngine(files.parts(PLAN, sides=(Side.TRUNK,)).trunk)
+    engine = files.trunk(PLAN).engine()
     trunk = EngineTrunk(engine, engine.open(SessionSpec(PLAN, state)))
     hidden = torch.randn(ROWS, TOKENS, engine.base.reference_tensor.shape[-1])
     for step in range(WARM + TIMED):

@@ -31,11 +31,9 @@ from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import (
     FramedTrunk,
     SessionSpec,
-    TrunkEngine,
     connect,
     serve_local,
 )
-from atlas_flwr.types import Side
 
 PLAN = SplitPlan(2, 1)
 REFRAIN = (
@@ -94,7 +92,7 @@ def main() -> None:
     files = ModelFiles.of(load_config({"model": given.model}), given.device)
     tokenizer, whole = tokenizer_of(files.source), files.whole()
     parts = files.parts(PLAN)
-    engine = TrunkEngine(files.parts(PLAN, sides=(Side.TRUNK,)).trunk)
+    engine = files.trunk(PLAN).engine()
     with serve_local("benchmark", engine) as address:
         token = engine.open(SessionSpec(PLAN))
         trunk = connect(address, token=token, spares_padding=True)

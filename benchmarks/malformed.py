@@ -49,7 +49,7 @@ from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from atlas_flwr.types import TrunkCall
 from atlas_flwr.wire.codecs import codec_named
 from benchmarks.soak import KEYS, Soak, same
-from tests.trunk_process import TrunkProcess
+from benchmarks.trunk_process import TrunkProcess
 
 AT_ONCE = 32
 ODD: tuple[Any, ...] = (

@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,9 +31,9 @@ from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.train.weights import ModelFiles
-from atlas_flwr.trunk import FrameService, Limits, Request, SessionSpec, TrunkEngine
+from atlas_flwr.trunk import FrameService, Limits, Request, SessionSpec
 from atlas_flwr.trunk.transports.local import LoopbackTrunk
-from atlas_flwr.types import OptimizerSpec, Side
+from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import codec_named
 
 PLAN = SplitPlan(2, 1)
@@ -78,26 +78,14 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     files = ModelFiles.of(load_config({"model": "minilm", "tasks": "questions"}))
-    outline = files.outline()
-    trunk = PLAN.trunk_range(outline.num_layers)
-    shapes = outline.shapes(("all-linear",))
     near, far = (
-        initial_state(
-            {
-                n: s
-                for n, s in shapes.items()
-                if (outline.block_of(n) in trunk) == there
-            },
-            rank=8,
-            scaling=SCALING,
-            seed=0,
-            dense={} if there else files.dense(),
-        )
-        for there in (False, True)
+        initial_state(shapes, rank=8, scaling=SCALING, seed=0)
+        for shapes in files.outline().shapes_by_side(("all-linear",), PLAN)
     )
+    near = replace(near, dense=files.dense())
     spec = OptimizerSpec(1e-3, accumulate=given.accumulate)
     limits = Limits(passes_per_session=max(given.in_flight))
-    engine = TrunkEngine(files.parts(PLAN, sides=(Side.TRUNK,)).trunk, limits=limits)
+    engine = files.trunk(PLAN, limits=limits).engine()
     made = list(batches(files, given))
     print("| ms each way | in flight | s a step | of one | CPU s a step | loss |")
     print("| --- " * 6 + "|")

@@ -33,7 +33,7 @@ from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.train.initial import initial_state
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine, connect, serve_local
-from atlas_flwr.types import Side, TrunkCall
+from atlas_flwr.types import TrunkCall
 
 PLAN = SplitPlan(2, 1)
 TEXTS, MEAN = 16, 59
@@ -59,16 +59,9 @@ def engine_of(given: argparse.Namespace) -> tuple[TrunkEngine, AdapterState]:
         trunk = partition(model, PLAN).trunk
         return TrunkEngine(trunk, limits=limits), adapters(model, blocks)
     files = ModelFiles.of(load_config({"model": given.model, "device": given.device}))
-    outline = files.outline()
-    blocks = PLAN.trunk_range(outline.num_layers)
-    shapes = {
-        name: shape
-        for name, shape in outline.shapes(("all-linear",)).items()
-        if outline.block_of(name) in blocks
-    }
+    _, shapes = files.outline().shapes_by_side(("all-linear",), PLAN)
     state = initial_state(shapes, rank=8, scaling=Scaling(16.0), seed=0)
-    parts = files.parts(PLAN, sides=(Side.TRUNK,))
-    return TrunkEngine(parts.trunk, limits=limits), state
+    return files.trunk(PLAN, limits=limits).engine(), state
 
 
 def step(trunk: Any, hidden: torch.Tensor, mask: torch.Tensor, number: int) -> float:

@@ -42,8 +42,8 @@ from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec, connect
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.types import OptimizerSpec, TrunkCall
-from tests.faulty_link import FaultyLink
-from tests.trunk_process import TrunkProcess
+from benchmarks.faulty_link import FaultyLink
+from benchmarks.trunk_process import TrunkProcess
 
 KEYS = {"model": "tiny", "tasks": "spam", "trunk": "grpc"}
 CLIENTS, RANK = 6, 4

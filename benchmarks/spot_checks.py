@@ -86,18 +86,11 @@ def main() -> None:
     keys = {"model": given.model, "dtype": given.dtype, "aggregation": "truncate"}
     files = ModelFiles.of(load_config({**keys, "tasks": "questions"}))
     outline, task = files.outline(), load_task("questions")
-    trunk = PLAN.trunk_range(outline.num_layers)
-    shapes = outline.shapes(("all-linear",))
     near, far = (
-        initial_state(
-            {n: s for n, s in shapes.items() if (outline.block_of(n) in trunk) is on},
-            rank=8,
-            scaling=SCALING,
-            seed=0,
-            dense={} if on else files.dense(),
-        )
-        for on in (False, True)
+        initial_state(shapes, rank=8, scaling=SCALING, seed=0)
+        for shapes in outline.shapes_by_side(("all-linear",), PLAN)
     )
+    near = replace(near, dense=files.dense())
     collate = collator_of(files.source, tokenizer_of(files.source), task, given.length)
     count = given.batch * given.steps
     shard = make_shard(0, 1, [task], train_examples=count, test_examples=8, seed=0)

@@ -8,6 +8,7 @@ import statistics
 import time
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
@@ -18,15 +19,23 @@ from atlas_flwr.trunk.transports.watching import Journal, Watch
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named
 from atlas_flwr.wire.messages import encode_tensors
-from tests.families import build
 
 CALLS = 400
+CONFIG = LlamaConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     plan = SplitPlan(1, 1)
-    engine = TrunkEngine(partition(build("llama"), plan).trunk)
+    engine = TrunkEngine(partition(LlamaForCausalLM(CONFIG).eval(), plan).trunk)
     frames, codec = FrameService(engine), codec_named("raw")
     watch = Watch(Journal([io.StringIO()]), TrunkMetrics(engine.stats).heard)
     hidden = (torch.randn(8, 32, 32), Role.ACTIVATION)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import atlas_flwr
-from atlas_flwr.client_apps import round as client_round
+from atlas_flwr.client_apps import trunk as client_trunk
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, RoundError, TrunkError
 from atlas_flwr.privacy import parse_defence
@@ -198,9 +198,9 @@ def test_a_watch_changes_no_number_of_what_is_trained():
 
 @pytest.mark.slow
 def test_a_hijacked_runs_clients_leave_it_and_its_events_say_why(tmp_path, monkeypatch):
-    honest = client_round.connect_all
+    honest = client_trunk.connect_all
     monkeypatch.setattr(
-        client_round,
+        client_trunk,
         "connect_all",
         lambda *given, **more: HijackingTrunk(honest(*given, **more)),
     )

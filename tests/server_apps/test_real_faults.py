@@ -24,12 +24,12 @@ import pytest
 
 from atlas_flwr.client_apps import resident
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
-from tests.faulty_link import FaultyLink
+from benchmarks.faulty_link import FaultyLink
+from benchmarks.trunk_process import REPOSITORY, TrunkProcess, free_port
 from tests.golden.record import digest
 from tests.server_apps.faulty_worker import FAULT
 from tests.server_apps.test_failures import failing
 from tests.server_apps.test_run import BASE, run, summary
-from tests.trunk_process import REPOSITORY, TrunkProcess, free_port
 
 pytestmark = pytest.mark.slow
 

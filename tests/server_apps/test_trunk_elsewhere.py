@@ -20,10 +20,10 @@ from atlas_flwr.errors import ConfigError, TrunkLost
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.trunk import TrunkEngine
 from atlas_flwr.trunk.transports.certificates import Authority
+from benchmarks.trunk_process import TrunkProcess
 from tests.golden.record import digest
 from tests.server_apps.test_failures import adapters
 from tests.server_apps.test_run import BASE, NODES, accuracies, run, summary
-from tests.trunk_process import TrunkProcess
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A link that is cut, stands still, or is far: TCP through this process."""
 
 from __future__ import annotations

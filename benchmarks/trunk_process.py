@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`atlas-flwr trunk` in a process of its own, which is killed and started again."""
 
 from __future__ import annotations
