@@ -118,7 +118,7 @@ def mixed(
         C, in the order of ``groups``. A layer that some groups have alone is mixed
         among these, their weights scaled up to the sum of the row.
     max_rank : int, optional
-        See :func:`~atlas_flwr.aggregation.products.summed`.
+        See :func:`~atlas_flwr.aggregation.products.summed_in_parts`.
     room : Callable, optional
         Told a layer and the terms of its sum, it returns the rank at which that is
         handed out, or ``None`` for all of it, as without.

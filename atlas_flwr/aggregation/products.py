@@ -65,7 +65,6 @@ __all__ = [
     "Fold",
     "ProductRule",
     "Truncate",
-    "summed",
     "summed_in_parts",
     "weighted_rest",
 ]
@@ -186,25 +185,32 @@ class Fold(ProductRule):
         return before
 
 
-def summed(
+def summed_in_parts(
     name: str,
     terms: Sequence[LoraFactors],
     weights: Sequence[float],
+    rest: Tensor | None = None,
+    room: int | None = None,
     max_rank: int | None = None,
-) -> LoraFactors:
-    """Return the weighted sum of products in canonical form, and check it.
+) -> tuple[LoraFactors, Tensor | None]:
+    """Add weighted products and a rest; return what is handed out, and a new rest.
 
-    The sum is applied to a random vector and compared with the sum of its terms
-    applied to that vector, which no wrong scale, order or broadcast survives.
+    What is handed out is in canonical form. The sum is applied to a random vector and
+    compared with the sum of its terms applied to that vector, which no wrong scale,
+    order or broadcast survives.
 
     Parameters
     ----------
     name : str
         The layer's name, for messages.
     terms : Sequence[LoraFactors]
-        Products of one layer.
+        Products of one layer, of shape (m, n).
     weights : Sequence[float]
         One each.
+    rest : Tensor, optional
+        Shape (m, n), of weight 1.
+    room : int, optional
+        The rank from which on the sum is rest; ``None`` makes all of it factors.
     max_rank : int, optional
         Lose the smallest directions above it, and log a warning that says how much.
 
@@ -212,35 +218,6 @@ def summed(
     ------
     AdapterError
         If shapes differ, a number is not finite, or the check fails.
-    """
-    return summed_in_parts(name, terms, weights, None, None, max_rank)[0]
-
-
-def summed_in_parts(
-    name: str,
-    terms: Sequence[LoraFactors],
-    weights: Sequence[float],
-    rest: Tensor | None,
-    room: int | None,
-    max_rank: int | None = None,
-) -> tuple[LoraFactors, Tensor | None]:
-    """Return the sum of products and a rest: what is handed out of it, and a new rest.
-
-    It is checked as :func:`summed` does.
-
-    Parameters
-    ----------
-    name, terms, weights, max_rank
-        See there.
-    rest : Tensor, optional
-        Shape (m, n), of weight 1.
-    room : int, optional
-        The rank from which on the sum is rest; ``None`` makes all of it factors.
-
-    Raises
-    ------
-    AdapterError
-        See there.
     """
     stacked = concatenate(terms, weights)
     exact, left = divided(stacked, rest, min(stacked.shape) if room is None else room)

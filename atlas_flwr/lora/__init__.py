@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from atlas_flwr._lazy import attach as _attach
 
 if TYPE_CHECKING:
-    from atlas_flwr.lora.algebra import concatenate, recompress, spectral_error
+    from atlas_flwr.lora.algebra import concatenate, recompress
     from atlas_flwr.lora.attachment import (
         attach,
         attached,
@@ -73,7 +73,6 @@ __all__ = [
     "save_peft",
     "scales_inputs",
     "share_of_rest",
-    "spectral_error",
     "trailing",
     "widen",
 ]
@@ -116,7 +115,6 @@ __getattr__, __dir__ = _attach(
         "save_peft": "export",
         "scales_inputs": "ia3",
         "share_of_rest": "remainder",
-        "spectral_error": "algebra",
         "trailing": "spectrum",
         "widen": "dense",
     },

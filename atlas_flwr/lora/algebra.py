@@ -26,7 +26,6 @@ __all__ = [
     "completed",
     "concatenate",
     "recompress",
-    "spectral_error",
     "thin_svd",
 ]
 
@@ -120,13 +119,6 @@ def recompress(
         right = INITIAL_ROW_NORM * completed(V[:, :kept], rank).T
     dtype = factors.A.dtype
     return LoraFactors(right.to(dtype).contiguous(), left.to(dtype).contiguous(), scale)
-
-
-def spectral_error(factors: LoraFactors, rank: int) -> float:
-    """Return ``||X - X_r|| / ||X||``, X_r the best of rank r, in Frobenius norm."""
-    _, S, _ = thin_svd(factors)
-    total = float(S.square().sum())
-    return (float(S[rank:].square().sum()) / total) ** 0.5 if total else 0.0
 
 
 def _refuse_unlike(factors: Sequence[LoraFactors], weights: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from atlas_flwr.split.cut import Parts, load_parts, partition, trunk_view
     from atlas_flwr.split.model import SplitModel
     from atlas_flwr.split.part import PartInfo, part_info
-    from atlas_flwr.split.plan import SplitPlan, legal_plans
+    from atlas_flwr.split.plan import SplitPlan
     from atlas_flwr.split.summary import SUMMARY_KEY, Summary, attach_summary
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "SplitPlan",
     "Summary",
     "attach_summary",
-    "legal_plans",
     "load_parts",
     "part_info",
     "partition",
@@ -37,7 +36,6 @@ __getattr__, __dir__ = attach(
         "SplitPlan": "plan",
         "Summary": "summary",
         "attach_summary": "summary",
-        "legal_plans": "plan",
         "load_parts": "cut",
         "part_info": "part",
         "partition": "cut",

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from atlas_flwr.errors import PlanError
 
-__all__ = ["SplitPlan", "legal_plans"]
+__all__ = ["SplitPlan"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,3 @@ class SplitPlan:
     def trunk_range(self, num_layers: int) -> range:
         """Return the trunk's blocks, counted in the whole model."""
         return range(self.head, num_layers - (self.tail or 0))
-
-
-def legal_plans(num_layers: int, vanilla: bool = False) -> Iterator[SplitPlan]:
-    """Yield every legal plan of a model with ``num_layers`` blocks."""
-    for head in range(1, num_layers):
-        if vanilla:
-            yield SplitPlan(head, None)
-            continue
-        for tail in range(1, num_layers - head):
-            yield SplitPlan(head, tail)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Start
-from atlas_flwr.aggregation.products import summed
+from atlas_flwr.aggregation.products import summed_in_parts
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, concatenate
 
@@ -213,7 +213,8 @@ def test_directions_beyond_those_of_a_round_begin_anew(name):
 
 def test_a_cut_at_max_rank_is_told_with_its_loss(caplog):
     stack = [LoraFactors(torch.randn(4, N), torch.randn(M, 4))]
-    assert summed(NAME, stack, [1.0], max_rank=2).rank == 2
+    cut, _ = summed_in_parts(NAME, stack, [1.0], max_rank=2)
+    assert cut.rank == 2
     assert "is cut to 2, which loses" in caplog.text
 
 
@@ -225,7 +226,9 @@ def test_a_wrong_sum_is_never_passed_on(monkeypatch):
         products, "concatenate", lambda f, p: real(f, [1.1 * x for x in p])
     )
     with pytest.raises(AdapterError, match=r"the aggregate is off by"):
-        summed(NAME, [LoraFactors(torch.randn(2, N), torch.randn(M, 2))], [1.0])
+        summed_in_parts(
+            NAME, [LoraFactors(torch.randn(2, N), torch.randn(M, 2))], [1.0]
+        )
 
 
 def test_no_weight_at_all_is_refused():
