@@ -41,6 +41,7 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
+from atlas_flwr.lora import Scaling
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.train.initial import FINGERPRINT_RANK, initial_state
 from atlas_flwr.train.model import adapted_whole
@@ -54,20 +55,13 @@ def gradients(
     """Yield every client's gradients, batch by batch."""
     config = load_config({"model": options.model, "seed": seed, "tasks": options.tasks})
     files = ModelFiles.of(config)
-    outline, tokenizer = files.outline(), tokenizer_of(files.source)
-    trunk = PLAN.trunk_range(outline.num_layers)
-    shapes = {
-        name: shape
-        for name, shape in outline.shapes(config.target_list).items()
-        if outline.block_of(name) not in trunk
-    }
-    state = initial_state(
-        shapes, rank=FINGERPRINT_RANK, alpha=config.lora_alpha, seed=seed
-    )
+    tokenizer, scaling = tokenizer_of(files.source), Scaling(config.lora_alpha)
+    shapes, _ = files.outline().shapes_by_side(config.target_list, PLAN)
+    state = initial_state(shapes, rank=FINGERPRINT_RANK, scaling=scaling, seed=seed)
     tasks = [load_task(name) for name in config.task_list]
     make = CausalCollator if files.source.kind == "causal" else ClassifierCollator
     # B is zero: the unsplit model's gradients are the split one's, with no trunk.
-    with adapted_whole(files.whole(), state, config.lora_alpha) as adapted:
+    with adapted_whole(files.whole(), state, scaling) as adapted:
         for client in range(options.clients):
             shard = make_shard(
                 client,

@@ -67,12 +67,7 @@ class Soak:
         outline = files.outline()
         self.plan = covering_plan(config, outline)
         self.undisturbed = trunk_source(config, files, self.plan).engine()
-        blocks = self.plan.trunk_range(outline.num_layers)
-        self.shapes = {
-            name: shape
-            for name, shape in outline.shapes(config.target_list).items()
-            if outline.block_of(name) in blocks
-        }
+        _, self.shapes = outline.shapes_by_side(config.target_list, self.plan)
 
     @property
     def is_over(self) -> bool:

@@ -49,13 +49,7 @@ def measured(own_threads: bool, callers: int) -> tuple[float, float, float]:
     torch.set_num_threads(1)
     before = resident_bytes() / 2**20
     files = ModelFiles.of(load_config({"model": "smollm2"}))
-    outline = files.outline()
-    middle = PLAN.trunk_range(outline.num_layers)
-    shapes = {
-        name: shape
-        for name, shape in outline.shapes(("all-linear",)).items()
-        if outline.block_of(name) in middle
-    }
+    _, shapes = files.outline().shapes_by_side(("all-linear",), PLAN)
     state = initial_state(shapes, rank=RANK, scaling=Scaling(16.0), seed=0)
     limits = Limits(sessions_per_pass=1, passes_at_once=2)
     engine = files.trunk(PLAN, limits=limits).engine(own_threads=own_threads)

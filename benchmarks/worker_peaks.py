@@ -21,8 +21,9 @@ from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
-from atlas_flwr.client_apps import round as client_round
+from atlas_flwr.client_apps import trunk as client_trunk
 from atlas_flwr.client_apps.identity import Identity
+from atlas_flwr.client_apps.round import ClientRound
 from atlas_flwr.config import RunConfig, load_config
 from atlas_flwr.lora import Scaling
 from atlas_flwr.protocol.layout import write_state
@@ -48,22 +49,17 @@ RUN = {
 }
 
 
-def rounds(config: RunConfig) -> list[client_round.ClientRound]:
+def rounds(config: RunConfig) -> list[ClientRound]:
     """Make a round of each client, as its first adapters begin it."""
     from flwr.app import ConfigRecord
 
     files = ModelFiles.of(config)
-    outline = files.outline()
-    trunk = PLAN.trunk_range(outline.num_layers)
-    shapes = outline.shapes(config.target_list)
-    own = {n: s for n, s in shapes.items() if outline.block_of(n) not in trunk}
+    shapes, _ = files.outline().shapes_by_side(config.target_list, PLAN)
     scaling = Scaling(config.lora_alpha, config.use_rslora)
-    state = initial_state(own, rank=config.lora_rank, scaling=scaling, seed=0)
+    state = initial_state(shapes, rank=config.lora_rank, scaling=scaling, seed=0)
     entries = ConfigRecord({"server-round": 1, "plan": str(PLAN)})
     return [
-        client_round.ClientRound(
-            config, Identity(i, 6, None), files, entries, write_state(state)
-        )
+        ClientRound(config, Identity(i, 6, None), files, entries, write_state(state))
         for i in CLIENTS
     ]
 
@@ -72,7 +68,7 @@ def measured(before: str, *, keeps: bool) -> None:
     """Print what each client's meter tells."""
     made = rounds(load_config(RUN))
     kept: Any = mock.patch.object(memory, "give_back_freed_memory")
-    with mock.patch.object(client_round, "connect_all", return_value=Echo()):
+    with mock.patch.object(client_trunk, "connect_all", return_value=Echo()):
         for one in made:
             if before == "scored":
                 one.evaluate()

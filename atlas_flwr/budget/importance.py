@@ -22,11 +22,15 @@ __all__ = ["averaged", "blended", "distance", "per_byte"]
 
 Importance = Mapping[str, float]
 
+# What a rank takes for each row and column: a parameter, its gradient and Adam's two
+# means, in float32.
+_BYTES_A_NUMBER = 16
+
 
 def per_byte(
     sensitivity: Importance, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, float]:
-    """Divide by c(W) = 16 (d_out + d_in), and scale to sum 1.
+    """Divide by c(W) = 16 (d_out + d_in), in bytes, and scale to sum 1.
 
     Parameters
     ----------
@@ -41,7 +45,7 @@ def per_byte(
         If a number is negative or not finite, or all are 0.
     """
     raw = {
-        name: value / (16 * sum(shapes[name]))
+        name: value / (_BYTES_A_NUMBER * sum(shapes[name]))
         for name, value in sensitivity.items()
         if name in shapes
     }

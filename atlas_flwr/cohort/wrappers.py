@@ -28,15 +28,15 @@ WRAPPERS = (
 
 
 def check_noise_arrives(strategy: Strategy, folds: bool, many: bool) -> None:
-    """Refuse such a wrapper round a strategy whose clients would not get its noise.
+    """Refuse a wrapper for differential privacy whose noise no client would be sent.
 
-    A wrapper tells the strategy within nothing of itself: it is looked for among those
-    that are calling now.
+    A wrapper tells the strategy inside nothing of itself, so it is looked for among the
+    callers of this function.
 
     Parameters
     ----------
     strategy : Strategy
-        The one that may be inside.
+        The one that may be inside a wrapper.
     folds : bool
         Whether a part of what it sends is folded into the frozen weights.
     many : bool
@@ -45,7 +45,7 @@ def check_noise_arrives(strategy: Strategy, folds: bool, many: bool) -> None:
     Raises
     ------
     AdapterError
-        If there is a wrapper, and one of these.
+        If there is a wrapper, and ``folds`` or ``many``.
     """
     if not (folds or many):
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What secure sums can do without: which strategies need each client's reply."""
+"""Whether secure sums are enough: which strategies need each client's own reply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atlas_flwr.options import Problem
 
 __all__ = ["SINGLE_REPLIES", "SUMMED", "sums_are_enough"]
 
-# How ATLAS may bring a cluster's sum back to its clients where that is all it has.
+# Aggregations by which ATLAS can do with the sum of a cluster.
 SUMMED = ("both", "fold", "truncate")
 
 # Why a strategy cannot do with the sum of its clients' replies.

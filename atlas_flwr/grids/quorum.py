@@ -109,7 +109,7 @@ class QuorumGrid(DelegatingGrid):
         names = list(self.grid.push_messages(out))
         nodes = {i: m.metadata.dst_node_id for i, m in zip(names, out, strict=True)}
         waiting = set(names)
-        # 0.28 * 25 is above 7; and a reply it is, however small the share.
+        # 0.28 * 25 comes to a little more than 7; and at least one reply is waited for.
         enough = max(math.ceil(self.quorum * len(out) - 1e-9), 1)
         end = math.inf if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []

@@ -116,7 +116,17 @@ def check_trained(
 ) -> None:
     """Refuse a trained state that is not of what was sent.
 
-    With ``rank_decay`` below 1 a client may have pruned a layer once.
+    Parameters
+    ----------
+    sender : str
+        Whose it is, for messages.
+    state : AdapterState
+        What came back, with the trunk's share of a split client.
+    sent : AdapterState, optional
+        What it was sent to train from; ``None`` if it was sent nothing.
+    rank_decay : float
+        Below 1 it may have pruned a layer once
+        (:func:`~atlas_flwr.lora.pruning.kept_rank`).
 
     Raises
     ------

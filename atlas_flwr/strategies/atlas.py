@@ -38,7 +38,7 @@ from atlas_flwr.cohort.grouping import check_least, grouped
 from atlas_flwr.cohort.planning import RoundPlanner
 from atlas_flwr.cohort.reclustering import Reclustering
 from atlas_flwr.cohort.roster import Roster
-from atlas_flwr.cohort.sampling import sample
+from atlas_flwr.cohort.sampling import sample, sample_size
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.cohort.wrappers import check_noise_arrives
 from atlas_flwr.log import flower_log
@@ -166,7 +166,7 @@ class Atlas(FedAvg):
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or averaged_metrics,
         )
         check_choice("fingerprints", fingerprints, FINGERPRINTS)
-        drawn = max(int(min_available_nodes * fraction_train), min_train_nodes)
+        drawn = sample_size(min_available_nodes, fraction_train, min_train_nodes)
         check_least(min_cluster_size, min_available_nodes, drawn, aggregation)
         rule = rule_of(aggregation)
         if fingerprints == "updates" and (assign is not None or rule.folds):
