@@ -5,25 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flwr.app import MessageType
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from atlas_flwr.budget import client_memory
 from atlas_flwr.config import load_config
 from atlas_flwr.data import (
-    CausalCollator,
-    ClassifierCollator,
-    in_order,
-    load_task,
-    make_shard,
     resolve_model,
-    tokenizer_of,
 )
 from atlas_flwr.lora import ia3_shapes
 from atlas_flwr.server_apps.checkpoint import load_checkpoint
-from atlas_flwr.train.evaluation import evaluate
 from atlas_flwr.train.weights import ModelFiles
-from tests.server_apps.test_run import NODES, Killed, accuracies, run, summary
+from tests.server_apps.test_run import (
+    Killed,
+    accuracies,
+    check_exported,
+    run,
+    summary,
+)
 
 
 def states(folder):
@@ -102,36 +100,6 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path, adapter):
         assert np.array_equal(got[key], value), key
 
 
-def scores(folder, model, batch):
-    """Score the exported adapters on the whole model, with PEFT alone."""
-    source, told = resolve_model(model), summary(folder)
-    tasks = [load_task(name) for name in ("questions", "movies")]
-    for client in range(NODES):
-        if source.kind == "causal":
-            whole = AutoModelForCausalLM.from_pretrained(source.path)
-        else:
-            whole = AutoModelForSequenceClassification.from_pretrained(
-                source.path, num_labels=6
-            )
-        path = folder.adapter_dir(told["clusters"][str(client)])
-        loaded = PeftModel.from_pretrained(whole, str(path))
-        shard = make_shard(
-            client, NODES, tasks, train_examples=16, test_examples=8, seed=0
-        )
-        made = CausalCollator if source.kind == "causal" else ClassifierCollator
-        collate = made(tokenizer_of(source), shard.task, 48)
-        batches = in_order(shard.test, collate, batch)
-        yield str(client), evaluate(loaded, batches, collate.label_ids)
-
-
-def last_evaluation(folder, client):
-    return [
-        record
-        for record in folder.records()
-        if record["event"] == "client-evaluated" and record["client"] == client
-    ][-1]
-
-
 @pytest.mark.parametrize(
     ("adapter", "model", "split"),
     [
@@ -147,10 +115,7 @@ def test_exported_adapters_on_the_whole_model_score_as_the_split_run_did(
 ):
     folder = run(tmp_path, adapter=adapter, model=model, split=split, local_steps=4)
     # PEFT puts prompts before the padding of a batch, so it gets texts one by one.
-    for client, found in scores(folder, model, batch=1 if adapter == "prompt" else 16):
-        last = last_evaluation(folder, client)
-        assert found.accuracy == last["accuracy"]
-        assert found.loss == pytest.approx(last["loss"], rel=1e-4)
+    check_exported(folder, model, batch=1 if adapter == "prompt" else 16)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,36 @@ def test_a_run_does_not_go_on_with_another_number_of_clients(tmp_path):
         run(tmp_path, nodes=6, strategy="fedavg", num_rounds=2, resume=str(folder.path))
 
 
+def check_exported(folder, model, batch=16):
+    """By PEFT alone, on the whole model, adapters score as in the run's last round."""
+    source, told = resolve_model(model), summary(folder)
+    tasks = [load_task(name) for name in ("questions", "movies")]
+    for client in range(NODES):
+        if source.kind == "causal":
+            whole = AutoModelForCausalLM.from_pretrained(source.path)
+        else:
+            whole = AutoModelForSequenceClassification.from_pretrained(
+                source.path, num_labels=6
+            )
+        path = folder.adapter_dir(told["clusters"][str(client)])
+        loaded = PeftModel.from_pretrained(whole, str(path))
+        shard = make_shard(
+            client, NODES, tasks, train_examples=16, test_examples=8, seed=0
+        )
+        made = CausalCollator if source.kind == "causal" else ClassifierCollator
+        collate = made(tokenizer_of(source), shard.task, 48)
+        found = evaluate(
+            loaded, in_order(shard.test, collate, batch), collate.label_ids
+        )
+        last = [
+            record
+            for record in folder.records()
+            if record["event"] == "client-evaluated" and record["client"] == str(client)
+        ][-1]
+        assert found.accuracy == last["accuracy"]
+        assert found.loss == pytest.approx(last["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("model", "split", "aggregation"),
     [
@@ -226,38 +256,8 @@ def test_a_run_does_not_go_on_with_another_number_of_clients(tmp_path):
 def test_exported_adapters_on_the_whole_model_score_as_the_split_run_did(
     tmp_path, model, split, aggregation
 ):
-    folder = run(
-        tmp_path, model=model, split=split, aggregation=aggregation, local_steps=4
-    )
-    told = summary(folder)
-    source = resolve_model(model)
-    tokenizer = tokenizer_of(source)
-    causal = source.kind == "causal"
-    tasks = [load_task(name) for name in ("questions", "movies")]
-    for client in range(NODES):
-        if causal:
-            whole = AutoModelForCausalLM.from_pretrained(source.path)
-        else:
-            whole = AutoModelForSequenceClassification.from_pretrained(
-                source.path, num_labels=6
-            )
-        path = folder.adapter_dir(told["clusters"][str(client)])
-        model_ = PeftModel.from_pretrained(whole, str(path))
-        shard = make_shard(
-            client, NODES, tasks, train_examples=16, test_examples=8, seed=0
-        )
-        collator = CausalCollator if causal else ClassifierCollator
-        collate = collator(tokenizer, shard.task, 48)
-        found = evaluate(model_, in_order(shard.test, collate, 16), collate.label_ids)
-        last = [
-            record
-            for record in folder.records()
-            if record["event"] == "client-evaluated"
-            and record["client"] == str(client)
-            and record["round"] == 2
-        ]
-        assert found.accuracy == last[0]["accuracy"]
-        assert found.loss == pytest.approx(last[0]["loss"], rel=1e-4)
+    given = {"model": model, "split": split, "aggregation": aggregation}
+    check_exported(run(tmp_path, **given, local_steps=4), model)
 
 
 def sizes_of(*choices):
