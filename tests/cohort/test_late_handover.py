@@ -94,10 +94,9 @@ class Late:
         peers = Peers(PeerHosts(start, watcher), model)
         self.sessions = TrunkSessions(peers, "", OptimizerSpec(), block_of, BLOCKS)
         self.sent, self.trained = learned(0), learned(1)
-        layout = Layout.of(write_state(self.sent), Scaling(2.0))
-        adapters = SimpleNamespace(
-            layout=layout, scaling=Scaling(2.0), held=lambda _: None
-        )
+        scaling = Scaling(2.0)
+        arrays = SimpleNamespace(layout=Layout.of(write_state(self.sent), scaling))
+        adapters = SimpleNamespace(arrays=arrays, scaling=scaling, held=lambda _: None)
         roster = Roster(ask=False, busy=lambda: {NODE})
         roster.learn(None, [NODE])
         self.exchange = Exchange(roster, adapters, self.sessions, WORDS)
@@ -114,7 +113,7 @@ class Late:
         mine = self.sessions.on_client(PLAN, self.trained)
         content = RecordDict(
             {
-                "arrays": self.exchange.adapters.layout.write(mine),
+                "arrays": self.exchange.adapters.arrays.layout.write(mine),
                 "metrics": MetricRecord({"num-examples": 3}),
             }
         )
