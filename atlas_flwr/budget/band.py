@@ -238,9 +238,10 @@ class _Table:
             slow *= 2
             if slow > SLOWEST:
                 raise BudgetError(
-                    f"no step of less than {SLOWEST:.0e} s: {band.hertz:g} Hz and "
-                    f"{band.joules:.4g} J are too little for {len(self.seconds)} "
-                    "devices; allow more of either"
+                    f"no step of less than {SLOWEST:.0e} s: {band.hertz:g} Hz, "
+                    f"{band.joules:.4g} J or a device's power at its gain is too "
+                    f"little for {len(self.seconds)} devices; allow more, or mend a "
+                    "gain (or distance)"
                 )
         while slow - fast > EXACT * slow:
             middle = (fast + slow) / 2

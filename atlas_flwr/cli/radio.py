@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from math import inf, isfinite, log10
+from math import inf, log10
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from atlas_flwr.errors import ConfigError
 __all__ = ["Device", "Radio", "read_radio"]
 
 MOST = 10_000
+FEW, MANY = 1e-12, 1e12  # beyond them a unit was mistaken, and sums overflow
+FAINTEST = -400.0  # dB
 SIGNED, BOUNDS = ("noise", "gain"), ("energy", "leakage")
 
 
@@ -37,8 +39,8 @@ class Device:
     power : float
         Watts that it sends with, at most.
     distance : float
-        Metres to the base station, for the path loss of 3GPP TR 36.814 in a city,
-        128.1 + 37.6 log10(km) dB; 0 where ``gain`` is given.
+        Metres to the base station, at least 1, for the path loss of 3GPP TR 36.814 in a
+        city, 128.1 + 37.6 log10(km) dB; 0 where ``gain`` is given.
     gain : float
         Of its channel, in dB, below 0; 0 where ``distance`` is given.
     memory : str
@@ -166,13 +168,22 @@ def _wrong_value(name: str, value: Any, what: str) -> Iterator[str]:
         except ValueError as error:
             yield f"{told}; {error}"
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        yield f"{told}; it must be a number"
+        yield f"{told}; it must be a number{_as_yaml(value)}"
     elif name in SIGNED:
-        if not (isfinite(value) and value < 0):
-            yield f"{told}; it is in dB, and below 0"
+        if not FAINTEST <= value < 0:
+            yield f"{told}; it is in dB, below 0 and not below {FAINTEST:g}"
     elif name == "count":
         if not (isinstance(value, int) and 1 <= value <= MOST):
             yield f"{told}; it must be whole, from 1 to {MOST}"
-    elif not 0 < value < inf:
+    elif not (1 if name == "distance" else FEW) <= value <= MANY:
+        least = "at least 1" if name == "distance" else "above 0"
         none = "; leave it out for no bound" * (name in BOUNDS)
-        yield f"{told}; it must be above 0, and finite{none}"
+        yield f"{told}; it must be {least}, and at most {MANY:g}{none}"
+
+
+def _as_yaml(value: Any) -> str:
+    """Say how to write what is a number everywhere but in YAML."""
+    try:
+        return f": YAML reads {value} as text; write {float(value)!r}"
+    except (TypeError, ValueError):
+        return ""

@@ -90,7 +90,7 @@ def sharing_shown(
             f"choice of cuts, bands and powers takes less than {found.least:.4g} s",
             f"with the first cut, equal bands and full power: {alike[0]:.4g} s and "
             f"{alike[1]:.4g} J",
-            f"to run it: {_as_keys(everyone, found)}",
+            f"to run it, beside the keys given here: {_as_keys(everyone, found)}",
         ]
     )
 
@@ -161,7 +161,8 @@ def _as_keys(
 ) -> str:
     """Write the devices and their cuts as keys of a run; all have memory, or none."""
     cuts = [str(list(own)[step.cuts[i]]) for i, (_, own) in enumerate(everyone)]
-    keys = [f"cut='{','.join(cuts)}'"]
+    shared = cuts[:1] if len(set(cuts)) == 1 else cuts
+    keys = [f"cut='{','.join(shared)}'"]
     if all(kind.memory for kind, _ in everyone):
         keys.insert(0, f"devices='{','.join(kind.memory for kind, _ in everyone)}'")
     return f"-n {len(everyone)} -c \"{' '.join(keys)} device-order='cycle'\""

@@ -92,9 +92,8 @@ class Identity:
             raise ConfigError(
                 [f"partition-id={index}; it must be in 0..{count - 1} (num-partitions)"]
             )
-        own = node.get("memory")
-        memory, cut = dealt_device(config, index, count)
-        memory = parse_bytes(str(own)) if own else memory
+        dealt, cut = dealt_device(config, index, count)
+        memory = _said(node, "memory", parse_bytes, dealt)
         cut = _own_cut(node, config) or cut
         offer = _offer(node, config, index, count)
         return cls(index, count, memory, cut, offer, _shown(node))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from atlas_flwr.errors import AtlasError, BudgetError
+from atlas_flwr.errors import AtlasError, BudgetError, PlanError
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
@@ -40,24 +40,28 @@ class Roster:
     busy : Callable[[], Collection[int]]
         Tells the nodes that are still at a former round, and whose update will count:
         they are asked for nothing else.
+    check : Callable[[Profile], object]
+        Raises BudgetError or PlanError for a client that could be given nothing.
     """
 
     ask: bool = True
     timeout: float | None = None
     request: ConfigRecord = field(default_factory=ConfigRecord)
     busy: Callable[[], Collection[int]] = tuple
+    check: Callable[[Profile], object] = lambda _: None
     profiles: dict[int, Profile] = field(default_factory=dict)
     _told: dict[int, str] = field(default_factory=dict)  # why a node said nothing
 
     def learn(self, grid: Grid, node_ids: Iterable[int]) -> None:
         """Ask the nodes that have not been asked before.
 
-        Nodes that fail to answer keep no profile and are asked again next time.
+        Nodes that fail to answer, or are refused, keep no profile and are asked again
+        next time.
 
         Raises
         ------
         AtlasError
-            If none has ever answered: there is nobody to wait for.
+            If none has ever been taken: there is nobody to wait for.
         """
         unseen = [node for node in node_ids if node not in self.profiles]
         if not self.ask:
@@ -74,12 +78,11 @@ class Roster:
             if refused:
                 reason = refused
                 if self._told.get(node) != reason:  # it is asked again and again
-                    log(_WARNING, "node %d did not describe itself: %s", node, reason)
+                    log(_WARNING, "node %d takes no part: %s", node, reason)
                 self._told[node] = reason
         if not self.profiles:
             raise AtlasError(
-                f"none of {len(messages)} clients could describe itself; one of them: "
-                f"{reason}"
+                f"none of {len(messages)} clients can take part; one of them: {reason}"
             )
 
     def _read(self, node: int, reply: Message) -> str:
@@ -88,9 +91,11 @@ class Roster:
             return reason_of(reply)
         try:
             record = reply.content.config_records[keys.PROFILE]
-            self.profiles[node] = Profile.from_record(record)
-        except BudgetError as error:
+            profile = Profile.from_record(record)
+            self.check(profile)
+        except (BudgetError, PlanError) as error:
             return str(error)
+        self.profiles[node] = profile
         return ""
 
     def order(self, node_ids: Iterable[int]) -> list[int]:

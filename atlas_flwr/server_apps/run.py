@@ -34,6 +34,7 @@ from atlas_flwr.report import (
     summarize_folder,
     write_report,
 )
+from atlas_flwr.server_apps.admission import Admission
 from atlas_flwr.server_apps.build import (
     STRATEGIES,
     RunContext,
@@ -117,7 +118,11 @@ class Run:
             log(WARNING, "%s", told)
         files = ModelFiles.of(self.config, self.config.server_device)
         outline = files.outline()
-        roster = Roster(request=self._messages(), timeout=self.config.round_timeout)
+        roster = Roster(
+            request=self._messages(),
+            timeout=self.config.round_timeout,
+            check=Admission(self.config, files),
+        )
         config = with_minima_met(self.config, self.given, grid, roster)
         recorder, progress = Recorder(self.folder, roster), Progress(config)
         start = partial(trunk_of, grid=grid)

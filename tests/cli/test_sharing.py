@@ -70,6 +70,13 @@ def test_what_is_shown_is_a_run():
     assert "-n 2 " in line
 
 
+def test_devices_of_one_cut_run_where_all_must_have_one():
+    shared = {"strategy": "splitlora", "server-adapters": "shared", "ranks": "uniform"}
+    text = shown(PHONE, cut="2/1", **shared)
+    keys = parse_overrides([text.splitlines()[-1].split('"')[1]])
+    assert load_config(shared | keys).kinds == ((None, "2/1"),)
+
+
 def test_a_device_that_holds_no_cut_is_named():
     small = Device("watch", 1, 1, 0.1, distance=10, memory="10KiB")
     with pytest.raises(BudgetError, match="watch"):

@@ -51,7 +51,12 @@ def test_a_node_says_its_own_before_what_is_dealt_and_nothing_else_changes():
 
 @pytest.mark.parametrize(
     ("key", "said"),
-    [("trunk-memory", "much"), ("trunk-speed", "-1"), ("trunk-link", "20Mbyte/s")],
+    [
+        ("memory", "3G"),
+        ("trunk-memory", "much"),
+        ("trunk-speed", "-1"),
+        ("trunk-link", "20Mbyte/s"),
+    ],
 )
 def test_a_node_that_says_nonsense_is_told_which_key(key, said):
     with pytest.raises(ConfigError, match=rf"{key}='{said}' \(node config\)"):
