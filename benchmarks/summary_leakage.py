@@ -5,11 +5,11 @@ Run from the top of the repository::
 
     python benchmarks/summary_leakage.py
 
-Two clients of smollm2, on questions and movies, three rounds of 16 steps at head 8 with
-four summary positions, their wire recorded; then the attack ``writer``, which has other
-texts of the same two tasks. Prints what it writes, and how many nats a token of the
-texts costs it, shown their own crossing and shown another text's of the same client.
-The run is kept in ``--runs``, and not run again.
+Two clients of smollm2, on questions and movies, three rounds of 16 steps at head 8 (or
+another ``--head``) with four summary positions, their wire recorded; then the attack
+``writer``, which has other texts of the same two tasks. Prints what it writes, and how
+many nats a token of the texts costs it, shown their own crossing and shown another
+text's of the same client. The run is kept in ``--runs``, and not run again.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ BASE = {
     "ranks": "uniform",
     "record-wire": True,
     "summary-positions": 4,
-    "cut": "8/1",
     "local-steps": 16,
     "fingerprint-batches": 4,
     "evaluate-every": 3,
-    "run-name": "summary4",
 }
 
 
-def trained(runs: Path) -> Path:
+def trained(runs: Path, head: int) -> Path:
     from atlas_flwr.client_apps.app import app
     from atlas_flwr.server_apps.run import Run
     from atlas_flwr.testing import local_grid
 
-    folder = runs / str(BASE["run-name"])
+    folder = runs / f"summary4-head{head}"
     if not is_finished(folder):
-        config = {**BASE, "runs-dir": str(runs)}
+        named = {"runs-dir": str(runs), "run-name": folder.name}
+        config = {**BASE, **named, "cut": f"{head}/1"}
         with local_grid(app, 2, run_config=config) as grid:
             Run.begin(config).execute(grid)
     return folder
@@ -78,6 +77,7 @@ def nats(writer: Any, case: Any) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--head", type=int, default=8, help="blocks")
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--known", type=int, default=700, help="texts of the attacker")
     parser.add_argument("--steps", type=int, default=600, help="of its training")
@@ -90,7 +90,7 @@ def main() -> None:
 
     logging.disable(logging.WARNING)
     recorded.TEXTS_KNOWN, writing.TRIES = given.known, given.tries
-    folder = RunFolder.open(trained(given.runs))
+    folder = RunFolder.open(trained(given.runs, given.head))
     config, began = folder.config(), time.process_time()
     found = recorded.recordings(folder)
     (case,) = recorded.cases(config, found, given.texts, 0, config.task_list)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 
@@ -34,6 +35,7 @@ class GlobalArrays:
     _layout: Layout | None = None
     _initial: AdapterState | None = None
     _expected: ArrayRecord | None = None  # a copy, as who has them may change them
+    _digests: tuple[str, ...] = ()  # of the first, and of a resumed run's expected ones
 
     def begin(self, arrays: ArrayRecord) -> None:
         """Take the arrays of a round; the first are the initial ones."""
@@ -43,6 +45,7 @@ class GlobalArrays:
                 log(WARNING, "%s is averaged number by number: near, not exact", kind)
         if self._initial is None:
             self._initial = self._layout.read(arrays, "initial arrays")
+            self._digests = (_digest(arrays),)
         self.expect(arrays)
 
     def expect(self, arrays: ArrayRecord) -> None:
@@ -51,11 +54,24 @@ class GlobalArrays:
 
     def are_changed(self, arrays: ArrayRecord) -> bool:
         """Tell whether a round's arrays are other than expected."""
-        return self._expected is not None and not _same(self._expected, arrays)
+        if self._expected is None:
+            return bool(self._digests) and _digest(arrays) not in self._digests
+        return not _same(self._expected, arrays)
 
-    def restore(self, initial: AdapterState) -> None:
-        """Take up a run that began with these adapters."""
-        self._initial = initial
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What tells arrays that a resumed run may begin with from changed ones."""
+        if self._expected is None:
+            return self._digests
+        return (*self._digests[:1], _digest(self._expected))
+
+    def restore(self, initial: AdapterState, digests: Iterable[str]) -> None:
+        """Take up a run that began with these adapters.
+
+        It goes on with the arrays that it had last, or with those that it began with,
+        which say nothing new; any others are taken for changed.
+        """
+        self._initial, self._digests = initial, tuple(digests)
 
     @property
     def has_begun(self) -> bool:
@@ -106,6 +122,14 @@ class GlobalArrays:
                 f"do not have, the first: {strange[0]!r}"
             )
         return {name: min(given.get(name, 0), *f.shape) for name, f in factors.items()}
+
+
+def _digest(arrays: ArrayRecord) -> str:
+    found = hashlib.sha256()
+    for key, array in arrays.items():
+        found.update(f"{key} {array.dtype} {array.shape} ".encode())
+        found.update(array.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _same(one: ArrayRecord, other: ArrayRecord) -> bool:

@@ -81,9 +81,10 @@ class ClusterAdapters:
         AdapterError
             If arrays were changed that this strategy cannot give back to its clients.
         """
-        if self.arrays.are_changed(arrays):
-            self._take(arrays)
+        changed = self.arrays.are_changed(arrays)
         self.arrays.begin(arrays)
+        if changed:
+            self._take(arrays)
 
     @property
     def has_learned(self) -> bool:
@@ -288,13 +289,15 @@ class ClusterAdapters:
             arrays |= flatten(found, f"group/{group}")
         trained = self._overall is not None
         values = {"groups": list(self.groups), "trained": trained}
-        return arrays, {**values, "weights": self._weights}
+        more = {"weights": self._weights, "digests": list(self.arrays.digests)}
+        return arrays, {**values, **more}
 
     def restore(
         self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
     ) -> None:
         """Take up what :meth:`state` returned."""
-        self.arrays.restore(unflatten(arrays, "initial"))
+        initial = unflatten(arrays, "initial")
+        self.arrays.restore(initial, values.get("digests", ()))
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
         self._weights = {g: dict(known) for g, known in values["weights"].items()}

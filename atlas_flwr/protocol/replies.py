@@ -173,7 +173,7 @@ def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]
     for name, factors in end.factors.items():
         changes[f"{name}.A"] = factors.A - start.factors[name].A
         changes[f"{name}.B"] = factors.B - start.factors[name].B
-    for kinds in ("f", "biu"):
+    for kinds in ("fc", "biu"):
         if any(bool((change != 0).any()) for change in changes.values()):
             break
         trained = {k: v for k, v in end.dense.items() if v.dtype.kind in kinds}
@@ -184,8 +184,14 @@ def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]
     return sketch
 
 
+def _as_pairs(array: NDArray[Any]) -> NDArray[np.float64]:
+    return np.stack([array.real, array.imag], axis=-1)
+
+
 def _change(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64]:
-    """Subtract; infinities that stay are no change."""
+    """Subtract; infinities that stay are no change. Complex numbers are two each."""
+    if after.dtype.kind == "c":
+        before, after = (_as_pairs(a) for a in (before, after))
     moved = np.isfinite(after) & np.isfinite(before)
     change = np.zeros(after.shape)
     np.subtract(after, before, out=change, where=moved, dtype=np.float64)

@@ -36,6 +36,10 @@ def to_record(event: Event, time: float) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     is_lost = isinstance(value, float) and not math.isfinite(value)
     return None if is_lost else value
 
@@ -43,7 +47,7 @@ def _finite(value: Any) -> Any:
 def from_record(record: Mapping[str, Any]) -> Event | None:
     """Read an event back; ``None`` for a kind that is not in :data:`EVENTS`.
 
-    Losses that were not finite come back as NaN.
+    Losses and scores that were not finite come back as NaN.
 
     Raises
     ------
@@ -61,6 +65,8 @@ def from_record(record: Mapping[str, Any]) -> Event | None:
         given["alone"] = tuple(given["alone"])
     if given.get("loss", 0.0) is None:
         given["loss"] = math.nan
+    if isinstance(scores := given.get("scores"), dict):
+        given["scores"] = {k: math.nan if v is None else v for k, v in scores.items()}
     for entry in fields(kind):
         wanted, value = PLAIN.get(str(entry.type)), given.get(entry.name)
         if wanted and value is not None and not isinstance(value, wanted):

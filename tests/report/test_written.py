@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
+
 import pytest
 
 from atlas_flwr.config import load_config
@@ -68,6 +72,15 @@ def test_a_summary_comes_back_from_its_file(summary):
 @pytest.mark.parametrize("event", [EVENTS[1], EVENTS[4]], ids=["scored", "sampled"])
 def test_an_event_comes_back_from_its_line(event):
     assert from_record(to_record(event, 1.0)) == event
+
+
+def test_numbers_that_json_lacks_are_null_at_any_depth():
+    scored = replace(EVENTS[1], scores={"perplexity": math.inf, "chrf": 0.5})
+    line = json.dumps(to_record(scored, 1.0), allow_nan=False)
+    assert json.loads(line)["scores"] == {"perplexity": None, "chrf": 0.5}
+    back = from_record(json.loads(line))
+    assert math.isnan(back.scores["perplexity"])
+    assert back.scores["chrf"] == 0.5
 
 
 def test_answers_to_one_prompt_stand_side_by_side(summary):

@@ -202,6 +202,30 @@ def test_arrays_that_a_subclass_changes_are_those_that_clients_get():
     assert got.keys() == expected.keys()
 
 
+@pytest.mark.parametrize("added", [0, 7])
+def test_so_are_those_that_are_changed_before_a_run_goes_on(added):
+    before, again = Atlas(**ALONE), Atlas(**ALONE)
+    result, _ = started(before, answering(moved), PAIR)
+    again.restore(*before.state())
+    given = {key: array.numpy() + added for key, array in result.arrays.items()}
+    _, grid = started(again, answering(moved), given)
+    got = grid.sent[-1].content["arrays"]
+    for key, value in given.items():
+        np.testing.assert_allclose(got[key].numpy(), value, atol=1e-6)
+
+
+def test_a_run_with_clusters_does_not_go_on_with_changed_arrays():
+    def apart(sent, number):
+        return {k: v + (-1) ** number for k, v in sent.items()}
+
+    before, again = (Atlas(num_clusters=2, fraction_evaluate=0.0) for _ in range(2))
+    result, _ = started(before, answering(apart), PAIR, nodes=4)
+    again.restore(*before.state())
+    given = {key: array.numpy() + 7 for key, array in result.arrays.items()}
+    with pytest.raises(AdapterError, match="2 clusters have adapters of their own"):
+        started(again, answering(apart), given, nodes=4)
+
+
 def test_with_clusters_such_changes_are_refused_at_once():
     def apart(sent, number):
         sign = 1 if number % 2 else -1

@@ -226,12 +226,16 @@ def test_who_changed_nothing_makes_no_group():
     assert result.arrays.keys() == expected.arrays.keys()
 
 
-def test_who_changed_no_factor_but_something_else_has_a_sketch():
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_who_changed_no_factor_but_something_else_has_a_sketch(dtype):
+    step = dtype(1j if dtype is np.complex64 else 1)
+
     def its_classifier(sent, number):
-        return {k: v if "lora" in k else v + (-1) ** number for k, v in sent.items()}
+        moved = (-1) ** number * step
+        return {k: v if "lora" in k else v + moved for k, v in sent.items()}
 
     strategy = Atlas(num_clusters=2, fraction_evaluate=0.0)
-    values = {**PAIR, "classifier.weight": np.zeros(8, np.float32)}
+    values = {**PAIR, "classifier.weight": np.zeros(8, dtype)}
     started(strategy, answering(its_classifier), values, nodes=4)
     found = strategy.clusters
     assert found["1000"] == found["1014"] != found["1007"] == found["1021"]
