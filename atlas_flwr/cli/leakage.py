@@ -100,7 +100,7 @@ def _row(
         *(read.get(name, "–") for name in names),
         "–".join(map(percent, best.interval)),
         f"{fisher_of(config, files, plan):.0f}",
-        f"{rule.peak(plan.head, ranks).total / MIB:.0f}",
+        f"{rule.cut_at(str(plan)).peak(plan.head, ranks).total / MIB:.0f}",
         f"{seconds.total:.2f}",
     )
 

@@ -15,13 +15,17 @@ from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.train.weights import ModelFiles
 
 
-def shown(texts=4, **changes):
+def rows_of(texts, **changes):
     given = {"model": "tiny", "tasks": "questions,movies", "max-head": 2, **changes}
     config = load_config(given)
     files = ModelFiles.of(config)
     rule = DeviceRule.of(config, files.outline(), files.dtype)
     told = leakage_by_cut(config, files, rule, Rates(1e9, 1e9, 1e8), texts)
-    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()[3:]]
+    return [re.split(r"  +", line.strip()) for line in told.splitlines()[3:]]
+
+
+def shown(texts=4, **changes):
+    rows = rows_of(texts, **changes)
     return {row[0]: [float(cell) for cell in row[1:3]] for row in rows}
 
 
@@ -30,6 +34,15 @@ def test_at_each_cut_it_says_what_is_read():
     assert read.keys() == {"1/1", "2/1"}
     # The tiny model's weights are random: who runs it reads it all, by any cut.
     assert all(verified > 90 for _, verified in read.values())
+
+
+def test_a_cut_takes_the_same_memory_alone_and_among_others():
+    def mib(cut):
+        return {row[0]: row[5] for row in rows_of(1, cut=cut, tasks="questions")}
+
+    among = mib("1/1,1/4")
+    assert among == mib("1/1") | mib("1/4")
+    assert among["1/1"] != among["1/4"]
 
 
 @pytest.mark.slow
