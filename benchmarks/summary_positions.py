@@ -62,6 +62,21 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
     from atlas_flwr.train.step import batch_loss
     from atlas_flwr.trunk import LocalTrunk
 
+    class TimedTrunk(LocalTrunk):
+        seconds = 0.0
+
+        def forward(self, call: Any) -> Any:
+            began = now(device)
+            answer = super().forward(call)
+            self.seconds += now(device) - began
+            return answer
+
+        def backward(self, step: int, grad: Any) -> Any:
+            began = now(device)
+            answer = super().backward(step, grad)
+            self.seconds += now(device) - began
+            return answer
+
     head, positions, seed = job
     torch.manual_seed(seed)
     torch.set_num_threads(given["threads"])
@@ -77,7 +92,8 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
     sides = [parts.head, parts.trunk, parts.tail]
     for side in sides:
         attach(side, dict.fromkeys(linear_names(side), RANK), Scaling(ALPHA))
-    model = SplitModel(parts.head, parts.tail, LocalTrunk(parts.trunk)).eval()
+    trunk = TimedTrunk(parts.trunk)
+    model = SplitModel(parts.head, parts.tail, trunk).eval()
     table = model.get_input_embeddings().weight
     drawn = torch.randint(len(table), (positions + 1,))
     start = table[drawn].detach().float() if positions else None
@@ -93,7 +109,7 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
         for name in given["rows"]:
             collate: Any = CausalCollator(tokenizer, load_task(name), LENGTHS[name])
             collates[name] = NextTokenCollator(collate) if positions else collate
-        began, crossed, texts = time.monotonic(), 0, 0
+        began, crossed, texts = now(device), 0, 0
         for step in range(given["steps"]):
             for group in optimizer.param_groups:  # a short way up, a long way down
                 part = min((step + 1) / 20, 1 - step / given["steps"])
@@ -106,9 +122,7 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
                 width = positions + 1 if positions else batch.input_ids.shape[1]
                 crossed, texts = crossed + count * width, texts + count
             optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
+        seconds, of_trunk = now(device) - began, trunk.seconds
         accuracy = {
             name: evaluate(
                 model, prompts(sets["test"], collates[name]), collates[name].label_ids
@@ -122,8 +136,18 @@ def run(job: tuple[int, int, int], given: dict[str, Any]) -> dict[str, Any]:
         "accuracy": accuracy,
         "bytes_up_a_text": 2 * 4 * table.shape[1] * crossed / texts,
         "seconds_a_step": seconds / given["steps"],
+        "trunk_seconds_a_step": of_trunk / given["steps"],
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
+
+
+def now(device: str) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 def prompts(tests: Any, collate: Any) -> Iterator[Any]:
