@@ -44,8 +44,8 @@ class CutConfig:
         0,
         "Learned positions into which the head reads a text, and which alone cross the "
         "cut, with one constant position: so many rows for any length. 0 lets the "
-        "whole text cross. For tasks that end in a label; 4 and a head of 8 blocks are a "
-        "beginning, and half of the model loses least (docs/summary-positions.md).",
+        "whole text cross. For tasks that end in a label; 4 and a head of 8 blocks are "
+        "a beginning, and half of the model loses least (docs/summary-positions.md).",
         minimum=0,
         maximum=256,
         only=ADAPTER_STRATEGIES,
