@@ -294,8 +294,8 @@ class ClientRound:
         trunk = dialled(self.entries, self.config, self.me)
         checked = None
         if self.on_trunk is not None:
-            state = Layout.of(self.on_trunk, self.scaling).read(self.on_trunk, "server")
-            spec = SessionSpec(self.plan, state, trunk_optimizer_of(self.config))
+            sent = Layout.of(self.on_trunk, self.scaling).read(self.on_trunk, "server")
+            spec = SessionSpec(self.plan, sent, trunk_optimizer_of(self.config))
             trunk = checked = checked_trunk(trunk, self.files, spec)
         if trains:
             trunk = hooks.trunk(trunk)
