@@ -185,7 +185,7 @@ def update_sketch(start: AdapterState, end: AdapterState) -> NDArray[np.float32]
 
 
 def _as_pairs(array: NDArray[Any]) -> NDArray[np.float64]:
-    return np.stack([array.real, array.imag], axis=-1)
+    return np.stack([np.real(array), np.imag(array)], axis=-1)
 
 
 def _change(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64]:
