@@ -49,6 +49,6 @@ def beyond_simulation(config: RunConfig) -> Iterator[Problem]:
     if not config.unsplit and config.trunk == "local":
         yield Problem(
             ("trunk",),
-            "trunk='local' is an engine inside the ServerApp's process, and a "
-            "simulation's clients are processes of Ray's; set trunk='auto'",
+            f"trunk='local' is {OUT_OF_REACH['local']}, and a simulation's clients are "
+            "processes of Ray's; set trunk='auto'",
         )

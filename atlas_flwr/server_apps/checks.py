@@ -229,9 +229,7 @@ def _model_problems(config: RunConfig, devices: bool) -> Iterator[str]:
     checks: list[Callable[[], object]] = [lambda: outline.shapes(config.target_list)]
     if needs_trunk(config):
         checks.append(lambda: covering_plan(config, outline))
-    if needs_trunk(config):
-        plans = [SplitPlan(*cut) for cut in config.fixed_cuts]
-        checks += [partial(plan.check, count) for plan in plans]
+        checks += [partial(SplitPlan(*cut).check, count) for cut in config.fixed_cuts]
     problems = [*dict.fromkeys(told for check in checks for told in _complaints(check))]
     if problems:
         yield from problems

@@ -103,7 +103,7 @@ def moved(folder, tmp_path):
     text = (here / "config.yaml").read_text()
     old = str(folder.path.parents[1])
     assert old in text
-    text = text.replace("model: tiny", "model: /home/them/model").replace(old, "/gone")
+    text = text.replace("model: tiny", "model: /elsewhere/model").replace(old, "/gone")
     (here / "config.yaml").write_text(text)
     return RunFolder(here)
 
@@ -111,7 +111,7 @@ def moved(folder, tmp_path):
 def test_a_run_that_was_moved_says_which_option_names_its_model(moved, capsys):
     assert main(["chat", str(moved.path), "--cluster", "0"]) == 1
     said = capsys.readouterr().err
-    assert "/home/them/model has no config.json" in said
+    assert "/elsewhere/model has no config.json" in said
     assert "say where with --model" in said
 
 
