@@ -12,7 +12,7 @@
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_CONFIG ?= codec='int8' devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4
+DEMO_CONFIG ?= codec='int8' devices='192MiB,227MiB,292MiB' test-examples=32 fingerprint-batches=4
 QUICK_CONFIG ?= model='minilm' codec='int4' local-steps=14 batch-size=16 train-examples=256 test-examples=32
 WRITING_TASKS ?= french,german,dialog
 WRITING_CONFIG ?= num-rounds=3 local-steps=12 train-examples=288 test-examples=32 \

@@ -227,7 +227,7 @@ def predicted(point: Point) -> int:
     shape = {"batch": point.batch, "length": point.length}
     shape["dtype_bytes"] = files.dtype.itemsize
     if not point.sessions:
-        return client_memory(
+        found = client_memory(
             architecture,
             head=point.head,
             tail=point.tail,
@@ -235,7 +235,8 @@ def predicted(point: Point) -> int:
             logits_to_keep=point.labels + 1,
             repeated=Repeated(STEPS, ranks) if point.checked else None,
             **shape,
-        ).total
+        )
+        return found.total - found.process  # points start with their small objects
     session = TrunkSession(point.head, point.tail, ranks)
     return trunk_memory(
         architecture,

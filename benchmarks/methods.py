@@ -25,8 +25,8 @@ from subprocess import PIPE, STDOUT
 
 CLIENTS = 8
 DEVICES = {
-    "smollm2": "devices='180MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4",
-    "minilm": "devices='98MiB,104MiB,140MiB' local-steps=10 batch-size=16 "
+    "smollm2": "devices='192MiB,227MiB,292MiB' test-examples=32 fingerprint-batches=4",
+    "minilm": "devices='110MiB,116MiB,152MiB' local-steps=10 batch-size=16 "
     "train-examples=256",
 }
 MODES = {
@@ -38,8 +38,8 @@ MODES = {
 }
 # Smaller devices cannot hold one rank for all layers.
 LARGER = {
-    "smollm2": "devices='185MiB,215MiB,280MiB' test-examples=32 fingerprint-batches=4",
-    "minilm": "devices='112MiB,120MiB,140MiB' local-steps=10 batch-size=16 "
+    "smollm2": "devices='197MiB,227MiB,292MiB' test-examples=32 fingerprint-batches=4",
+    "minilm": "devices='124MiB,132MiB,152MiB' local-steps=10 batch-size=16 "
     "train-examples=256",
 }
 RANKS = {

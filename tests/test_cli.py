@@ -777,7 +777,7 @@ def test_what_only_the_serverapp_knows_is_the_last_word_and_no_traceback(
 
 
 def test_plan_shows_cuts_ranks_and_memory_and_refuses_what_is_too_small(capsys):
-    config = "model='tiny' devices='100KiB,3MiB,1GiB'"
+    config = "model='tiny' devices='100KiB,15MiB,1GiB'"
     rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
     assert main(["plan", str(ROOT), "-c", config, *rates]) == 1
     out = capsys.readouterr().out
@@ -870,7 +870,7 @@ def test_plan_shows_no_round_of_a_trunk_that_the_run_has_not(keys, capsys):
 
 
 def test_plan_shows_cuts_of_adapters_that_have_no_rank(capsys):
-    config = "model='tiny' adapter='ia3' devices='3MiB,1GiB'"
+    config = "model='tiny' adapter='ia3' devices='15MiB,1GiB'"
     rates = ["--client-gflops", "1", "--trunk-gflops", "10"]
     assert main(["plan", str(ROOT), "-c", config, *rates]) == 0
     out = capsys.readouterr().out

@@ -9,6 +9,7 @@ Peak bytes of tensors, for a client with blocks C and ranks r, in the dtype of b
                  less the inputs of layers that have no adapter
     logits       what the loss takes on top of that peak
     workspace    min(6 MiB, b (B T w + w d))               what BLAS packs matrices into
+    process      12 MiB                                    small objects, and holes
 
 Peaks, and what a block keeps, are polynomials in B, T and K that were traced once for
 the architecture (:class:`~atlas_flwr.budget.footprint.Footprint`). The trunk holds its
@@ -41,6 +42,7 @@ FLOAT32 = 4
 VALUE_GRADIENT_MOMENTS = 4
 VALUE_MOMENTS = 3  # a session that waits has no gradient
 WORKSPACE = 6 << 20  # MKL's, seen on x86 with one thread
+PROCESS = 12 << 20  # at most 10 were seen beyond what is predicted of tensors
 CROSSED = 4  # of a step that is checked: hidden states and gradients, both ways
 REMEMBERED = 2 * 4  # a session's last two steps: two questions, and an answer to each
 
@@ -66,6 +68,8 @@ class MemoryEstimate:
         or to check them.
     check : int
         What repeating a round on the trunk takes beyond the peak of its steps.
+    process : int
+        What is no large tensor: a client's small objects, and holes between them.
     """
 
     weights: int
@@ -75,11 +79,12 @@ class MemoryEstimate:
     workspace: int = 0
     remembered: int = 0
     check: int = 0
+    process: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        held = self.weights + self.adapters + self.remembered
+        held = self.weights + self.adapters + self.remembered + self.process
         return held + self.activations + self.logits + self.workspace + self.check
 
 
@@ -191,6 +196,7 @@ def client_memory(
         logits=_bytes(loss - peak) if ends_here else 0,
         workspace=_workspace(a, size, dtype_bytes),
         remembered=_bytes(aligned_steps * steps.start.at(behind)),
+        process=PROCESS,
     )
     if repeated is None or tail is None:
         return estimate

@@ -72,6 +72,10 @@ class ClientBatches:
             return NextTokenCollator(collate)
         return collate
 
+    def read(self) -> None:
+        """Read the client's text and its tokenizer; both are then kept."""
+        self.collator(self.shard().task)
+
     def to_sketch(self) -> Iterator[Batch]:
         """Return the batches of the fingerprint, no example in two of them."""
         config, shard = self.config, self.shard()

@@ -192,12 +192,13 @@ class ClientRound:
         hooks = self._hooks(before=self.round)
         state = hooks.incoming(layout.read(self.arrays, "server"))
         started = time.monotonic()
+        drawn = self.batches(hooks)
+        drawn.read()  # texts and tokenizer are no part of what training takes
         with (
             PeakMeter(self.files.device) as meter,
             self._model(state, hooks, trains=True) as adapted,
         ):
-            made = self.batches(hooks).to_train(adapted.model, pooled)
-            batches, examples = made
+            batches, examples = drawn.to_train(adapted.model, pooled)
             hooks.begin(adapted, batches)
             done = train(
                 adapted.model,

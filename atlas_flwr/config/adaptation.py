@@ -72,8 +72,9 @@ class AdaptationConfig:
     )
     devices: str = option(
         "",
-        "Memory budgets of the clients, e.g. 320MiB,448MiB,1GiB, repeated over them; "
-        "empty is unlimited. Unsplit strategies need a budget for the whole model.",
+        "What training may take of each client's memory, e.g. 320MiB,448MiB,1GiB, "
+        "repeated over them; empty is unlimited. Python, its libraries and the texts "
+        "take some 0.5 GiB beside it. Unsplit strategies need it for the whole model.",
     )
     device_order: Literal["shuffled", "cycle"] = option(
         "shuffled",

@@ -111,6 +111,13 @@ def test_a_rank_is_never_counted_beyond_a_layers_shorter_side():
     assert at[64] == at[65]
 
 
+def test_a_clients_process_has_room_beside_its_tensors():
+    found = client_memory(MODELS[0], head=1, tail=1, ranks=2, **STEP)
+    tensors = found.weights + found.adapters + found.activations + found.logits
+    assert found.total - tensors - found.workspace == 12 << 20
+    assert trunk_memory(MODELS[0], sessions=[], **STEP).process == 0
+
+
 def test_a_classifier_counts_value_gradient_and_two_moments():
     dense = Architecture(**{**SIZES, "output_params": 164, "dense_params": 100})
     plain = client_memory(MODELS[0], head=1, tail=1, ranks=2, **STEP)

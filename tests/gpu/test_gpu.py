@@ -54,5 +54,5 @@ def test_clients_and_trunk_may_be_on_unlike_devices(tmp_path, split, where):
 
 
 def test_a_client_keeps_within_its_budget_of_the_gpu(tmp_path):
-    given = {**ATLAS, "device": "cuda", "devices": "8MiB,16MiB"}
+    given = {**ATLAS, "device": "cuda", "devices": "20MiB,28MiB"}
     assert losses(tmp_path, **given)

@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 REMEDIED = {"auxiliary_steps": 1, "align": 0.1}
-MEASURED = {"devices": "3MiB,6MiB"}
+MEASURED = {"devices": "15MiB,18MiB"}
 
 
 @pytest.mark.parametrize(
