@@ -53,9 +53,8 @@ OF_TOKENS = ("verified", "inverter", "optimised", "restored")
 
 
 def attacks(defence: str) -> tuple[str, ...]:
-    return {"labels": OF_LABELS, "tokens": OF_TOKENS}.get(
-        defence.partition(":")[0], ATTACKS
-    )
+    of = {"labels": OF_LABELS, "tokens": OF_TOKENS, "santext": OF_TOKENS}
+    return of.get(defence.partition(":")[0], ATTACKS)
 
 
 def run(runs: Path, texts: int, job: tuple[str, str, int]) -> dict[str, Any]:

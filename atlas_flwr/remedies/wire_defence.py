@@ -43,7 +43,8 @@ class DefenceKeys:
         "What clients do to hidden states and gradients before they leave, e.g. "
         "'gaussian:0.3', 'laplace:0.3', 'topk:0.1', or to what they have: 'labels:1' "
         "answers labels at random and 'tokens:10' each token, mostly by near ones, "
-        "private to that epsilon; 'mask' replaces numbers, addresses and names; "
+        "private to that epsilon, and 'santext:16' to that epsilon a unit of distance; "
+        "'mask' replaces numbers, addresses and names; "
         "'nopeek:1' trains the head to hide its text; or several joined by +. Trust "
         "none that `atlas-flwr attack` has not been tried on: it knows which one is "
         "on.",

@@ -12,6 +12,7 @@ from atlas_flwr.privacy.defences.labels import RandomLabels
 from atlas_flwr.privacy.defences.laplace import Laplace
 from atlas_flwr.privacy.defences.mask import Mask
 from atlas_flwr.privacy.defences.nopeek import NoPeek
+from atlas_flwr.privacy.defences.santext import SanText
 from atlas_flwr.privacy.defences.tokens import RandomTokens
 from atlas_flwr.privacy.defences.topk import TopK
 
@@ -20,6 +21,9 @@ __all__ = ["DEFENCES", "parse_defence"]
 # Answers at random would leave more than 999 of 1,000 tokens of any vocabulary as they
 # are, and all labels: no defence.
 MOST_EPSILON = 20.0
+# The most distant answers are then as seldom as e^-30; a number of 53 bits, by which
+# they are drawn, would never draw them at e^-37.
+MOST_METRIC_EPSILON = 30.0
 
 DEFENCES: Mapping[str, Kind] = {
     "none": Kind(lambda strength: NONE, "nothing", plain=True),
@@ -42,6 +46,13 @@ DEFENCES: Mapping[str, Kind] = {
         "tokens answered at random, mostly by near ones, each private to this epsilon",
         maximum=MOST_EPSILON,
         example=10,
+    ),
+    "santext": Kind(
+        SanText,
+        "tokens answered at random, seldom by distant ones, private to this epsilon a "
+        "unit of distance",
+        maximum=MOST_METRIC_EPSILON,
+        example=16,
     ),
     "mask": Kind(
         lambda strength: Mask(), "numbers, addresses and names replaced", plain=True

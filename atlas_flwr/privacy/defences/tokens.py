@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from atlas_flwr.privacy.defences.base import Defence
+from atlas_flwr.privacy.defences.drawing import DRAWN, drawn_places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RandomTokens"]
 
-DRAWN = 2**64
 STRAYING = 0.1
 MOST = 1024
 
@@ -83,7 +82,8 @@ class RandomTokens(Defence):
         found = []
         for text in texts:
             chosen = []
-            for token, (first, second) in zip(text, _drawn(text, secret), strict=True):
+            places = drawn_places(text, secret)
+            for token, (first, second) in zip(text, places, strict=True):
                 among = near[token] if first < kept * DRAWN else plain
                 chosen.append(among[second % len(among)])
             found.append(chosen)
@@ -96,12 +96,3 @@ class RandomTokens(Defence):
         rows = vocabulary.nearest(tokens.tolist(), count)
         is_near = (rows == read).any(1).double()
         return (is_near * kept / count + (1 - kept) / size).log()
-
-
-def _drawn(text: Sequence[int], secret: bytes) -> Iterator[tuple[int, int]]:
-    """Draw two numbers below 2^64 for each place of a text."""
-    whole = hashlib.blake2b(repr(list(text)).encode(), key=secret).digest()
-    for place in range(len(text)):
-        said = whole + place.to_bytes(8)
-        drawn = hashlib.blake2b(said, key=secret, digest_size=16).digest()
-        yield int.from_bytes(drawn[:8]), int.from_bytes(drawn[8:])
