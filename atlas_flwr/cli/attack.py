@@ -55,10 +55,21 @@ def main(arguments: Sequence[str]) -> int:
         "clients (default: three that are not the run's)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument(
+        "--round",
+        metavar="N",
+        type=int,
+        help="whose updates to attack (default: the first that was kept)",
+    )
     given = parser.parse_args(arguments)
     names = _named(given.attacks, given.texts)
     if given.known is not None:
         _check_known(given.known, names)
+    if given.round is not None and not set(names).intersection(OF_UPDATES):
+        listed, of = ",".join(names), ",".join(OF_UPDATES)
+        raise ConfigError(
+            [f"--round {given.round}: is of {of} alone, and --attacks has {listed}"]
+        )
     folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
 
     tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
@@ -81,8 +92,9 @@ def main(arguments: Sequence[str]) -> int:
     found, scores = recordings(folder) if readers or sizers or updates else [], []
     if updates:
         from atlas_flwr.cli.updates import check_updates, update_scores
+        from atlas_flwr.remedies.wire_recording import WIRE
 
-        check_updates(folder.config(), found)
+        check_updates(folder.config(), found, folder.path / WIRE, given.round)
 
     known = split_list(given.known or "")
     held = found if readers else []
@@ -101,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
 
         scores += task_scores(folder.config(), found, sizers, given.seed)
     if updates:
-        scores += update_scores(folder, found, updates, given.seed)
+        scores += update_scores(folder, found, updates, given.seed, given.round)
     if sketchers:
         scores += sketch_scores(folder, sketchers, given.seed)
     if tellers:

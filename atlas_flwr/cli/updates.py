@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from atlas_flwr.cli.properties import (
     shares_of,
 )
 from atlas_flwr.errors import DataError
+from atlas_flwr.privacy.starts import kept_start
+from atlas_flwr.remedies.wire_recording import WIRE
 from atlas_flwr.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -38,29 +42,47 @@ __all__ = ["MadeUp", "changed", "check_updates", "update_scores"]
 SHADOWS = 24  # of each task that the attacker thinks possible
 
 
-def check_updates(config: RunConfig, found: Sequence[Recording]) -> None:
-    """Want updates of round 1 that can be made up, before longer work begins.
+def check_updates(
+    config: RunConfig, found: Sequence[Recording], wire: Path, number: int | None = None
+) -> None:
+    """Want updates of a round that can be made up, before longer work begins.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    found : Sequence[Recording]
+        What it recorded.
+    wire : Path
+        Where.
+    number : int, optional
+        The round; by default the first of which an update was kept.
 
     Raises
     ------
     DataError
         If none was recorded, or they are not of LoRA's adapters of single tokens'
-        positions and of the ranks that were sent.
+        positions and of the ranks that were sent, or what the trunk began with was not
+        kept.
     """
-    why, firsts = None, _firsts(found)
+    why, those = None, _of_round(found, number)
+    kept = sorted({r.round for r in found if r.update is not None})
     if config.adapter != "lora":
         why = f"adapter={config.adapter!r}: it reads LoRA's adapters alone"
     elif config.split == "vanilla":
         why = "a vanilla split sends the labels themselves"
     elif config.summary_positions:
         why = f"summary-positions={config.summary_positions}: it makes up none"
-    elif not firsts:
-        why = (
-            "no update of round 1 was kept, when all start alike: a recording has the "
-            "last four rounds"
-        )
-    elif any(_ranks(r.adapters) != _ranks(r.update) for r in firsts if r.update):
+    elif not those:
+        named = "any round" if number is None else f"round {number}"
+        why = f"no update of {named} was kept; there are of {kept or 'none'}"
+    elif any(_ranks(r.adapters) != _ranks(r.update) for r in those if r.update):
         why = "its clients change ranks as they train"
+    elif any(kept_start(wire, r.client, r.round) is None for r in those):
+        why = (
+            f"it has not kept what the trunk began round {those[0].round} with: "
+            "record it anew"
+        )
     if why:
         raise DataError(
             f"updates cannot be attacked: {why}; leave update out of --attacks"
@@ -72,8 +94,9 @@ def update_scores(
     found: Sequence[Recording],
     attacks: Sequence[SketchAttack],
     seed: int,
+    number: int | None = None,
 ) -> Iterator[Score]:
-    """Guess each client's task, and its balance of labels, by its first round's update.
+    """Guess each client's task, and its balance of labels, by its update of a round.
 
     Parameters
     ----------
@@ -85,6 +108,8 @@ def update_scores(
         What to try.
     seed : int
         Of the shadows, and of resampling.
+    number : int, optional
+        The round; by default the first of which an update was kept.
 
     Raises
     ------
@@ -93,33 +118,48 @@ def update_scores(
     """
     from atlas_flwr.remedies.wire_defence import defence_of
 
-    config, firsts = folder.config(), _firsts(found)
-    check_updates(config, found)
-    own = Properties.of(folder, [recording.client for recording in firsts])
-    alike: dict[Any, MadeUp] = {}  # one of those who start alike stands for all
-    for one in firsts:
-        alike.setdefault(_start(one), MadeUp(config, one, own, seed))
-    starts = {recording.client: _start(recording) for recording in firsts}
+    config, those, wire = folder.config(), _of_round(found, number), folder.path / WIRE
+    check_updates(config, found, wire, number)
+    own = Properties.of(folder, [recording.client for recording in those])
+    alike: dict[str, MadeUp] = {}  # one of those who start alike stands for all
+    starts: dict[str, str] = {}
+    for one in those:
+        middle = kept_start(wire, one.client, one.round)
+        assert middle is not None
+        starts[one.client] = _start(one, middle)
+        alike.setdefault(starts[one.client], MadeUp(config, one, middle, own, seed))
     yield from own.scores(
         attacks,
-        {r.client: changed(r, r.update)[None] for r in firsts if r.update},
+        {r.client: changed(r, r.update)[None] for r in those if r.update},
         lambda client: alike[starts[client]].shadows,
         seed,
         defence=str(defence_of(config)),
-        cut=", ".join(sorted({str(recording.plan) for recording in firsts})),
+        cut=", ".join(sorted({str(recording.plan) for recording in those})),
     )
 
 
-def _firsts(found: Sequence[Recording]) -> list[Recording]:
-    return [r for r in found if r.round == 1 and r.update is not None]
+def _of_round(found: Sequence[Recording], number: int | None) -> list[Recording]:
+    kept = [r for r in found if r.update is not None]
+    wanted = min((r.round for r in kept), default=0) if number is None else number
+    return [r for r in kept if r.round == wanted]
 
 
 def _ranks(state: AdapterState) -> Mapping[str, int]:
     return {name: found.rank for name, found in state.factors.items()}
 
 
-def _start(recording: Recording) -> tuple[str, frozenset[tuple[str, int]]]:
-    return str(recording.plan), frozenset(_ranks(recording.adapters).items())
+def _start(recording: Recording, middle: AdapterState) -> str:
+    """Return what differs where two clients start unlike."""
+    from atlas_flwr.lora import AdapterState
+    from atlas_flwr.lora.flattening import flatten
+
+    told = hashlib.blake2b(str(recording.plan).encode())
+    for whole in (recording.adapters, middle):
+        parts = flatten(whole, "live") | flatten(AdapterState(whole.folded), "folded")
+        for name, value in sorted(parts.items()):
+            told.update(f"{name} {value.shape} ".encode())
+            told.update(np.ascontiguousarray(value).tobytes())
+    return told.hexdigest()
 
 
 def changed(start: Recording, after: AdapterState) -> NDArray[np.float32]:
@@ -141,7 +181,9 @@ class MadeUp:
     config : RunConfig
         The run's: they train as its clients do.
     start : Recording
-        For cut and adapters. The trunk's adapters are of the greatest of its ranks.
+        For cut and adapters.
+    middle : AdapterState
+        The trunk's adapters, as its round began.
     own : Properties
         Tasks to make up clients of, and texts that they do not have.
     seed : int
@@ -150,6 +192,7 @@ class MadeUp:
 
     config: RunConfig
     start: Recording
+    middle: AdapterState
     own: Properties
     seed: int
 
@@ -200,11 +243,11 @@ class MadeUp:
 
         config, plan, (parts, engine) = self.config, self.start.plan, self._model
         defence = defence_of(config)
-        spec = SessionSpec(plan, self._middle, trunk_optimizer_of(config))
+        spec = SessionSpec(plan, self.middle, trunk_optimizer_of(config))
         token = engine.open(spec)
         drawn = torch.Generator().manual_seed(seed)
         trunk = DefendedTrunk(EngineTrunk(engine, token), defence, drawn)
-        sides = parts.head, parts.tail, trunk, self.start.adapters
+        sides = parts.head, parts.tail, trunk, replace(self.start.adapters, folded={})
         batches = self._batches(task, examples, seed)
         objective = partial(penalised, defence, proceed=task_loss)
         with adapted_split(*sides, scaling_of(config)) as adapted:
@@ -240,21 +283,12 @@ class MadeUp:
 
     @cached_property
     def _model(self) -> tuple[Parts, TrunkEngine]:
+        """Head and tail, with what is folded in them, and the trunk."""
+        from atlas_flwr.lora import fold
+        from atlas_flwr.privacy.knowledge import on_side
+
         plan = self.start.plan
-        return self._files.parts(plan), self._files.trunk(plan).engine()
-
-    @cached_property
-    def _middle(self) -> AdapterState:
-        """The trunk's adapters, as all clients start."""
-        from atlas_flwr.server_apps.build import scaling_of
-        from atlas_flwr.train.initial import initial_state
-
-        outline, config = self._files.outline(), self.config
-        blocks = self.start.plan.trunk_range(outline.num_layers)
-        shapes = outline.shapes(config.target_list)
-        return initial_state(
-            {n: shape for n, shape in shapes.items() if outline.block_of(n) in blocks},
-            rank=max(_ranks(self.start.adapters).values()),
-            scaling=scaling_of(config),
-            seed=config.seed,
-        )
+        parts = self._files.parts(plan)
+        for side in (parts.head, parts.tail):
+            fold(side, on_side(side, self.start.adapters.folded))
+        return parts, self._files.trunk(plan).engine()

@@ -144,8 +144,11 @@ class Exchange:
                 server_round=server_round,
             )
             entries.update(self.sessions.way(token))
+            middle = self.sessions.on_trunk(given.plan, state)
             if self.sessions.is_checked():
-                on_trunk = self.sessions.on_trunk(given.plan, state)
+                on_trunk = middle
+            if kind == MessageType.TRAIN:
+                self.sessions.started(client, server_round, middle)
             state = self.sessions.on_client(given.plan, state)
             self._split.add(node)
         if kind == MessageType.TRAIN:

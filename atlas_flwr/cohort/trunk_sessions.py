@@ -59,6 +59,8 @@ class TrunkSessions:
         That a client takes in a round, for the order in which the trunk serves.
     holder : Callable[[str], str]
         Whom the certificate is of that a client shows the trunk; empty for none.
+    started : Callable[[str, int, AdapterState], None]
+        Is told, of each client and round of training, what its session began with.
     """
 
     host: TrunkHost
@@ -73,6 +75,7 @@ class TrunkSessions:
     checks: float = 0.0
     steps: int = 0
     holder: Callable[[str], str] = lambda _: ""
+    started: Callable[[str, int, AdapterState], None] = lambda *_: None
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
 

@@ -29,7 +29,7 @@ from atlas_flwr.split.summary import Summary, reads_forward_only
 from atlas_flwr.types import Role
 from atlas_flwr.wire import Codec
 
-__all__ = ["Knowledge", "KnownText", "LabelledText", "PublicModel"]
+__all__ = ["Knowledge", "KnownText", "LabelledText", "PublicModel", "on_side"]
 
 _V = TypeVar("_V")
 
@@ -197,11 +197,11 @@ class PublicModel:
 
 def _adapt(side: Any, state: AdapterState) -> None:
     detach(side)
-    fold(side, _here(side, state.folded))
-    mine = _here(side, state.factors)
+    fold(side, on_side(side, state.folded))
+    mine = on_side(side, state.factors)
     attach(side, {name: f.rank for name, f in mine.items()}, Scaling())
     load(side, mine)
-    attach_ia3(side, _here(side, ia3_vectors(state.dense)))
+    attach_ia3(side, on_side(side, ia3_vectors(state.dense)))
     named = dict(side.named_parameters())
     local = part_info(side).local_name
     with torch.no_grad():
@@ -212,7 +212,8 @@ def _adapt(side: Any, state: AdapterState) -> None:
     side.requires_grad_(False).eval()
 
 
-def _here(side: Any, layers: Mapping[str, _V]) -> dict[str, _V]:
+def on_side(side: Any, layers: Mapping[str, _V]) -> dict[str, _V]:
+    """Return those of the whole model's layers that a part has, by its names."""
     local = part_info(side).local_name
     named = {local(name): found for name, found in layers.items()}
     return {name: found for name, found in named.items() if name is not None}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         remedy_warnings,
         remembered_steps,
         server_hooks,
+        session_started,
     )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "remedy_warnings",
     "remembered_steps",
     "server_hooks",
+    "session_started",
 ]
 
 __getattr__, __dir__ = attach(
@@ -64,5 +66,6 @@ __getattr__, __dir__ = attach(
         "remedy_warnings": "registry",
         "remembered_steps": "registry",
         "server_hooks": "registry",
+        "session_started": "registry",
     },
 )

@@ -225,6 +225,16 @@ class Remedy:
         """Yield what a user must not overlook, as a run begins and in its report."""
         return iter(())
 
+    def session_started(
+        self,
+        config: RunConfig,
+        folder: Path,
+        client: str,
+        server_round: int,
+        state: AdapterState,
+    ) -> None:
+        """See what a client's session on the trunk begins a round of training with."""
+
     def finish(self, config: RunConfig, run_id: str, folder: Path) -> None:
         """Leave something in the folder of a run that has ended."""
 

@@ -38,6 +38,7 @@ from atlas_flwr.remedies.wire_recording import RecordingKeys, WireRecording
 
 if TYPE_CHECKING:
     from atlas_flwr.config.schema import RunConfig
+    from atlas_flwr.lora import AdapterState
 
 __all__ = [
     "REMEDIES",
@@ -51,6 +52,7 @@ __all__ = [
     "remedy_warnings",
     "remembered_steps",
     "server_hooks",
+    "session_started",
 ]
 
 
@@ -118,6 +120,18 @@ def kept_elsewhere(config: RunConfig) -> list[str]:
 def remedy_warnings(config: RunConfig) -> list[str]:
     """Say what a user must not overlook of the remedies that are on."""
     return [told for remedy in REMEDIES for told in remedy.warnings(config)]
+
+
+def session_started(
+    config: RunConfig,
+    folder: Path,
+    client: str,
+    server_round: int,
+    state: AdapterState,
+) -> None:
+    """Let each remedy see what a client's session on the trunk begins a round with."""
+    for remedy in REMEDIES:
+        remedy.session_started(config, folder, client, server_round, state)
 
 
 def finish_remedies(config: RunConfig, run_id: str, folder: Path) -> None:

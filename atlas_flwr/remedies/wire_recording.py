@@ -3,6 +3,7 @@
 
 See :mod:`atlas_flwr.privacy.recorder`. Each client writes its own on its own disk, and
 at the end of the run those that are on the server's machine come into the run's folder.
+What the trunk's adapters began each round with the server writes there itself.
 """
 
 from __future__ import annotations
@@ -78,6 +79,20 @@ class WireRecording(Remedy):
                 "record-wire=true: the clients' texts, and what crosses the cut, are "
                 "written to disk in the clear; delete RUN/wire when you are done"
             )
+
+    def session_started(
+        self,
+        config: RunConfig,
+        folder: Path,
+        client: str,
+        server_round: int,
+        state: AdapterState,
+    ) -> None:
+        """Keep the trunk's part of what a client starts with, as its server has it."""
+        if config.record_wire:
+            from atlas_flwr.privacy.starts import keep_start
+
+            keep_start(folder / WIRE, client, server_round, state)
 
     def finish(self, config: RunConfig, run_id: str, folder: Path) -> None:
         """Bring what was recorded on this machine into the run's folder."""

@@ -73,6 +73,8 @@ class RunContext:
         The trunk, for split clients.
     calls : Calls
         Is told of all calls to trunks that the run serves by gRPC.
+    started : Callable[[str, int, AdapterState], None]
+        Is told what each client's session on the trunk begins a round with.
     """
 
     config: RunConfig
@@ -82,6 +84,7 @@ class RunContext:
     on_event: Callable[[Event], None]
     trunk: Endpoint | None = None
     calls: Calls = field(default_factory=Calls)
+    started: Callable[[str, int, AdapterState], None] = lambda *_: None
 
     @property
     def hooks(self) -> ServerHooks:
@@ -136,6 +139,7 @@ def _sessions(setting: RunContext) -> TrunkSessions | None:
         checks=setting.config.peer_checks,
         steps=setting.config.local_steps * setting.config.accumulate,
         holder=holders_of(setting.config, setting.roster),
+        started=setting.started,
     )
 
 

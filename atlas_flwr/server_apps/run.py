@@ -24,7 +24,7 @@ from atlas_flwr.grids.resumable import Resumable, Stateful
 from atlas_flwr.grids.secure import SecureGrid
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
-from atlas_flwr.remedies import finish_remedies, remedy_warnings
+from atlas_flwr.remedies import finish_remedies, remedy_warnings, session_started
 from atlas_flwr.report import (
     RunEnded,
     RunFolder,
@@ -139,7 +139,9 @@ class Run:
         without = split_list(config.without_clients)
         mending = MendingGrid(grid)
         recording = RecordingGrid(mending, roster, recorder.exchange, without)
-        setting = RunContext(config, files, outline, roster, recorder.event)
+        started = partial(session_started, config, self.folder.path)
+        context = config, files, outline, roster, recorder.event
+        setting = RunContext(*context, started=started)
         rounds = _Rounds(recording, mending, recorder, progress, self.checkpoint)
         for restarts_left in range(config.trunk_restarts, -1, -1):
             try:
