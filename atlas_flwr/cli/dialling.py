@@ -77,6 +77,9 @@ def dialled(
         return _looked(place, trusted, clock, http)
     except ssl.SSLCertVerificationError as error:
         refused: ssl.SSLError = error
+    except (ssl.SSLEOFError, ConnectionError):
+        # So does Docker's proxy of a published port that nothing listens behind.
+        return Dialled(closed="connections are taken, and ended before any answer")
     except (ssl.SSLError, OSError) as error:
         found = error if isinstance(error, ssl.SSLError) else ssl.SSLError(str(error))
         return Dialled(refused=found, plain=found)

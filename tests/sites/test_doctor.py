@@ -154,6 +154,36 @@ def test_a_closed_port_and_one_without_tls_are_told_apart(site):
     assert "clock" not in plain
 
 
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_published_port_with_nothing_behind_it_is_no_answer(kits, lasting):
+    """Docker's proxy takes connections for a container, whatever that one does."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        own = {"link": {"host": "127.0.0.1", "port": 1, "trunk-port": port}}
+        if lasting:
+            own = {"trunk": {"host": "127.0.0.1", "port": port}}
+        node = kits(**own) / "nodes" / "north"
+
+        def hang_up():
+            while True:
+                try:
+                    held.accept()[0].close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        found = findings(node, port)
+        held.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for name in ("SuperLink's port", "trunk's port"):
+        assert not found[name].ok
+        assert "ended before any answer" in found[name].detail
+    assert "does the SuperLink run" in found["SuperLink's port"].remedy
+    assert found["trunk's port"].remedy.startswith("start it") == lasting
+    assert not {"SuperLink's certificate", "trunk's certificate", "clock"} & set(found)
+
+
 def test_a_folder_that_was_meddled_with_is_told(site, capsys):
     node, other = site / "nodes" / "north", site / "nodes" / "south"
     (node / "node.key").write_bytes((other / "node.key").read_bytes())
