@@ -15,6 +15,7 @@ from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError, SiteError
 from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk
 from atlas_flwr.sites.run_configs import WRITTEN, refusals
+from atlas_flwr.sites.scripts import APP
 from atlas_flwr.wire.codecs import CODEC_CHOICES
 
 __all__ = ["read_site"]
@@ -22,7 +23,6 @@ __all__ = ["read_site"]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 KEY = re.compile(r"[a-z][a-z0-9-]*")
-APP = "/opt/atlas-flwr/app"
 APPS = re.compile(r"/[^\"\\`${}:\x00-\x1f\x7f]*")  # for compose files and scripts
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters, which YAML may name
 OURS = (*WRITTEN, "trunk-address")

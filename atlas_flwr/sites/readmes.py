@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from atlas_flwr import __version__
 from atlas_flwr.sites.description import Link, Node, Site, Trunk, joined
-from atlas_flwr.sites.scripts import HOME
+from atlas_flwr.sites.scripts import APP, HOME
 
 __all__ = ["authority_readme", "link_readme", "node_readme", "trunk_readme"]
 
@@ -16,9 +16,17 @@ CHECK = """1. Check what came: `sha256sum --check --quiet SHA256SUMS`. Ask who s
 """
 UNIT = """With systemd: the folder to `{home}/{folder}`, owned by a user `atlas-flwr`,
 then `systemctl enable --now {home}/{folder}/{unit}`.
-In a container: `docker compose up -d`, with an image that has atlas-flwr.
+Commands are for that user: `sudo -u atlas-flwr env PATH={home}/venv/bin:$PATH ...`.
+In a container: once `echo "ATLAS_USER=$(id -u):$(id -g)" >.env`, as this folder's
+owner, and `docker compose up -d`. The image, atlas-flwr:{version} or what `ATLAS_IMAGE`
+says, has what step 2 asks for; examples/deployment/Dockerfile makes one{container}.
 By hand: `./start.sh`.
 """
+# What follows in a container.
+NODE = """.
+Before that, `docker compose run --rm node atlas-flwr doctor --deployment .`"""
+LINK = """.
+Then `docker compose exec link ./register.sh`, and so each of the scripts above"""
 
 
 def node_readme(node: Node, site: Site, flwr: str) -> str:
@@ -43,7 +51,7 @@ much, make your own, `ssh-keygen -t ecdsa -b 384 -N "" -f node.key`, and send
 5. `atlas-flwr doctor --deployment .` says what is missing.
 6. Start it.
 
-{_unit(f"nodes/{node.name}", f"atlas-flwr-{node.name}.service")}"""
+{_unit(f"nodes/{node.name}", f"atlas-flwr-{node.name}.service", NODE)}"""
 
 
 def link_readme(link: Link, site: Site, flwr: str) -> str:
@@ -66,7 +74,7 @@ nothing of them. Let a reverse proxy pass `/v1/fleet/` alone to other machines.
 5. `./flwr.sh supernode list` shows who is there; `./run.sh` starts a run, and
    `./flwr.sh supernode unregister ID {site.name}` shuts a node out.
 
-{_unit("link", "atlas-flwr-link.service")}"""
+{_unit("link", "atlas-flwr-link.service", _mounted(site) + LINK)}"""
 
 
 def trunk_readme(trunk: Trunk, site: Site, flwr: str) -> str:
@@ -80,7 +88,7 @@ another model or cut than `run.toml` refuses this trunk.
 {_check(flwr)}3. Put the app into `{site.app}`, or say where it is: `ATLAS_APP=...`.
 4. Start it.
 
-{_unit("trunk", "atlas-flwr-trunk.service")}"""
+{_unit("trunk", "atlas-flwr-trunk.service", _mounted(site))}"""
 
 
 def authority_readme(site: Site) -> str:
@@ -107,5 +115,17 @@ def _check(flwr: str) -> str:
     return CHECK.format(version=__version__, flwr=flwr, home=HOME)
 
 
-def _unit(folder: str, unit: str) -> str:
-    return UNIT.format(home=HOME, folder=folder, unit=unit)
+def _mounted(site: Site) -> str:
+    if site.app == APP:
+        return ".\nIt has the app of step 3, too"
+    return ".\nThe app of step 3 is mounted"
+
+
+def _unit(folder: str, unit: str, container: str) -> str:
+    return UNIT.format(
+        home=HOME,
+        folder=folder,
+        unit=unit,
+        version=__version__,
+        container=container,
+    )

@@ -11,6 +11,8 @@ from atlas_flwr import __version__
 from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk, joined
 
 __all__ = [
+    "APP",
+    "HOME",
     "compose",
     "flower_cli",
     "link_start",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 HOME = "/opt/atlas-flwr"
+APP = f"{HOME}/app"
 OPENING = """#!/usr/bin/env bash
 # {about}
 set -euo pipefail
@@ -145,6 +148,7 @@ User=atlas-flwr
 WorkingDirectory={HOME}/{folder}
 Environment=PATH={HOME}/venv/bin:/usr/local/bin:/usr/bin:/bin
 Environment=ATLAS_CACHE={HOME}/{folder}/cache
+Environment=HOME={HOME}/{folder}/cache
 ExecStart={HOME}/{folder}/start.sh
 Restart=on-failure
 RestartSec=10
@@ -161,10 +165,26 @@ WantedBy=multi-user.target
 
 
 def compose(name: str, ports: tuple[int, ...], app: str | None) -> str:
-    """Write a compose file."""
+    """Write a compose file.
+
+    Parameters
+    ----------
+    name : str
+        Of its service.
+    ports : tuple[int, ...]
+        That others dial.
+    app : str, optional
+        The app's folder, if this role reads one. At ``APP`` the image has its own.
+    """
     mounts = ['      - ".:/site"']
-    if app is not None:
-        mounts.append(f'      - "${{ATLAS_APP:-{app}}}:{app}:ro"')
+    if app not in (None, APP):
+        # In this form a folder that is not there is refused, and not made, empty.
+        mounts += [
+            "      - type: bind",
+            f'        source: "${{ATLAS_APP:-{app}}}"',
+            f'        target: "{app}"',
+            "        read_only: true",
+        ]
     lines = [
         "services:",
         f"  {name}:",
@@ -174,11 +194,13 @@ def compose(name: str, ports: tuple[int, ...], app: str | None) -> str:
         '    command: ["/site/start.sh"]',
         "    environment:",
         "      ATLAS_CACHE: /site/cache",
+        "      HOME: /site/cache",  # the image has none that this user may write to
         "    volumes:",
         *mounts,
         *(["    ports:"] if ports else []),
         *(f'      - "{port}:{port}"' for port in ports),
         "    restart: unless-stopped",
+        "    stop_grace_period: 30s",  # a trunk lets open calls end
         "    init: true",
         '    security_opt: ["no-new-privileges:true"]',
         '    cap_drop: ["ALL"]',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Container files, read as they are: no Docker daemon is at hand to run them."""
+"""Container files, read as they are; docs/deployment.md says what was run of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SITES = {
 @pytest.mark.parametrize("name", SITES)
 def test_a_compose_file_runs_its_own_folders_script_behind_its_own_ports(kits, name):
     site, changes = kits(**SITES[name]), SITES[name]
-    app = changes.get("run", {}).get("app", "/opt/atlas-flwr/app")
+    app = changes.get("run", {}).get("app")
     link, trunk = changes.get("link", {"port": 18000}), changes.get("trunk")
     own = [link["trunk-port"]] if "trunk-port" in link else []
     ports = {"link": [link["port"], *own], "node": []}
@@ -39,22 +39,38 @@ def test_a_compose_file_runs_its_own_folders_script_behind_its_own_ports(kits, n
         (script,) = service.pop("command")
         place = Path(service.pop("working_dir"))
         assert os.access(file.parent / Path(script).relative_to(place), os.X_OK)
-        mounts = [f".:{place}"]
-        if role != "node":
-            mounts.append(f"${{ATLAS_APP:-{app}}}:{app}:ro")
+        mounts: list[object] = [f".:{place}"]
+        if app and role != "node":
+            # In the short form Docker makes an empty folder of one that is not there.
+            source = {"type": "bind", "source": f"${{ATLAS_APP:-{app}}}"}
+            mounts.append({**source, "target": app, "read_only": True})
         assert service.pop("volumes") == mounts
         assert service.pop("ports", []) == [f"{p}:{p}" for p in ports[role]]
-        cache = Path(service.pop("environment").pop("ATLAS_CACHE"))
-        assert cache.is_relative_to(place)  # which outlives the container
+        # In what outlives the container, and where its user may write.
+        homes = service.pop("environment")
+        assert set(homes) == {"ATLAS_CACHE", "HOME"}
+        assert all(Path(home).is_relative_to(place) for home in homes.values())
         tag = image_of(service.pop("image"))
         assert f"-t {tag} ." in DOCKERFILE.read_text()
         assert service == {
             "user": "${ATLAS_USER:-1000:1000}",
             "restart": "unless-stopped",
+            "stop_grace_period": "30s",
             "init": True,
             "security_opt": ["no-new-privileges:true"],
             "cap_drop": ["ALL"],
         }
+
+
+def test_a_mount_does_not_hide_the_app_that_the_image_has(kits):
+    """Where an owner has none, Docker would lay an empty folder over it."""
+    (line,) = (x for x in DOCKERFILE.read_text().splitlines() if "WORKDIR" in x)
+    app = line.removeprefix("WORKDIR ")
+    site = kits(link=INSIDE)
+    assert f"ATLAS_APP:-{app}" in (site / "link" / "run.sh").read_text()
+    for file in site.rglob("compose.yaml"):
+        (service,) = yaml.safe_load(file.read_text())["services"].values()
+        assert service["volumes"] == [".:/site"]
 
 
 def image_of(given: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -235,7 +236,12 @@ def test_words_of_a_site_reach_the_commands_as_they_are(kits):
 def test_units_say_what_runs(kits):
     site = kits(link={"host": "a.example.org", "port": 8000, "trunk-port": 7001})
     for unit in site.rglob("*.service"):
-        assert f"/{unit.parent.relative_to(site)}/start.sh" in unit.read_text()
+        text, folder = unit.read_text(), unit.parent.relative_to(site)
+        assert f"/{folder}/start.sh" in text
+        # All else is read-only to it: also the home of its user, wherever that is.
+        (writable,) = re.findall("(?m)^ReadWritePaths=(.*)$", text)
+        homes = re.findall("(?m)^Environment=(?:ATLAS_CACHE|HOME)=(.*)$", text)
+        assert [Path(home).parent for home in homes] == [Path(writable)] * 2
     run = (site / "link" / "run.toml").read_text()
     assert 'trunk-listen = "0.0.0.0:7001"' in run
     assert 'trunk-advertise = "a.example.org:7001"' in run
