@@ -2,18 +2,18 @@
 r"""A round of split training on a simulated clock: clients, links and trunks.
 
 Each step of a client is a series of stages, and each stage holds one thing: the client
-itself, its link up, its link down, or a trunk, which all its clients share; where the
-blocks are spread over several, one after the other. A step may be in several *parts*
-(micro-batches), which follow each other through the stages; the next step begins when
-the last part is back. A trunk takes the calls that wait in the order of its queue, and
-joins calls of one kind in a pass, which takes
+itself, its link up, its link down, a trunk, which all its clients share, or a seam
+between two trunks; where the blocks are spread over several, one after the other. A
+step may be in several *parts* (micro-batches), which follow each other through the
+stages; the next step begins when the last part is back. A trunk takes the calls that
+wait in the order of its queue, and joins calls of one kind in a pass, which takes
 
 .. math:: t = \max(t_0, n \cdot t_{row})
 
 seconds for n rows: a GPU computes while its kernels are launched, and the slower of the
 two is what counts. What the clock leaves out: the moment that a trunk waits for
-company, retries, what parts cost beyond their share of a step, and links that clients
-share.
+company, retries, what parts cost beyond their share of a step, how long an empty
+message takes, and links that clients share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from atlas_flwr.errors import BudgetError
 
 __all__ = ["Round", "Traveller", "TrunkRate", "simulate"]
 
-Place = Literal["client", "up", "down", "forward", "backward", "whole"]
+Place = Literal["client", "up", "down", "seam", "forward", "backward", "whole"]
 # Of a step's work on a trunk, and of its launches, by pass.
 SHARES: Mapping[Place, float] = {"forward": 1 / 3, "backward": 2 / 3, "whole": 1.0}
 STARTS: Mapping[Place, int] = {"forward": 1, "backward": 1, "whole": 2}
@@ -54,7 +54,8 @@ class Traveller:
         Forward and backward of its own blocks, of which forward is a third each.
         ``tail=None`` is a vanilla split, whose tail the trunk runs.
     link : float
-        One crossing of the step's tensors, up or down.
+        One crossing of the step's tensors, up or down; to the first trunk, if
+        ``links`` are given.
     rows : float
         Work that the step brings to the trunk: positions, or any other unit of ``row``.
     steps : int
@@ -63,11 +64,18 @@ class Traveller:
         Which of the trunks it passes, in the order of forward.
     cluster : str
         For queues that are fair.
+    links : tuple[float, ...]
+        Of trunks after the first, one crossing each. The client carries what one trunk
+        answers to the next. Empty: nothing of that takes time.
+    seams : tuple[float, ...]
+        One crossing from each trunk to the next, which hands on itself; the last
+        answers the client over the last of ``links``. Empty: none does.
 
     Raises
     ------
     BudgetError
-        If a time or ``rows`` is below 0, or a number below 1.
+        If ``links`` or ``seams`` are not one less than trunks, a time or ``rows`` is
+        below 0, or a number below 1.
     """
 
     head: float
@@ -77,9 +85,18 @@ class Traveller:
     steps: int = 1
     trunks: tuple[int, ...] = (0,)
     cluster: str = ""
+    links: tuple[float, ...] = ()
+    seams: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        times = (self.head, self.tail or 0.0, self.link, self.rows)
+        own = (self.head, self.tail or 0.0, self.link, self.rows)
+        times = (*own, *self.links, *self.seams)
+        between = len(self.trunks) - 1
+        if {len(self.links), len(self.seams)} - {0, between}:
+            raise BudgetError(
+                f"{self}: of links and seams there must be {between}, one less than "
+                "trunks, or none"
+            )
         if min(times) < 0 or min(self.steps, len(self.trunks)) < 1:
             raise BudgetError(
                 f"{self}: times and rows must be at least 0, steps and trunks at least "
@@ -89,16 +106,41 @@ class Traveller:
     @property
     def stages(self) -> Sequence[Stage]:
         """The stages of a step, in order."""
-        up, down = Stage("up", self.link), Stage("down", self.link)
-        first, last = Stage("client", self.head / 3), Stage("client", self.head * 2 / 3)
-        forward = [Stage("forward", trunk=k) for k in self.trunks]
-        backward = [Stage("backward", trunk=k) for k in reversed(self.trunks)]
+        own = Stage("client", self.head / 3), Stage("client", self.head * 2 / 3)
+        *near, last = self.trunks
+        there = [
+            stage
+            for k, trunk in enumerate(near)
+            for stage in (Stage("forward", trunk=trunk), *self._between(k, k + 1))
+        ]
+        back = [
+            stage
+            for k, trunk in reversed([*enumerate(near)])
+            for stage in (*self._between(k + 1, k), Stage("backward", trunk=trunk))
+        ]
+        first, far = self._links[0], self._links[-1]
+        there = [own[0], Stage("up", first), *there]
+        back = [*back, Stage("down", first), own[1]]
         if self.tail is None:
             # The last trunk ends the model: its forward and backward are one pass.
-            whole = Stage("whole", trunk=self.trunks[-1])
-            return [first, up, *forward[:-1], whole, *backward[1:], down, last]
-        tail = Stage("client", self.tail)
-        return [first, up, *forward, down, tail, up, *backward, down, last]
+            return [*there, Stage("whole", trunk=last), *back]
+        ends = Stage("down", far), Stage("client", self.tail), Stage("up", far)
+        passes = Stage("forward", trunk=last), Stage("backward", trunk=last)
+        return [*there, passes[0], *ends, passes[1], *back]
+
+    @property
+    def _links(self) -> Sequence[float]:
+        """One crossing between the client and each of its trunks."""
+        rest = self.links or (self.link,) * (len(self.trunks) - 1)
+        return self.link, *rest
+
+    def _between(self, one: int, other: int) -> Sequence[Stage]:
+        """The stages from a trunk to its neighbour."""
+        if self.seams:
+            return [Stage("seam", self.seams[min(one, other)])]
+        if self.links:
+            return [Stage("down", self._links[one]), Stage("up", self._links[other])]
+        return []
 
     @property
     def outside(self) -> float:

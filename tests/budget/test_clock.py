@@ -120,10 +120,33 @@ def test_a_fair_trunk_lets_a_small_cluster_through_first():
         lambda: Traveller(-1, 0, 0),
         lambda: Traveller(0, 0, 0, steps=0),
         lambda: Traveller(0, 0, 0, trunks=()),
+        lambda: Traveller(0, 0, 0, trunks=(0, 1), links=(1.0, 1.0)),
+        lambda: Traveller(0, 0, 0, trunks=(0, 1), seams=(-1.0,)),
         lambda: TrunkRate(-1.0),
         lambda: TrunkRate(1.0, sessions_per_pass=0),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(make):
-    with pytest.raises(BudgetError, match=r"at least|of which 1"):
+    with pytest.raises(BudgetError, match=r"at least|of which 1|must be 1, one less"):
         make()
+
+
+@pytest.mark.parametrize("tail", [None, 2.0])
+def test_a_relayed_chain_crosses_each_link_twice_as_often_as_a_trunk_alone(tail):
+    client = Traveller(3.0, tail, 5.0, trunks=(0, 1, 2), links=(7.0, 11.0))
+    rates = [TrunkRate(6.0), TrunkRate(9.0), TrunkRate(12.0)]
+    found = simulate([client], rates)
+    # A vanilla model ends in the last trunk: one crossing there each way.
+    links = 4 * (5.0 + 7.0 + 11.0) if tail else 4 * (5.0 + 7.0) + 2 * 11.0
+    assert found.seconds == pytest.approx(3.0 + (tail or 0.0) + 27.0 + links)
+
+
+@pytest.mark.parametrize("tail", [None, 2.0])
+def test_a_direct_chain_crosses_its_clients_link_as_often_as_a_trunk_alone(tail):
+    trunks, seams = (0, 1, 2), (13.0, 17.0)
+    client = Traveller(3.0, tail, 5.0, trunks=trunks, links=(7.0, 11.0), seams=seams)
+    rates = [TrunkRate(6.0), TrunkRate(9.0), TrunkRate(12.0)]
+    found = simulate([client], rates)
+    ends = 2 * 5.0 + (2 * 11.0 if tail else 0.0)
+    expected = 3.0 + (tail or 0.0) + 27.0 + ends + 2 * (13.0 + 17.0)
+    assert found.seconds == pytest.approx(expected)
