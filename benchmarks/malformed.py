@@ -43,9 +43,9 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed,
     sealed_request,
 )
-from atlas_flwr.trunk.transports.framed import Request
 from atlas_flwr.trunk.transports.grpc_channel import CLIENTS, OWNER, own_grpc
 from atlas_flwr.trunk.transports.local import LoopbackTrunk
+from atlas_flwr.trunk.transports.requests import Request
 from atlas_flwr.types import TrunkCall
 from atlas_flwr.wire.codecs import codec_named
 from benchmarks.soak import KEYS, Soak, same
@@ -67,7 +67,7 @@ def samples(soak: Soak, token: str) -> list[tuple[str, bytes]]:
             made.append(request)
             return super().exchange(request)
 
-    from atlas_flwr.trunk.transports.framed import FrameService
+    from atlas_flwr.trunk.transports.service import FrameService
 
     engine = soak.undisturbed
     for codec in ("raw", "int8", "int4"):

@@ -44,9 +44,9 @@ from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.engine.table import Limits
 from atlas_flwr.trunk.transports.addresses import connect
 from atlas_flwr.trunk.transports.certificates import run_identity
-from atlas_flwr.trunk.transports.framed import FrameService
 from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
 from atlas_flwr.trunk.transports.local import EngineTrunk, LocalTrunk, LoopbackTrunk
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from atlas_flwr.wire.codecs import codec_named
 

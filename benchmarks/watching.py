@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
 from atlas_flwr.trunk.transports.envelope import answered, sealed_request
-from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
 from atlas_flwr.trunk.transports.metrics import TrunkMetrics
+from atlas_flwr.trunk.transports.requests import Request, Verb
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.trunk.transports.watching import Journal, Watch
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named

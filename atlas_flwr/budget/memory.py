@@ -214,6 +214,7 @@ def trunk_memory(
     covers: tuple[int, int | None] = (1, 1),
     logits_to_keep: int = 2,
     dtype_bytes: int = 4,
+    handed: int = 0,
 ) -> MemoryEstimate:
     """Predict the trunk's peak while its sessions train.
 
@@ -236,6 +237,9 @@ def trunk_memory(
         Of vanilla sessions.
     dtype_bytes : int
         Bytes of a weight; those of the footprint's dtype. Adapters are float32.
+    handed : int
+        Steps' hidden states, or gradients of them, that neighbours in a chain have
+        brought each session and that are kept.
 
     Raises
     ------
@@ -267,7 +271,7 @@ def trunk_memory(
         activations=_bytes(steps.trunk.at(size) + most + waiting) if owned else 0,
         logits=_bytes(steps.loss.at(size) - peak) if ends else 0,
         workspace=_workspace(a, size, dtype_bytes),
-        remembered=_bytes(REMEMBERED * len(owned) * steps.hidden.at(size)),
+        remembered=_bytes((REMEMBERED + handed) * len(owned) * steps.hidden.at(size)),
     )
 
 

@@ -7,12 +7,13 @@ them together. With n_w guests on way w, the pairing minimises
 .. math:: \sum_g c(g, w_g) + \sum_w p_w n_w^2
 
 The unit is the *common step*: what all the trunk's blocks take a host of speed 1. c is
-what a way costs a guest whoever else is there: for each hop a step's bits over its own
-link, a price for leaving its cluster, another for leaving the way that it had before,
-and a high one for none at all, which grows with the rounds that it has waited. p is
-what a guest's step takes a way's hosts, work over speed and bits over link; a guest
-waits for n_w of them, so that the second sum is that over all guests, and spreads them.
-(A host that carries itself uses no link: it is given back, in c, what its own adds.)
+what a way costs a guest whoever else is there: a step's bits over its own link for each
+hop (for all hops once, where the hosts of a chain hand on to each other), a price for
+leaving its cluster, another for leaving the way that it had before, and a high one for
+none at all, which grows with the rounds that it has waited. p is what a guest's step
+takes a way's hosts, work over speed and bits over link; a guest waits for n_w of them,
+so that the second sum is that over all guests, and spreads them. (A host that carries
+itself uses no link: it is given back, in c, what its own adds.)
 The increments (2n - 1) p_w grow with n, so a way is as many *places*, of those prices,
 as its memory bears guests, and the best pairing is an assignment of guests to places
 (Hungarian algorithm; Ahuja, Magnanti and Orlin, Network Flows, 1993, section 12.4),
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +35,16 @@ from scipy.optimize import linear_sum_assignment
 from atlas_flwr.budget.chains import Link, Need, Way, chained, most_guests
 from atlas_flwr.errors import BudgetError
 
-__all__ = ["Guest", "Host", "Pairing", "Prices", "pair", "trusts", "ways_of"]
+__all__ = [
+    "Guest",
+    "Host",
+    "Pairing",
+    "Prices",
+    "crossings",
+    "pair",
+    "trusts",
+    "ways_of",
+]
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ class _Trade:
     before: Mapping[str, Way] = field(default_factory=dict)
     barred: Collection[tuple[str, str]] = ()
     even: float = 0.0
+    direct: bool = False
 
     def cost(self, guest: Guest, way: Way) -> float:
         """What a way costs a guest, whoever else is there; infinity: it cannot be."""
@@ -157,7 +169,8 @@ class _Trade:
         if not all(trusts(guest, host) for host in others) or not all(reached):
             return float("inf")
         crossing = self.even / guest.link
-        cost = sum(h.price + self.prices.hop + crossing for h in others)
+        cost = sum(h.price + self.prices.hop for h in others)
+        cost += crossing * crossings(guest.client, way, self.direct)
         # The guest itself is among those who wait for its link, and does not use it.
         cost -= sum(self.even / h.link for h in links if h not in others)
         known = {h.cluster for h in others} - {None}
@@ -173,6 +186,17 @@ class _Trade:
         hosts = [self.hosts[link.host] for link in way]
         computed = sum(s / h.speed for s, h in zip(shares, hosts, strict=True))
         return computed + sum(self.even / host.link for host in hosts)
+
+
+def crossings(guest: str, way: Way, direct: bool) -> int:
+    """Count how often a step goes out over a guest's link, and back.
+
+    That is once for each host but the guest itself; in a direct chain, once for hosts
+    that follow each other.
+    """
+    strange = [link.host != guest for link in way]
+    begun = (now and not before for before, now in pairwise([False, *strange]))
+    return sum(begun if direct else strange)
 
 
 def trusts(guest: Guest, host: Host) -> bool:
@@ -240,6 +264,7 @@ def pair(
     barred: Collection[tuple[str, str]] = (),
     prices: Prices | None = None,
     even: float = 0.0,
+    direct: bool = False,
 ) -> Pairing:
     """Pair guests with ways.
 
@@ -262,13 +287,15 @@ def pair(
     even : float
         Bits a second at which a step's tensors cross in a common step, all crossings
         together; 0 weighs no links.
+    direct : bool
+        Whether hosts of a chain hand on to each other, and not over the guest's link.
     """
     given, others = prices or Prices(), taken or {}
     if not guests:
         return Pairing({}, [], 0.0)
     blocks = next((range(w[0].first, w[-1].stop) for w in ways), range(0))
     trade = _Trade(
-        {h.client: h for h in hosts}, blocks, given, before or {}, barred, even
+        {h.client: h for h in hosts}, blocks, given, before or {}, barred, even, direct
     )
     places = [
         (way, n)

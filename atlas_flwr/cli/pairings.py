@@ -50,7 +50,9 @@ def pairing_shown(config: RunConfig, files: ModelFiles, clients: int) -> str:
     everyone = [*hosts, *([last] if last else [])]
     guests = [Guest(name, o.trust, link=o.link) for name, o in offers.items()]
     ways = ways_of(everyone, blocks, need, clients)
-    found = pair(guests, everyone, ways, even=need.even)
+    found = pair(
+        guests, everyone, ways, even=need.even, direct=config.peer_chains == "direct"
+    )
     head = (
         f"peers: {len(hosts)} of {clients} clients lend memory; the trunk has "
         f"{len(blocks)} blocks and takes {need(len(blocks), 1) / MIB:.0f} MiB with one "
@@ -69,14 +71,17 @@ class _Steps(NamedTuple):
 
     def seconds(self, way: Way, names: list[str]) -> float:
         """Return what a way's slowest guest waits for, without its own work."""
+        from atlas_flwr.budget.pairing import crossings
+
         common, blocks = self.need.common_step, way[-1].stop - way[0].first
         passed = [(self.hosts[link.host], len(link.blocks) / blocks) for link in way]
         computed = common.trunk * sum(share / host.speed for host, share in passed)
         others = [[host for host, _ in passed if host.client != name] for name in names]
         shared = sum(common.link / host.link for found in others for host in found)
+        direct = self.need.config.peer_chains == "direct"
         own = (
-            len(found) * common.link / self.guests[name].link
-            for name, found in zip(names, others, strict=True)
+            crossings(name, way, direct) * common.link / self.guests[name].link
+            for name in names
         )
         return len(names) * computed + shared + max(own)
 

@@ -15,8 +15,9 @@ from atlas_flwr.protocol.computed import computed_record
 from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import SessionSpec
-from atlas_flwr.trunk.hosts.chain import codecs_of, connect_all
+from atlas_flwr.trunk.hosts.chain import ChainTrunk, codecs_of, connect_all
 from atlas_flwr.trunk.hosts.checking import CheckedTrunk
+from atlas_flwr.trunk.hosts.direct import DirectChain
 from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
 from atlas_flwr.trunk.passing import standing_in
 from atlas_flwr.types import TrunkClient
@@ -45,6 +46,7 @@ def dialled(
         spares_padding=True,
         timeout=config.peer_timeout,
         shown=me.shown,
+        chain=DirectChain if config.peer_chains == "direct" else ChainTrunk,
     )
 
 

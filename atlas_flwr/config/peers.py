@@ -61,6 +61,13 @@ class PeerConfig:
         maximum=1,
         only=ADAPTER_STRATEGIES,
     )
+    peer_chains: Literal["relay", "direct"] = option(
+        "relay",
+        "How what one host of a chain has computed comes to the next. relay: over the "
+        "client, whose link it crosses twice. direct: the host brings it there itself, "
+        "which it must reach; for clients on slow links. The numbers are the same.",
+        only=ADAPTER_STRATEGIES,
+    )
     peer_fallback: Literal["none", "server"] = option(
         "none",
         "Where clients go for whom no peer has room, or that no peer trusts. none: "

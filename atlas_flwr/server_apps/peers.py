@@ -33,10 +33,11 @@ from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import RunContext, covering_plan
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import Outline
-from atlas_flwr.trunk import Endpoint
+from atlas_flwr.trunk import Endpoint, Limits
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.peers import Peers
+from atlas_flwr.trunk.transports.handing import KEPT
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named
 from atlas_flwr.wire.messages import encode_tensors
@@ -92,7 +93,15 @@ class PeerNeed:
             covers=(head, tail),
             logits_to_keep=rule.logits_to_keep,
             dtype_bytes=rule.dtype_bytes,
+            handed=self._handed,
         ).total
+
+    @property
+    def _handed(self) -> int:
+        """What neighbours in a chain have brought a session and is kept, at most."""
+        if self.config.peer_chains == "relay":
+            return 0
+        return KEPT * max(Limits.passes_per_session, self.config.in_flight)
 
     @cached_property
     def common_step(self) -> StepTime:
@@ -192,6 +201,7 @@ def peers_of(
         need.even,
     )
     try:
-        yield Endpoint(Peers(hosts, model, last=last_resort(config)), "")
+        direct = config.peer_chains == "direct"
+        yield Endpoint(Peers(hosts, model, last=last_resort(config), direct=direct), "")
     finally:
         hosts.stop()

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from atlas_flwr.trunk.skipping import SkippingTrunk
     from atlas_flwr.trunk.source import TrunkSource
     from atlas_flwr.trunk.transports.addresses import connect
-    from atlas_flwr.trunk.transports.framed import FramedTrunk, FrameService, Request
+    from atlas_flwr.trunk.transports.framed import FramedTrunk
     from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
     from atlas_flwr.trunk.transports.local import EngineTrunk, LocalTrunk, serve_local
     from atlas_flwr.trunk.transports.ray import start_ray_trunk
+    from atlas_flwr.trunk.transports.requests import Request
+    from atlas_flwr.trunk.transports.service import FrameService
 
 __all__ = [
     "Credentials",
@@ -48,11 +50,11 @@ __getattr__, __dir__ = attach(
         "Credentials": "credentials",
         "Endpoint": "host",
         "EngineTrunk": "transports.local",
-        "FrameService": "transports.framed",
+        "FrameService": "transports.service",
         "FramedTrunk": "transports.framed",
         "Limits": "engine.table",
         "LocalTrunk": "transports.local",
-        "Request": "transports.framed",
+        "Request": "transports.requests",
         "ServeOptions": "transports.grpc",
         "SessionSpec": "engine.session",
         "SkippingTrunk": "skipping",

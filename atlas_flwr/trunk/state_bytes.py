@@ -22,6 +22,7 @@ from atlas_flwr.errors import WireError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.engine.session import SessionSpec
+from atlas_flwr.trunk.seams import Neighbour, Seams
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["spec_bytes", "spec_of", "state_bytes", "state_of"]
@@ -107,6 +108,7 @@ def spec_bytes(spec: SessionSpec) -> bytes:
         "client": spec.client,
         "round": spec.round,
         "holder": spec.holder,
+        "seams": None if spec.seams is None else asdict(spec.seams),
     }
     return state_bytes(spec.state, about)
 
@@ -137,9 +139,18 @@ def spec_of(data: bytes) -> SessionSpec:
             client=str(about["client"]),
             round=int(about["round"]),
             holder=str(about["holder"]),
+            seams=_seams(about["seams"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WireError(f"bytes that are no session: {error!r}") from None
+
+
+def _seams(told: Any) -> Seams | None:
+    if told is None:
+        return None
+    around = (told["onward"], told["back"])
+    onward, back = (None if n is None else Neighbour(*map(str, n)) for n in around)
+    return Seams(str(told["key"]), onward, back)
 
 
 def _scales(told: Mapping[str, Any], kind: str) -> list[tuple[str, float]]:

@@ -196,6 +196,15 @@ def test_a_larger_step_takes_more_of_a_trunk(chosen, sessions, batch, length, ag
     assert least < trunk(chosen, sessions, **{**at, "length": length + 1}).total
 
 
+def test_a_host_in_a_direct_chain_keeps_what_its_neighbours_brought_each_session():
+    sessions, (batch, length) = [TrunkSession(1, 1, 4)] * 3, (2, 16)
+    at = {"sessions": sessions, "batch": batch, "length": length}
+    relayed = trunk_memory(MODELS[0], **at)
+    direct = trunk_memory(MODELS[0], **at, handed=4)
+    hidden = 4 * batch * length * MODELS[0].hidden
+    assert direct.total - relayed.total == 3 * 4 * hidden
+
+
 def test_a_trunk_that_ends_the_model_has_its_output():
     at = {"sessions": [], **STEP}
     inner = trunk_memory(MODELS[0], covers=(1, 1), **at).weights

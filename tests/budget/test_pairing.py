@@ -55,7 +55,7 @@ guests = st.lists(
 )
 
 
-def cost_of(chosen, found, parties, before):
+def cost_of(chosen, found, parties, before, direct):
     """The objective, written down as it is stated: sums over guests and ways."""
     cost = 0.0
     for guest, way in zip(found, chosen, strict=True):
@@ -65,7 +65,11 @@ def cost_of(chosen, found, parties, before):
         others = [parties[k.host] for k in way if k.host != guest.client]
         if any(not guest.trust & host.trust for host in others):
             return None
-        cost += sum(PRICES.hop + EVEN / guest.link for _ in others)
+        cost += PRICES.hop * len(others)
+        # Where hosts hand on to each other, a run of them is as one.
+        runs = itertools.groupby(k.host == guest.client for k in way)
+        strange = sum(not is_own for is_own, _ in runs)
+        cost += EVEN / guest.link * (strange if direct else len(others))
         cost -= sum(EVEN / parties[k.host].link for k in way if k.host == guest.client)
         strange = {h.cluster for h in others if h.cluster is not None}
         if guest.cluster is not None and strange - {guest.cluster}:
@@ -79,9 +83,9 @@ def cost_of(chosen, found, parties, before):
     return cost
 
 
-@given(guests, hosts, st.randoms(use_true_random=False))
+@given(guests, hosts, st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_a_pairing_is_the_best_of_all_that_fit(found, lending, chance):
+def test_a_pairing_is_the_best_of_all_that_fit(found, lending, chance, direct):
     ways = ways_of(lending, BLOCKS, need)
     parties = {host.client: host for host in lending}
     before = {
@@ -89,19 +93,19 @@ def test_a_pairing_is_the_best_of_all_that_fit(found, lending, chance):
         for g in found
         if ways and chance.choice("01") == "1"
     }
-    pairing = pair(found, lending, ways, before=before, prices=PRICES, even=EVEN)
+    priced = {"prices": PRICES, "even": EVEN, "direct": direct}
+    pairing = pair(found, lending, ways, before=before, **priced)
     everything = itertools.product([*ways, None], repeat=len(found))
     fitting = [
         c for c in everything if all(c.count(w) <= most for w, most in ways.items())
     ]
-    costs = [cost_of(c, found, parties, before) for c in fitting]
+    costs = [cost_of(c, found, parties, before, direct) for c in fitting]
     best = min(c for c in costs if c is not None)
     chosen = tuple(pairing.ways.get(guest.client) for guest in found)
     assert chosen in fitting
-    assert cost_of(chosen, found, parties, before) == pytest.approx(best)
+    assert cost_of(chosen, found, parties, before, direct) == pytest.approx(best)
     assert pairing.cost == pytest.approx(best)
-    kept = {"before": pairing.ways, "prices": PRICES, "even": EVEN}
-    again = pair(found, lending, ways, **kept)
+    again = pair(found, lending, ways, before=pairing.ways, **priced)
     assert again.ways == pairing.ways
 
 

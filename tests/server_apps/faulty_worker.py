@@ -21,8 +21,8 @@ from atlas_flwr.client_apps import app as client_app
 from atlas_flwr.client_apps import resident_worker
 from atlas_flwr.errors import SessionError
 from atlas_flwr.trunk.transports import grpc_channel
-from atlas_flwr.trunk.transports.framed import Verb
 from atlas_flwr.trunk.transports.grpc_channel import GrpcTrunk
+from atlas_flwr.trunk.transports.requests import Verb
 
 FAULT = "FAULT"
 Told = Mapping[str, Any]

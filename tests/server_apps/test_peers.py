@@ -69,12 +69,26 @@ def test_chains_of_peers_and_the_server_for_whom_they_lack_room_learn_the_same_b
         assert ways == [1, 4, 4, 4]
 
 
+def test_peers_in_direct_chains_learn_the_bits_of_one_central_trunk(tmp_path, central):
+    lent = {"peer_memory": CHAINED, "peer_fallback": "server"}
+    found = carried(tmp_path, peer_chains="direct", **lent)
+    assert digest(found.path) == central
+    assert not told(found, "peer-moved")
+    for pairing in told(found, "peers-paired"):
+        ways = sorted(len(way.split()) for way in pairing["ways"].values())
+        assert ways[-1] > 1
+
+
 @pytest.mark.slow
-def test_a_vanilla_run_over_chains_learns_the_bits_of_one_central_trunk(tmp_path):
+@pytest.mark.parametrize("chains", ["relay", "direct"])
+def test_a_vanilla_run_over_chains_learns_the_bits_of_one_central_trunk(
+    tmp_path, chains
+):
     near = run(tmp_path / "near", trunk="local", split="vanilla")
     far = carried(
         tmp_path / "far",
         split="vanilla",
+        peer_chains=chains,
         num_rounds=2,
         cut="auto",
         peer_memory="5MB,1GiB",

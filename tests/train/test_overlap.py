@@ -21,8 +21,8 @@ from atlas_flwr.train.loop import train
 from atlas_flwr.train.model import adapted_split
 from atlas_flwr.trunk import FrameService, Limits, SessionSpec, TrunkEngine
 from atlas_flwr.trunk.hosts.chain import links_of
-from atlas_flwr.trunk.transports.framed import Verb
 from atlas_flwr.trunk.transports.local import LoopbackTrunk
+from atlas_flwr.trunk.transports.requests import Verb
 from atlas_flwr.trunk.turns import Turns
 from atlas_flwr.types import OptimizerSpec
 from atlas_flwr.wire import codec_named

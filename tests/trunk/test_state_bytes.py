@@ -15,6 +15,7 @@ from atlas_flwr.errors import AtlasError, WireError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk import SessionSpec
+from atlas_flwr.trunk.seams import Neighbour, Seams
 from atlas_flwr.trunk.state_bytes import spec_bytes, spec_of, state_bytes, state_of
 from atlas_flwr.types import OptimizerSpec
 
@@ -47,6 +48,7 @@ STATES = st.builds(
     folded=st.dictionaries(NAMES, factors(), max_size=3),
     origin=st.text(max_size=5),
 )
+NEIGHBOURS = st.none() | st.builds(Neighbour, st.text(), st.text(), st.text())
 SPECS = st.builds(
     SessionSpec,
     plan=st.sampled_from([SplitPlan(1, 1), SplitPlan(4, None)]),
@@ -61,6 +63,7 @@ SPECS = st.builds(
     folds=st.dictionaries(NAMES, st.integers(0, 9), max_size=3),
     probe=st.booleans(),
     merge=st.integers(1, 4),
+    seams=st.none() | st.builds(Seams, st.text(), NEIGHBOURS, NEIGHBOURS),
 )
 
 
@@ -88,7 +91,7 @@ def same_state(one, other):
 def test_a_session_comes_back_as_it_was(spec):
     found = spec_of(spec_bytes(spec))
     same_state(spec.state, found.state)
-    for name in ("plan", "optimizer", "shared", "folds", "probe", "merge"):
+    for name in ("plan", "optimizer", "shared", "folds", "probe", "merge", "seams"):
         assert getattr(found, name) == getattr(spec, name)
 
 

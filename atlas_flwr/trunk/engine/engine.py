@@ -242,7 +242,7 @@ class TrunkEngine:
     def ping(self) -> None:
         """Do nothing: an engine in this process is there."""
 
-    def check_open(self, token: str, holder: str | None = None) -> None:
+    def check_open(self, token: str, holder: str | None = None) -> SessionSpec:
         """Refuse a token of no open session, or another holder's, without waiting.
 
         Raises
@@ -250,7 +250,7 @@ class TrunkEngine:
         SessionError
             See :meth:`~atlas_flwr.trunk.engine.table.SessionTable.check`.
         """
-        self._table.check(token, holder)
+        return self._table.check(token, holder)
 
     def count_bytes(self, received: int, sent: int) -> None:
         """Add to the account the frames of a call that came over a transport."""

@@ -16,6 +16,7 @@ from atlas_flwr.lora import AdapterState, ImportanceProbe, LoraFactors
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk.engine.learner import Learner
 from atlas_flwr.trunk.engine.steps import Load, StepLog
+from atlas_flwr.trunk.seams import Seams
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["Session", "SessionSpec"]
@@ -55,6 +56,8 @@ class SessionSpec:
     holder : str
         Whose certificate its calls must be made with, where the trunk asks for
         certificates; empty: anybody's. Told to no peer.
+    seams : Seams, optional
+        Its place in a chain whose hosts call each other.
     steps : int
         How many its client will take, for the queue of the calls that wait; 0: unknown.
 
@@ -75,6 +78,7 @@ class SessionSpec:
     steps: int = 0
     round: int = 0
     holder: str = ""
+    seams: Seams | None = None
 
     def __post_init__(self) -> None:
         if self.merge < 1 or (self.merge > 1 and not self.shared):

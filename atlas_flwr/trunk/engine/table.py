@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 from atlas_flwr.budget.queues import QUEUES
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
 from atlas_flwr.trunk.engine.residence import HOST, Residence, with_room
-from atlas_flwr.trunk.engine.session import Session
+from atlas_flwr.trunk.engine.session import Session, SessionSpec
 from atlas_flwr.trunk.engine.steps import Load
+from atlas_flwr.trunk.seams import Seams
 
 __all__ = ["Limits", "SessionTable"]
 
@@ -122,6 +123,7 @@ class SessionTable:
         self.residence = residence or Residence(HOST, clock)
         self.evicted = 0
         self._sessions: dict[str, Session] = {}
+        self._keys: dict[str, str] = {}  # tokens, by what neighbours in a chain have
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -157,6 +159,7 @@ class SessionTable:
                 )
             token = secrets.token_urlsafe(24)
             self._sessions[token] = session
+            self._know(session.spec.seams, token)
         self._make_room()
         return token
 
@@ -186,13 +189,13 @@ class SessionTable:
             )
         return session
 
-    def check(self, token: str, holder: str | None = None) -> None:
-        """Check that a session is open, and may be called by who holds a certificate.
+    def check(self, token: str, holder: str | None = None) -> SessionSpec:
+        """Return what a session was opened with, for who may call it.
 
         Parameters
         ----------
         token : str
-            Whose.
+            Its own, or the key that its neighbours in a chain have.
         holder : str, optional
             Of the certificate (see
             :attr:`~atlas_flwr.trunk.credentials.Credentials.holder`); ``None`` where
@@ -203,13 +206,22 @@ class SessionTable:
         SessionError
             If it is not open, or was opened for another holder; which, is not told.
         """
-        theirs = self.find(token).spec.holder
+        spec = self.find(self._keys.get(token, token)).spec
+        theirs = spec.holder
         if holder is not None and theirs not in ("", holder):
             raise SessionError(
                 f"this session is another certificate's than the one shown, {holder!r}:"
                 " a token works for the node that it was sent to. A node whose "
                 "certificate got another name must be started again before the next run"
             )
+        return spec
+
+    def _know(self, seams: Seams | None, token: str) -> None:
+        """Note a session's key; forget those of sessions that are gone."""
+        if seams is not None:
+            known = self._keys.items()
+            self._keys = {k: t for k, t in known if t in self._sessions}
+            self._keys[seams.key] = token
 
     @contextmanager
     def using(self, token: str, *, on_device: bool = True) -> Iterator[Session]:

@@ -9,7 +9,7 @@ the numbers are those of one trunk. A lossy codec rounds once more at each seam.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -122,6 +122,7 @@ def connect_all(
     spares_padding: bool = False,
     timeout: float | None = None,
     shown: Credentials | None = None,
+    chain: Callable[[Sequence[FramedTrunk]], ChainTrunk] = ChainTrunk,
 ) -> TrunkClient:
     """Connect to a session, wherever its blocks are.
 
@@ -135,6 +136,8 @@ def connect_all(
         Seconds to wait for each answer, if not as long as the transport does.
     shown : Credentials, optional
         This client's; those that speak TLS are shown them, if they ask.
+    chain : Callable[[Sequence[FramedTrunk]], ChainTrunk]
+        Makes one trunk of several places, as they were opened.
 
     Raises
     ------
@@ -151,10 +154,10 @@ def connect_all(
             spares_padding=spares_padding,
             shown=shown if door.address.startswith("grpcs://") else None,
         )
-        if timeout is not None and isinstance(link, FramedTrunk):
+        if timeout is not None:
             link.timeout = timeout
         links.append(link)
-    return links[0] if len(links) == 1 else ChainTrunk(links)
+    return links[0] if len(links) == 1 else chain(links)
 
 
 def links_of(trunk: TrunkClient) -> list[FramedTrunk]:

@@ -23,6 +23,7 @@ from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.host import Door, TrunkHost
 from atlas_flwr.trunk.hosts.departures import Computed, check_handed
+from atlas_flwr.trunk.hosts.direct import introduced
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.several import SeveralHosts
@@ -71,12 +72,15 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         Of what is better than what.
     last : Host, optional
         Carries whom no peer can.
+    direct : bool
+        Whether hosts of a chain are made each other's neighbours.
     """
 
     hosts: PeerHosts[PeerWatcher]
     model: PeerModel
     prices: Prices = field(default_factory=Prices)
     last: Host | None = None
+    direct: bool = False
     _lending: dict[str, Host] = field(default_factory=dict, init=False)
     _guests: dict[str, Guest] = field(default_factory=dict, init=False)
     _bears: dict[Way, int] = field(default_factory=dict, init=False)
@@ -131,6 +135,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
                 barred=self._barred,
                 prices=self.prices,
                 even=self.model.even,
+                direct=self.direct,
             )
             started = self._started({link for w in found.ways.values() for link in w})
         for guest in guests:
@@ -317,11 +322,14 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
                 self._move(spec.client, left)
 
     def _open_links(self, session: _Session) -> None:
-        for link in session.way:
-            mine = self.model.part(session.spec, link)
-            if mine is None:
-                continue
-            endpoint = self.hosts.at(link)
+        found = ((link, self.model.part(session.spec, link)) for link in session.way)
+        parts = {link: part for link, part in found if part is not None}
+        places = [self.hosts.at(link) for link in parts]
+        seams = introduced(places) if self.direct else [None] * len(places)
+        for (link, part), endpoint, seam in zip(
+            parts.items(), places, seams, strict=True
+        ):
+            mine = replace(part, seams=seam)
             with self.hosts.minding(link.host):
                 self.hosts.give_shared(link.host, mine)
                 token = endpoint.host.open(mine)
@@ -349,6 +357,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
             barred={*self._barred, *((client, host) for host in left)},
             prices=self.prices,
             even=self.model.even,
+            direct=self.direct,
         )
         self._ways |= found.ways
         way = found.ways.get(client, ())

@@ -9,7 +9,7 @@ from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.transports.framed import FramedTrunk
 from atlas_flwr.trunk.transports.link import codec_for
-from atlas_flwr.types import AUTO_CODEC, TrunkClient
+from atlas_flwr.types import AUTO_CODEC
 from atlas_flwr.wire.codecs import Codec, codec_named
 
 __all__ = ["TRANSPORTS", "connect"]
@@ -69,7 +69,7 @@ def connect(
     *,
     spares_padding: bool = False,
     shown: Credentials | None = None,
-) -> TrunkClient:
+) -> FramedTrunk:
     """Connect to a session on a trunk.
 
     Parameters

@@ -27,7 +27,8 @@ from atlas_flwr.errors import (
     TrunkLost,
     WireError,
 )
-from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
+from atlas_flwr.trunk.transports.requests import PATIENCE, Request, Verb
+from atlas_flwr.trunk.transports.service import FrameService
 
 __all__ = [
     "VERSION",
@@ -43,6 +44,7 @@ __all__ = [
 VERSION = 1
 MAGIC = b"ATLS"
 LONGEST_HEAD = 16384  # bytes
+LONGEST_WAIT = 1e9  # seconds
 LONGEST_ERROR = 2048  # characters, of at most 6 bytes in JSON
 _FIXED = struct.Struct("<4sHHII")
 
@@ -70,6 +72,8 @@ def sealed_request(request: Request) -> bytes:
         "codec": request.codec,
         "step": request.step,
         "keep": request.logits_to_keep,
+        "ticket": request.ticket,
+        "wait": request.patience,
     }
     return sealed(head, request.frame)
 
@@ -91,7 +95,12 @@ def opened_request(envelope: bytes) -> Request:
         raise WireError("a request whose token or codec is no text")
     if not (step is None or _is_count(step)) or not _is_count(keep):
         raise WireError("a request whose step or number of logits is no whole number")
-    return Request(Verb(verb), token, codec, frame, step, int(keep or 0))
+    ticket, wait = head.get("ticket", ""), head.get("wait", PATIENCE)
+    if not isinstance(ticket, str) or not _is_wait(wait):
+        raise WireError("a request whose ticket is no text, or whose wait no seconds")
+    return Request(
+        Verb(verb), token, codec, frame, step, int(keep or 0), ticket, float(wait)
+    )
 
 
 def opened_by_trunk(envelope: bytes) -> tuple[dict[str, Any], bytes]:
@@ -136,6 +145,11 @@ def opened_answer(envelope: bytes) -> bytes:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_wait(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < LONGEST_WAIT
 
 
 def sealed(head: Mapping[str, Any], frame: bytes) -> bytes:

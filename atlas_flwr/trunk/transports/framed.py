@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session reached by frames: what every transport has in common.
 
-A transport brings a :class:`Request` to a :class:`FrameService` and its answer back; it
-knows nothing of tensors, and the two know nothing of it. Padding does not cross (see
+A transport brings a :class:`~atlas_flwr.trunk.transports.requests.Request` to a
+:class:`~atlas_flwr.trunk.transports.service.FrameService` and its answer back; it knows
+nothing of tensors, and the two know nothing of it. Padding does not cross (see
 :mod:`atlas_flwr.wire.padding`).
 """
 
@@ -12,63 +13,37 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
 from threading import Lock
 
 import torch
 from torch import Tensor
 
 from atlas_flwr.errors import WireError
-from atlas_flwr.trunk.engine.engine import TrunkEngine
+from atlas_flwr.trunk.seams import ALONE, Handover
+from atlas_flwr.trunk.transports.requests import (
+    PATIENCE,
+    Given,
+    Request,
+    Verb,
+    bits,
+    echoed,
+    flag,
+    inputs,
+    named,
+    placed,
+    rows_of,
+)
 from atlas_flwr.trunk.transports.retry import retry_while_busy
 from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
 from atlas_flwr.wire.accounts import ByteMeter
-from atlas_flwr.wire.codecs import Codec, codec_named
+from atlas_flwr.wire.codecs import Codec
 from atlas_flwr.wire.messages import decode_tensors, encode_tensors
-from atlas_flwr.wire.padding import check_spared, padded, spare_mask, unpadded
+from atlas_flwr.wire.padding import check_spared, padded, spare_mask
 
-__all__ = ["FrameService", "FramedTrunk", "Request", "Verb"]
+__all__ = ["FramedTrunk"]
 
+HANDED = ("answer", "grad", "hidden")
 MASKS = 16  # of steps that wait for their backward
-
-
-class Verb(StrEnum):
-    """What a client asks of its session."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    LOSS = "loss"
-    EXTEND = "extend"
-    FORGET = "forget"
-    ECHO = "echo"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A client's call as it crosses.
-
-    Attributes
-    ----------
-    verb : Verb
-        The method of :class:`~atlas_flwr.types.TrunkClient`.
-    token : str
-        The session's.
-    codec : str
-        Of the frame, and of the answer's.
-    frame : bytes
-        The tensors.
-    step : int, optional
-        As in :class:`~atlas_flwr.types.TrunkCall`.
-    logits_to_keep : int
-        For :attr:`Verb.LOSS`, and of all positions for :attr:`Verb.EXTEND`.
-    """
-
-    verb: Verb
-    token: str
-    codec: str
-    frame: bytes
-    step: int | None = None
-    logits_to_keep: int = 0
 
 
 @dataclass
@@ -98,7 +73,7 @@ class FramedTrunk(TrunkClient):
 
     token: str
     codec: Codec
-    timeout: float = 600.0
+    timeout: float = PATIENCE
     spares_padding: bool = False
     meter: ByteMeter = field(default_factory=ByteMeter)
     away: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -121,33 +96,51 @@ class FramedTrunk(TrunkClient):
         """Whether bytes leave the machine, so that their number costs time."""
         return True
 
-    def forward(self, call: TrunkCall) -> Tensor:
-        """Run the session's blocks (see :class:`~atlas_flwr.types.TrunkClient`)."""
+    def close(self) -> None:
+        """Close the connection, where there is one of its own."""
+
+    def forward(self, call: TrunkCall, over: Handover = ALONE) -> Tensor:
+        """Run the session's blocks (see :class:`~atlas_flwr.types.TrunkClient`).
+
+        What goes to a neighbour in a chain comes back as it was given.
+        """
         real = self._spared(call)
         if call.step is not None:
             self._remember(call.step, real)
             self._mute = not call.head_learns
-        frame = encode_tensors(self.codec, _inputs(call, real))
-        found = self._ask(Verb.FORWARD, frame, call.step)["hidden"]
+        given = _left_out(inputs(call, real), "hidden", over)
+        answer = self._ask(Verb.FORWARD, given, call.step, over=over)
+        if over.goes:
+            return call.hidden
+        found = named(answer, "hidden")
         return found if real is None else padded(found, real)
 
-    def backward(self, step: int, grad: Tensor) -> Tensor | None:
+    def backward(
+        self, step: int, grad: Tensor, over: Handover = ALONE
+    ) -> Tensor | None:
         """Back-propagate a step; nothing comes back where the head learns nothing."""
         real = self._real.get(step)
-        if real is not None:
+        if real is not None and not over.comes:
             grad = grad.cpu()  # where it goes, anyway, and is checked
             check_spared(grad, real, "tail")
-        rows, mute = _rows(grad, Role.GRADIENT, real), _flag(self._mute)
-        given = {"grad": rows, "real": _bits(real), "mute": mute}
-        found = self._ask(Verb.BACKWARD, encode_tensors(self.codec, given), step)
+        rows, mute = rows_of(grad, Role.GRADIENT, real), flag(self._mute)
+        given = {"grad": rows, "real": bits(real), "mute": mute}
+        given = _left_out(given, "grad", over)
+        found = self._ask(Verb.BACKWARD, given, step, over=over)
         if self._mute:
             return None
+        if over.goes:
+            return grad
         return found["grad"] if real is None else padded(found["grad"], real)
 
     def loss(
-        self, call: TrunkCall, labels: Tensor | None, logits_to_keep: int = 0
+        self,
+        call: TrunkCall,
+        labels: Tensor | None,
+        logits_to_keep: int = 0,
+        over: Handover = ALONE,
     ) -> LossReply:
-        """End the model."""
+        """End the model; a gradient that goes to a neighbour does not come back."""
         given = None if labels is None else (labels, Role.ACTIVATION)
         real = self._spared(call)
         share = torch.tensor(call.share, dtype=torch.float64)
@@ -155,10 +148,10 @@ class FramedTrunk(TrunkClient):
             "labels": given,
             # As the loss that is answered, not to be rounded.
             "share": None if call.share == 1 else (share, Role.ADAPTER),
-            "alone": _flag(call.loss_alone),
+            "alone": flag(call.loss_alone),
         }
-        frame = encode_tensors(self.codec, {**_inputs(call, real), **ending})
-        found = self._ask(Verb.LOSS, frame, call.step, logits_to_keep)
+        whole = _left_out({**inputs(call, real), **ending}, "hidden", over)
+        found = self._ask(Verb.LOSS, whole, call.step, logits_to_keep, over)
         grad = found.get("grad")
         if grad is not None and real is not None:
             grad = padded(grad, real)
@@ -169,24 +162,31 @@ class FramedTrunk(TrunkClient):
         """Whether texts can be gone on with."""
         return True
 
-    def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
+    def extend(
+        self,
+        call: TrunkCall,
+        place: Continuation,
+        keep: int = 0,
+        over: Handover = ALONE,
+    ) -> Tensor:
         """Go on with texts that the trunk keeps."""
         real = self._spared(call) if place.turn == 0 else None
-        given = {**_inputs(call, real), **_placed(place)}
-        frame = encode_tensors(self.codec, given)
-        answer = self._ask(Verb.EXTEND, frame, None, keep)["answer"]
+        given = _left_out({**inputs(call, real), **placed(place)}, "hidden", over)
+        found = self._ask(Verb.EXTEND, given, None, keep, over)
+        if over.goes:
+            return call.hidden
+        answer = named(found, "answer")
         return answer if real is None else padded(answer, real[:, -keep:])
 
     def forget(self, texts: int) -> None:
         """Free what the trunk keeps of texts."""
-        frame = encode_tensors(self.codec, _placed(Continuation(texts, 0)))
-        self._ask(Verb.FORGET, frame, None)
+        self._ask(Verb.FORGET, placed(Continuation(texts, 0)), None)
 
     def echo(self, size: int) -> None:
         """Send so many bytes there and back, by which a link is measured."""
         drawn = torch.Generator().manual_seed(size)  # for links that would shrink zeros
         noise = torch.randint(256, (size,), dtype=torch.uint8, generator=drawn)
-        self._ask(Verb.ECHO, encode_tensors(self.codec, _echoed(noise)), None)
+        self._ask(Verb.ECHO, echoed(noise), None)
 
     def _spared(self, call: TrunkCall) -> Tensor | None:
         return spare_mask(call.attention_mask) if self.spares_padding else None
@@ -200,9 +200,17 @@ class FramedTrunk(TrunkClient):
             del self._real[old]
 
     def _ask(
-        self, verb: Verb, frame: bytes, step: int | None, keep: int = 0
+        self,
+        verb: Verb,
+        given: dict[str, Given],
+        step: int | None,
+        keep: int = 0,
+        over: Handover = ALONE,
     ) -> dict[str, Tensor]:
-        request = Request(verb, self.token, self.codec.name, frame, step, keep)
+        frame, name = encode_tensors(self.codec, given), self.codec.name
+        request = Request(
+            verb, self.token, name, frame, step, keep, over.ticket, self.timeout
+        )
 
         def attempt() -> bytes:
             with self._sending:
@@ -212,188 +220,15 @@ class FramedTrunk(TrunkClient):
         with self.away():
             answer = retry_while_busy(attempt, self.timeout)
         self.meter.received(answer)
-        return decode_tensors(self.codec, answer)
+        found = decode_tensors(self.codec, answer)
+        if over.goes and not found.keys().isdisjoint(HANDED):
+            raise WireError(
+                f"a host in a chain answered {sorted(found)}, which it was to hand to "
+                "its neighbour: install the same atlas-flwr everywhere"
+            )
+        return found
 
 
-@dataclass(frozen=True)
-class FrameService:
-    """The trunk's end: requests in, frames out.
-
-    Parameters
-    ----------
-    engine : TrunkEngine
-        Safe to call from many threads, and so is this.
-    """
-
-    engine: TrunkEngine
-
-    def answer(self, request: Request) -> bytes:
-        """Answer a request.
-
-        Raises
-        ------
-        WireError
-            If its frame cannot be read.
-        TrunkError
-            See :class:`~atlas_flwr.trunk.TrunkEngine`.
-        """
-        codec = codec_named(request.codec)
-        tensors = decode_tensors(codec, request.frame)
-        frame = _ANSWERS[request.verb](self.engine, request, tensors, codec)
-        self.engine.count_bytes(len(request.frame), len(frame))
-        return frame
-
-
-def _forward(
-    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
-) -> bytes:
-    call, real = _call(request, tensors)
-    answer = engine.forward(request.token, call)
-    return encode_tensors(codec, {"hidden": _rows(answer, Role.ACTIVATION, real)})
-
-
-def _backward(
-    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
-) -> bytes:
-    if request.step is None:
-        raise WireError("a backward request without a step")
-    grad, real = _named(tensors, "grad"), tensors.get("real")
-    if real is not None:
-        real = real != 0
-        grad = padded(grad, real)
-    answer = engine.backward(request.token, request.step, grad)
-    if real is not None:
-        answer = answer.cpu()  # where it goes, anyway, and is checked
-        check_spared(answer, real, "trunk")
-    rows = None if "mute" in tensors else _rows(answer, Role.GRADIENT, real)
-    return encode_tensors(codec, {"grad": rows})
-
-
-def _loss(
-    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
-) -> bytes:
-    (call, real), labels = _call(request, tensors), tensors.get("labels")
-    reply = engine.loss(request.token, call, labels, request.logits_to_keep)
-    # The loss is a single number: nothing is saved by rounding it.
-    loss = None if reply.loss is None else (reply.loss, Role.ADAPTER)
-    grad = None if reply.grad is None else reply.grad.cpu()
-    if grad is not None and real is not None:
-        check_spared(grad, real, "trunk")
-    rows = None if grad is None else _rows(grad, Role.GRADIENT, real)
-    logits = None if reply.logits is None else (reply.logits, Role.ACTIVATION)
-    return encode_tensors(codec, {"logits": logits, "loss": loss, "grad": rows})
-
-
-def _extend(
-    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
-) -> bytes:
-    (call, real), place = _call(request, tensors), _place(tensors)
-    keep = request.logits_to_keep
-    answer = engine.extend(request.token, call, place, keep)
-    shown = None if real is None else real[:, -keep:]
-    return encode_tensors(codec, {"answer": _rows(answer, Role.ACTIVATION, shown)})
-
-
-def _forget(
-    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
-) -> bytes:
-    engine.forget(request.token, _place(tensors).texts)
-    return encode_tensors(codec, {})
-
-
-def _echo(
-    engine: TrunkEngine, request: Request, tensors: dict[str, Tensor], codec: Codec
-) -> bytes:
-    engine.check_open(request.token)
-    return encode_tensors(codec, _echoed(_named(tensors, "echo")))
-
-
-_ANSWERS = {
-    Verb.FORWARD: _forward,
-    Verb.BACKWARD: _backward,
-    Verb.LOSS: _loss,
-    Verb.EXTEND: _extend,
-    Verb.FORGET: _forget,
-    Verb.ECHO: _echo,
-}
-
-
-def _inputs(
-    call: TrunkCall, real: Tensor | None
-) -> dict[str, tuple[Tensor, Role] | None]:
-    """Return a call's tensors; masks and positions as small integers."""
-    mask, positions = call.attention_mask, call.position_ids
-    return {
-        "hidden": _rows(call.hidden, Role.ACTIVATION, real),
-        "attention_mask": _small(mask, torch.uint8),
-        "position_ids": _small(positions, torch.int32),
-    }
-
-
-def _echoed(noise: Tensor) -> dict[str, tuple[Tensor, Role] | None]:
-    return {"echo": (noise, Role.ADAPTER)}
-
-
-def _placed(place: Continuation) -> dict[str, tuple[Tensor, Role] | None]:
-    """Return a place in texts as small tensors."""
-    past = [] if place.past is None else [place.past]
-    numbers = torch.tensor([place.texts, place.turn, *past], dtype=torch.int32)
-    return {
-        "place": (numbers, Role.ACTIVATION),
-        "order": _small(place.order, torch.int32),
-    }
-
-
-def _place(tensors: dict[str, Tensor]) -> Continuation:
-    numbers, order = _named(tensors, "place"), tensors.get("order")
-    if numbers.shape not in ((2,), (3,)):
-        shape = tuple(numbers.shape)
-        raise WireError(f"a place of shape {shape}; it is 2 numbers or 3")
-    texts, turn, *past = (int(n) for n in numbers)
-    rows = None if order is None else order.long()
-    return Continuation(texts, turn, rows, past[0] if past else None)
-
-
-def _rows(values: Tensor, role: Role, real: Tensor | None) -> tuple[Tensor, Role]:
-    return (values if real is None else unpadded(values, real)), role
-
-
-def _flag(is_set: bool) -> tuple[Tensor, Role] | None:
-    return (torch.tensor(1), Role.ACTIVATION) if is_set else None
-
-
-def _bits(real: Tensor | None) -> tuple[Tensor, Role] | None:
-    return None if real is None else (real.to(torch.uint8), Role.ACTIVATION)
-
-
-def _small(tensor: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Role] | None:
-    if tensor is None:
-        return None
-    additive = tensor.is_floating_point()  # a mask of 0 and -infinity
-    return (tensor if additive else tensor.to(dtype)), Role.ACTIVATION
-
-
-def _call(
-    request: Request, tensors: dict[str, Tensor]
-) -> tuple[TrunkCall, Tensor | None]:
-    """Return the call, and where it is real if padding did not come with it."""
-    mask, positions = tensors.get("attention_mask"), tensors.get("position_ids")
-    if mask is not None and not mask.is_floating_point():
-        mask = mask.long()
-    if positions is not None:
-        positions = positions.long()
-    hidden, real = _named(tensors, "hidden"), None
-    if hidden.dim() == 2:
-        real = spare_mask(mask)
-        if real is None:
-            raise WireError("rows without the mask that says where they belong")
-        hidden = padded(hidden, real)
-    unread = real is not None
-    share, alone = float(tensors.get("share", 1.0)), "alone" in tensors
-    return TrunkCall(hidden, mask, positions, request.step, unread, share, alone), real
-
-
-def _named(tensors: dict[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise WireError(f"a request without {name!r}; it has {sorted(tensors)}")
-    return tensors[name]
+def _left_out(given: dict[str, Given], name: str, over: Handover) -> dict[str, Given]:
+    """Leave out what a neighbour has brought."""
+    return {**given, name: None} if over.comes else given

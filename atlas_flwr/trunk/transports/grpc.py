@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from atlas_flwr.trunk.credentials import holder_of
 from atlas_flwr.trunk.engine.engine import TrunkEngine
 from atlas_flwr.trunk.transports.certificates import Identity
 from atlas_flwr.trunk.transports.envelope import answered
-from atlas_flwr.trunk.transports.framed import FrameService, Request
 from atlas_flwr.trunk.transports.grpc_channel import (
     ALIVE,
     CLIENTS,
@@ -31,8 +30,11 @@ from atlas_flwr.trunk.transports.grpc_channel import (
     cut,
     is_loopback,
 )
+from atlas_flwr.trunk.transports.handing import Handing
 from atlas_flwr.trunk.transports.ownership import OwnerService
 from atlas_flwr.trunk.transports.rates import Rates, address_of
+from atlas_flwr.trunk.transports.requests import Request
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.trunk.transports.watching import Watch
 
 __all__ = ["ServeOptions", "serve_grpc"]
@@ -163,6 +165,7 @@ def _bound(server: Any, options: ServeOptions) -> int:
 class _CheckedService(FrameService):
     """The trunk's end for one caller, whose tokens are looked at first."""
 
+    _: KW_ONLY
     check: Callable[[str], None]
 
     def answer(self, request: Request) -> bytes:
@@ -177,6 +180,7 @@ def _clients(
 ) -> Answer:
     """Return what answers clients, each by its address and what it has shown."""
     answer, rates = (watch.answered if watch else answered), options.rates
+    handing = Handing(max(options.calls // 2, 1))
 
     def checked(envelope: bytes, context: Any) -> bytes:
         address, holder = address_of(context.peer()), None
@@ -193,7 +197,7 @@ def _clients(
             rates.shown(address, token, is_right=True)
             rates.called(token)
 
-        return answer(_CheckedService(engine, check), envelope)
+        return answer(_CheckedService(engine, handing, check=check), envelope)
 
     return checked
 

@@ -21,8 +21,9 @@ import grpc
 from atlas_flwr.errors import TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.transports.envelope import opened_answer, sealed_request
-from atlas_flwr.trunk.transports.framed import FramedTrunk, Request
+from atlas_flwr.trunk.transports.framed import FramedTrunk
 from atlas_flwr.trunk.transports.ownership import RemoteHost
+from atlas_flwr.trunk.transports.requests import Request
 from atlas_flwr.wire.codecs import Codec
 
 __all__ = ["GrpcChannel", "GrpcTrunk", "connect_grpc", "own_grpc"]
@@ -149,7 +150,8 @@ class GrpcTrunk(FramedTrunk):
 
     def exchange(self, request: Request) -> bytes:
         """Call the trunk; one that does not answer is asked again for a while."""
-        return opened_answer(self.channel.call(sealed_request(request), self.timeout))
+        wait = min(self.timeout, request.patience)
+        return opened_answer(self.channel.call(sealed_request(request), wait))
 
     def close(self) -> None:
         """Close the connection."""

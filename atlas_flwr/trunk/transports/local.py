@@ -19,8 +19,10 @@ from atlas_flwr.split.slice_cache import SliceCache
 from atlas_flwr.trunk.engine.engine import TrunkEngine
 from atlas_flwr.trunk.engine.inference import KeptTexts, TextCaches
 from atlas_flwr.trunk.engine.table import Limits
-from atlas_flwr.trunk.transports.framed import FramedTrunk, FrameService, Request
+from atlas_flwr.trunk.transports.framed import FramedTrunk
+from atlas_flwr.trunk.transports.requests import Request
 from atlas_flwr.trunk.transports.retry import retry_while_busy
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.types import Continuation, LossReply, TrunkCall, TrunkClient
 from atlas_flwr.wire.codecs import Codec
 

@@ -29,8 +29,10 @@ from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.engine.stats import TrunkStats
 from atlas_flwr.trunk.source import TrunkSource
-from atlas_flwr.trunk.transports.framed import FramedTrunk, FrameService, Request
+from atlas_flwr.trunk.transports.framed import FramedTrunk
 from atlas_flwr.trunk.transports.ray_cluster import wait_for_ray
+from atlas_flwr.trunk.transports.requests import Request
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.wire.codecs import Codec
 
 __all__ = [
@@ -281,7 +283,8 @@ class RayTrunk(FramedTrunk):
 
     def exchange(self, request: Request) -> bytes:
         """Call the actor."""
-        frame = _result(self.actor.answer.remote(request), self.timeout)
+        wait = min(self.timeout, request.patience)
+        frame = _result(self.actor.answer.remote(request), wait)
         assert isinstance(frame, bytes)
         return frame
 

@@ -19,7 +19,8 @@ from typing import TextIO
 
 from atlas_flwr.errors import AtlasError, TrunkBusy, WireError
 from atlas_flwr.trunk.transports.envelope import opened_request, sealed_answer
-from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
+from atlas_flwr.trunk.transports.requests import Request, Verb
+from atlas_flwr.trunk.transports.service import FrameService
 
 __all__ = ["Call", "Calls", "Journal", "Watch", "session_name"]
 

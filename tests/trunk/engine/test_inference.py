@@ -11,7 +11,8 @@ from atlas_flwr.errors import CacheLost, SessionError, TrunkError, WireError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import EngineTrunk, Limits, SessionSpec, TrunkEngine
-from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
+from atlas_flwr.trunk.transports.requests import Request, Verb
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.types import Continuation, OptimizerSpec, Role, TrunkCall
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import build

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from atlas_flwr.budget import Guest, Host
-from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
+from atlas_flwr.errors import ConfigError, SessionError, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import (
@@ -21,11 +22,15 @@ from atlas_flwr.trunk import (
     TrunkEngine,
     serve_local,
 )
-from atlas_flwr.trunk.hosts.chain import connect_all
+from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.hosts.chain import ChainTrunk, connect_all
 from atlas_flwr.trunk.hosts.departures import Computed
+from atlas_flwr.trunk.hosts.direct import DirectChain
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.peers import Peers
+from atlas_flwr.trunk.transports.local import LoopbackTrunk
+from atlas_flwr.trunk.transports.requests import Verb
 from atlas_flwr.types import OptimizerSpec
 from tests.families import batch, build
 from tests.trunk.engine.test_parity import adapters
@@ -81,8 +86,11 @@ class Told:
 class Carried:
     """Peers of a tiny model, one of which dies."""
 
-    def __init__(self, victim="", verb="", count=0, hosts=(*CHAIN, SPARE)):
+    def __init__(
+        self, victim="", verb="", count=0, hosts=(*CHAIN, SPARE), direct=False
+    ):
         torch.manual_seed(0)
+        self.chain = DirectChain if direct else ChainTrunk
         self.model, self.told, self.hosts = build("llama"), Told(), hosts
         self.engines = {}
         blocks = PLAN.trunk_range(LAYERS)
@@ -102,7 +110,7 @@ class Carried:
                 yield Endpoint(mortal, address)
 
         place = PeerModel(blocks, LAYERS, self.block, lambda k, guests: 10 * k + guests)
-        self.peers = Peers(PeerHosts(start, self.told), place)
+        self.peers = Peers(PeerHosts(start, self.told), place, direct=direct)
 
     def parts(self, plan):
         return partition(copy.deepcopy(self.model), plan)  # which changes it
@@ -117,7 +125,7 @@ class Carried:
     def train(self, doors):
         torch.manual_seed(1)  # of the batches
         parts = self.parts(PLAN)
-        split = SplitModel(parts.head, parts.tail, connect_all(doors))
+        split = SplitModel(parts.head, parts.tail, connect_all(doors, chain=self.chain))
         for pad in PADS:
             split(**batch("llama", pad)).loss.backward()
 
@@ -153,12 +161,19 @@ def same(found, expected):
     assert all(torch.equal(found[k].B, f.B) for k, f in expected.items())
 
 
-@pytest.mark.parametrize("verb", ["forward", "backward"])
+# In a direct chain what a host is handed is looked at before it is kept.
+DEATHS = [
+    *itertools.product(["forward", "backward"], [False, True]),
+    *[("check_open", True)],
+]
+
+
+@pytest.mark.parametrize(("verb", "direct"), DEATHS)
 @pytest.mark.parametrize("victim", ["a", "b", "c"])
 def test_a_guest_whose_link_dies_in_a_step_begins_again_to_the_bits_of_one_trunk(
-    carried, expected, victim, verb
+    carried, expected, victim, verb, direct
 ):
-    found = carried(victim, verb, count=1)
+    found = carried(victim, verb, count=1, direct=direct)
     token = found.opened()
     doors = found.peers.doors(token)
     assert len(doors) == len(CHAIN)
@@ -169,6 +184,44 @@ def test_a_guest_whose_link_dies_in_a_step_begins_again_to_the_bits_of_one_trunk
     found.train(moved)
     same(found.peers.adapters(token).factors, expected)
     found.peers.close(token)
+
+
+def test_hosts_that_do_not_reach_each_other_are_left_and_not_paired_with_it_again(
+    carried, expected, monkeypatch
+):
+    found = carried(direct=True)
+    token = found.opened()
+    doors, exchange = found.peers.doors(token), LoopbackTrunk.exchange
+
+    def cut_off(self, request):
+        if request.verb is Verb.HAND and self.service.engine is found.engines["b"]:
+            raise TrunkLost("no route to host")
+        return exchange(self, request)
+
+    monkeypatch.setattr(LoopbackTrunk, "exchange", cut_off)
+    said = "local://peer-b, its neighbour in the chain, .* no route to host"
+    with pytest.raises(TrunkError, match=said):
+        found.train(doors)
+    moved = found.peers.mend([doors[0].token], failed=True)
+    assert not found.told.gone
+    found.train(moved)
+    same(found.peers.adapters(token).factors, expected)
+    found.peers.close(token)
+    found.peers.admit("train", 2, [Guest("guest")], found.hosts)
+    assert [link.host for link in found.told.ways[-1]["guest"]] == ["spare"]
+
+
+def test_hosts_of_a_direct_chain_that_ask_for_certificates_are_refused(
+    carried, monkeypatch
+):
+    found = carried(direct=True)
+    begun = PeerHosts.begin
+    asks = Credentials(b"certificate", b"key")
+    monkeypatch.setattr(
+        PeerHosts, "begin", lambda *given: begun(*given)._replace(shown=asks)
+    )
+    with pytest.raises(ConfigError, match="hosts show each other none"):
+        found.opened()
 
 
 @pytest.mark.parametrize("victim", ["a", "b", "c"])
@@ -223,11 +276,12 @@ def renamed(state):
     )
 
 
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("liar", ["a", "b", "c"])
 def test_a_link_that_hands_over_other_adapters_than_its_guest_computed_is_left(
-    carried, expected, liar
+    carried, expected, liar, direct
 ):
-    found = carried()
+    found = carried(direct=direct)
     token = found.opened()
     doors = found.peers.doors(token)
     found.train(doors)

@@ -20,8 +20,8 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed,
     sealed_request,
 )
-from atlas_flwr.trunk.transports.framed import Verb
 from atlas_flwr.trunk.transports.ownership import OwnerService, Served
+from atlas_flwr.trunk.transports.requests import Verb
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named
 from atlas_flwr.wire.messages import decode_tensors, encode_tensors
@@ -36,6 +36,8 @@ requests = st.builds(
     frame=st.binary(max_size=200),
     step=st.none() | st.integers(0, 2**40),
     logits_to_keep=st.integers(0, 99),
+    ticket=st.text(max_size=20),
+    patience=st.floats(0, 1e8),
 )
 
 
@@ -88,6 +90,9 @@ def test_another_version_is_refused_with_both_named():
         {"step": -1},
         {"step": True},
         {"keep": "all"},
+        {"ticket": 7},
+        {"wait": -1},
+        {"wait": float("nan")},
     ],
 )
 def test_a_head_that_asks_for_something_else_is_refused(head):

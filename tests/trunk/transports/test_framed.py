@@ -17,7 +17,8 @@ from atlas_flwr.trunk import (
     connect,
     serve_local,
 )
-from atlas_flwr.trunk.transports.framed import FrameService, Request, Verb
+from atlas_flwr.trunk.transports.requests import Request, Verb
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.types import Role, TrunkCall
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build

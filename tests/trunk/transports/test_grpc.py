@@ -217,7 +217,7 @@ def test_one_that_comes_back_goes_on_with_the_call(engine):
 
 def _request(trunk):
     from atlas_flwr.trunk import Request
-    from atlas_flwr.trunk.transports.framed import Verb
+    from atlas_flwr.trunk.transports.requests import Verb
 
     return Request(Verb.FORWARD, trunk.token, "raw", b"")
 

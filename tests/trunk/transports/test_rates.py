@@ -28,7 +28,6 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed,
     sealed_request,
 )
-from atlas_flwr.trunk.transports.framed import Request, Verb
 from atlas_flwr.trunk.transports.grpc import _clients
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.trunk.transports.metrics import TrunkMetrics
@@ -41,6 +40,7 @@ from atlas_flwr.trunk.transports.rates import (
     Rates,
     address_of,
 )
+from atlas_flwr.trunk.transports.requests import Request, Verb
 from atlas_flwr.trunk.transports.watching import TOLD, Calls, Journal, Watch
 from atlas_flwr.types import Role, TrunkCall
 from atlas_flwr.wire.codecs import codec_named

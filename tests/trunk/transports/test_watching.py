@@ -23,10 +23,10 @@ from atlas_flwr.trunk import (
     connect,
     serve_grpc,
 )
-from atlas_flwr.trunk.transports.framed import FrameService
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.trunk.transports.metrics import TrunkMetrics, serve_metrics
 from atlas_flwr.trunk.transports.ownership import OwnerService, Served
+from atlas_flwr.trunk.transports.service import FrameService
 from atlas_flwr.trunk.transports.watching import (
     TOLD,
     Call,
