@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_flwr.cli.report import latest
-from atlas_flwr.errors import ConfigError, DataError
-from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.cli.brought import BroughtRun, add_run
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.report import dealt_to
 
 if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from atlas_flwr.train.weights import ModelFiles, Outline
     from atlas_flwr.trunk.transports.access import Access
 
-__all__ = ["Ready", "add_adapters", "add_decoding", "elsewhere", "ready"]
+__all__ = ["Ready", "add_adapters", "add_decoding", "ready"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ready:
 
     Attributes
     ----------
-    folder : RunFolder
+    folder : BroughtRun
         The run's.
     config : RunConfig
         Its configuration, on this machine's device.
@@ -47,10 +47,10 @@ class Ready:
     decoding : Decoding
         How tokens are chosen.
     clients : int
-        Of the run.
+        That the run's texts are dealt to.
     """
 
-    folder: RunFolder
+    folder: BroughtRun
     config: RunConfig
     files: ModelFiles
     outline: Outline
@@ -96,20 +96,12 @@ class Ready:
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:
     """Add what chooses the run, its adapters, cut and trunk."""
-    parser.add_argument("run", nargs="?", type=Path, help="folder (default: latest)")
-    parser.add_argument("--runs-dir", default="runs", help="where the latest is sought")
+    add_run(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--client", metavar="N", help="its cluster's, and its own")
     which.add_argument("--cluster", metavar="N", help="a folder of RUN/adapters")
     which.add_argument("--adapters", metavar="DIR", type=Path, help="in PEFT's format")
     which.add_argument("--base", action="store_true", help="the model before training")
-    parser.add_argument(
-        "--model", help="the run's, where it lies on this machine (default: as there)"
-    )
-    parser.add_argument(
-        "--tasks",
-        help="the run's task files, where they lie on this machine, in the run's order",
-    )
     parser.add_argument("--cut", help="HEAD/TAIL, e.g. 2/1 or 2/- (default: the run's)")
     parser.add_argument(
         "--trunk",
@@ -132,37 +124,6 @@ def add_decoding(parser: argparse.ArgumentParser, longest: int) -> None:
         "--temperature", metavar="T", type=float, default=0.0, help="0: the likeliest"
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-
-
-def _on_this_machine(folder: RunFolder, given: argparse.Namespace) -> RunConfig:
-    """Return the run's configuration, with what of it lies elsewhere here."""
-    config = folder.config()
-    if given.model is not None:
-        config = replace(config, model=given.model)
-    if given.tasks is None:
-        return config
-    named = replace(config, tasks=given.tasks)
-    if len(named.task_list) != len(config.task_list):
-        raise ConfigError(
-            [
-                f"--tasks {given.tasks!r} names {len(named.task_list)} of the run's "
-                f"{len(config.task_list)} tasks: {config.tasks}"
-            ]
-        )
-    return named
-
-
-@contextmanager
-def elsewhere(folder: RunFolder, option: str) -> Iterator[None]:
-    """Say which option names what is not where the run, perhaps elsewhere, had it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(
-            *error.problems,
-            f"{folder.path} was run with {option}={getattr(folder.config(), option)!r};"
-            f" if that lies elsewhere on this machine, say where with --{option}",
-        ) from None
 
 
 def ready(given: argparse.Namespace) -> Ready:
@@ -193,9 +154,9 @@ def ready(given: argparse.Namespace) -> Ready:
         )
     drafts = getattr(given, "drafts", 0)  # of `generate` alone
     decoding = Decoding(given.max_new_tokens, given.temperature, given.seed, drafts)
-    folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
-    config = _on_this_machine(folder, given)
-    with elsewhere(folder, "model"):
+    folder = BroughtRun.named(given)
+    config = folder.config()
+    with folder.elsewhere("model"):
         resolve_model(config.model, progress=False)
     files = ModelFiles.of(config, given.device)
     outline = files.outline()
@@ -211,4 +172,4 @@ def ready(given: argparse.Namespace) -> Ready:
     trunk = given.trunk or "local" if far is None else Access.read(far)
     check_defended(config, plan, trunk)
     args = (folder, config, files, outline, picked, plan, trunk)
-    return Ready(*args, prompts, decoding, summarize_folder(folder).num_clients)
+    return Ready(*args, prompts, decoding, dealt_to(folder))

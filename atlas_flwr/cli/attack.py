@@ -7,9 +7,8 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from atlas_flwr.cli.report import latest
+from atlas_flwr.cli.brought import BroughtRun, add_run
 from atlas_flwr.config import split_list
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.privacy import ATTACKS
@@ -19,7 +18,7 @@ from atlas_flwr.privacy.attacks.registry import (
     OF_TASKS,
     OF_UPDATES,
 )
-from atlas_flwr.report import RunFolder, write_report
+from atlas_flwr.report import write_report
 from atlas_flwr.report.privacy import privacy_table
 from atlas_flwr.report.store import replace_text
 
@@ -35,8 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         "the adapters that it has exported, as anybody could who has them; write "
         "RUN/privacy.json, and a section of the report.",
     )
-    parser.add_argument("run", nargs="?", type=Path, help="folder (default: latest)")
-    parser.add_argument("--runs-dir", default="runs", help="where the latest is sought")
+    add_run(parser)
     parser.add_argument(
         "--attacks",
         default=",".join(ATTACKS),
@@ -70,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             [f"--round {given.round}: is of {of} alone, and --attacks has {listed}"]
         )
-    folder = RunFolder.open(given.run) if given.run else latest(given.runs_dir)
+    folder = BroughtRun.named(given)
+    _check_here(folder)
 
     tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
     if tellers:
@@ -125,10 +124,22 @@ def main(arguments: Sequence[str]) -> int:
     text = json.dumps([one.to_json() for one in scores], indent=2) + "\n"
     path = folder.path / "privacy.json"
     replace_text(path, text)
-    page = write_report(folder)
+    page = write_report(folder.as_it_was)
     print(privacy_table(folder))
     print(f"{path}\n{page}")
     return 0
+
+
+def _check_here(folder: BroughtRun) -> None:
+    """Want the run's model and tasks, before anything is read."""
+    from atlas_flwr.data import load_task, resolve_model
+
+    config = folder.config()
+    with folder.elsewhere("model"):
+        resolve_model(config.model, progress=False)
+    with folder.elsewhere("tasks"):
+        for name in config.task_list:
+            load_task(name)
 
 
 def _named(listed: str, texts: int) -> tuple[str, ...]:

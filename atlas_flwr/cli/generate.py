@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_flwr.cli.adapters import Ready, add_adapters, add_decoding, elsewhere, ready
+from atlas_flwr.cli.adapters import Ready, add_adapters, add_decoding, ready
 from atlas_flwr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -132,10 +132,11 @@ def _asked(given: argparse.Namespace, found: Ready) -> list[Asked]:
     if given.held_out is None:
         rows = read_prompts(given.prompts, found.prompts)
         return [Asked(row, found.prompts.ids(row)) for row in rows]
-    with elsewhere(found.folder, "tasks"):
+    with found.folder.elsewhere("tasks"):
         for name in found.config.task_list:
             load_task(name)
     tests = held_out(
+        found.folder.run_id(),
         found.config,
         found.files.source,
         found.prompts.tokenizer,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.errors import DataError
-from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.report import RunFolder, dealt_to, summarize_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,8 +78,9 @@ def member_scores(
     check_members(folder)
     config = folder.config()
     shadows = max(attack.shadows for attack in attacks)
-    told = [_client(folder, i, texts, shadows) for i in range(_count(folder))]
-    cuts = sorted(set(summarize_folder(folder).plans.values()))
+    run = summarize_folder(folder)
+    told = [_client(folder, int(i), texts, shadows) for i in run.true_tasks]
+    cuts = sorted(set(run.plans.values()))
     for attack in attacks:
         pairs = []
         for suspects in told:
@@ -122,23 +123,21 @@ def trained_and_not(
     return rounds[0], list(members), found[0][1]
 
 
-def _count(folder: RunFolder) -> int:
-    return summarize_folder(folder).num_clients
-
-
 def _client(folder: RunFolder, client: int, texts: int, shadows: int) -> Suspects:
     """Return losses of a client's members, then of as many others."""
     from atlas_flwr.cli.shadows import halves, shadow_losses
     from atlas_flwr.lora import Scaling
     from atlas_flwr.privacy.attacks.base import Suspects
-    from atlas_flwr.serving.choice import Choice, chosen
+    from atlas_flwr.serving import Choice, chosen, dealt_again
     from atlas_flwr.train.model import adapted_whole
     from atlas_flwr.train.weights import ModelFiles
 
     config = folder.config()
     files = ModelFiles.of(config, "cpu")
     picked = chosen(folder, config, Choice(client=str(client)), files, files.outline())
-    batches, members, others = trained_and_not(folder, client, _count(folder))
+    count = dealt_to(folder)
+    dealt_again(folder.run_id(), config, client, count)
+    batches, members, others = trained_and_not(folder, client, count)
     collate = batches.collator(batches.shard().task)
     model: Any = files.whole()
     few = min(texts, len(members), len(others))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_flwr.cli.recorded import PUBLIC
-from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.report import RunFolder, dealt_to
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,10 +49,10 @@ class Properties:
     @classmethod
     def of(cls, folder: RunFolder, clients: Sequence[str]) -> Properties:
         """Look at what clients of a run had."""
-        from atlas_flwr.client_apps.identity import Identity
+        from atlas_flwr.serving import dealt_again
 
-        config, count = folder.config(), summarize_folder(folder).num_clients
-        shards = {c: Identity(int(c), count, None).shard(config) for c in clients}
+        run_id, config, count = folder.run_id(), folder.config(), dealt_to(folder)
+        shards = {c: dealt_again(run_id, config, int(c), count) for c in clients}
         return cls(
             list(dict.fromkeys((*config.task_list, *PUBLIC))),
             {client: config.task_of(int(client)) for client in clients},

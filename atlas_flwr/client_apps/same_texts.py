@@ -18,9 +18,9 @@ from atlas_flwr.data import Example, Shard, Task
 from atlas_flwr.errors import DataError
 from atlas_flwr.remedies.base import Store
 
-__all__ = ["check_texts"]
+__all__ = ["check_dealt", "check_texts"]
 
-NAME = "texts"
+NAME, POOLED = "texts", "pooled-texts"
 
 
 def check_texts(shards: Iterable[Shard], store: Callable[[], Store]) -> None:
@@ -40,20 +40,63 @@ def check_texts(shards: Iterable[Shard], store: Callable[[], Store]) -> None:
     DataError
         Naming the sources.
     """
-    own = [shard for shard in shards if not shard.task.reading.package]
+    given = list(shards)
+    name = NAME if len(given) == 1 else POOLED
+    own = [shard for shard in given if _may_change(shard)]
     if not own:
         return
     digest, kept = _digest(own), store()
-    found = kept.load(NAME, before=1)
+    found = kept.load(name, before=1)
     if found is None:
-        kept.save(NAME, 0, {NAME: digest})
-    elif not np.array_equal(found[NAME], digest):
+        kept.save(name, 0, {name: digest})
+    elif not np.array_equal(found[name], digest):
         places = ", ".join(sorted({shard.task.reading.where for shard in own}))
         raise DataError(
             "the client's texts are not those that it began the run with: since then "
             f"{places} has changed, or the task file of it. Put it back as it was, or "
             "start a new run"
         )
+
+
+def check_dealt(shard: Shard, store: Store) -> bool:
+    """Refuse texts, dealt again after a run, that are not those of its client.
+
+    Else a text that the client was trained on may be among its tests now.
+
+    Parameters
+    ----------
+    shard : Shard
+        What was dealt.
+    store : Store
+        What the client remembers of the run.
+
+    Returns
+    -------
+    bool
+        Whether that is known: nothing is remembered on another machine.
+
+    Raises
+    ------
+    DataError
+        Naming the source.
+    """
+    if not _may_change(shard):
+        return True
+    found = store.load(NAME, before=1)
+    if found is None:
+        return False
+    if not np.array_equal(found[NAME], _digest([shard])):
+        raise DataError(
+            "the client's texts, dealt again, are not those that it was trained and "
+            f"scored on: since then {shard.task.reading.where} has changed, or the "
+            "task file of it, and what it was trained on may be among its tests now. "
+            "Put it back as it was"
+        )
+    return True
+
+
+def _may_change(shard: Shard) -> bool:
+    return not shard.task.reading.package
 
 
 def _digest(shards: Iterable[Shard]) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atlas_flwr.report.store import RunFolder, latest_run
     from atlas_flwr.report.summary import RoundSummary, Summary
     from atlas_flwr.report.table import final_table, round_table
-    from atlas_flwr.report.totals import summarize, summarize_folder
+    from atlas_flwr.report.totals import dealt_to, summarize, summarize_folder
 
 __all__ = [
     "Baseline",
@@ -41,6 +41,7 @@ __all__ = [
     "compare",
     "compare_folders",
     "comparison_page",
+    "dealt_to",
     "final_table",
     "latest_run",
     "markdown",
@@ -69,6 +70,7 @@ __getattr__, __dir__ = attach(
         "compare": "comparison",
         "compare_folders": "comparison",
         "comparison_page": "page",
+        "dealt_to": "totals",
         "final_table": "table",
         "latest_run": "store",
         "markdown": "comparison_rows",

@@ -31,7 +31,7 @@ from yaml import YAMLError
 
 from atlas_flwr.config import RunConfig, from_yaml, to_yaml
 from atlas_flwr.errors import ConfigError, DataError, ResumeError, StorageError
-from atlas_flwr.report.events import Event
+from atlas_flwr.report.events import Event, RunStarted
 from atlas_flwr.report.records import from_record, to_record
 
 __all__ = ["RunFolder", "latest_run", "replace_text", "taken_name", "writing"]
@@ -209,6 +209,12 @@ class RunFolder:
                 raise DataError(f"{self.metrics_path}:{number}: {error}") from None
             if event is not None:
                 yield float(record["time"]), event
+
+    def partitions(self) -> int:
+        """Count the clients that its texts are dealt to; 0 where it was not noted."""
+        events = (event for _, event in self.events())
+        starts = (event for event in events if isinstance(event, RunStarted))
+        return next((start.partitions for start in starts if start.partitions), 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json`` in one step: a reader sees the old or the new."""

@@ -41,7 +41,7 @@ from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
 from atlas_flwr.report.written import gathered_samples, written_scores
 
-__all__ = ["summarize", "summarize_folder"]
+__all__ = ["dealt_to", "summarize", "summarize_folder"]
 
 T = TypeVar("T")
 MOST_NATS = 700.0  # whose exponential is still a number
@@ -52,6 +52,11 @@ def summarize_folder(folder: RunFolder) -> Summary:
     summary = summarize(folder.config(), folder.events())
     folder.write_summary(summary.to_json())
     return summary
+
+
+def dealt_to(folder: RunFolder) -> int:
+    """Count the clients that a run's texts are dealt to; all that connected, if old."""
+    return folder.partitions() or summarize_folder(folder).num_clients
 
 
 def summarize(config: RunConfig, events: Iterable[tuple[float, Event]]) -> Summary:

@@ -10,7 +10,7 @@ from atlas_flwr.config import RunConfig, options
 from atlas_flwr.config.rules import find_problems
 from atlas_flwr.config.trunk_rules import TRUNK_ALONE
 from atlas_flwr.errors import ResumeError
-from atlas_flwr.report import RunFolder, RunStarted
+from atlas_flwr.report import RunFolder
 from atlas_flwr.server_apps.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = [
@@ -219,9 +219,8 @@ def check_clients(folder: RunFolder, partitions: int) -> None:
     ResumeError
         If it began with another number; runs of older versions did not note theirs.
     """
-    events = (event for _, event in folder.events() if isinstance(event, RunStarted))
-    began = next((event.partitions for event in events if event.partitions), None)
-    if began is not None and partitions != began:
+    began = folder.partitions()
+    if began and partitions != began:
         raise ResumeError(
             f"the run began with its texts dealt to {began} clients, and now it is "
             f"{partitions}: nobody would train on what it has trained on. Resume it "

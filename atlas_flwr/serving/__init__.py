@@ -8,7 +8,7 @@ from atlas_flwr._lazy import attach
 if TYPE_CHECKING:
     from atlas_flwr.serving.choice import Choice, Chosen, chosen
     from atlas_flwr.serving.conversation import Conversation
-    from atlas_flwr.serving.held_out_prompts import HeldOut, held_out
+    from atlas_flwr.serving.held_out_prompts import HeldOut, dealt_again, held_out
     from atlas_flwr.serving.model import Served, served
     from atlas_flwr.serving.prompts import PromptForm, Prompts, read_prompts
     from atlas_flwr.serving.trunks import TRUNKS
@@ -27,6 +27,7 @@ __all__ = [
     "Served",
     "answered",
     "chosen",
+    "dealt_again",
     "held_out",
     "read_prompts",
     "served",
@@ -47,6 +48,7 @@ __getattr__, __dir__ = attach(
         "Served": "model",
         "answered": "atlas_flwr.train.answers",
         "chosen": "choice",
+        "dealt_again": "held_out_prompts",
         "held_out": "held_out_prompts",
         "read_prompts": "prompts",
         "served": "model",

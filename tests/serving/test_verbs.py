@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from atlas_flwr.cli import main
 from atlas_flwr.client_apps.app import app
+from atlas_flwr.client_apps.same_texts import check_texts
+from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
+from atlas_flwr.data.tasks import read_examples
 from atlas_flwr.lora import load_peft, save_peft
-from atlas_flwr.report import RunFolder
+from atlas_flwr.report import RunFolder, RunStarted
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.testing import local_grid
@@ -29,6 +32,7 @@ from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import Authority, run_identity
 from atlas_flwr.trunk.transports.grpc import ServeOptions, serve_grpc
 from atlas_flwr.trunk.transports.ownership import OwnerService
+from tests.serving.conftest import cache_in, made_run
 from tests.train import test_ia3, test_prompt
 
 ROWS = [{"prompt": "Count after one"}, {"start": "seven", "id": 3}, {"prompt": "x"}]
@@ -96,6 +100,22 @@ def test_clusters_clients_and_the_base_answer_otherwise(folder, prompts):
     assert len(set(texts)) == 4
 
 
+def write_advice(root, rows=12):
+    """Write the rows of one of the run's tasks, which it names and has not."""
+    made = [
+        {"problem": f"problem {n}", "detail": "", "advice": f"advice {n}"}
+        for n in range(rows)
+    ]
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, made)))
+
+
+@pytest.fixture
+def own_run(tmp_path, monkeypatch):
+    """A run whose task files and clients' memories may be changed."""
+    cache_in(tmp_path, monkeypatch)
+    return made_run(tmp_path)
+
+
 @pytest.fixture
 def moved(folder, tmp_path):
     """The run on another machine: its model and its task files lie elsewhere."""
@@ -126,12 +146,26 @@ def test_a_run_that_was_moved_answers_as_before(moved, folder, prompts, capsys):
     assert "task '/gone/counting.yaml': neither a file" in said
     assert "say where with --tasks" in said
     root = folder.path.parents[1]
-    assert main([*few, "--tasks", str(root / "advice.yaml")]) == 1
-    assert "names 1 of the run's 2 tasks" in capsys.readouterr().err
-    rows = [{"problem": f"p {n}", "detail": "", "advice": "a"} for n in range(12)]
-    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tasks = ",".join(str(root / f"{name}.yaml") for name in ("counting", "advice"))
-    assert main([*few, "--max-new-tokens", "2", "--tasks", tasks]) == 0
+    write_advice(root)
+    few += ["--max-new-tokens", "2", "--tasks"]
+    shown = []
+    for order in (("counting", "advice"), ("advice", "counting")):
+        assert main([*few, ",".join(str(root / f"{n}.yaml") for n in order)]) == 0
+        shown.append(re.findall("prompt .*", capsys.readouterr().out))
+    assert shown[0] == shown[1]
+    assert "problem" in shown[0][0]
+
+
+@pytest.mark.parametrize(
+    "files", ["advice", "advice,advice", "counting,advise", "counting,advice,counting"]
+)
+def test_task_files_that_are_not_the_runs_are_refused(files, folder, capsys):
+    tasks = ",".join(f"/here/{name}.yaml" for name in files.split(","))
+    words = ["--client", "3", "--held-out", "1", "--tasks", tasks]
+    assert main(["generate", str(folder.path), *words]) == 1
+    said = capsys.readouterr().err
+    assert f"names {files.replace(',', ', ')}, " in said
+    assert "where the run's tasks are counting, advice" in said
 
 
 def test_answers_stand_beside_the_base_models(folder, prompts):
@@ -144,12 +178,7 @@ def test_answers_stand_beside_the_base_models(folder, prompts):
 
 def test_a_clients_test_prompts_are_answered_as_it_was_scored(folder, capsys):
     given = ["--client", "3", "--max-new-tokens", LONG]
-    made = [
-        {"problem": f"problem {n}", "detail": "", "advice": f"advice {n}"}
-        for n in range(12)
-    ]
-    rows = folder.path.parents[1] / "rows.jsonl"
-    rows.write_text("\n".join(map(json.dumps, made)))
+    write_advice(folder.path.parents[1])
     assert main(["generate", str(folder.path), *given, "--held-out", "2"]) == 0
     said = capsys.readouterr().out
     config = folder.config()
@@ -158,6 +187,46 @@ def test_a_clients_test_prompts_are_answered_as_it_was_scored(folder, capsys):
     shown = re.findall(r"prompt +(.*)\n +reference +(.*)\n +answer ", said)
     assert shown == [(text.strip(), answer) for text, answer in asked]
     assert "base" not in said
+
+
+HELD_OUT = ["--client", "3", "--held-out", "2", "--max-new-tokens", "2"]
+
+
+def dealt(folder, clients):
+    """Deal the texts of client 3 as a process that begins does."""
+    read_examples.cache_clear()
+    make_shard.__globals__["_made"].cache_clear()
+    tasks = [load_task(name) for name in folder.config().task_list]
+    return make_shard(3, clients, tasks)
+
+
+def test_texts_that_the_client_was_not_scored_on_are_refused(own_run, capsys, caplog):
+    write_advice(own_run.path.parents[1])
+    assert main(["generate", str(own_run.path), *HELD_OUT]) == 0
+    assert "remembers none of that client's" in caplog.text
+    store = ClientStore.of(own_run.run_id(), 3)
+    check_texts([dealt(own_run, 4)], lambda: store)
+    caplog.clear()
+    assert main(["generate", str(own_run.path), *HELD_OUT]) == 0
+    assert "remembers none" not in caplog.text
+    write_advice(own_run.path.parents[1], rows=16)
+    dealt(own_run, 4)
+    capsys.readouterr()
+    assert main(["generate", str(own_run.path), *HELD_OUT]) == 1
+    said = capsys.readouterr().err
+    assert "rows.jsonl has changed" in said
+    assert "may be among its tests now" in said
+
+
+def test_texts_are_dealt_again_to_those_who_were_not_connected_too(own_run, capsys):
+    write_advice(own_run.path.parents[1], rows=40)
+    own_run.record(RunStarted(1, 4, partitions=6))
+    shard = dealt(own_run, 6)
+    assert main(["generate", str(own_run.path), *HELD_OUT]) == 0
+    said = capsys.readouterr().out
+    asked = re.findall(r"prompt +(.*)", said)
+    assert asked == [example.text.strip() for example in shard.test[:2]]
+    assert asked != [example.text.strip() for example in dealt(own_run, 4).test[:2]]
 
 
 @pytest.mark.parametrize("cut", ["1/2", "3/-"])
