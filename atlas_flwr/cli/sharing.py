@@ -91,6 +91,7 @@ def sharing_shown(
             f"with the first cut, equal bands and full power: {alike[0]:.4g} s and "
             f"{alike[1]:.4g} J",
             f"to run it, beside the keys given here: {_as_keys(everyone, found)}",
+            *_left_out(radio.devices),
         ]
     )
 
@@ -166,6 +167,18 @@ def _as_keys(
     if all(kind.memory for kind, _ in everyone):
         keys.insert(0, f"devices='{','.join(kind.memory for kind, _ in everyone)}'")
     return f"-n {len(everyone)} -c \"{' '.join(keys)} device-order='cycle'\""
+
+
+def _left_out(kinds: Sequence[Device]) -> list[str]:
+    """Say whose memory those keys leave out, if anybody's."""
+    having = [f"{kind.name}: {kind.memory}" for kind in kinds if kind.memory]
+    if len(having) in (0, len(kinds)):
+        return []
+    return [
+        "these keys leave out devices, which is of all clients or of none, and with it "
+        f"the memory of some ({', '.join(having)}): a SuperNode has its own as memory "
+        "in its node config; for a simulation, give each device of the file a memory"
+    ]
 
 
 def _leakage(

@@ -70,6 +70,16 @@ def test_what_is_shown_is_a_run():
     assert "-n 2 " in line
 
 
+def test_memory_that_only_some_devices_have_is_said_to_be_left_out():
+    *_, keys, told = shown(PHONE, BOARD).splitlines()
+    config = load_config(parse_overrides([keys.split('"')[1]]))
+    assert config.kinds == ((None, "3/1"), (None, "3/1"), (None, "1/1"))
+    assert "(board: 40MiB)" in told
+    assert "memory in its node config" in told
+    for all_or_none in (shown(PHONE), shown(BOARD)):
+        assert "leave out" not in all_or_none
+
+
 def test_devices_of_one_cut_run_where_all_must_have_one():
     shared = {"strategy": "splitlora", "server-adapters": "shared", "ranks": "uniform"}
     text = shown(PHONE, cut="2/1", **shared)
