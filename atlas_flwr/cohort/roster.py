@@ -42,6 +42,9 @@ class Roster:
         they are asked for nothing else.
     check : Callable[[Profile], object]
         Raises BudgetError or PlanError for a client that could be given nothing.
+    waits : bool
+        Whether others than those that are refused will come, as where a run had some
+        before it was resumed, and its nodes come one by one.
     """
 
     ask: bool = True
@@ -49,21 +52,24 @@ class Roster:
     request: ConfigRecord = field(default_factory=ConfigRecord)
     busy: Callable[[], Collection[int]] = tuple
     check: Callable[[Profile], object] = lambda _: None
+    waits: bool = False
     profiles: dict[int, Profile] = field(default_factory=dict)
     _told: dict[int, str] = field(default_factory=dict)  # why a node said nothing
+    _refused: set[int] = field(default_factory=set)  # have answered in this round
 
     def learn(self, grid: Grid, node_ids: Iterable[int]) -> None:
         """Ask the nodes that have not been asked before.
 
-        Nodes that fail to answer, or are refused, keep no profile and are asked again
-        next time.
+        Nodes that do not answer are asked again next time; those that answer with an
+        error, or are refused, are so once :meth:`ask_again` says it.
 
         Raises
         ------
         AtlasError
-            If none has ever been taken: there is nobody to wait for.
+            If none has ever been taken, and nobody is waited for.
         """
-        unseen = [node for node in node_ids if node not in self.profiles]
+        known = self.profiles.keys() | self._refused
+        unseen = [node for node in node_ids if node not in known]
         if not self.ask:
             self.profiles.update({node: Profile(str(node)) for node in unseen})
             return
@@ -80,10 +86,24 @@ class Roster:
                 if self._told.get(node) != reason:  # it is asked again and again
                     log(_WARNING, "node %d takes no part: %s", node, reason)
                 self._told[node] = reason
-        if not self.profiles:
+                self._refused.add(node)
+        if not self.profiles and not self.waits:
             raise AtlasError(
                 f"none of {len(messages)} clients can take part; one of them: {reason}"
             )
+
+    def ask_again(self, but: Collection[int] = ()) -> None:
+        """Let nodes that were refused be asked next time.
+
+        A SuperNode may be started anew with another config, and keep its id: whoever
+        comes back is asked, and all are once a round.
+
+        Parameters
+        ----------
+        but : Collection[int]
+            Nodes that are still there.
+        """
+        self._refused.intersection_update(but)
 
     def _read(self, node: int, reply: Message) -> str:
         """Keep a node's profile; return why there is none, if so."""

@@ -96,6 +96,9 @@ class RecordingGrid(DelegatingGrid):
         Called after each ``send_and_receive``.
     without : Collection[str]
         Clients that are not to take part: their nodes are asked who they are alone.
+    resumed : bool
+        Whether rounds were done before this grid was made: none was done without an
+        answer to each question that this run asks.
     """
 
     def __init__(
@@ -104,16 +107,19 @@ class RecordingGrid(DelegatingGrid):
         roster: Roster,
         on_exchange: Callable[[RoundTrip], None],
         without: Collection[str] = (),
+        resumed: bool = False,
     ) -> None:
         super().__init__(grid)
         self.roster = roster
         self.on_exchange = on_exchange
         self.without = frozenset(without)
+        self.resumed = resumed
         self._answered: set[str] = set()  # questions that somebody has answered
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that have said who they are, in order of their clients."""
         nodes = list(self.grid.get_node_ids())
+        self.roster.ask_again(but=nodes)
         self.roster.learn(self.grid, nodes)
         known = self.roster.order(nodes)
         return [n for n in known if self.roster.client(n) not in self.without]
@@ -126,6 +132,8 @@ class RecordingGrid(DelegatingGrid):
         if not out:
             return []
         kind = out[0].metadata.message_type
+        if kind == MessageType.TRAIN:
+            self.roster.ask_again()
         started = time.monotonic()
         came = self.grid.send_and_receive(out, timeout=timeout)
         replies = self.roster.sorted_replies(came)
@@ -176,7 +184,7 @@ class RecordingGrid(DelegatingGrid):
             )
         if failed < seen.sent:
             self._answered.add(kind)
-        elif not (kind.startswith(MessageType.QUERY) and kind in self._answered):
+        elif not self._was_answered(kind):
             raise RoundError(
                 f"{kind}: none of {seen.sent} clients gave a valid reply, and nothing "
                 f"can be learned so; {told[0]}. Mend that and {RESUME}"
@@ -186,6 +194,10 @@ class RecordingGrid(DelegatingGrid):
             named = told[:NAMED] + [f"and {more} more"] * (more > 0)
             what = "%s: %d of %d clients FAILED: %s"
             log(WARNING, what, kind, failed, seen.sent, "; ".join(named))
+
+    def _was_answered(self, kind: str) -> bool:
+        is_question = kind.startswith(MessageType.QUERY)
+        return is_question and (self.resumed or kind in self._answered)
 
 
 def _is_dead(reply: Message) -> bool:

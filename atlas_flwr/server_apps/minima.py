@@ -21,7 +21,7 @@ from atlas_flwr.config import RunConfig, split_list
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.log import log
 
-__all__ = ["Minima", "with_minima_met"]
+__all__ = ["Minima", "may_come_later", "with_minima_met"]
 
 KEYS = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
 POLL = 0.1
@@ -97,6 +97,11 @@ class Minima:
                 )
 
 
+def may_come_later(grid: Grid) -> bool:
+    """Whether nodes may join: a deployment's SuperNodes, not a simulation's."""
+    return isinstance(grid, HttpGrid)
+
+
 def with_minima_met(
     config: RunConfig, given: Collection[str], grid: Grid, roster: Roster
 ) -> RunConfig:
@@ -107,8 +112,8 @@ def with_minima_met(
     ConfigError
         If that would change what was given for the run, or nobody would take part.
     """
-    if isinstance(grid, HttpGrid):
-        return config  # whose SuperNodes may come later
+    if may_come_later(grid):
+        return config
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(POLL)  # Flower registers them a moment after the ServerApp
     roster.learn(grid, nodes)

@@ -45,7 +45,7 @@ from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.continuation import check_clients, left_behind, saved_state
 from atlas_flwr.server_apps.export import check_learned, export_adapters
-from atlas_flwr.server_apps.minima import with_minima_met
+from atlas_flwr.server_apps.minima import may_come_later, with_minima_met
 from atlas_flwr.server_apps.progress import Progress
 from atlas_flwr.server_apps.raylet import watched_raylet
 from atlas_flwr.server_apps.recorder import Recorder
@@ -122,6 +122,7 @@ class Run:
             request=self._messages(),
             timeout=self.config.round_timeout,
             check=Admission(self.config, files),
+            waits=self._has_trained and may_come_later(grid),
         )
         config = with_minima_met(self.config, self.given, grid, roster)
         recorder, progress = Recorder(self.folder, roster), Progress(config)
@@ -138,7 +139,8 @@ class Run:
             roster.busy = grid.busy
         without = split_list(config.without_clients)
         mending = MendingGrid(grid)
-        recording = RecordingGrid(mending, roster, recorder.exchange, without)
+        known = recorder.exchange, without, self._has_trained
+        recording = RecordingGrid(mending, roster, *known)
         started = partial(session_started, config, self.folder.path)
         context = config, files, outline, roster, recorder.event
         setting = RunContext(*context, started=started)
@@ -159,6 +161,11 @@ class Run:
                 done = rounds.saved.round if rounds.saved else 0
                 recorder.restart(done, str(error))
         self._finish(inner, split, arrays)
+
+    @property
+    def _has_trained(self) -> bool:
+        """Whether a former start of this run has done a round, by its checkpoint."""
+        return self.checkpoint is not None and self.checkpoint.round > 0
 
     def _train(
         self, rounds: _Rounds, inner: Strategy, setting: RunContext, meter: PeakMeter

@@ -51,6 +51,14 @@ def test_a_newcomer_that_cannot_answer_what_others_have_ends_no_run(caplog):
     assert "1 of 1 clients FAILED: client 3: out of paper" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_resumed_run_ends_without_a_round_and_not_for_a_question(kind):
+    grid = RecordingGrid(Answering(3), Roster(ask=False), lambda _: None, resumed=True)
+    ask(grid, "query.fingerprint", 3)
+    with pytest.raises(RoundError, match="none of 1 clients"):
+        ask(grid, kind, 3)
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate", "query.fingerprint"])
 def test_where_nobody_has_answered_the_run_ends(kind):
     grid = RecordingGrid(Answering(3), Roster(ask=False), lambda _: None)

@@ -6,14 +6,17 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from atlas_flwr.client_apps.app import app
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import AtlasError, BudgetError, PlanError
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.server_apps.admission import Admission
+from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from atlas_flwr.train.weights import ModelFiles
+from tests.runs_on_devices import BASE
 
 SHARED = {
     "strategy": "splitlora",
@@ -40,9 +43,11 @@ class Describing:
 
     def __init__(self, profiles):
         self.profiles = profiles
+        self.asked = []
 
     def send_and_receive(self, messages, *, timeout):
         for message in messages:
+            self.asked.append(message.metadata.dst_node_id)
             record = self.profiles[message.metadata.dst_node_id].to_record()
             yield Message(RecordDict({keys.PROFILE: record}), reply_to=message)
 
@@ -81,6 +86,46 @@ def test_one_node_that_is_refused_leaves_the_others_their_run(caplog):
     roster.learn(Describing({7: Profile("0", cut="9/1"), 8: Profile("1")}), [7, 8])
     assert list(roster.profiles) == [8]
     assert "node 7 takes no part: cut 9/1 of 6 blocks" in caplog.text
+
+
+def test_who_is_refused_is_asked_again_in_a_round_or_as_it_comes_back():
+    grid = Describing({7: Profile("0", cut="9/1"), 8: Profile("1")})
+    roster = Roster(check=admission())
+    for _ in range(3):
+        roster.learn(grid, [7, 8])
+    assert grid.asked == [7, 8]
+    roster.ask_again()
+    roster.learn(grid, [7, 8])
+    roster.learn(grid, [7, 8])
+    assert grid.asked == [7, 8, 7]
+    roster.ask_again(but=[7, 8])
+    roster.learn(grid, [7, 8])
+    assert grid.asked == [7, 8, 7]
+    roster.ask_again(but=[8])
+    grid.profiles[7] = Profile("0", cut="2/1")  # its SuperNode was started anew
+    roster.learn(grid, [7, 8])
+    assert sorted(roster.profiles) == [7, 8]
+
+
+def test_a_round_asks_a_refused_node_once(tmp_path):
+    config = {**BASE, "num-rounds": 2, "runs-dir": str(tmp_path), "strategy": "flora"}
+    nodes = [{}, {}, {"cut": "9/1"}]
+    with local_grid(app, 3, run_config=config, node_configs=nodes) as grid:
+        Run.begin(config).execute(grid)
+        refused = [*grid.get_node_ids()][2]
+    asked = [m.metadata for m in grid.sent if m.metadata.dst_node_id == refused]
+    assert {found.message_type for found in asked} == {keys.DESCRIBE}
+    assert len(asked) == 1 + 2  # as the run begins, and a round
+
+
+def test_a_resumed_deployment_waits_for_those_it_had(caplog):
+    grid = Describing({7: Profile("0", cut="9/1"), 8: Profile("1")})
+    roster = Roster(check=admission(), waits=True)
+    roster.learn(grid, [7])
+    assert not roster.profiles
+    assert "node 7 takes no part" in caplog.text
+    roster.learn(grid, [7, 8])
+    assert list(roster.profiles) == [8]
 
 
 def test_where_all_are_refused_the_run_ends_with_a_reason():

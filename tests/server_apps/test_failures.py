@@ -12,6 +12,7 @@ from flwr.app import MessageType
 
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.errors import RoundError, TrunkLost
+from atlas_flwr.protocol import keys
 from atlas_flwr.server_apps import run as runs
 from atlas_flwr.server_apps.checkpoint import load_checkpoint
 from atlas_flwr.server_apps.run import Run
@@ -67,6 +68,17 @@ def test_so_does_one_in_which_nobody_could_be_evaluated(tmp_path):
 def test_and_one_in_which_nobody_has_a_fingerprint(tmp_path):
     with pytest.raises(RoundError, match="fingerprint: none of 4 clients"):
         run(tmp_path, failing("query.fingerprint"))
+
+
+def test_who_comes_to_a_resumed_run_and_has_none_takes_nobody_along(tmp_path, caplog):
+    kept = {"num_clusters": 1, "min_available_nodes": 3}
+    absent = failing(keys.DESCRIBE, nodes=(3,), since=0)
+    part = run(tmp_path, absent, **kept, num_rounds=1)
+    mute = failing(keys.FINGERPRINT, nodes=(3,))
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, mute, **kept, resume=str(part.path), num_rounds=2)
+    assert "fingerprint: 1 of 1 clients FAILED: client 3: out of paper" in caplog.text
+    assert summary(part)["finished"]
 
 
 def test_who_failed_is_said_aloud_and_recorded(tmp_path, caplog):
