@@ -466,6 +466,17 @@ def test_the_line_by_which_excel_tells_a_delimiter_is_no_header(
     assert [row.where for row in _read("csv", path)] == ["line 3", "line 4"]
 
 
+@pytest.mark.parametrize(
+    "told", ['sep=""\n', 'sep="\n', '"sep="\n', "sep=\n", "sep=\r"]
+)
+def test_a_line_that_tells_no_delimiter_is_the_header_that_it_looks_like(
+    told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text(told + "text,label\none,a\n", newline="")
+    with pytest.raises(DataError, match=r"no column 'text', .* it has 'sep="):
+        _read("csv", tmp_path / "rows.csv")
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_header_may_have_line_ends_inside_quotes(end: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["read_csv", "read_tsv"]
 
 DELIMITERS = ",;\t|"
-TOLD = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
+# Excel's own first line; what is no delimiter csv takes, or since Python 3.13 does not.
+TOLD = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)
 HEADER = 64  # lines of a header at most, where line ends stand inside its quotes
 LONGEST = 1 << 24  # characters of a field: a quote that never closes takes no more
 
