@@ -28,6 +28,7 @@ from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides, to_
 from atlas_flwr.cli.preflight import cleared, placed
 from atlas_flwr.cli.processes import ended_by_signals
 from atlas_flwr.cli.trials import plan, progress
+from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.report import (
@@ -328,6 +329,40 @@ def test_a_missing_package_is_told_with_its_remedy_and_fails(monkeypatch, capsys
 def test_this_machine_can_run_the_tests_and_hence_all_that_is_needed_is_there():
     missing = [f for f in findings().values() if f.needed and not f.ok]
     assert [f for f in missing if not f.name.startswith("disk")] == []
+
+
+def test_texts_that_a_broken_run_recorded_are_told_with_what_removes_them(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path))
+    assert doctor._recorded_texts().ok
+    kept = ClientStore(tmp_path / "clients" / "0123456789abcdef" / "3")
+    kept.save("texts", 0, {"texts": np.zeros(4)})
+    assert doctor._recorded_texts().ok
+    kept.save("wire", 2, {"ids": np.zeros(4)})
+    found = findings()["recorded texts"]
+    assert not found.ok
+    assert not found.needed
+    assert "of 1 run" in found.detail
+    _, _, removal = found.remedy.partition(": ")
+    subprocess.run(["sh", "-c", removal], check=True)
+    assert doctor._recorded_texts().ok
+    assert [path.name for path in kept.path.iterdir()] == ["texts-0.npz"]
+
+
+def test_what_a_killed_client_had_begun_to_record_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path))
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **arrays):
+        raise Killed
+
+    monkeypatch.setattr(np, "savez", killed)
+    with pytest.raises(Killed):
+        ClientStore(tmp_path / "clients" / "a" / "0").save("wire", 1, {})
+    assert "clients/a/*/wire-*" in doctor._recorded_texts().remedy
 
 
 def test_notes_do_not_fail_and_say_what_to_do(monkeypatch, tmp_path):

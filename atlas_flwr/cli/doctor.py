@@ -23,6 +23,7 @@ OLDEST_PYTHON = (3, 11)
 WANTED_MEMORY = 6 << 30
 WANTED_DISK = 2 << 30
 DEPENDENCY_SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+NAMED = 5  # runs in one line
 SHARED_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091"
 
 
@@ -201,6 +202,25 @@ def _downloads() -> Finding:
     return Finding("weights and text", ok, detail, remedy, needed=False)
 
 
+def _recorded_texts() -> Finding:
+    """Look for clients' texts that record-wire=true left in the clear."""
+    from atlas_flwr.data import cache_folder
+
+    folder = cache_folder() / "clients"
+    kept = {path.parents[1] for path in folder.glob("*/*/wire-*")}
+    if not kept:
+        return Finding("recorded texts", True, f"none in {folder}")
+    runs = sorted(path.name for path in kept)
+    detail = (
+        f"record-wire=true left texts in the clear in {folder}, of {len(runs)} "
+        f"run{'s' * (len(runs) != 1)}: broken, going on, or with the server elsewhere"
+    )
+    places = " ".join(str(folder / run / "*" / "wire-*") for run in runs[:NAMED])
+    more = f", and of {len(runs) - NAMED} more" * (len(runs) > NAMED)
+    remedy = f"when nobody will attack or resume them: rm {places}{more}"
+    return Finding("recorded texts", False, detail, remedy, needed=False)
+
+
 def _flower_home() -> Finding:
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     path = home / "config.toml"
@@ -253,6 +273,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _memory,
     _disk,
     _downloads,
+    _recorded_texts,
     _flower_home,
     _dependency_switch,
     _shared_superlink,

@@ -53,7 +53,7 @@ class ClientStore:
     ) -> None:
         """Keep arrays under a name and a round; drop those of long ago."""
         self.path.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=self.path, suffix=".draft")
+        handle, draft = tempfile.mkstemp(".draft", f"{name}-", self.path)
         with os.fdopen(handle, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         Path(draft).replace(self.path / f"{name}-{server_round}.npz")
