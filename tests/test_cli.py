@@ -476,6 +476,19 @@ def test_a_run_of_another_configuration_is_not_taken_for_it(
         progress(trial, tmp_path, app_defaults(ROOT)[0], clients)
 
 
+def test_a_trial_is_resumed_with_its_task_file_at_another_path(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to("real")
+    file = f"{tmp_path}/real/a.yaml"
+    done = made_run(tmp_path, "fedavg-seed0", strategy="fedavg", tasks=file)
+    for place in ("linked", "linked/../real"):
+        (trial,) = plan(["fedavg"], [0], {"tasks": f"{tmp_path}/{place}/a.yaml"})
+        assert progress(trial, tmp_path, {}, 2).finished == done
+    (trial,) = plan(["fedavg"], [0], {"tasks": f"{tmp_path}/a.yaml"})
+    with pytest.raises(ConfigError, match="was run with tasks="):
+        progress(trial, tmp_path, {}, 2)
+
+
 @pytest.mark.parametrize("seeds", ["", "x", "-1", "1,,2"])
 def test_seeds_are_whole_numbers(seeds, capsys, tmp_path):
     words = ["compare", f"--seeds={seeds}", "--app", str(ROOT), "--out", str(tmp_path)]

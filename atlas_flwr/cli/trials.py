@@ -13,6 +13,7 @@ from atlas_flwr.cli.overrides import Value
 from atlas_flwr.config import RunConfig, load_config, options
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.report.comparison import one_spelling
 
 __all__ = ["Trial", "plan", "progress"]
 
@@ -158,7 +159,8 @@ def _free_names(trial: Trial, out: Path) -> Iterator[str]:
 
 
 def _check_same(folder: RunFolder, wanted: RunConfig, num_clients: int) -> None:
-    found, clients = folder.config(), summarize_folder(folder).num_clients
+    found, clients = one_spelling(folder.config()), summarize_folder(folder).num_clients
+    wanted = one_spelling(wanted)
     differing = [
         f"{entry.name.replace('_', '-')}={getattr(found, entry.name)!r}"
         for entry in dataclasses.fields(RunConfig)

@@ -20,7 +20,14 @@ from atlas_flwr.report.store import RunFolder
 from atlas_flwr.report.summary import RoundSummary, Summary
 from atlas_flwr.report.totals import summarize_folder
 
-__all__ = ["Comparison", "Measure", "Method", "compare", "compare_folders"]
+__all__ = [
+    "Comparison",
+    "Measure",
+    "Method",
+    "compare",
+    "compare_folders",
+    "one_spelling",
+]
 
 NOT_THE_METHOD = frozenset({"seed", "run_name", "runs_dir", "resume"})
 
@@ -151,9 +158,27 @@ def _grouped(runs: Sequence[Run]) -> dict[RunConfig, dict[int, Summary]]:
     grouped: dict[RunConfig, dict[int, Summary]] = {}
     for config, summary in runs:
         defaults = {name: getattr(RunConfig(), name) for name in NOT_THE_METHOD}
-        method = dataclasses.replace(config, **defaults)
+        method = dataclasses.replace(one_spelling(config), **defaults)
         grouped.setdefault(method, {})[config.seed] = summary
     return grouped
+
+
+def one_spelling(config: RunConfig) -> RunConfig:
+    """Return a configuration with one path for each place that a task file lies in.
+
+    A file that is itself a link stays where it is: its data lie beside the link.
+
+    Parameters
+    ----------
+    config : RunConfig
+        A run's; its relative paths are seen from its app, and stay.
+    """
+    return dataclasses.replace(config, tasks=",".join(map(_place, config.task_list)))
+
+
+def _place(task: str) -> str:
+    path = Path(task)
+    return str(path.parent.resolve() / path.name) if path.is_absolute() else task
 
 
 def _names(methods: Sequence[RunConfig]) -> dict[RunConfig, str]:

@@ -105,6 +105,29 @@ def test_tasks_given_by_path_are_called_by_name(run):
     assert names == ["fedavg tasks=own,spam", "fedavg tasks=spam"]
 
 
+def test_one_task_file_at_two_paths_is_one_task(run, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to("real")
+    places = ("real", "linked", "linked/../real")
+    (method,) = compare(
+        [
+            run("fedavg", seed, 0.5, tasks=f"{tmp_path / place}/own.yaml,spam")
+            for seed, place in enumerate(places)
+        ]
+    ).methods
+    assert method.seeds == (0, 1, 2)
+    assert method.name == "fedavg"
+
+
+def test_a_link_to_a_task_file_has_data_of_its_own_beside_it(run, tmp_path):
+    for place in ("real", "other"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "other" / "own.yaml").symlink_to("../real/own.yaml")
+    files = [f"{tmp_path / place}/own.yaml" for place in ("real", "other")]
+    runs = [run("fedavg", seed, 0.5, tasks=file) for seed, file in enumerate(files)]
+    assert len(compare(runs).methods) == 2
+
+
 def test_tasks_of_one_name_are_told_apart_by_their_paths(run):
     runs = [run("fedavg", 0, 0.5, tasks=f"/{place}/own.yaml") for place in "ab"]
     names = [method.name for method in compare(runs).methods]
