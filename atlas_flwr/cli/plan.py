@@ -88,6 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from atlas_flwr.budget import Allocation, Rates
     from atlas_flwr.config import load_config, split_list
+    from atlas_flwr.data.lengths import warn_of_cuts
     from atlas_flwr.server_apps.assignment import DeviceRule
     from atlas_flwr.train.weights import ModelFiles
 
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         radio = read_radio(given.radio)
         check_sharing(config, radio)
     files = ModelFiles.of(config)
+    warn_of_cuts(files.source, config.task_list, config.max_length)
     rule = DeviceRule.of(config, files.outline(), files.dtype)
     here = None if given.client_gflops and given.trunk_gflops else measured_flops()
     speeds = Rates(

@@ -11,7 +11,7 @@ from typing import Any
 from atlas_flwr.data.examples import Example
 from atlas_flwr.data.models import ModelSource, tokenizer_of
 from atlas_flwr.data.responses import GenerationCollator
-from atlas_flwr.data.tasks import Task, load_examples
+from atlas_flwr.data.tasks import Task, load_examples, load_task
 from atlas_flwr.log import log
 
 __all__ = ["Lengths", "lengths_of", "warn_of_cuts"]
@@ -76,8 +76,12 @@ def lengths_of(tokenizer: Any, task: Task, limit: int) -> Lengths:
     return Lengths(task.name, sizes, limit, sum(lost))
 
 
-def warn_of_cuts(source: ModelSource, tasks: Sequence[Task], limit: int) -> None:
-    """Log what a limit cuts away of the user's own tasks with prompts and answers."""
+def warn_of_cuts(source: ModelSource, names: Sequence[str], limit: int) -> None:
+    """Log what a limit cuts away of the user's own tasks with prompts and answers.
+
+    Once a run: by the ServerApp, whose log is there however the run was started.
+    """
+    tasks = map(load_task, names)
     own = [task for task in tasks if task.answers and not task.reading.package]
     tokenizer = tokenizer_of(source) if own else None
     for task in own:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from atlas_flwr.config import ADAPTER_STRATEGIES, RunConfig, load_config, split_list
 from atlas_flwr.data import load_examples, load_task, make_shard, prepare
-from atlas_flwr.data.lengths import warn_of_cuts
 from atlas_flwr.errors import AtlasError, ConfigError, DataError
 from atlas_flwr.remedies import needing_classes
 from atlas_flwr.report.store import RunFolder, taken_name
@@ -166,7 +165,7 @@ def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
         good[task.name] = name
     yield from _kind_problems(config, list(good.values()))
     try:
-        source, tasks = prepare(
+        prepare(
             config.model,
             list(good.values()),
             max_length=config.max_length,
@@ -174,8 +173,6 @@ def _data_problems(config: RunConfig, good: dict[str, str]) -> Iterator[str]:
         )
     except DataError as error:
         yield from error.problems
-        return
-    warn_of_cuts(source, tasks, config.max_length)
 
 
 def _kind_problems(config: RunConfig, names: Sequence[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import RunConfig, split_list, to_yaml
+from atlas_flwr.data.lengths import warn_of_cuts
 from atlas_flwr.errors import RoundError, TrunkLost
 from atlas_flwr.grids.mending import MendingGrid
 from atlas_flwr.grids.progress import ProgressGrid
@@ -117,6 +118,7 @@ class Run:
         for told in remedy_warnings(self.config):
             log(WARNING, "%s", told)
         files = ModelFiles.of(self.config, self.config.server_device)
+        warn_of_cuts(files.source, self.config.task_list, self.config.max_length)
         outline = files.outline()
         roster = Roster(
             request=self._messages(),

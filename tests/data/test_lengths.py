@@ -40,9 +40,10 @@ def test_what_a_limit_cuts_of_a_users_task_is_logged(
     said: list[str] = []
     heard = "atlas_flwr.data.lengths.log"
     monkeypatch.setattr(heard, lambda _, form, *given: said.append(form % given))
-    warn_of_cuts(tiny, [task], longest)
+    own = [str(tmp_path / "mine.yaml")]
+    warn_of_cuts(tiny, own, longest)
     assert said == []
-    warn_of_cuts(tiny, [task], 48)
+    warn_of_cuts(tiny, own, 48)
     (warning,) = said
     assert "2 of 4 examples" in warning
     assert "longer than max-length=48" in warning

@@ -176,6 +176,28 @@ def test_a_secure_run_resumes_to_the_same_numbers(tmp_path):
     assert accuracies(continued) == accuracies(whole)
 
 
+def test_what_a_limit_cuts_is_told_once_and_by_the_run(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "atlas_flwr.data.lengths.log", lambda _, *told: said.append(told)
+    )
+    rows = [{"q": "why " * n, "a": "so"} for n in range(1, 40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = "kind: generation\nformat: jsonl\npath: rows.jsonl\n"
+    (tmp_path / "own.yaml").write_text(text + 'prompt: "{q}"\nresponse: "{a}"\n')
+
+    class Ended:
+        def get_node_ids(self):
+            raise InterruptedError
+
+    tasks = {"tasks": str(tmp_path / "own.yaml"), "max-length": 16, "model": "tiny"}
+    begun = Run.begin({**tasks, "runs-dir": str(tmp_path)})
+    assert said == []  # the command has checked the same, and told nothing
+    with pytest.raises(InterruptedError):
+        begun.execute(Ended())
+    assert len(said) == 1
+
+
 def test_a_resumed_run_with_other_settings_is_refused(unbroken, tmp_path):
     with pytest.raises(ResumeError, match="learning-rate"):
         run(tmp_path, resume=str(unbroken.path), learning_rate=0.5)
