@@ -1,13 +1,21 @@
-"""Whole runs on a stand-in for a GPU: nothing meets a tensor of another device."""
+"""Whole runs on a stand-in for a GPU: nothing meets a tensor of another device.
+
+They are held against the golden losses, which are a CPU's (``tests/golden``).
+"""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.train import device, weights
+from tests.golden.record import KEPT
 from tests.runs_on_devices import ATLAS, RUNS, losses
 from tests.stand_in_gpu import DEVICE, stand_in_gpu
+
+GOLDEN = json.loads(KEPT.read_text())
 
 
 @pytest.fixture
@@ -44,9 +52,8 @@ EACH = [
 
 @pytest.mark.parametrize("name", EACH)
 def test_a_run_on_a_gpu_has_the_losses_of_one_on_a_cpu(tmp_path, stand_in, name):
-    expected = losses(tmp_path, **RUNS[name])
     got = losses(tmp_path, **RUNS[name], device="cuda")
-    assert got == pytest.approx(expected, rel=1e-4)
+    assert got == pytest.approx(GOLDEN[name], rel=1e-4)
 
 
 @pytest.mark.parametrize("split", ["u-shaped", "vanilla"])
@@ -55,7 +62,7 @@ def test_clients_and_trunk_may_be_on_unlike_devices(tmp_path, stand_in, split, w
     given = {**ATLAS, "split": split}
     client, trunk = where
     got = losses(tmp_path, **given, device=client, trunk_device=trunk)
-    assert got == pytest.approx(losses(tmp_path, **given), rel=1e-4)
+    assert got == pytest.approx(GOLDEN[split], rel=1e-4)
 
 
 def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch):

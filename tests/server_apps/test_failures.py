@@ -41,7 +41,6 @@ def only_run(folder):
     "strategy",
     [
         "atlas",
-        "fedavg",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("fedprox", "local", "mira", "centralized")
@@ -114,7 +113,7 @@ def test_a_dead_worker_ends_the_run_that_flower_would_go_on_with(
         run(tmp_path, failing(MessageType.TRAIN, nodes=(3,), reason=reason))
 
 
-@pytest.mark.parametrize("strategy", ["atlas", "fedavg", "local"])
+@pytest.mark.parametrize("strategy", ["atlas", "fedavg"])
 def test_a_run_that_moved_no_number_is_not_finished(tmp_path, strategy):
     given = {"num_clusters": 1} if strategy == "atlas" else {"strategy": strategy}
     with pytest.raises(RoundError, match="learned nothing"):
