@@ -128,6 +128,7 @@ def test_a_machine_out_of_reach_is_lost_to_the_owner_and_asked_again_by_clients(
     from ray.exceptions import ActorUnavailableError
 
     from atlas_flwr.trunk.transports.ray import RayTrunk, RayTrunkHost
+    from atlas_flwr.trunk.transports.requests import Request, Verb
 
     def get(reference, timeout):
         raise ActorUnavailableError("its machine does not answer\nfor long", None)
@@ -139,7 +140,7 @@ def test_a_machine_out_of_reach_is_lost_to_the_owner_and_asked_again_by_clients(
             ask()
     client = RayTrunk(token="t", codec=CODECS["raw"], actor=MagicMock())
     with pytest.raises(TrunkBusy, match="right now"):
-        client.exchange(MagicMock())
+        client.exchange(Request(Verb.FORWARD, "t", "raw", b""))
 
 
 def until_it_fails(ask):
