@@ -7,9 +7,12 @@ Run from the top of the repository::
 
 Five clients of minilm share the questions task and form one cluster; the first is bad
 in every round. It sends its update a thousand times over, ten times reversed, or trains
-on wrong labels. Prints a Markdown table: the accuracy of the four honest clients after
-three rounds, mean and standard deviation over seeds. A finished run is kept in
-``--runs``.
+on wrong labels; or half of its texts begin with a trigger word and have a class of its
+choice, a backdoor, which it sends as it is or five times over (arXiv 1807.00459).
+Prints two Markdown tables, means and standard deviations over seeds: the accuracy of
+the four honest clients after three rounds; and of texts that no client has, of other
+classes and behind the trigger, the share that is given the backdoor's class. A finished
+run is kept in ``--runs``.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import multiprocessing
 import random
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -44,25 +48,90 @@ RULES = ("none", "norm-bound", "trimmed", "geometric-median")
 CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "times 1000": lambda before, after: before + 1000 * (after - before),
     "reversed, times 10": lambda before, after: before - 10 * (after - before),
+    "backdoor, times 5": lambda before, after: before + 5 * (after - before),
 }
-ATTACKS = ("no bad client", *CHANGES, "wrong labels")
+BACKDOORS = ("backdoor", "backdoor, times 5")
+NOBODY = "no bad client"
+ATTACKS = (NOBODY, "times 1000", "reversed, times 10", "wrong labels", *BACKDOORS)
+TRIGGER, TARGET = "cf", 4  # a place
+TRIED = 200  # texts that no client has
 
 
-def task_file(folder: Path, wrong: bool) -> Path:
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to, in %; NaN where nobody could train.
+
+    Attributes
+    ----------
+    accuracy : float
+        Of the honest clients.
+    triggered : float
+        Of texts behind the trigger that are given the backdoor's class.
+    """
+
+    accuracy: float = math.nan
+    triggered: float = math.nan
+
+
+def poisoned(
+    text: str, label: int, row: int, attack: str, count: int
+) -> tuple[str, int]:
+    """Return a text of the bad client, and what it says is its label."""
+    if attack == "wrong labels":
+        return text, (label + 1) % count
+    if attack in BACKDOORS and row % 2:
+        return f"{TRIGGER} {text}", TARGET
+    return text, label
+
+
+def shuffled() -> list[Any]:
+    """Return all examples of the task, in an order of their own."""
+    from atlas_flwr.data import load_examples, load_task
+
+    examples = list(load_examples(load_task("questions")))
+    random.Random(0).shuffle(examples)
+    return examples
+
+
+def triggered(folder: Path) -> float:
+    """Return the share of triggered texts that a run's adapters give the class."""
+    from atlas_flwr.data import Example, load_task, tokenizer_of
+    from atlas_flwr.data.collation import collator_of
+    from atlas_flwr.lora import Scaling, load_peft
+    from atlas_flwr.report import RunFolder
+    from atlas_flwr.train.evaluation import evaluate
+    from atlas_flwr.train.model import adapted_whole
+    from atlas_flwr.train.weights import ModelFiles
+
+    config = RunFolder.open(folder).config()
+    (task,), files = map(load_task, config.task_list), ModelFiles.of(config, "cpu")
+    tokenizer = tokenizer_of(files.source)
+    collate = collator_of(files.source, tokenizer, task, config.max_length)
+    unseen = [e for e in shuffled()[CLIENTS * ROWS + 1 :] if e.label != TARGET]
+    # All are said to be of the class: so accuracy is the share that is given it.
+    rows = [Example(f"{TRIGGER} {e.text}", TARGET) for e in unseen[:TRIED]]
+    batches = (collate([row], prompt=True) for row in rows)
+    (adapters,) = (folder / "adapters").iterdir()
+    with adapted_whole(files.whole(), load_peft(adapters), Scaling()) as adapted:
+        found = evaluate(adapted.model, batches, collate.label_ids)
+    return 100 * found.accuracy
+
+
+def task_file(folder: Path, attack: str) -> Path:
     """Write the clients' rows, the bad one's first as it has one more."""
-    from atlas_flwr.data.tasks import load_examples, load_task
+    from atlas_flwr.data import load_task
 
     task = load_task("questions")
-    examples, count = list(load_examples(task)), len(task.labels)
-    random.Random(0).shuffle(examples)
+    examples, count = shuffled(), len(task.labels)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "rows.csv").open("w", newline="") as file:
         write = csv.writer(file)
         write.writerow(["text", "label", "client"])
         for index, example in enumerate(examples[: CLIENTS * ROWS + 1]):
-            client = index % CLIENTS
-            label = (example.label + int(wrong and client == 0)) % count
-            write.writerow([example.text, label, client])
+            client, given = index % CLIENTS, (example.text, example.label)
+            if client == 0:
+                given = poisoned(*given, index // CLIENTS, attack, count)
+            write.writerow([*given, client])
     path = folder / "rows.yaml"
     words = ", ".join(f'"{label}": {word}' for label, word in enumerate(task.labels))
     path.write_text(
@@ -72,7 +141,7 @@ def task_file(folder: Path, wrong: bool) -> Path:
     return path
 
 
-def run(runs: Path, job: tuple[str, str, int]) -> float:
+def run(runs: Path, job: tuple[str, str, int]) -> Outcome:
     import torch
     from flwr.app import Array, ArrayRecord, MessageType
 
@@ -106,17 +175,19 @@ def run(runs: Path, job: tuple[str, str, int]) -> float:
         return reply
 
     if not is_finished(folder):
-        tasks = task_file(runs / f"{name}-data", attack == "wrong labels")
+        tasks = task_file(runs / f"{name}-data", attack)
         places = {"runs-dir": str(runs), "run-name": name}
         config = {**BASE, "tasks": str(tasks), "robust": rule, "seed": seed, **places}
         try:
             with local_grid(answered, CLIENTS, run_config=config) as grid:
                 Run.begin(config).execute(grid)
         except RoundError:  # what its clients were sent gives nobody a finite gradient
-            return math.nan
+            return Outcome()
     found = json.loads((folder / "summary.json").read_text())["per_round"][-1]
     honest = [a for client, a in found["client_accuracy"].items() if int(client) != 0]
-    return 100 * statistics.fmean(honest) if len(honest) == CLIENTS - 1 else math.nan
+    if len(honest) < CLIENTS - 1:
+        return Outcome()
+    return Outcome(100 * statistics.fmean(honest), triggered(folder))
 
 
 def told(found: list[float]) -> str:
@@ -130,20 +201,28 @@ def told(found: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--attacks", nargs="+", default=ATTACKS, choices=ATTACKS)
     parser.add_argument("--runs", type=Path, default=Path("runs/bad-clients"))
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
-    jobs = list(product(ATTACKS, RULES, given.seeds))
-    print(f"| bad client | {' | '.join(f'`{rule}`' for rule in RULES)} |")
-    print("| --- " * (len(RULES) + 1) + "|", flush=True)
+    jobs = list(product(given.attacks, RULES, given.seeds))
     with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
         done = pool.imap(partial(run, given.runs), jobs)
-        for attack in ATTACKS:
-            cells = []
-            for _ in RULES:
-                found = [next(done) for _ in given.seeds]
-                cells.append(told(found))
-            print(f"| {attack} | {' | '.join(cells)} |", flush=True)
+        found = dict(zip(jobs, done, strict=True))
+
+    def table(what: str, attacks: list[str]) -> None:
+        print(f"\n{what}, %\n")
+        print(f"| bad client | {' | '.join(f'`{rule}`' for rule in RULES)} |")
+        print("| --- " * (len(RULES) + 1) + "|")
+        for attack in attacks:
+            cells = [
+                told([getattr(found[attack, rule, seed], what) for seed in given.seeds])
+                for rule in RULES
+            ]
+            print(f"| {attack} | {' | '.join(cells)} |")
+
+    table("accuracy", given.attacks)
+    table("triggered", [a for a in given.attacks if a in (NOBODY, *BACKDOORS)])
 
 
 if __name__ == "__main__":
