@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
     from atlas_flwr.train.weights import ModelFiles
 
+    Prompt = tuple[torch.Tensor, torch.Tensor, slice]  # its own, as sent, untemplated
+
 __all__ = ["cases", "recordings"]
 
 # Texts of these, but for those of the run, are the attacker's own.
@@ -228,7 +230,7 @@ def _with_texts(
     found: Sequence[Recording],
     known: Sequence[str],
 ) -> Knowledge:
-    """Run other texts through the clients' heads, in turn."""
+    """Run other texts through the clients' heads."""
     import torch
 
     from atlas_flwr.cli.labelled import OWN_SECRET, labelled_texts
@@ -243,7 +245,7 @@ def _with_texts(
     each = TEXTS_KNOWN // len(names)
     told = {tuple(t.prompt) for r in found for t in r.truths}
     tokenizer: Any = tokenizer_of(files.source)
-    prompts: list[tuple[torch.Tensor, torch.Tensor, slice]] = []
+    prompts: list[Prompt] = []
     for name in names:
         task = load_task(name)
         plain = collator_of(files.source, tokenizer, task, config.max_length)
@@ -259,15 +261,33 @@ def _with_texts(
     crossed: list[KnownText] = []
     heads = [r.observations[0] for r in found]
     with torch.no_grad():
-        for turn, seen in enumerate(heads):
-            for ids, sent, own in prompts[turn :: len(heads)]:
+        dealt = _dealt([blank.frames[seen.client] for seen in heads], prompts)
+        for seen, texts in zip(heads, dealt, strict=True):
+            through = seen.client, seen.round
+            for ids, sent, own in texts:
                 hidden = blank.model.crossing(seen, sent)[0].float()
-                crossed.append(KnownText(ids, hidden, own, sent[0]))
+                crossed.append(KnownText(ids, hidden, own, sent[0], through))
     usual = usual_size(torch.cat([text.hidden for text in crossed]))
     knows = replace(blank, scale=usual)
     generator = torch.Generator().manual_seed(blank.seed)
-    texts = [
+    received = [
         replace(text, hidden=knows.crossed(text.hidden, generator)) for text in crossed
     ]
     held = partial(labelled_texts, config, files, knows, found)
-    return replace(knows, known=texts, labelled=held)
+    return replace(knows, known=received, labelled=held)
+
+
+def _dealt(
+    frames: Sequence[tuple[Sequence[int], Sequence[int]]], prompts: Sequence[Prompt]
+) -> Iterator[Sequence[Prompt]]:
+    """Deal texts to heads in turn: those of a client's template, or all if none is."""
+    framed = [
+        (ids[: own.start].tolist(), ids[own.stop :].tolist() if own.stop else [])
+        for ids, _, own in prompts
+    ]
+    kinds = [([*before], [*after]) for before, after in frames]
+    wanted = [kind if kind in framed else None for kind in kinds]
+    for turn, kind in enumerate(wanted):
+        fit = [p for p, its in zip(prompts, framed, strict=True) if kind in (None, its)]
+        sharers = [i for i, other in enumerate(wanted) if other == kind]
+        yield fit[sharers.index(turn) :: len(sharers)]

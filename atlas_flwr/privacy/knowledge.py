@@ -49,12 +49,15 @@ class KnownText:
         Of ``ids`` those that no template says.
     sent : Tensor, optional
         Shape (T,): what the head read in their place, where a defence replaces tokens.
+    through : tuple[str, int]
+        Client and round whose head it is.
     """
 
     ids: Tensor
     hidden: Tensor
     private: slice = field(default_factory=lambda: slice(None))
     sent: Tensor | None = None
+    through: tuple[str, int] = ("", 0)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,21 @@ class PublicModel:
         """Return all that crossed in an observation's step, itself among them."""
         found = self._found(seen.client, seen.round)
         return [o for o in found.observations if o.step == seen.step]
+
+    def around(self, seen: Observation, least: int) -> Sequence[Observation]:
+        """Return what crossed in an observation's step, and if need be in those next.
+
+        Parameters
+        ----------
+        seen : Observation
+            One of them.
+        least : int
+            So many at least, if the client sent so many in the round.
+        """
+        all_sent = self._found(seen.client, seen.round).observations
+        away = sorted(abs(o.step - seen.step) for o in all_sent)
+        reach = away[min(least, len(away)) - 1]
+        return [o for o in all_sent if abs(o.step - seen.step) <= reach]
 
     def _found(self, client: str, number: int) -> Recording:
         who = client, number

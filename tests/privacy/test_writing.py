@@ -1,8 +1,9 @@
-"""A decoder writes what crossed, whatever its form, and nothing where nothing did."""
+"""The tuned public model writes what crossed, whatever its form."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from atlas_flwr.data import resolve_model
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.privacy import Observation, Recording, parse_defence
 from atlas_flwr.privacy.attacks import writing
-from atlas_flwr.privacy.attacks.writing import CrossingWriter, nearest
+from atlas_flwr.privacy.attacks.writing import CrossingWriter
 from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
 from atlas_flwr.privacy.scores import fitted, of_another
 from atlas_flwr.split import (
@@ -31,11 +32,14 @@ from tests.privacy.test_attack import recorded
 
 TEXTS, LENGTH, WIDTH = 4, 4, 12
 FILES = ModelFiles(resolve_model("tiny"), 0, torch.float32, "cpu", 0)
+THROUGH = "0", 1
 
 
-def knowledge(texts):
+def knowledge(texts, sent=(), model=None, seed=0):
+    plan = SplitPlan(2, 1)
+    recording = Recording("0", 1, plan, AdapterState({}), sent, [])
     return Knowledge(
-        PublicModel(lambda plan: None, []),
+        model or PublicModel(lambda plan: None, [recording]),
         texts,
         parse_defence("none"),
         codec_named("raw"),
@@ -44,25 +48,59 @@ def knowledge(texts):
         whole=FILES.whole,
         longest=12,
         summarised=True,
+        seed=seed,
     )
 
 
-def test_one_vector_a_text_is_enough_where_it_tells_the_text():
+def crossed(step, hidden):
+    return Observation("0", 1, step, "2/1", hidden, None, None)
+
+
+def test_one_vector_a_text_is_enough_though_the_head_moves_by_more_than_texts_differ():
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 200, (TEXTS, LENGTH), generator=drawn)
     vectors = torch.randn(TEXTS, 1, WIDTH, generator=drawn)
 
-    def seen(i):
+    def given(i, moved=0.0):
         noise = 0.1 * torch.randn(1, WIDTH, generator=drawn)
-        return KnownText(ids[i], vectors[i] + noise)
+        return KnownText(ids[i], vectors[i] + noise + moved, through=THROUGH)
 
-    with torch.no_grad():
-        writer = CrossingWriter(knowledge([seen(i % TEXTS) for i in range(60)]), 40)
-    written = [
-        writer.tries(Observation("0", 1, 0, "2/1", seen(i).hidden, None, None))[0]
-        for i in range(TEXTS)
+    moves = 20 * torch.randn(2, 1, WIDTH, generator=drawn)
+    # Each step's texts are twice as many as there are kinds, in turn.
+    sent = [
+        crossed(step, given(i % TEXTS, moves[step]).hidden)
+        for step in range(2)
+        for i in range(2 * TEXTS)
     ]
-    assert written == ids.tolist()
+    known = [given(i % TEXTS) for i in range(60)]
+    with torch.no_grad():
+        writer = CrossingWriter(knowledge(known, sent), 100)
+    written = [writer.tries(seen)[0] for seen in sent]
+    assert written == 4 * ids.tolist()
+
+
+def test_what_it_writes_is_told_by_its_seed_and_nothing_else():
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 200, (9, LENGTH), generator=drawn)
+    known = [
+        KnownText(own, torch.randn(1, WIDTH, generator=drawn), through=THROUGH)
+        for own in ids
+    ]
+    sent = [crossed(0, text.hidden) for text in known]
+
+    def tries(seed, state):
+        torch.manual_seed(state)
+        return CrossingWriter(knowledge(known, sent, seed=seed), 3).tries(sent[0])
+
+    assert tries(0, 0) == tries(0, 1) != tries(1, 0)
+
+
+def test_texts_of_steps_of_one_are_held_against_those_of_the_steps_around():
+    sent = [crossed(step, torch.zeros(1, WIDTH)) for step in range(10)]
+    model = knowledge([], sent).model
+    assert [o.step for o in model.around(sent[5], 3)] == [4, 5, 6]
+    assert [o.step for o in model.around(sent[0], 3)] == [0, 1, 2]
+    assert len(model.around(sent[0], 99)) == 10
 
 
 class Received(Exception):
@@ -91,15 +129,19 @@ def test_the_attackers_summaries_are_the_clients_and_the_true_text_is_the_neares
     (hidden,) = sent.value.args
     seen = Observation("0", 1, 0, "2/1", hidden[0].detach(), None, None)
     state = AdapterState({}, {SUMMARY_KEY: learned.numpy()})
-    known = PublicModel(
-        lambda plan: partition(path, plan), [Recording("0", 1, plan, state, [seen], [])]
-    )
+    sent = Recording("0", 1, plan, state, [seen], [])
+    known = PublicModel(lambda plan: partition(path, plan), [sent])
     torch.testing.assert_close(known.crossing(seen, ids)[0], seen.hidden)
-    knows = knowledge([])
-    object.__setattr__(knows, "model", known)
     truth = ids[0].tolist()
-    tries = [truth[::-1], truth[:-1], truth, [5, *truth[1:]]]
-    assert nearest(knows, seen, tries).tolist() == truth
+    tries = [truth[::-1], truth[:-1], truth, [5, *truth[1:]], []]
+    # Of one text alone what is usual is itself: as if the head had moved so far.
+    usual = [KnownText(ids[0], seen.hidden, through=THROUGH) for _ in range(2)]
+    usual[1:] = [replace(usual[0], hidden=known.crossing(seen, ids + 40)[0])]
+    around = replace(sent, observations=[seen, crossed(0, usual[1].hidden)])
+    known.recordings = [around]
+    writer = CrossingWriter(knowledge(usual, model=known), 1)
+    assert writer.nearest(seen, tries).tolist() == truth
+    assert writer.nearest(seen, [[]]).tolist() == [0]
 
 
 def test_guesses_of_unlike_length_are_held_against_the_places_of_the_truth():
@@ -110,7 +152,7 @@ def test_guesses_of_unlike_length_are_held_against_the_places_of_the_truth():
 def test_a_run_whose_summaries_cross_is_recorded_and_read_by_who_can(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(writing, "STEPS", 20)
+    monkeypatch.setattr(writing, "STEPS", 5)
     monkeypatch.setattr(writing, "TRIES", 4)
     monkeypatch.setattr("atlas_flwr.cli.recorded.TEXTS_KNOWN", 40)
     folder = recorded(tmp_path, **{"summary-positions": 2, "cut": "2/1"})
@@ -123,6 +165,10 @@ def test_a_run_whose_summaries_cross_is_recorded_and_read_by_who_can(
     known = [tuple(text.ids.tolist()) for text in case.knowledge.known]
     assert len(known) == 40
     assert not own & set(known)
+    frames = case.knowledge.frames
+    for text in case.knowledge.known:  # each through a head of a client of its task
+        after = text.ids[text.private.stop :].tolist()
+        assert after == list(frames[text.through[0]][1])
     words = ["attack", str(folder.path), "--texts", "4", "--attacks"]
     words += ["linear,writer,label-gradient", "--known", "movies"]
     assert run_words(words) == 0
@@ -133,6 +179,29 @@ def test_a_run_whose_summaries_cross_is_recorded_and_read_by_who_can(
     assert writer["rouge_l_of_another"] <= 1
     assert writer["baseline"] <= writer["token_accuracy"] + 0.2
     assert label["token_accuracy"] > 0.95  # its gradient tells the label, as ever
+
+
+def test_a_crossing_of_all_positions_is_read_better_than_another_texts():
+    drawn = torch.Generator().manual_seed(0)
+    head = partition(FILES.source.path, SplitPlan(1, 1)).head
+    ids = torch.randint(10, 22, (168, 3), generator=drawn)
+    hidden = head(input_ids=ids, use_cache=False).last_hidden_state.detach()
+    texts = [
+        KnownText(own, rows, through=THROUGH)
+        for own, rows in zip(ids, hidden, strict=True)
+    ]
+    sent = [crossed(0, text.hidden) for text in texts[160:]]
+    knows = replace(knowledge(texts[:160], sent), summarised=False)
+    with torch.no_grad():
+        writer = CrossingWriter(knows, 100)
+        shown = [writer.shown(seen) for seen in sent]
+
+        def loss(rows):
+            pairs = zip(texts[160:], rows, strict=True)
+            return float(writer([replace(t, hidden=row) for t, row in pairs]))
+
+        own, another = loss(shown), loss(shown[1:] + shown[:1])
+    assert own < another - 0.1, (own, another)
 
 
 def test_a_prompt_before_each_text_is_still_not_recorded():

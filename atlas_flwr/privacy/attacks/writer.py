@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a text from whatever crossed, by a small decoder trained on other texts."""
+"""Writing a text from whatever crossed, by the public model tuned on other texts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ __all__ = ["Writer"]
 
 
 class Writer(Attack):
-    """Trains a decoder on what other texts give; its best try is what is read.
+    """Tunes the public model on what other texts give; its best try is what is read.
 
-    The public model says what usual text is, and the decoder what of it crossed. Of
-    some texts that it writes for each crossing the one is kept whose own crossing,
+    Of some texts that it writes for each crossing the one is kept whose own crossing,
     through the public head, is nearest to what was received. It needs no position for
     each token, and is not told how long a text is.
     """
 
     name = "writer"
-    about = "a small decoder writes texts from all that crossed; the nearest is kept"
+    about = "the public model, tuned, writes a text from what crossed; the nearest kept"
     reads_summaries = True
     writes = True
 
@@ -37,7 +36,7 @@ class Writer(Attack):
 
     def read(self, knowledge: Knowledge, seen: Sequence[Observation]) -> list[Tensor]:
         """Write each text."""
-        from atlas_flwr.privacy.attacks.writing import CrossingWriter, nearest
+        from atlas_flwr.privacy.attacks.writing import CrossingWriter
 
         writer = CrossingWriter(knowledge)
-        return [nearest(knowledge, found, writer.tries(found)) for found in seen]
+        return [writer.nearest(found, writer.tries(found)) for found in seen]
