@@ -67,7 +67,7 @@ class CrossingWriter(nn.Module):
         self._spread = (
             rows.square().mean(0).sqrt().clamp(min=LEAST * float(size.sqrt()))
         )
-        embeddings = self.model.get_input_embeddings().weight
+        embeddings = self.model.get_input_embeddings().weight.detach()
         self._size = float(embeddings.float().square().mean().sqrt())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(knowledge.seed)
