@@ -126,12 +126,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the attacker's model")
     parser.add_argument("--show", action="store_true", help="what was read of each")
     given = parser.parse_args()
+    from atlas_flwr.budget import return_freed_memory
     from atlas_flwr.cli import recorded
     from atlas_flwr.privacy.attacks import writing
     from atlas_flwr.privacy.scores import fitted, of_another, rouge_l
     from atlas_flwr.report import RunFolder
 
     logging.disable(logging.WARNING)
+    return_freed_memory()  # 15 GB were seen without
     recorded.TEXTS_KNOWN, writing.TRIES = given.known, given.tries
     folder = RunFolder.open(trained(given.runs, given.head))
     config, began = folder.config(), time.process_time()

@@ -8,8 +8,9 @@ import json
 import time
 from collections.abc import Sequence
 
+from atlas_flwr.budget import return_freed_memory
 from atlas_flwr.cli.brought import BroughtRun, add_run
-from atlas_flwr.config import split_list
+from atlas_flwr.config import RunConfig, split_list
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.privacy import ATTACKS
 from atlas_flwr.privacy.attacks.registry import (
@@ -22,7 +23,7 @@ from atlas_flwr.report import write_report
 from atlas_flwr.report.privacy import privacy_table
 from atlas_flwr.report.store import replace_text
 
-__all__ = ["main"]
+__all__ = ["main", "usual_attacks"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     add_run(parser)
     parser.add_argument(
         "--attacks",
-        default=",".join(ATTACKS),
         help="a comma list (default: all on what crossed, "
-        f"{','.join(ATTACKS)}; on exported adapters there are {','.join(MEMBERSHIP)}, "
+        f"{','.join(ATTACKS)}, but where more than summaries crossed those that take "
+        f"long; on exported adapters there are {','.join(MEMBERSHIP)}, "
         f"on sizes {','.join(OF_TASKS)}, on fingerprints {','.join(OF_SKETCHES)}, on "
         f"updates {','.join(OF_UPDATES)})",
     )
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         help="whose updates to attack (default: the first that was kept)",
     )
     given = parser.parse_args(arguments)
-    names = _named(given.attacks, given.texts)
+    listed = ",".join(ATTACKS) if given.attacks is None else given.attacks
+    names = _named(listed, given.texts)
     if given.known is not None:
         _check_known(given.known, names)
     if given.round is not None and not set(names).intersection(OF_UPDATES):
@@ -70,6 +72,9 @@ def main(arguments: Sequence[str]) -> int:
         )
     folder = BroughtRun.named(given)
     _check_here(folder)
+    if given.attacks is None:
+        names = usual_attacks(folder.config())
+    return_freed_memory()  # readers train on texts of all lengths, which leave holes
 
     tellers = [MEMBERSHIP[name] for name in names if name in MEMBERSHIP]
     if tellers:
@@ -128,6 +133,16 @@ def main(arguments: Sequence[str]) -> int:
     print(privacy_table(folder))
     print(f"{path}\n{page}")
     return 0
+
+
+def usual_attacks(config: RunConfig) -> tuple[str, ...]:
+    """Return what is tried of a run's crossings unless somebody says.
+
+    One that writes takes as long as the others together, and is needed where nothing
+    crossed that they could read.
+    """
+    every = bool(config.summary_positions)
+    return tuple(name for name, one in ATTACKS.items() if every or not one.writes)
 
 
 def _check_here(folder: BroughtRun) -> None:

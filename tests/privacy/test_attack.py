@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from atlas_flwr.cli.attack import usual_attacks
 from atlas_flwr.cli.command import run_words
 from atlas_flwr.cli.recorded import cases, recordings
 from atlas_flwr.cli.undefended import without_defence
+from atlas_flwr.config import RunConfig
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
 from atlas_flwr.privacy import ATTACKS
 from atlas_flwr.privacy.attacks.reader import LinearReader
@@ -192,6 +194,11 @@ def test_a_run_whose_model_moved_is_attacked_where_it_lies(folder, tmp_path, cap
     assert config.read_text() == was
     assert run_words([*words, "--model", "tiny", "--tasks", "movies"]) == 1
     assert "the run's tasks are questions, movies" in capsys.readouterr().err
+
+
+def test_what_takes_long_is_tried_where_nothing_else_can_read():
+    assert set(ATTACKS) - set(usual_attacks(RunConfig())) == {"writer"}
+    assert set(usual_attacks(RunConfig(summary_positions=2))) == set(ATTACKS)
 
 
 def test_a_linear_reader_finds_the_map_that_made_its_texts():
