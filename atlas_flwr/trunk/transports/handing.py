@@ -14,10 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Lock
+from weakref import WeakKeyDictionary, finalize
 
 from torch import Tensor
 
-from atlas_flwr.errors import AtlasError, SessionError, TrunkBusy, TrunkError
+from atlas_flwr.errors import (
+    AtlasError,
+    SessionError,
+    TrunkBusy,
+    TrunkError,
+    WireError,
+)
 from atlas_flwr.trunk.engine.engine import TrunkEngine
 from atlas_flwr.trunk.seams import Neighbour, Seams
 from atlas_flwr.trunk.transports.framed import FramedTrunk
@@ -27,6 +34,7 @@ __all__ = ["KEPT", "Handing"]
 
 CALLS = 32  # half of those that a Ray actor or a gRPC service takes at once
 KEPT = 2  # things of a session for each pass that it may have open
+BROUGHT = ("grad", "hidden")
 SHARE = 0.9  # of the time that its guest still waits, that a host waits for the next
 
 
@@ -42,21 +50,30 @@ class _Session:
 
     Attributes
     ----------
-    come : dict[str, dict[str, Tensor]]
-        What neighbours brought, by ticket.
+    come : dict[tuple[str, str], Tensor]
+        What neighbours brought, by ticket and name: in a vanilla split hidden states
+        and gradients of a step have one ticket, and what is brought again may be late.
     links : dict[str, FramedTrunk]
         Connections to them, by their keys.
     dialling : Lock
         Held while one is made.
     """
 
-    come: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    come: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     links: dict[str, FramedTrunk] = field(default_factory=dict)
     dialling: Lock = field(default_factory=Lock)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for link in self.links.values():
+            link.close()
 
 
 class Handing:
     """A host's seams; safe to use from many threads.
+
+    What is kept for a session goes with it: it hangs on the session's own
+    :class:`~atlas_flwr.trunk.seams.Seams`, which nothing else keeps.
 
     Parameters
     ----------
@@ -72,7 +89,7 @@ class Handing:
     ) -> None:
         self.calls, self.dial = calls, dial
         self._free = BoundedSemaphore(calls)
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: WeakKeyDictionary[Seams, _Session] = WeakKeyDictionary()
         self._lock = Lock()
 
     @contextmanager
@@ -103,6 +120,8 @@ class Handing:
         ------
         SessionError
             If it has not the key of an open session.
+        WireError
+            If it brings something else than hidden states or gradients.
         """
         seams = engine.check_open(request.token).seams
         if seams is None or seams.key != request.token:
@@ -110,17 +129,20 @@ class Handing:
                 "only a session's neighbours in its chain bring it something, with the "
                 "key that the owner told them"
             )
-        come = self._of(engine, seams).come
-        most = KEPT * engine.limits.passes_per_session
+        if len(tensors) != 1 or not tensors.keys() <= {*BROUGHT}:
+            raise WireError(
+                f"a neighbour in the chain brings {sorted(tensors)}; it is one of "
+                f"{', '.join(BROUGHT)}"
+            )
+        ((name, tensor),) = tensors.items()
+        come, most = self._of(seams).come, KEPT * engine.limits.passes_per_session
         with self._lock:
-            come.pop(request.ticket, None)
-            come[request.ticket] = tensors
+            come.pop((request.ticket, name), None)
+            come[request.ticket, name] = tensor
             for old in list(come)[:-most]:
                 del come[old]
 
-    def taken(
-        self, engine: TrunkEngine, seams: Seams, ticket: str, name: str
-    ) -> Tensor:
+    def taken(self, seams: Seams, ticket: str, name: str) -> Tensor:
         """Return what a neighbour has brought; it stays, for a call made again.
 
         Raises
@@ -128,7 +150,7 @@ class Handing:
         SessionError
             If it is not here.
         """
-        found = self._of(engine, seams).come.get(ticket, {}).get(name)
+        found = self._of(seams).come.get((ticket, name))
         if found is None:
             raise SessionError(
                 f"the {name} that a neighbour in the chain was to bring is not here, "
@@ -171,7 +193,7 @@ class Handing:
         try:
             if left <= 0:
                 raise TrunkError(f"no time of {request.patience:.0f} s is left for it")
-            mine = self._of(engine, seams)
+            mine = self._of(seams)
             with mine.dialling:
                 link = mine.links.get(neighbour.key)
                 if link is None:
@@ -194,19 +216,11 @@ class Handing:
             ) from None
         engine.count_bytes(0, len(frame))
 
-    def _of(self, engine: TrunkEngine, seams: Seams) -> _Session:
-        """Return what is kept for a session; for a new one, forget the closed ones."""
+    def _of(self, seams: Seams) -> _Session:
+        """Return what is kept for a session, as long as that is open or in use."""
         with self._lock:
-            found = self._sessions.get(seams.key)
+            found = self._sessions.get(seams)
             if found is None:
-                self._forget_closed(engine)
-                found = self._sessions[seams.key] = _Session()
+                found = self._sessions[seams] = _Session()
+                finalize(seams, found.close).atexit = False
             return found
-
-    def _forget_closed(self, engine: TrunkEngine) -> None:
-        for key in list(self._sessions):
-            try:
-                engine.check_open(key)
-            except SessionError:
-                for link in self._sessions.pop(key).links.values():
-                    link.close()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atlas_flwr.errors import SessionError, WireError
 from atlas_flwr.trunk.engine.engine import TrunkEngine
+from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.transports.handing import Handing
 from atlas_flwr.trunk.transports.requests import (
     Given,
@@ -79,14 +80,14 @@ class FrameService:
         """Go on with what a neighbour brought, or hand it the answer, or both."""
         engine, handing = self.engine, self.handing
         crossing = _CROSSINGS[request.verb]
-        seams = engine.check_open(request.token).seams
+        seams = _opened(engine, request.token).seams
         if seams is None:
             raise SessionError(
                 "this host was told of no neighbours in a chain; let the ServerApp run "
                 "with peer-chains='direct', too, and the same atlas-flwr"
             )
         if crossing.comes not in tensors:
-            found = handing.taken(engine, seams, request.ticket, crossing.comes)
+            found = handing.taken(seams, request.ticket, crossing.comes)
             # As the guest would have sent it on: a lossy codec rounds once more.
             sent = encode_tensors(codec, {crossing.comes: (found, crossing.role)})
             tensors |= decode_tensors(codec, sent)
@@ -128,6 +129,17 @@ _CROSSINGS: Mapping[Verb, _Crossing] = {
     Verb.LOSS: _Crossing("hidden", Role.ACTIVATION, "grad", "grad"),
     Verb.EXTEND: _Crossing("hidden", Role.ACTIVATION, "answer", "hidden"),
 }
+
+
+def _opened(engine: TrunkEngine, token: str) -> SessionSpec:
+    """Return what a session was opened with, for its guest alone."""
+    spec = engine.check_open(token)
+    if spec.seams is not None and spec.seams.key == token:
+        raise SessionError(
+            "with a neighbour's key something is brought to a session, and nothing is "
+            "asked of it; that takes the session's own token"
+        )
+    return spec
 
 
 def _forward(
@@ -190,7 +202,7 @@ def _forget(
 def _echo(
     engine: TrunkEngine, request: Request, tensors: dict[str, Tensor]
 ) -> dict[str, Given]:
-    engine.check_open(request.token)
+    _opened(engine, request.token)
     return echoed(named(tensors, "echo"))
 
 

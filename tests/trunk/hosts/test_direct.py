@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -285,11 +286,11 @@ def test_a_neighbours_key_brings_things_and_can_do_nothing_else():
         key = fleet.engines[0].check_open(doors[0].token).seams.key
         hand = Request(Verb.HAND, key, "raw", frame_of("grad"), ticket="t")
         service.answer(hand)
-        for verb in (Verb.FORWARD, Verb.EXTEND, Verb.LOSS):
-            with pytest.raises((SessionError, WireError)):
-                service.answer(
-                    Request(verb, key, "raw", frame_of("hidden"), ticket="t")
-                )
+        for verb in (Verb.FORWARD, Verb.BACKWARD, Verb.EXTEND, Verb.LOSS):
+            with pytest.raises(SessionError, match="nothing is asked of it"):
+                service.answer(replace(hand, verb=verb))
+        with pytest.raises(SessionError, match="nothing is asked of it"):
+            service.answer(Request(Verb.ECHO, key, "raw", frame_of("echo")))
         with pytest.raises(SessionError, match="not open"):
             service.answer(Request(Verb.BACKWARD, key, "raw", frame_of("grad"), 0))
         with pytest.raises(SessionError, match="only a session's neighbours"):
@@ -331,15 +332,60 @@ def test_what_did_not_come_is_said_and_what_came_is_bounded_and_forgotten():
             frame = frame_of("hidden")
             request = Request(Verb.HAND, seams.key, "raw", frame, ticket=str(number))
             last.service.answer(request)
-        kept = handing._sessions[seams.key].come
-        assert [*kept] == ["5", "6", "7", "8"]
+        kept = handing._sessions[seams].come
+        assert [*kept] == [(number, "hidden") for number in "5678"]
         assert fleet.limits.passes_per_session == 2
-        engine.close(doors[-1].token)
-        fresh = seams_between([("local://a", ""), ("local://b", "")])[1]
-        spec = part_of(SessionSpec(fleet.plan), fleet.links[-1], LAYERS, lambda _: None)
-        engine.open(replace(spec, seams=fresh))
-        last.service.answer(replace(request, token=fresh.key))
-        assert [*handing._sessions] == [fresh.key]
+
+
+def test_with_a_session_goes_what_came_for_it_and_what_it_had_dialled(monkeypatch):
+    closed = []
+    monkeypatch.setattr(LoopbackTrunk, "close", lambda self: closed.append(self.token))
+    with opened() as (fleet, doors, trunk):
+        trunk.forward(CALL)
+        services = [link.service for link in trunk.links]
+        keys = [
+            engine.check_open(door.token).seams.key
+            for engine, door in zip(fleet.engines, doors, strict=True)
+        ]
+        assert [len(service.handing._sessions) for service in services] == [1, 1, 1]
+        for engine, door in zip(fleet.engines, doors, strict=True):
+            engine.close(door.token)
+        gc.collect()
+        assert [len(service.handing._sessions) for service in services] == [0, 0, 0]
+        assert closed == keys[1:]
+
+
+def test_hidden_states_that_come_again_late_take_no_gradients_place(monkeypatch):
+    """In a vanilla split both have the ticket of their step."""
+    vanilla = PLANS[1]
+    losses, expected, _ = trained("llama", vanilla)
+    exchange, handed = LoopbackTrunk.exchange, []
+
+    def late(self, request):
+        if request.verb is Verb.HAND:
+            handed.append((self, request))
+        before = [(w, r) for w, r in handed if r.ticket == request.ticket]
+        answer = exchange(self, request)
+        if request.verb is Verb.LOSS:
+            for way, again in before:
+                exchange(way, again)
+        return answer
+
+    monkeypatch.setattr(LoopbackTrunk, "exchange", late)
+    got, found, _ = trained("llama", vanilla, DirectChain)
+    assert len(handed) == 3 * 4  # a step's hidden states and gradients, at two seams
+    assert got == losses
+    same(found, expected)
+
+
+@pytest.mark.parametrize("brought", [(), ("labels",), ("hidden", "grad")], ids=str)
+def test_a_neighbour_brings_hidden_states_or_gradients_and_nothing_else(brought):
+    given = dict.fromkeys(brought, (CALL.hidden, Role.ACTIVATION))
+    frame = encode_tensors(codec_named("raw"), given)
+    with opened() as (fleet, doors, trunk):
+        key = fleet.engines[0].check_open(doors[0].token).seams.key
+        with pytest.raises(WireError, match="it is one of grad, hidden"):
+            trunk.links[0].service.answer(Request(Verb.HAND, key, "raw", frame))
 
 
 def test_a_host_dials_no_other_machine_without_tls():
