@@ -141,7 +141,12 @@ def spec_of(data: bytes) -> SessionSpec:
             holder=str(about["holder"]),
             seams=_seams(about["seams"]),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise WireError(
+            f"a session that says nothing of {error}: install the same atlas-flwr "
+            "where the ServerApp runs and on this machine"
+        ) from None
+    except (AttributeError, TypeError, ValueError) as error:
         raise WireError(f"bytes that are no session: {error!r}") from None
 
 

@@ -100,6 +100,15 @@ def test_what_only_the_server_keeps_does_not_cross():
     assert not state_of(state_bytes(state))[0].rest
 
 
+@pytest.mark.parametrize("left_out", ["seams", "holder"])
+def test_a_session_of_another_version_is_refused_with_what_it_lacks(left_out):
+    state, about = state_of(spec_bytes(SessionSpec(SplitPlan(1, 1), AdapterState())))
+    del about[left_out]
+    said = f"says nothing of '{left_out}': install the same atlas-flwr"
+    with pytest.raises(WireError, match=said):
+        spec_of(state_bytes(state, about))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200))
 def test_noise_is_no_session(noise):

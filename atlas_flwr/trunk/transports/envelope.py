@@ -73,7 +73,7 @@ def sealed_request(request: Request) -> bytes:
         "step": request.step,
         "keep": request.logits_to_keep,
         "ticket": request.ticket,
-        "wait": request.patience,
+        "wait": min(request.patience, LONGEST_WAIT),
     }
     return sealed(head, request.frame)
 
@@ -149,7 +149,7 @@ def _is_count(value: Any) -> bool:
 
 def _is_wait(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value < LONGEST_WAIT
+    return is_number and 0 <= value <= LONGEST_WAIT
 
 
 def sealed(head: Mapping[str, Any], frame: bytes) -> bytes:

@@ -13,6 +13,7 @@ from atlas_flwr.errors import AtlasError, SessionError, TrunkBusy, WireError
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import FrameService, Request, SessionSpec, TrunkEngine
 from atlas_flwr.trunk.transports.envelope import (
+    LONGEST_WAIT,
     VERSION,
     answered,
     opened_answer,
@@ -49,6 +50,12 @@ def service():
 @given(requests)
 def test_a_request_comes_out_as_it_was_put_in(request_):
     assert opened_request(sealed_request(request_)) == request_
+
+
+@pytest.mark.parametrize("patience", [1e10, float("inf")])
+def test_who_waits_for_ever_is_answered_too(patience):
+    asked = Request(Verb.FORWARD, "t", "raw", b"", patience=patience)
+    assert opened_request(sealed_request(asked)).patience == LONGEST_WAIT
 
 
 @given(requests, st.data())
