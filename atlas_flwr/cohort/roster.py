@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from atlas_flwr.errors import AtlasError, BudgetError, PlanError
+from atlas_flwr.errors import AtlasError
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
@@ -113,8 +113,13 @@ class Roster:
             record = reply.content.config_records[keys.PROFILE]
             profile = Profile.from_record(record)
             self.check(profile)
-        except (BudgetError, PlanError) as error:
+        except AtlasError as error:
             return str(error)
+        except (KeyError, ValueError) as error:
+            return (
+                f"what it says of itself cannot be read, {error!r}: install the same "
+                "atlas-flwr there and where the ServerApp runs"
+            )
         self.profiles[node] = profile
         return ""
 

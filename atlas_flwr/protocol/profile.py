@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord
 
-from atlas_flwr.errors import BudgetError
+from atlas_flwr.errors import BudgetError, DataError
 from atlas_flwr.split import SplitPlan
 
 __all__ = ["Assigned", "Offer", "Profile"]
+
+ID = re.compile(r"\w[\w.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Profile:
     Attributes
     ----------
     client : str
-        Its id, the same in every run.
+        Its id, the same in every run; files are named after it.
     memory : int, optional
         Bytes that training may take on its device; ``None`` where it set no limit.
     task : str
@@ -78,6 +81,11 @@ class Profile:
         Whom the certificate is of that it shows the trunk; empty where it has none.
     cut : str
         The cut that it is to have; empty or ``'auto'`` where the server chooses.
+
+    Raises
+    ------
+    DataError
+        If its id could lead to another place.
     """
 
     client: str
@@ -88,6 +96,13 @@ class Profile:
     labels: int = 0
     holder: str = ""
     cut: str = ""
+
+    def __post_init__(self) -> None:
+        if not ID.fullmatch(self.client):
+            raise DataError(
+                f"says that its id is {self.client[:99]!r}; an id has 1 to 64 letters, "
+                "digits, - _ . and begins with a letter or digit"
+            )
 
     def to_record(self) -> ConfigRecord:
         """Write the reply's ConfigRecord."""

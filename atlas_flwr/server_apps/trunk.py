@@ -243,7 +243,7 @@ def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
     def start(plan: SplitPlan, client: str) -> AbstractContextManager[Endpoint]:
         access = {p.client: p.offer.access for p in profiles.values()}.get(client)
         if access:
-            return _elsewhere(setting, Access.parse(access))
+            return _elsewhere(setting, _told(client, access))
         if isinstance(grid, HttpGrid) and client != SERVER:
             raise TrunkLost(
                 f"client {client} lends memory, and its node config names no "
@@ -260,6 +260,17 @@ def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
 
     with peers_of(setting, start, STARTS if simulated else 1) as found:
         yield found
+
+
+def _told(client: str, access: str) -> Access:
+    """Read where a client says that its trunk is; what cannot be read loses it alone."""
+    try:
+        return Access.parse(access)
+    except ValueError as error:
+        raise TrunkLost(
+            f"what client {client} says of its trunk cannot be read, {error}: install "
+            "the same atlas-flwr there and where the ServerApp runs"
+        ) from None
 
 
 # A new transport is an entry here and a word of the key ``trunk``.

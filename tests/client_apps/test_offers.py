@@ -91,3 +91,27 @@ def test_the_server_is_told_the_same_and_refuses_what_no_machine_is():
             Roster().learn(grid, [7])
     with pytest.raises(BudgetError, match="lends -1 bytes"):
         Offer(-1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("client-id", "../../adapters/mine", "id is '../../adapters/mine'; an id has"),
+        ("client-id", "/tmp/mine", "id is '/tmp/mine'; an id has"),
+        ("client-id", "[0-9]*", "an id has"),
+        ("client-id", "", "an id has"),
+        ("memory", "much", "cannot be read, ValueError"),
+        ("task", None, "cannot be read, KeyError('task'): install the same"),
+    ],
+)
+def test_a_node_whose_words_are_of_no_use_is_left_out_by_name(key, value, told, caplog):
+    grid = Described(Profile("0"))
+    if value is None:
+        del grid.record[key]
+    else:
+        grid.record[key] = value
+    roster = Roster(waits=True)
+    roster.learn(grid, [7])
+    assert not roster.profiles
+    assert "node 7 takes no part: " in caplog.text
+    assert told in caplog.text

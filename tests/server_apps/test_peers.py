@@ -390,3 +390,9 @@ def test_a_node_whose_trunk_cannot_be_dialled_is_lost_and_others_carry(
     (lost,) = told(found, "peer-lost")
     assert lost["host"] == "0"
     assert "nothing answers at grpc://127.0.0.1:1" in lost["reason"]
+
+
+@pytest.mark.parametrize("said", ["{", "[]", '{"address": "grpcs://a.example.org:1"}'])
+def test_what_cannot_be_read_of_a_nodes_trunk_loses_that_host_and_not_the_run(said):
+    with pytest.raises(TrunkLost, match="client 3 says of its trunk cannot be read"):
+        starting._told("3", said)
