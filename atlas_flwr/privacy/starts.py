@@ -38,10 +38,12 @@ def keep_start(wire: Path, client: str, number: int, state: AdapterState) -> Non
     path = _path(wire, client, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = flatten(state, PREFIX) | flatten(folded, FOLDED)
-    np.savez(path, allow_pickle=False, **arrays)
-    numbers = sorted(
-        int(one.stem.rpartition("-")[2]) for one in path.parent.glob(f"{client}-*.npz")
-    )
+    draft = path.with_suffix(".draft")
+    with draft.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    draft.replace(path)  # so that one that is there is whole
+    kept = (one.stem.rpartition("-") for one in path.parent.glob("*.npz"))
+    numbers = sorted(int(number) for whose, _, number in kept if whose == client)
     for old in numbers[:-ROUNDS]:
         _path(wire, client, old).unlink()
 

@@ -91,15 +91,29 @@ def test_what_cannot_be_made_up_is_refused(tmp_path, keys, number, why):
 
 def test_the_starts_of_the_last_four_rounds_of_a_client_are_kept(tmp_path):
     for number in (1, 3, 5, 6, 9, 10):
-        for client in ("1", "11"):
+        for client in ("1", "11", "1-1"):
             value = {"a": np.full(2, number, np.float32)}
             state = AdapterState(dense=value, folded=FOLDED)
             keep_start(tmp_path, client, number, state)
-    for client in ("1", "11"):
+    for client in ("1", "11", "1-1"):
         found = [kept_start(tmp_path, client, n) for n in range(1, 11)]
         assert [i + 1 for i, one in enumerate(found) if one] == [5, 6, 9, 10]
         assert found[8].dense["a"].tolist() == [9, 9]
         assert found[8].folded["a"].delta().tolist() == [[2, 2], [2, 2]]
+
+
+def test_a_server_that_is_killed_leaves_no_half_of_a_start(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(file, **arrays):
+        file.write(b"half")
+        raise Killed
+
+    monkeypatch.setattr(np, "savez", killed)
+    with pytest.raises(Killed):
+        keep_start(tmp_path, "1", 3, AdapterState())
+    assert kept_start(tmp_path, "1", 3) is None
 
 
 def test_clients_that_start_alike_are_compared_with_the_same_shadows():
