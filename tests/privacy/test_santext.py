@@ -33,6 +33,14 @@ def _groups_of_seven(monkeypatch):
     monkeypatch.setattr(module, "SUMMED", 5)
 
 
+@pytest.mark.parametrize("both", ["santext:16+tokens:10", "tokens:10+mask+santext:16"])
+def test_no_two_defences_answer_each_token(both):
+    with pytest.raises(ValueError, match="both answer each token; name one"):
+        parse_defence(both)
+    beside = "santext:16+mask+gaussian:0.1"
+    assert str(parse_defence(beside)) == beside
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.05, 30))
 def test_no_answer_is_likelier_than_epsilon_times_the_distance_says(epsilon):

@@ -74,6 +74,10 @@ def parse_defence(text: str) -> Defence:
     names = [part.name for part in parts]
     if "none" in names or len(set(names)) < len(names):
         raise ValueError("what is joined by + must be different defences, and not none")
+    answering = [part.name for part in parts if part.replaces_tokens]
+    if len(answering) > 1:
+        # Both would draw by one secret, and an attack reckon with the last one's odds.
+        raise ValueError(f"{' and '.join(answering)} both answer each token; name one")
     return Joined(parts=tuple(parts))
 
 
