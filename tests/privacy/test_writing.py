@@ -13,7 +13,7 @@ from atlas_flwr.cli.recorded import cases, recordings
 from atlas_flwr.config import load_config
 from atlas_flwr.data import resolve_model
 from atlas_flwr.lora import AdapterState
-from atlas_flwr.privacy import Observation, Recording, parse_defence
+from atlas_flwr.privacy import ATTACKS, Observation, Recording, parse_defence
 from atlas_flwr.privacy.attacks import writing
 from atlas_flwr.privacy.attacks.writing import CrossingWriter
 from atlas_flwr.privacy.knowledge import Knowledge, KnownText, PublicModel
@@ -101,6 +101,17 @@ def test_texts_of_steps_of_one_are_held_against_those_of_the_steps_around():
     assert [o.step for o in model.around(sent[5], 3)] == [4, 5, 6]
     assert [o.step for o in model.around(sent[0], 3)] == [0, 1, 2]
     assert len(model.around(sent[0], 99)) == 10
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_head_that_no_other_texts_went_through_is_told_before_any_training(count):
+    text = KnownText(torch.arange(4), torch.zeros(1, WIDTH), through=THROUGH)
+    others = [replace(text, through=("1", 1))] * 9
+    seen = [crossed(0, text.hidden)]
+    writer = ATTACKS["writer"]
+    said = writer.unfit_for(knowledge([text] * count + others), seen)
+    assert f"knows what {count} other texts send, and needs 2" in said
+    assert not writer.unfit_for(knowledge([text] * 2 + others), seen)
 
 
 class Received(Exception):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy.observation import Observation
 
 __all__ = ["Writer"]
+
+LEAST = 2  # texts through each head: of one alone what is usual is itself
 
 
 class Writer(Attack):
@@ -31,8 +34,17 @@ class Writer(Attack):
     writes = True
 
     def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
-        """Want a public model that writes."""
-        return "" if knowledge.whole else "it is for causal models"
+        """Want a public model that writes, and texts through each head."""
+        if not knowledge.whole:
+            return "it is for causal models"
+        known = Counter(text.through for text in knowledge.known)
+        least = min(known[one.client, one.round] for one in seen)
+        if least < LEAST:
+            return (
+                f"of a client and round it knows what {least} other texts send, and "
+                f"needs {LEAST}: name tasks that have more texts with --known"
+            )
+        return ""
 
     def read(self, knowledge: Knowledge, seen: Sequence[Observation]) -> list[Tensor]:
         """Write each text."""
