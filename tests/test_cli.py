@@ -331,12 +331,13 @@ def test_this_machine_can_run_the_tests_and_hence_all_that_is_needed_is_there():
     assert [f for f in missing if not f.name.startswith("disk")] == []
 
 
+@pytest.mark.parametrize("cache", ["cache", "my cache (1)"])
 def test_texts_that_a_broken_run_recorded_are_told_with_what_removes_them(
-    monkeypatch, tmp_path
+    monkeypatch, tmp_path, cache
 ):
-    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path / cache))
     assert doctor._recorded_texts().ok
-    kept = ClientStore(tmp_path / "clients" / "0123456789abcdef" / "3")
+    kept = ClientStore(tmp_path / cache / "clients" / "0123456789abcdef" / "3")
     kept.save("texts", 0, {"texts": np.zeros(4)})
     assert doctor._recorded_texts().ok
     kept.save("wire", 2, {"ids": np.zeros(4)})

@@ -102,15 +102,22 @@ class BroughtRun(RunFolder):
 
 def _in_order(given: str, had: Sequence[str]) -> str:
     """Put task files in the run's order, by which clients have their tasks."""
-    files = split_list(given)
-    by_name = {Path(file).stem: file for file in files}
-    names = [Path(task).stem for task in had]
-    if len(by_name) < len(files) or set(by_name) != set(names):
+    files, names = split_list(given), [Path(task).stem for task in had]
+    found = [Path(file).stem for file in files]
+    if len(set(files)) < len(files) or sorted(found) != sorted(names):
         raise ConfigError(
             [
-                f"--tasks {given!r} names {', '.join(Path(f).stem for f in files)}, "
+                f"--tasks {given!r} names {', '.join(found)}, "
                 f"where the run's tasks are {', '.join(names)}: give each once; a "
                 "task is known by the name of its file"
             ]
         )
-    return ",".join(by_name[name] for name in names)
+    if len(set(names)) < len(names) and found != names:
+        raise ConfigError(
+            [
+                f"--tasks {given!r}: some of the run's tasks have one name, "
+                f"{', '.join(names)}: give them in this order"
+            ]
+        )
+    by_name = dict(zip(found, files, strict=True))
+    return given if found == names else ",".join(by_name[name] for name in names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -215,7 +216,8 @@ def _recorded_texts() -> Finding:
         f"record-wire=true left texts in the clear in {folder}, of {len(runs)} "
         f"run{'s' * (len(runs) != 1)}: broken, going on, or with the server elsewhere"
     )
-    places = " ".join(str(folder / run / "*" / "wire-*") for run in runs[:NAMED])
+    named = [shlex.quote(str(folder / run)) for run in runs[:NAMED]]
+    places = " ".join(f"{place}/*/wire-*" for place in named)
     more = f", and of {len(runs) - NAMED} more" * (len(runs) > NAMED)
     remedy = f"when nobody will attack or resume them: rm {places}{more}"
     return Finding("recorded texts", False, detail, remedy, needed=False)

@@ -16,11 +16,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from atlas_flwr.cli import main
+from atlas_flwr.cli.brought import _in_order
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.client_apps.same_texts import check_texts
 from atlas_flwr.client_apps.store import ClientStore
 from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
 from atlas_flwr.data.tasks import read_examples
+from atlas_flwr.errors import ConfigError
 from atlas_flwr.lora import load_peft, save_peft
 from atlas_flwr.report import RunFolder, RunStarted
 from atlas_flwr.server_apps.run import Run
@@ -166,6 +168,16 @@ def test_task_files_that_are_not_the_runs_are_refused(files, folder, capsys):
     said = capsys.readouterr().err
     assert f"names {files.replace(',', ', ')}, " in said
     assert "where the run's tasks are counting, advice" in said
+
+
+def test_tasks_of_one_name_in_two_folders_are_known_by_their_order():
+    had = ["/there/a/talk.yaml", "/there/b/talk.yaml"]
+    assert _in_order("x/talk.yaml,y/talk.yaml", had) == "x/talk.yaml,y/talk.yaml"
+    for given in ("x/talk.yaml", "x/talk.yaml,x/talk.yaml"):
+        with pytest.raises(ConfigError, match="give each once"):
+            _in_order(given, had)
+    with pytest.raises(ConfigError, match="talk, other, talk: give them in this order"):
+        _in_order("talk.yaml,b/talk.yaml,other.yaml", ["talk", "other", "b/talk.yaml"])
 
 
 def test_answers_stand_beside_the_base_models(folder, prompts):
