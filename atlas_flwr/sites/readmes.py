@@ -117,7 +117,7 @@ def _check(flwr: str) -> str:
 
 def _mounted(site: Site) -> str:
     if site.app == APP:
-        return ".\nIt has the app of step 3, too"
+        return ".\nIt has the app of step 3, too, and takes no other by `ATLAS_APP`"
     return ".\nThe app of step 3 is mounted"
 
 
