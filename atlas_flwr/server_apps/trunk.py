@@ -263,7 +263,7 @@ def _peers(setting: RunContext, name: str, grid: Grid) -> Iterator[Endpoint]:
 
 
 def _told(client: str, access: str) -> Access:
-    """Read where a client says that its trunk is; what cannot be read loses it alone."""
+    """Read where a client says that its trunk is; if that is no use, it is lost."""
     try:
         return Access.parse(access)
     except ValueError as error:
