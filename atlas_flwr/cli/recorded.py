@@ -37,10 +37,9 @@ def recordings(folder: RunFolder) -> list[Recording]:
     Raises
     ------
     DataError
-        If it has recorded nothing.
+        If it has recorded nothing, or a file of it is damaged.
     """
-    import numpy as np
-
+    from atlas_flwr.privacy.arrays import read_arrays
     from atlas_flwr.privacy.observation import unpacked
     from atlas_flwr.remedies.wire_recording import gather_wire
 
@@ -51,11 +50,7 @@ def recordings(folder: RunFolder) -> list[Recording]:
             "and a strategy and split with a cut; where its clients were on other "
             f"machines, bring their wire-*.npz to {folder.path / 'wire'}"
         )
-    found = []
-    for path in paths:
-        with np.load(path) as arrays:
-            found.append(unpacked({key: arrays[key] for key in arrays.files}))
-    return found
+    return [unpacked(read_arrays(path)) for path in paths]
 
 
 def cases(

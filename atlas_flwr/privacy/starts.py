@@ -13,6 +13,7 @@ import numpy as np
 
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.lora.flattening import flatten, unflatten
+from atlas_flwr.privacy.arrays import read_arrays
 
 __all__ = ["keep_start", "kept_start"]
 
@@ -49,12 +50,17 @@ def keep_start(wire: Path, client: str, number: int, state: AdapterState) -> Non
 
 
 def kept_start(wire: Path, client: str, number: int) -> AdapterState | None:
-    """Return what :func:`keep_start` wrote; ``None`` where it did not."""
+    """Return what :func:`keep_start` wrote; ``None`` where it did not.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
     path = _path(wire, client, number)
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
+    arrays = read_arrays(path)
     return replace(unflatten(arrays, PREFIX), folded=unflatten(arrays, FOLDED).factors)
 
 

@@ -102,6 +102,16 @@ def test_the_starts_of_the_last_four_rounds_of_a_client_are_kept(tmp_path):
         assert found[8].folded["a"].delta().tolist() == [[2, 2], [2, 2]]
 
 
+@pytest.mark.parametrize("left", [b"", b"garbage", 200, -1])
+def test_a_file_that_came_damaged_is_named_and_nobody_told_to_unpickle(tmp_path, left):
+    keep_start(tmp_path, "1", 3, AdapterState({}, {"a": np.ones(99, np.float32)}))
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(left if isinstance(left, bytes) else path.read_bytes()[:left])
+    with pytest.raises(DataError, match=r"1-3\.npz is damaged, or") as told:
+        kept_start(tmp_path, "1", 3)
+    assert "pickle" not in str(told.value)
+
+
 def test_a_server_that_is_killed_leaves_no_half_of_a_start(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of arrays that a recording is made of, and that may have been brought."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_flwr.errors import DataError
+
+__all__ = ["read_arrays"]
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a file.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (AttributeError, BadZipFile, EOFError, OSError, ValueError):
+        raise DataError(
+            f"{path} is damaged, or was not written by a run with record-wire=true: "
+            "bring it there again, or record the run anew"
+        ) from None
