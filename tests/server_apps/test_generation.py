@@ -210,15 +210,6 @@ def test_speakers_are_too_few_for_so_many_clients(tmp_path, talks):
         checked_config({**keys, "label-skew": 0.5})
 
 
-def test_a_limit_that_cuts_examples_is_told_before_a_run(task, monkeypatch):
-    said = []
-    heard = "atlas_flwr.data.lengths.log"
-    monkeypatch.setattr(heard, lambda _, form, *given: said.append(form % given))
-    checked_config({**BASE, "tasks": task, "max-length": 12})
-    (warning,) = said
-    assert "longer than max-length=12" in warning
-
-
 @pytest.mark.parametrize(
     "keys",
     [{"prune-data": 0.5}, {"label-skew": 0.5}, {"summary-positions": 2}],
