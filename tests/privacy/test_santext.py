@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from hypothesis import strategies as st
 
 from atlas_flwr.cli.recorded import cases, recordings
 from atlas_flwr.privacy import parse_defence
-from atlas_flwr.privacy.attacks.restoring import Restoring
 from atlas_flwr.privacy.defences import vocabulary as module
 from tests.privacy.test_attack import recorded
 from tests.privacy.test_own_examples import SECRET
-from tests.privacy.test_tokens import SIZE, Grammar, odds, vocabulary
+from tests.privacy.test_tokens import SIZE, odds, vocabulary
 
 
 def distances(words):
@@ -109,20 +107,6 @@ def test_sums_of_different_epsilons_are_kept_apart():
     assert (few < many).all()
     assert torch.equal(words.sums([6], 9.0)[:, -1], few[1:])
     assert words.sums([6], 9.0).shape == (1, math.ceil(58 / 7))
-
-
-def test_a_text_is_restored_by_these_odds_and_grammar_together():
-    words, found = vocabulary(special=()), parse_defence("santext:7")
-    own, before, after = list(range(12, 40)), [10, 11], [3, 3]
-    (read,) = found.tokens([own], words, SECRET)
-    knows = SimpleNamespace(
-        defence=found, vocabulary=words, frames={"0": (before, after)}
-    )
-    text = torch.tensor([*before, *read, *after, 2])
-    restored = Restoring(knows, Grammar()).text(text, "0").tolist()
-    kept = sum(a == b for a, b in zip(own, read, strict=True))
-    right = sum(a == b for a, b in zip(own, restored[2:-3], strict=True))
-    assert kept < 20 < right
 
 
 @pytest.mark.slow

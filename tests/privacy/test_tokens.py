@@ -162,8 +162,9 @@ class Grammar:
         pass
 
 
-def test_a_text_is_restored_by_odds_and_grammar_together():
-    words, found = vocabulary(special=()), parse_defence("tokens:4")
+@pytest.mark.parametrize("defence", ["tokens:4", "santext:7"])
+def test_a_text_is_restored_by_odds_and_grammar_together(defence):
+    words, found = vocabulary(special=()), parse_defence(defence)
     own, before, after = list(range(12, 40)), [10, 11], [3, 3]
     (read,) = found.tokens([own], words, SECRET)
     knows = SimpleNamespace(
