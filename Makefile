@@ -77,7 +77,7 @@ demo-generation: $(VENV)/.installed ## Teach SmolLM2-135M to write: three cluste
 	for client in 0 1 2; do $(BIN)/atlas-flwr generate --client $$client \
 		--held-out 3 --beside-base --max-new-tokens 32 || exit 1; done
 
-quick: $(VENV)/.installed ## The same with MiniLM, in a minute or two
+quick: $(VENV)/.installed ## The same with MiniLM, in some three minutes
 	$(BIN)/atlas-flwr fetch --model minilm
 	$(BIN)/atlas-flwr run --num-supernodes 8 --run-config "$(QUICK_CONFIG)"
 
