@@ -92,6 +92,8 @@ class BroughtRun(RunFolder):
         try:
             yield
         except DataError as error:
+            if getattr(self, option) is not None:  # it was said already
+                raise
             had = getattr(super().config(), option)
             raise DataError(
                 *error.problems,

@@ -39,8 +39,8 @@ def recordings(folder: RunFolder) -> list[Recording]:
     DataError
         If it has recorded nothing, or a file of it is damaged.
     """
-    from atlas_flwr.privacy.arrays import read_arrays
-    from atlas_flwr.privacy.observation import unpacked
+    from atlas_flwr.data.arrays import read_arrays
+    from atlas_flwr.privacy.observation import ANEW, unpacked
     from atlas_flwr.remedies.wire_recording import gather_wire
 
     paths = gather_wire(folder.run_id(), folder.path)
@@ -50,7 +50,7 @@ def recordings(folder: RunFolder) -> list[Recording]:
             "and a strategy and split with a cut; where its clients were on other "
             f"machines, bring their wire-*.npz to {folder.path / 'wire'}"
         )
-    return [unpacked(read_arrays(path)) for path in paths]
+    return [unpacked(read_arrays(path, ANEW)) for path in paths]
 
 
 def cases(

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_flwr.data.arrays import read_arrays
 from atlas_flwr.data.cache import clients_folder
 
 __all__ = ["ClientStore"]
 
 KEPT = 3
+LOST = "what this client has kept of the run is lost; bring it back, or begin anew"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,17 @@ class ClientStore:
             (self.path / f"{name}-{old}.npz").unlink()
 
     def load(self, name: str, *, before: int) -> dict[str, NDArray[Any]] | None:
-        """Return what was kept last before a round; ``None`` for nothing."""
+        """Return what was kept last before a round; ``None`` for nothing.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged.
+        """
         rounds = [found for found in self._rounds(name) if found < before]
         if not rounds:
             return None
-        with np.load(self.path / f"{name}-{max(rounds)}.npz") as found:
-            return {key: found[key] for key in found.files}
+        return read_arrays(self.path / f"{name}-{max(rounds)}.npz", LOST)
 
     def _rounds(self, name: str) -> list[int]:
         paths = self.path.glob(f"{name}-*.npz")

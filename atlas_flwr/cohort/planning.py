@@ -81,7 +81,7 @@ class RoundPlanner:
         Raises
         ------
         RoundError
-            If none can.
+            If none can, and nobody has a cluster yet.
         """
         if not self.asks:
             return list(nodes)
@@ -90,10 +90,12 @@ class RoundPlanner:
         self.ask(server_round, asked, config, grid, shapes)
         able = [n for n in nodes if self.discovery.knows(self.roster.client(n))]
         if nodes and not able:
-            raise RoundError(
-                f"round {server_round}: none of {len(nodes)} clients has a sketch: "
-                "nobody can be clustered; why is in the warnings above"
-            )
+            told = f"round {server_round}: none of {len(nodes)} clients has a sketch"
+            if not self.discovery.fitted:
+                raise RoundError(
+                    f"{told}: nobody can be clustered; why is in the warnings above"
+                )
+            log(WARNING, "%s, so nobody trains in it", told)
         return able
 
     def ask(

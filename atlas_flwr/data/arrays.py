@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of arrays that a recording is made of, and that may have been brought."""
+"""Files of arrays that outlive a process, and may be damaged by then."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from atlas_flwr.errors import DataError
 __all__ = ["read_arrays"]
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read all arrays of a file.
+def read_arrays(path: Path, advice: str) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    advice : str
+        How to mend it, for the error.
 
     Raises
     ------
@@ -27,7 +34,4 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (AttributeError, BadZipFile, EOFError, OSError, ValueError):
-        raise DataError(
-            f"{path} is damaged, or was not written by a run with record-wire=true: "
-            "bring it there again, or record the run anew"
-        ) from None
+        raise DataError(f"{path} is damaged, or is another file: {advice}") from None

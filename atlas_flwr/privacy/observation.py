@@ -22,7 +22,18 @@ from atlas_flwr.split import SplitPlan
 from atlas_flwr.types import Role
 from atlas_flwr.wire import Codec
 
-__all__ = ["Observation", "Recording", "Truth", "as_received", "packed", "unpacked"]
+__all__ = [
+    "ANEW",
+    "Observation",
+    "Recording",
+    "Truth",
+    "as_received",
+    "packed",
+    "unpacked",
+]
+
+# How to mend a recording's file.
+ANEW = "bring it there again, or record the run anew, with record-wire=true"
 
 
 @dataclass(frozen=True)

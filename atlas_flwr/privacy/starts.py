@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from atlas_flwr.data.arrays import read_arrays
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.lora.flattening import flatten, unflatten
-from atlas_flwr.privacy.arrays import read_arrays
+from atlas_flwr.privacy.observation import ANEW
 
 __all__ = ["keep_start", "kept_start"]
 
@@ -60,7 +61,7 @@ def kept_start(wire: Path, client: str, number: int) -> AdapterState | None:
     path = _path(wire, client, number)
     if not path.is_file():
         return None
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, ANEW)
     return replace(unflatten(arrays, PREFIX), folded=unflatten(arrays, FOLDED).factors)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from atlas_flwr.budget.pairing import Guest, Host
@@ -59,7 +60,8 @@ class TrunkHost(Protocol):
         ...
 
 
-class Door(NamedTuple):
+@dataclass(frozen=True)
+class Door:
     """Where a client reaches a session.
 
     Attributes
@@ -73,7 +75,7 @@ class Door(NamedTuple):
     """
 
     address: str
-    token: str
+    token: str = field(repr=False)
     ca: str = ""
 
 

@@ -38,6 +38,16 @@ def test_names_do_not_see_each_other(store):
     assert value(store, before=9) is None
 
 
+@pytest.mark.parametrize("left", [b"", b"garbage", 100, -1])
+def test_a_damaged_file_is_named_and_no_older_one_taken_for_it(store, left):
+    for round_ in (1, 2):
+        store.save("thing", round_, {"x": np.arange(99)})
+    path = store.path / "thing-2.npz"
+    path.write_bytes(left if isinstance(left, bytes) else path.read_bytes()[:left])
+    with pytest.raises(DataError, match=r"thing-2\.npz is damaged.*begin anew"):
+        store.load("thing", before=3)
+
+
 def test_rounds_of_long_ago_are_dropped_and_no_draft_stays(store):
     for round_ in range(1, 10):
         store.save("thing", round_, {"x": np.array(round_)})

@@ -190,6 +190,10 @@ def test_a_run_whose_model_moved_is_attacked_where_it_lies(folder, tmp_path, cap
     said = capsys.readouterr().err
     assert "/no/such" in said
     assert "say where with --model" in said
+    assert run_words([*words, "--model", "/nowhere"]) == 1
+    said = capsys.readouterr().err
+    assert "/nowhere" in said
+    assert "say where with --model" not in said
     assert run_words([*words, "--model", str(resolve_model("tiny").path)]) == 0
     assert config.read_text() == was
     assert run_words([*words, "--model", "tiny", "--tasks", "movies"]) == 1

@@ -291,6 +291,31 @@ def test_a_fingerprint_that_is_none_is_refused_by_name(answer, caplog):
     assert strategy.clusters.keys() == {"1000", "1014", "1021"}
 
 
+def test_a_round_that_draws_a_newcomer_without_a_sketch_alone_ends_no_run(caplog):
+    app = answering(moved)
+
+    @app.query("fingerprint")
+    def fingerprint(message, context):
+        number = int(context.node_config["partition-id"])
+        if number == 1:
+            raise ValueError("no texts")
+        sketch = record({"sketch": np.eye(4, 8) + number % 2})
+        return Message(RecordDict({"arrays": sketch}), reply_to=message)
+
+    strategy = Atlas(
+        fingerprints="gradients",
+        num_clusters=2,
+        fraction_train=0.25,
+        min_train_nodes=1,
+        fraction_evaluate=0.0,
+    )
+    result, _ = started(strategy, app, PAIR, 8, nodes=4)
+    told = re.findall(r"round (\d): none of 1 clients has a sketch", caplog.text)
+    assert 1 <= len(told) <= 7
+    trained = result.train_metrics_clientapp.keys()
+    assert trained == {*range(1, 9)} - {int(number) for number in told}
+
+
 def test_evaluations_that_nobody_can_weigh_are_an_error_that_says_so():
     app = answering(moved)
 

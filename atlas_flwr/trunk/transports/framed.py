@@ -71,7 +71,7 @@ class FramedTrunk(TrunkClient):
         other work is for one thread at a time.
     """
 
-    token: str
+    token: str = field(repr=False)
     codec: Codec
     timeout: float = PATIENCE
     spares_padding: bool = False

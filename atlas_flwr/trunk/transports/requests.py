@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -70,9 +70,9 @@ class Request:
     """
 
     verb: Verb
-    token: str
+    token: str = field(repr=False)
     codec: str
-    frame: bytes
+    frame: bytes = field(repr=False)
     step: int | None = None
     logits_to_keep: int = 0
     ticket: str = ""
