@@ -7,7 +7,8 @@ r"""Importances over time and over a cluster, and how far they have moved.
 
 following HSplitLoRA (arXiv 2505.02795); c(W) is what one rank of W's adapter takes of
 memory. beta_t is 1 / t until it falls to a floor: a plain mean first, a moving one
-later (the paper's own schedule is not published). A client's importances are scaled to
+later (the paper's own schedule is not published). p_k is a client's share of its
+cluster's examples. A client's importances are scaled to
 sum 1, so that one with a large loss does not outvote the others.
 """
 
@@ -83,10 +84,27 @@ def blended(
     }
 
 
-def averaged(members: Sequence[Importance]) -> dict[str, float]:
-    """Average over the members of a cluster."""
+def averaged(
+    members: Sequence[Importance], examples: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Average over the members of a cluster.
+
+    Parameters
+    ----------
+    members : Sequence[Mapping[str, float]]
+        Their importances.
+    examples : Sequence[float], optional
+        How many each has, by which p_k is its share; ``None``: all as many.
+    """
+    weights = examples or [1.0] * len(members)
+    total = sum(weights)
+    shares = [w * len(members) / total for w in weights]  # 1 exactly for equal ones
     names = dict.fromkeys(name for member in members for name in member)
-    return {n: sum(m.get(n, 0.0) for m in members) / len(members) for n in names}
+    return {
+        n: sum(p * m.get(n, 0.0) for p, m in zip(shares, members, strict=True))
+        / len(members)
+        for n in names
+    }
 
 
 def distance(one: Importance, other: Importance) -> float:

@@ -78,17 +78,25 @@ class ClientBatches:
 
     def to_sketch(self) -> Iterator[Batch]:
         """Return the batches of the fingerprint, no example in two of them."""
-        config, shard = self.config, self.shard()
-        steps, collate = config.fingerprint_batches, self.collator(shard.task)
-        examples = self._some(collate.prepared(shard.train), config.train_examples)
+        config, examples = self.config, self._own()
+        steps = config.fingerprint_batches
         return sample_batches(
             examples,
-            collate,
+            self.collator(self.shard().task),
             # No example twice: the parts must differ as independent draws do.
             batch_size=max(1, min(config.batch_size, len(examples) // steps)),
             steps=steps,
             seed=derive_seed(config.seed, "fingerprint", self.me.index, self.round),
         )
+
+    def count(self) -> int:
+        """Tell how many examples the client has, of which fingerprints are made."""
+        return len(self._own())
+
+    def _own(self) -> Sequence[Example]:
+        shard = self.shard()
+        prepared = self.collator(shard.task).prepared(shard.train)
+        return self._some(prepared, self.config.train_examples)
 
     def to_train(
         self, model: nn.Module, pooled: int = 0

@@ -151,18 +151,21 @@ class ClientRound:
         Returns
         -------
         tuple[NDArray, dict[str, float]]
-            The sketch, with noise if the run says so, and how much the loss depends on
-            each layer on this client, if the server asked for that.
+            The sketch, with noise if the run says so; and, if the server asked for
+            it, how much the loss depends on each layer on this client, and by how
+            many examples it counts.
         """
         config = self.config
         probe, hooks = ImportanceProbe(), self._hooks(before=self.round)
         with ExitStack() as stack:
             adapted = stack.enter_context(self._model(self._fingerprint_state(), hooks))
-            if self.entries.get(keys.IMPORTANCE):
+            asked = bool(self.entries.get(keys.IMPORTANCE))
+            if asked:
                 stack.enter_context(adapted.probing(probe))
+            batches = self.batches(hooks)
             sketch = sketch_gradients(
                 adapted.model,
-                self.batches(hooks).to_sketch(),
+                batches.to_sketch(),
                 name=adapted.parameter_name,
                 parts=config.fingerprint_parts,
                 dim=config.fingerprint_dim,
@@ -172,7 +175,8 @@ class ClientRound:
             # No seed: the server knows the run's, and would subtract the noise.
             private = config.fingerprint_epsilon, config.fingerprint_delta
             sketch = signed_bytes(noised(sketch, *private))
-        return sketch, probe.means()
+        counted = {keys.NUM_EXAMPLES: float(batches.count())} if asked else {}
+        return sketch, probe.means() | counted
 
     def train(self) -> tuple[ArrayRecord, Metrics, dict[str, ConfigRecord]]:
         """Train some local steps.
@@ -210,7 +214,7 @@ class ClientRound:
             trained = adapted.state()
         arrays = layout.write(hooks.trained(trained))
         metrics: Metrics = {
-            "num-examples": examples,
+            keys.NUM_EXAMPLES: examples,
             "train-loss": done.loss,
             "steps": done.steps,
             "seconds": time.monotonic() - started,
@@ -250,7 +254,7 @@ class ClientRound:
             )
             answers = self._answers(adapted.model, task, collate, test)
         metrics: Metrics = {
-            "num-examples": found.examples,
+            keys.NUM_EXAMPLES: found.examples,
             "tokens": found.tokens,
             "accuracy": found.accuracy,
             "confusion": list(found.confusion),

@@ -40,17 +40,29 @@ class Assignments:
     tolerance: float = 0.1
     importances: dict[str, dict[str, float]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
+    _examples: dict[str, float] = field(default_factory=dict)
     _bases: dict[str, Importance] = field(default_factory=dict)
     _given: dict[str, Assigned] = field(default_factory=dict)
     _limits: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Forget what was measured and given."""
-        self.importances, self._counts = {}, {}
+        self.importances, self._counts, self._examples = {}, {}, {}
         self._bases, self._given, self._limits = {}, {}, {}
 
-    def learn(self, client: str, importance: Importance) -> None:
-        """Take a client's new measurement into its mean."""
+    def learn(self, client: str, importance: Importance, examples: float = 1.0) -> None:
+        """Take a client's new measurement into its mean.
+
+        Parameters
+        ----------
+        client : str
+            Its id.
+        importance : Mapping[str, float]
+            By layer.
+        examples : float
+            How many it has, by which it counts in its cluster.
+        """
+        self._examples[client] = examples
         count = self._counts.get(client, 0) + 1
         before = self.importances.get(client)
         self.importances[client] = blended(before, importance, count)
@@ -58,8 +70,9 @@ class Assignments:
 
     def cluster(self, members: Iterable[str]) -> Importance:
         """Return the mean importances of those members that have any."""
-        known = [self.importances[m] for m in members if m in self.importances]
-        return averaged(known) if known else {}
+        known = [m for m in members if m in self.importances]
+        measured = [self.importances[m] for m in known]
+        return averaged(measured, [self._examples.get(m, 1.0) for m in known])
 
     def limit(self, client: str, ranks: Mapping[str, int]) -> None:
         """Keep a client's ranks at or below those that it has pruned them to.
@@ -111,6 +124,7 @@ class Assignments:
         return arrays, {
             "importance-layers": names,
             "importance-counts": self._counts,
+            "importance-examples": self._examples,
             "rank-limits": self._limits,
         }
 
@@ -120,10 +134,13 @@ class Assignments:
         """Take up what :meth:`state` returned; what was given is given again."""
         names, counts = values["importance-layers"], values["importance-counts"]
         limits = values["rank-limits"]
+        examples = values.get("importance-examples", {})  # not in older checkpoints
         assert isinstance(names, list)
         assert isinstance(counts, dict)
+        assert isinstance(examples, dict)
         assert isinstance(limits, dict)
         self._counts = dict(counts)
+        self._examples = dict(examples)
         self._limits = dict(limits)
         self._given = {}
         self.importances = _table(arrays, "mean", names)

@@ -37,10 +37,13 @@ class Fingerprints:
         Shape (parts, dim) each.
     sensitivities : dict[str, dict[str, float]]
         Sum of abs(W dL/dW) by layer, the trunk's among them; empty if not asked for.
+    examples : dict[str, float]
+        How many it has, of clients that said so beside these.
     """
 
     sketches: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     sensitivities: dict[str, dict[str, float]] = field(default_factory=dict)
+    examples: dict[str, float] = field(default_factory=dict)
 
 
 def ask_fingerprints(
@@ -87,7 +90,13 @@ def ask_fingerprints(
         try:
             sketch = _sketch(reply)
             if importance:
-                found.sensitivities[client] = _sensitivity(reply, client, sessions)
+                told = _told(reply)
+                examples = told.pop(keys.NUM_EXAMPLES, None)
+                if sessions is not None:
+                    told |= sessions.importance(client)
+                if examples is not None:
+                    found.examples[client] = _count(examples)
+                found.sensitivities[client] = told
         except (AdapterError, SessionError) as error:
             log(WARNING, "node %d has no fingerprint: %s", node, error)
             continue
@@ -118,13 +127,14 @@ def _sketch(reply: Message) -> NDArray[np.float32]:
     return np.asarray(arrays[0].numpy(), np.float32)
 
 
-def _sensitivity(
-    reply: Message, client: str, sessions: TrunkSessions | None
-) -> dict[str, float]:
+def _told(reply: Message) -> dict[str, float]:
     if keys.IMPORTANCE not in reply.content.metric_records:
         raise AdapterError(f"its reply needs metrics {keys.IMPORTANCE!r}")
     told = reply.content.metric_records[keys.IMPORTANCE]
-    found = {name: float(str(value)) for name, value in told.items()}
-    if sessions is not None:
-        found |= sessions.importance(client)
-    return found
+    return {name: float(str(value)) for name, value in told.items()}
+
+
+def _count(examples: float) -> float:
+    if not 0 < examples < float("inf"):
+        raise AdapterError(f"its {keys.NUM_EXAMPLES!r} is {examples}; above 0 is meant")
+    return examples

@@ -131,7 +131,8 @@ class RoundPlanner:
             try:
                 if self.importance:
                     share = per_byte(found.sensitivities[client], shapes)
-                    self.assignments.learn(client, share)
+                    examples = found.examples.get(client, 1.0)
+                    self.assignments.learn(client, share, examples)
                 self.discovery.add(client, sketch)
             except (AdapterError, BudgetError) as error:
                 log(WARNING, "client %s: fingerprint refused: %s", client, error)

@@ -12,6 +12,7 @@ __all__ = [
     "IMPORTANCE",
     "LINK",
     "LINK_CODEC",
+    "NUM_EXAMPLES",
     "PLAN",
     "POOLED_NODES",
     "PROFILE",
@@ -52,6 +53,7 @@ ALPHA = "lora-alpha"  # metric of a client whose alpha is its own
 COMPUTED = "computed"  # record of what its adapters on the trunk should be
 LINK = "link"  # record of how the client called its trunk, with the entry below
 LINK_CODEC = "codec"
+NUM_EXAMPLES = "num-examples"  # Flower's name
 PROFILE = "profile"
 SKETCH = "sketch"
 WRITTEN = "written"  # record of a client's answers, with the entries below

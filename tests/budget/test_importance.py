@@ -34,6 +34,17 @@ def test_the_first_measurements_are_averaged_plainly(measured):
     assert mean == pytest.approx(averaged(measured))
 
 
+@given(st.lists(shares, min_size=2, max_size=4), st.data())
+def test_a_member_counts_by_its_examples(members, data):
+    sizes = st.lists(
+        st.integers(1, 3), min_size=len(members), max_size=len(members)
+    ).filter(lambda s: len(set(s)) > 1)
+    examples = data.draw(sizes)
+    each = [m for m, n in zip(members, examples, strict=True) for _ in range(n)]
+    assert averaged(members, examples) == pytest.approx(averaged(each))
+    assert averaged(members, [7.0] * len(members)) == averaged(members)
+
+
 def test_later_ones_count_for_at_least_the_floor():
     assert blended({"a": 0.0}, {"a": 1.0}, count=100, floor=0.3) == {"a": 0.3}
 

@@ -35,11 +35,13 @@ def test_measurements_are_averaged_over_rounds_and_members():
     assert found.importances["x"] == pytest.approx({"a": 0.5, "b": 0.5})
     assert found.cluster(["x", "y", "unheard"]) == pytest.approx({"a": 0.3, "b": 0.7})
     assert found.cluster(["unheard"]) == {}
+    found.learn("y", OTHER, examples=3.0)  # x has 1
+    assert found.cluster(["x", "y"]) == pytest.approx({"a": 0.2, "b": 0.8})
 
 
 def test_a_resumed_run_gives_the_same_as_before():
     found = Assignments(rule, tolerance=0.5)
-    found.learn("x", ONE)
+    found.learn("x", ONE, 2.0)
     given = found.of(Profile("x"), ONE)
     found.learn("x", {"a": 1.0})
     arrays, values = found.state()
@@ -48,6 +50,9 @@ def test_a_resumed_run_gives_the_same_as_before():
     moved = {"a": 0.6, "b": 0.4}  # within the tolerance of what it was based on
     assert again.of(Profile("x"), moved) == given == found.of(Profile("x"), moved)
     assert again.importances == found.importances
+    for one in (found, again):
+        one.learn("y", OTHER, 3.0)
+    assert again.cluster(["x", "y"]) == found.cluster(["x", "y"])
     again.learn("x", OTHER)
     found.learn("x", OTHER)
     assert again.importances == found.importances

@@ -151,6 +151,8 @@ def two_layer_app(seen) -> ClientApp:
         assert message.content["config"]["importance"]
         found = SENSED[int(context.node_config["partition-id"])]
         told = {f"model.{name}": value for name, value in found.items()}
+        examples = EXAMPLES[int(context.node_config["partition-id"])]
+        told["num-examples"] = float(examples)
         reply.content["importance"] = MetricRecord(told)
         return reply
 
@@ -191,13 +193,14 @@ def test_hsplitlora_ranks_by_importance_and_adds_each_layer_over_those_who_have_
     with local_grid(two_layer_app(seen), CLIENTS) as grid:
         strategy.start(grid, ArrayRecord(start), num_rounds=ROUNDS)
 
-    # A rank of layer W takes d_in + d_out parameters; every client counts alike.
+    # A rank of layer W takes d_in + d_out parameters.
     costs = {layer: sum(shape) for layer, shape in SHAPES.items()}
     wanted = dict.fromkeys(IMPORTANT, 0.0)
-    for sensed in SENSED:
+    for sensed, examples in zip(SENSED, EXAMPLES, strict=True):
         each = {w: sensed[w.removeprefix("model.")] / costs[w] for w in IMPORTANT}
         for layer in IMPORTANT:
-            wanted[layer] += each[layer] / sum(each.values()) / CLIENTS
+            share = each[layer] / sum(each.values())
+            wanted[layer] += share * examples / sum(EXAMPLES)
     assert len(told) == CLIENTS
     assert all(found == pytest.approx(wanted) for found in told)
     assert wanted["model.q"] > wanted["model.v"]  # by their cost, and the cluster's
