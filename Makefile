@@ -94,11 +94,24 @@ test-slow: $(VENV)/.installed-dev ## Run all tests, those that take minutes too
 test-gpu: $(VENV)/.installed-dev ## Run the tests that need a GPU (make install TORCH_INDEX= first)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-lint: $(VENV)/.installed-dev ## Check format, types and layers
+CHECKS := check-format check-mypy check-pyright check-layers
+.PHONY: $(CHECKS)
+
+lint: $(CHECKS) ## Check format, types and layers
+
+$(CHECKS): $(VENV)/.installed-dev
+
+check-format:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+check-mypy:
 	$(BIN)/mypy
+
+check-pyright:
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-layers:
 	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.installed-dev ## Put code into the project's format

@@ -54,8 +54,16 @@ def test_what_crosses_does_not_grow_with_the_texts(tmp_path):
     sizes = {}
     for length in (24, 48):
         for positions in (0, POSITIONS):
-            given = {**GIVEN, "summary_positions": positions, "max_length": length}
-            folder = run(tmp_path, **given, fingerprint_epsilon=0.0, num_rounds=1)
+            given = {
+                "summary_positions": positions,
+                "max_length": length,
+                "cut": "2/1",
+                "local_steps": 1,
+                "num_rounds": 1,
+                "strategy": "atlas",
+                "clustering": "none",
+            }
+            folder = run(tmp_path, nodes=2, **given)
             sizes[positions, length] = summary(folder)["bytes_up"]
     assert sizes[0, 48] > 1.2 * sizes[0, 24]
     assert sizes[POSITIONS, 48] == pytest.approx(sizes[POSITIONS, 24], rel=0.001)
