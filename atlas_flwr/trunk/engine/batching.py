@@ -140,11 +140,13 @@ class JoiningBatcher(Batcher):
         found: dict[int, tuple[Tensor, Share]] = {}
         again: list[int] = []
         for joint, slots in _by_graph(works).items():
-            if joint.take([*slots]):
-                back = joint.backward({n: works[k].grad for n, k in slots.items()})
-                found.update({slots[number]: b for number, b in back.items()})
-            else:
+            graph = joint.take([*slots])
+            if graph is None:
                 again += slots.values()
+                continue
+            back = graph.backward({n: works[k].grad for n, k in slots.items()})
+            del graph  # before others run again
+            found.update({slots[number]: b for number, b in back.items()})
         for k, work in enumerate(works):
             if work.found.output is not None:
                 found[k] = work.gradients(self.base)
@@ -163,7 +165,9 @@ class JoiningBatcher(Batcher):
             return {}
         with torch.enable_grad():
             joint = JointPass(self.base, [works[k].member for k in places])
-            back = joint.backward({n: works[k].grad for n, k in enumerate(places)})
+            graph = joint.take(range(len(places)))
+            assert graph is not None
+            back = graph.backward({n: works[k].grad for n, k in enumerate(places)})
         return {k: back[n] for n, k in enumerate(places)}
 
 

@@ -11,6 +11,7 @@ Shape suffixes: K sessions, B texts of a session, T positions, D the model's wid
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -58,8 +59,52 @@ class _Crowd:
     own: frozenset[int]
 
 
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """What a backward pass is taken of, once; it is freed with who has taken it.
+
+    Attributes
+    ----------
+    members : Sequence[Member]
+        The sessions.
+    entered, exits : Sequence[_Crowd]
+        Where they enter, and where they leave.
+    leaves : Leaves
+        Their parameters.
+    """
+
+    members: Sequence[Member]
+    entered: Sequence[_Crowd]
+    exits: Sequence[_Crowd]
+    leaves: Leaves
+
+    def backward(self, grads: Mapping[int, Tensor]) -> dict[int, tuple[Tensor, Share]]:
+        """Differentiate; return d loss / d hidden and the parameters' share.
+
+        Parameters
+        ----------
+        grads : Mapping[int, Tensor]
+            By the session's number: d loss / d answer. Of sessions that are left out,
+            the passes have to be run again.
+        """
+        outputs = [e.rows for e in self.exits]
+        given = [_gathered(exit_, grads) for exit_ in self.exits]
+        entered = [e.rows for e in self.entered]
+        inputs = [*entered, *self.leaves.tensors]
+        found = torch.autograd.grad(outputs, inputs, given, allow_unused=True)
+        firsts = [
+            torch.zeros_like(rows) if grad is None else grad
+            for rows, grad in zip(entered, found, strict=False)
+        ]
+        back = _by_member(self.members, self.entered, firsts)
+        shares = list(self.leaves.shares(found[len(entered) :]))
+        return {number: (back[number], shares[number]) for number in grads}
+
+
 class JointPass:
     """Run the sessions' blocks once for all; keep the graph if gradients are recorded.
+
+    Its sessions' backward passes may be asked for in several threads at once.
 
     Parameters
     ----------
@@ -80,6 +125,7 @@ class JointPass:
         self._entered: list[_Crowd] = []
         self._exits: list[_Crowd] = []
         self._left = sum(member.tokens for member in members)
+        self._lock = threading.Lock()
         self._run(base)
 
     @property
@@ -89,50 +135,35 @@ class JointPass:
 
     def answers(self) -> list[Tensor]:
         """Return each session's hidden states, shape (B, T, D) of its own."""
-        return self._by_member(self._exits, [e.rows.detach() for e in self._exits])
+        leaving = [e.rows.detach() for e in self._exits]
+        return _by_member(self.members, self._exits, leaving)
 
-    def take(self, numbers: Sequence[int]) -> bool:
-        """Tell whether the graph is to be used for these sessions, or they run again.
+    def take(self, numbers: Sequence[int]) -> _Graph | None:
+        """Return the graph if it is to be used for these sessions; else they run again.
 
         It is used once at most, for most of its rows: for few it would cost what it
         costs for all. What is then left over, or too little to use it, runs again too.
+        Whoever has taken it has it alone.
         """
-        if not self.has_graph:
-            return False
-        asked = sum(self.members[number].tokens for number in numbers)
-        every = sum(member.tokens for member in self.members)
-        self._left -= asked
-        if asked >= WORTH * every:
-            return True
-        if self._left < WORTH * every:
-            self.drop()
-        return False
-
-    def backward(self, grads: Mapping[int, Tensor]) -> dict[int, tuple[Tensor, Share]]:
-        """Differentiate once; return d loss / d hidden and the parameters' share.
-
-        Parameters
-        ----------
-        grads : Mapping[int, Tensor]
-            By the session's number: d loss / d answer. Of sessions that are left out,
-            the passes have to be run again.
-        """
-        outputs = [e.rows for e in self._exits]
-        given = [_gathered(exit_, grads) for exit_ in self._exits]
-        entered = [e.rows for e in self._entered]
-        inputs = [*entered, *self._leaves.tensors]
-        found = torch.autograd.grad(outputs, inputs, given, allow_unused=True)
-        firsts = [
-            torch.zeros_like(rows) if grad is None else grad
-            for rows, grad in zip(entered, found, strict=False)
-        ]
-        back = self._by_member(self._entered, firsts)
-        shares = list(self._leaves.shares(found[len(entered) :]))
-        self.drop()
-        return {number: (back[number], shares[number]) for number in grads}
+        with self._lock:
+            if not self.has_graph:
+                return None
+            asked = sum(self.members[number].tokens for number in numbers)
+            every = sum(member.tokens for member in self.members)
+            self._left -= asked
+            found = None
+            if asked >= WORTH * every:
+                found = _Graph(self.members, self._entered, self._exits, self._leaves)
+            if found is not None or self._left < WORTH * every:
+                self._forget()
+            return found
 
     def drop(self) -> None:
-        """Free the graph."""
+        """Free the graph, if nobody has taken it."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
         self._exits, self._entered, self._leaves = [], [], Leaves(())
 
     def _run(self, base: SharedBase) -> None:
@@ -173,17 +204,18 @@ class JointPass:
             rows.append(entered)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def _by_member(
-        self, crowds: Sequence[_Crowd], tensors: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Cut out each session's own rows, where it enters or leaves."""
-        found: dict[int, Tensor] = {}
-        for crowd, tensor in zip(crowds, tensors, strict=True):
-            for row, number in enumerate(crowd.numbers):
-                if number in crowd.own:
-                    b, t, _ = self.members[number].call.hidden.shape
-                    found[number] = tensor[row, :b, :t]
-        return [found[number] for number in range(len(self.members))]
+
+def _by_member(
+    members: Sequence[Member], crowds: Sequence[_Crowd], tensors: Sequence[Tensor]
+) -> list[Tensor]:
+    """Cut out each session's own rows, where it enters or leaves."""
+    found: dict[int, Tensor] = {}
+    for crowd, tensor in zip(crowds, tensors, strict=True):
+        for row, number in enumerate(crowd.numbers):
+            if number in crowd.own:
+                b, t, _ = members[number].call.hidden.shape
+                found[number] = tensor[row, :b, :t]
+    return [found[number] for number in range(len(members))]
 
 
 def _gathered(crowd: _Crowd, grads: Mapping[int, Tensor]) -> Tensor:

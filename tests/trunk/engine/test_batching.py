@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import replace
 
 import pytest
@@ -294,6 +295,42 @@ def test_who_comes_back_late_is_run_again_to_the_same_gradients(llama, come):
             ]
             for k, back in zip(group, batcher.run(works), strict=True):
                 assert closeness(back, wanted[k]) < 1e-5
+
+
+def test_a_graph_that_is_in_use_is_not_dropped_by_who_comes_to_another_pass(
+    llama, monkeypatch
+):
+    """With several passes at once, the two thirds of one and the rest of another."""
+    model, engine = llama
+    sessions = [opened(engine, adapters(model, range(1, 4), seed=k)) for k in range(3)]
+    calls = [call(engine, seed=k) for k in range(3)]
+    batcher, given = JoiningBatcher(engine.base), grads(engine, calls)
+    passes = batcher.run(
+        [Beginning(s, c) for s, c in zip(sessions, calls, strict=True)]
+    )
+    wanted = []
+    for session, one, grad in zip(sessions, calls, given, strict=True):
+        output = engine.base.run(session, one)
+        wanted.append(torch.autograd.grad(output, [one.hidden], grad)[0])
+    works = [
+        Backward(s, c, 0, p, g)
+        for s, c, p, g in zip(sessions, calls, passes, given, strict=True)
+    ]
+    differentiate, late = torch.autograd.grad, []
+
+    def beside(*inputs, **settings):
+        if not late:
+            late.append(None)
+            other = threading.Thread(target=lambda: late.extend(batcher.run(works[2:])))
+            other.start()
+            other.join()
+        return differentiate(*inputs, **settings)
+
+    monkeypatch.setattr(torch.autograd, "grad", beside)
+    back = [*batcher.run(works[:2]), *late[1:]]
+    assert len(back) == 3
+    for got, expected in zip(back, wanted, strict=True):
+        assert closeness(got, expected) < 1e-5
 
 
 def test_a_session_with_a_broken_gradient_harms_nobody_else(llama, monkeypatch):
