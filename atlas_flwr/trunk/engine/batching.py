@@ -82,11 +82,14 @@ class JoiningBatcher(Batcher):
 
     def kind(self, work: Work) -> Hashable | None:
         """Tell what can be joined: see :func:`can_join`."""
-        if not can_join(work.session, work.call) or not self.base.lets_rows_join:
+        if not can_join(work.session, work.call) or not self._rows_join():
             return None
         if isinstance(work, Backward | Beginning | Evaluation):
             return type(work), work.call.position_ids is None
         return None
+
+    def _rows_join(self) -> bool:
+        return with_room(lambda: self.base.lets_rows_join, self.relieve)
 
     def run(self, works: Sequence[Work]) -> list[Any]:
         """Do work of one kind; each answer is as if its session had been alone."""

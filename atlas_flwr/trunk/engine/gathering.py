@@ -173,7 +173,11 @@ class Gathering:
 
     def _lead(self, ticket: _Ticket) -> None:
         with self._lock:
-            batch = self._gathered(ticket)
+            try:
+                batch = self._gathered(ticket)
+            except BaseException:
+                self._resign(ticket)
+                raise
             self._waiting = [t for t in self._waiting if t not in batch]
             self._running += batch
             for taken in batch:
@@ -190,6 +194,13 @@ class Gathering:
                 raise
         finally:
             self._finish(batch, answers, time.perf_counter() - started)
+
+    def _resign(self, ticket: _Ticket) -> None:
+        """Let another lead, or nobody ever would."""
+        self._waiting.remove(ticket)
+        self._queue.take(ticket.rank)
+        self._leader = None
+        self._appoint()
 
     def _run(self, works: Sequence[Work]) -> Sequence[Any]:
         if self._threads is None:

@@ -289,6 +289,31 @@ def test_a_pass_that_fails_tells_each_of_its_calls_and_harms_no_later_one():
     assert made.do(work("a")) == "A"
 
 
+def test_a_rule_that_fails_is_told_to_who_leads_and_holds_nobody_up():
+    class Trying(Recording):
+        def kind(self, work):
+            raise ZeroDivisionError("no")
+
+    found = asked(gathering(Trying()), map(work, "abc"))
+    assert len(found) == 3
+    for error in found.values():
+        assert isinstance(error, ZeroDivisionError)
+
+
+def test_memory_that_ends_as_it_is_tried_what_joins_is_a_busy_trunk(monkeypatch):
+    def full(base):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine, tokens = served(3)
+    calls = {k: forward(engine, t, k, 0) for k, t in enumerate(tokens)}
+    with monkeypatch.context() as patch:
+        patch.setattr("atlas_flwr.trunk.engine.base.rows_join", full)
+        found = together(engine._passes, calls)
+    assert {type(error) for error in found.values()} == {TrunkBusy}
+    found = together(engine._passes, calls)
+    assert all(isinstance(answer, torch.Tensor) for answer in found.values())
+
+
 def served(count, **limits):
     torch.manual_seed(0)
     model = build("llama")
