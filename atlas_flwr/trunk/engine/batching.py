@@ -18,7 +18,14 @@ from atlas_flwr.trunk.engine.leaves import Share
 from atlas_flwr.trunk.engine.residence import stepping, with_room
 from atlas_flwr.trunk.engine.session import Session
 from atlas_flwr.trunk.engine.steps import Pass
-from atlas_flwr.trunk.engine.work import Backward, Beginning, Evaluation, Work, alone
+from atlas_flwr.trunk.engine.work import (
+    Backward,
+    Beginning,
+    Evaluation,
+    Extension,
+    Work,
+    alone,
+)
 from atlas_flwr.types import TrunkCall
 
 __all__ = ["Batcher", "JoiningBatcher"]
@@ -60,8 +67,11 @@ class Batcher:
         ]
 
     def _answer(self, work: Work) -> Any:
+        # Texts that a pass has failed within are not those that they were before.
+        tries = 1 if isinstance(work, Extension) else 2
         try:
-            return with_room(partial(alone, self.base, work), self.relieve)
+            do = partial(alone, self.base, work)
+            return with_room(do, self.relieve, tries=tries)
         except AtlasError as error:
             return error
 

@@ -378,13 +378,13 @@ class TrunkEngine:
             kept = self._texts.take(
                 token, place, lambda: self.base.texts(session), updates
             )
-            past = place.past
-            past = kept.cache.get_seq_length() if past is None else past
+            past = kept.cache.get_seq_length() if place.past is None else place.past
             call = replace(call, step=None)
             call = self._with_room(partial(self.base.received, call, past))
             work = Extension(session, call, kept, place, keep)
             answer: Tensor = self._passes.do(work)
-            self._texts.keep(token, place.texts, kept)
+            is_open = partial(self._table.has, token)
+            self._texts.keep(token, place.texts, kept, is_open)
             return answer
 
     def forget(self, token: str, texts: int) -> None:

@@ -212,12 +212,22 @@ class TextCaches:
             )
         return kept
 
-    def keep(self, owner: Hashable, texts: int, kept: KeptTexts) -> None:
-        """Put texts back after a call, and forget others where there is no room."""
+    def keep(
+        self,
+        owner: Hashable,
+        texts: int,
+        kept: KeptTexts,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Put texts back after a call, and forget others where there is no room.
+
+        Those of an owner that is not open any more have been forgotten, and stay so.
+        """
         kept.turn += 1
         kept.used, kept.nbytes = self.clock(), kept.measured()
         with self._lock:
-            self._held[owner, texts] = kept
+            if is_open():
+                self._held[owner, texts] = kept
             self._make_room()
 
     def forget(self, owner: Hashable, texts: int | None = None) -> None:

@@ -146,6 +146,8 @@ def with_room(
     work: Callable[[], T],
     relieve: Callable[[], int],
     undo: Callable[[], None] = lambda: None,
+    *,
+    tries: int = 2,
 ) -> T:
     """Do work; if memory is out, let idle sessions go and do it once more.
 
@@ -157,13 +159,15 @@ def with_room(
         Makes room.
     undo : Callable[[], None]
         What to do before a repetition.
+    tries : int
+        1 for work that its caller alone can repeat, from what it began with.
 
     Raises
     ------
     TrunkBusy
-        If memory is out again.
+        If memory is out then, too.
     """
-    for _ in range(2):
+    for _ in range(tries):
         try:
             return work()
         except (MemoryError, RuntimeError) as error:

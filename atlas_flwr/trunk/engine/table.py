@@ -172,6 +172,11 @@ class SessionTable:
         """Let idle sessions make room; return the bytes that are free now."""
         return self.residence.relieve(self._all(), wanted)
 
+    def has(self, token: str) -> bool:
+        """Tell whether a session is open."""
+        with self._lock:
+            return token in self._sessions
+
     def find(self, token: str) -> Session:
         """Return a session, which another call may be using.
 

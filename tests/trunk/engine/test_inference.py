@@ -266,3 +266,40 @@ def test_a_codec_rounds_what_crosses_as_in_training(model, codec):
         torch.testing.assert_close(logits, whole)
         sizes[name] = trunk.meter.total_up
     assert sizes[codec] < sizes["raw"]
+
+
+@pytest.mark.parametrize("fails", range(7))
+def test_a_text_that_memory_ends_within_is_written_on_as_if_there_were_more(
+    model, monkeypatch, fails
+):
+    """What a pass that failed halfway has left in the caches is not gone on with."""
+    engine, parts = engine_of(model), partition(model, PLAN)
+    extend, count = engine.base.extend, iter(range(99))
+
+    def full(*given):
+        answer = extend(*given)
+        if next(count) == fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer
+
+    monkeypatch.setattr(engine.base, "extend", full)
+    trunk = EngineTrunk(engine, engine.open(SessionSpec(PLAN)), 60.0)
+    split = SplitModel(parts.head, parts.tail, trunk).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
+    beams = {"num_beams": 3, "do_sample": False}
+    expected = model.generate(ids, **settings, **beams)
+    assert torch.equal(split.generate(ids, **settings, **beams), expected)
+
+
+def test_a_session_that_is_closed_while_it_writes_leaves_no_texts(model, monkeypatch):
+    engine = engine_of(model)
+    token, extend = engine.open(SessionSpec(PLAN)), engine.base.extend
+
+    def meanwhile(*given):
+        engine.close(token)
+        return extend(*given)
+
+    monkeypatch.setattr(engine.base, "extend", meanwhile)
+    begin(engine, token)
+    assert (engine.stats().sessions, engine.stats().caches) == (0, 0)
