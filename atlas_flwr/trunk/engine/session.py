@@ -175,7 +175,9 @@ class Session:
         self.away = Away()
         self.load = Load()
         self.remembered_bytes = 0
-        learner.logs.add(log)
+        # Others that train the same may be stepping, and go through all their logs.
+        with learner.lock:
+            learner.logs.add(log)
 
     @property
     def left(self) -> float:

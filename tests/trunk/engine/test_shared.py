@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from copy import deepcopy
 
 import pytest
@@ -12,6 +13,7 @@ from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import Scaling, attach, extract, load
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import EngineTrunk, SessionSpec, TrunkEngine
+from atlas_flwr.trunk.engine.steps import StepLog
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import batch, build
 from tests.trunk.engine.test_parity import adapters
@@ -115,3 +117,23 @@ def test_own_sessions_do_not_see_each_other():
     assert torch.equal(engine.adapters(second).factors[name].B, state.factors[name].B)
     hidden = torch.zeros(1, 2, model.config.hidden_size)
     assert engine.forward(second, TrunkCall(hidden)).shape == hidden.shape
+
+
+def test_a_session_that_joins_while_others_step_disturbs_nobody(monkeypatch):
+    model = build("llama")
+    engine, clients, state = served(model, "ab")
+    forget, joining = StepLog.forget_graphs, []
+
+    def meanwhile(log):
+        if not joining:
+            spec = SessionSpec(PLAN, state, SPEC, "all")
+            joining.append(threading.Thread(target=engine.open, args=(spec,)))
+            joining[0].start()
+            joining[0].join(0.2)  # it may have to wait for the step's end
+        forget(log)
+
+    monkeypatch.setattr(StepLog, "forget_graphs", meanwhile)
+    for client, _ in clients.values():
+        client(**batch("llama")).loss.backward()
+    joining[0].join(20)
+    assert (engine.stats().steps, engine.stats().sessions) == (2, 3)
