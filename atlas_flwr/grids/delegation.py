@@ -100,3 +100,9 @@ class DelegatingGrid(Grid):
     ) -> Iterable[Message]:
         """Send messages and wait for their replies."""
         return self.grid.send_and_receive(messages, timeout=timeout)
+
+    def repeat(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send some of the last messages anew, in the place of those that went."""
+        return self.send_and_receive(messages, timeout=timeout)

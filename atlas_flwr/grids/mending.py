@@ -59,9 +59,9 @@ class MendingGrid(DelegatingGrid):
         if self.host is None:
             return self.grid.send_and_receive(out, timeout=timeout)
         found: dict[int, Message] = {}
-        down = up = 0
+        down, up, send = 0, 0, self.grid.send_and_receive
         while out:
-            replies = list(self.grid.send_and_receive(out, timeout=timeout))
+            replies = list(send(out, timeout=timeout))
             up += sum(map(_size, replies))
             found |= {reply.metadata.src_node_id: reply for reply in replies}
             for message in out:
@@ -70,6 +70,8 @@ class MendingGrid(DelegatingGrid):
             if out:
                 log(WARNING, "%d clients have moved and begin again", len(out))
             down += sum(map(_size, out))
+            if isinstance(self.grid, DelegatingGrid):
+                send = self.grid.repeat
         self._repeated = Repeated(down, up - sum(map(_size, found.values())))
         return list(found.values())
 

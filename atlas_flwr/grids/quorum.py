@@ -106,6 +106,23 @@ class QuorumGrid(DelegatingGrid):
             return self.grid.send_and_receive(out, timeout=timeout)
         self._rounds += 1
         self._drop_stale()
+        return self._waited(out, timeout)
+
+    def repeat(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages of this round anew, and wait for the quorum's share of them."""
+        out = list(messages)
+        if not out or out[0].metadata.message_type != MessageType.TRAIN:
+            return self.grid.send_and_receive(out, timeout=timeout)
+        anew = {(self._rounds, message.metadata.dst_node_id) for message in out}
+        void = [name for name, sent in self._missing.items() if sent in anew]
+        for name in void:
+            del self._missing[name]
+        self._late = max(self._late - len(void), 0)  # none are, after a timeout
+        return self._waited(out, timeout)
+
+    def _waited(self, out: list[Message], timeout: float | None) -> list[Message]:
         names = list(self.grid.push_messages(out))
         nodes = {i: m.metadata.dst_node_id for i, m in zip(names, out, strict=True)}
         waiting = set(names)
@@ -120,9 +137,9 @@ class QuorumGrid(DelegatingGrid):
             if waiting and _valid(replies) < enough:
                 time.sleep(self.poll_seconds)
         overdue = self._overdue_replies()
-        self._overdue = len(overdue)
+        self._overdue += len(overdue)
         if waiting and _valid(replies) >= enough:
-            self._late = len(waiting)
+            self._late += len(waiting)
             log(INFO, "%d of %d replies are late", len(waiting), len(out))
         self._missing |= {name: (self._rounds, nodes[name]) for name in waiting}
         return [*replies, *overdue]
