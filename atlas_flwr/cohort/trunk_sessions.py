@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from atlas_flwr.budget import Guest, Host
-from atlas_flwr.errors import SessionError, TrunkError
+from atlas_flwr.errors import AdapterError, SessionError, TrunkError
 from atlas_flwr.lora import PROMPT_KEY, AdapterState
 from atlas_flwr.protocol.doors import way_to
 from atlas_flwr.remedies.base import UNCHANGED, ServerHooks
@@ -229,11 +231,14 @@ class TrunkSessions:
         ------
         SessionError
             If the session was evicted.
+        AdapterError
+            If they are no numbers: of one client they would spoil everybody's.
         TrunkLost
             If the trunk is gone.
         """
         state = self.host.adapters(self._tokens[client])
         self.close(client)
+        _check_finite(client, state)
         return state
 
     def close(self, client: str) -> None:
@@ -250,3 +255,15 @@ class TrunkSessions:
         for name in self._shared:
             self.host.unshare(name)
         self._shared.clear()
+
+
+def _check_finite(client: str, state: AdapterState) -> None:
+    factors = ((n, t) for n, f in state.factors.items() for t in (f.A, f.B))
+    sound = [(name, bool(side.isfinite().all())) for name, side in factors]
+    sound += [(key, bool(np.isfinite(v).all())) for key, v in state.dense.items()]
+    for name, fits in sound:
+        if not fits:
+            raise AdapterError(
+                f"client {client}: what its trunk has learned of {name!r} has NaN or "
+                "infinity"
+            )
