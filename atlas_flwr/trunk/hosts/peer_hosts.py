@@ -194,12 +194,15 @@ class PeerHosts(Generic[W_co]):
 
     @contextmanager
     def minding(self, host: str) -> Iterator[None]:
-        """Note that a host is lost, if it is: gone, or without any answer."""
+        """Note that a host is lost, if it is: gone, or without an answer to read."""
         try:
             yield
         except TrunkLost as error:
             self.lose(host, str(error))
             raise
+        except WireError as error:  # whatever it holds, it cannot be had
+            self.lose(host, str(error))
+            raise TrunkLost(str(error)) from None
         except TrunkError as error:
             if type(error) is TrunkError:  # no word of its own on what it was asked
                 self.check([host])
@@ -222,7 +225,7 @@ class PeerHosts(Generic[W_co]):
                 continue
             try:
                 running.endpoint.host.ping()
-            except TrunkError as error:
+            except (TrunkError, WireError) as error:
                 self.lose(host, str(error))
 
     def stats(self) -> TrunkStats:
@@ -231,7 +234,7 @@ class PeerHosts(Generic[W_co]):
         for host, running in list(self._running.items()):
             try:
                 total = _added(total, running.endpoint.host.stats())
-            except TrunkError as error:
+            except (TrunkError, WireError) as error:
                 self.lose(host, str(error))
         return total
 

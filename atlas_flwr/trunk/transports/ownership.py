@@ -13,7 +13,8 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -298,7 +299,9 @@ class RemoteHost:
         shared = self._own(spec.shared) if spec.shared else ""
         state = replace(spec.state, origin=self._own(spec.state.origin), rest={})
         mine = replace(spec, shared=shared, state=state)
-        return str(self._ask(_Verb.OPEN, spec_bytes(mine))["token"])
+        found = self._ask(_Verb.OPEN, spec_bytes(mine))
+        with _understood():
+            return str(found["token"])
 
     def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
         """Hold products that many sessions fold, once for all of them."""
@@ -317,7 +320,8 @@ class RemoteHost:
     def importance(self, token: str) -> dict[str, float]:
         """Return what a probing session has measured, by layer."""
         found = self._ask(_Verb.IMPORTANCE, _told({"token": token}))
-        return {name: float(value) for name, value in found.items()}
+        with _understood():
+            return {name: float(value) for name, value in found.items()}
 
     def close(self, token: str) -> None:
         """Close a session; unknown ones are closed already."""
@@ -325,7 +329,9 @@ class RemoteHost:
 
     def stats(self) -> TrunkStats:
         """Return the trunk's account, other runs' sessions included."""
-        return TrunkStats(**self._ask(_Verb.STATS))
+        found = self._ask(_Verb.STATS)
+        with _understood():
+            return TrunkStats(**found)
 
     def ping(self) -> None:
         """Raise :class:`TrunkLost` if the trunk is gone, or was started anew."""
@@ -344,10 +350,9 @@ class RemoteHost:
         return f"{self._run}:{name}"
 
     def _hello(self, timeout: float) -> Served:
-        try:
-            return Served(**_read(self._send(_Verb.HELLO, timeout=timeout)))
-        except TypeError as error:
-            raise WireError(f"a trunk that says of itself: {error}") from None
+        found = _read(self._send(_Verb.HELLO, timeout=timeout))
+        with _understood():
+            return Served(**found)
 
     def _ask(self, verb: _Verb, data: bytes = b"") -> dict[str, Any]:
         return _read(self._send(verb, data))
@@ -361,6 +366,14 @@ class RemoteHost:
             lambda: self._call(envelope), self._timeout if timeout is None else timeout
         )
         return opened_answer(answer)
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"a trunk that answers otherwise: {error!r}") from None
 
 
 def _token(verb: str, data: bytes, answer: bytes) -> str:

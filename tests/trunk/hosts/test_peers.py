@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from atlas_flwr.budget import Guest, Host
-from atlas_flwr.errors import ConfigError, SessionError, TrunkError, TrunkLost
+from atlas_flwr.errors import (
+    ConfigError,
+    SessionError,
+    TrunkError,
+    TrunkLost,
+    WireError,
+)
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import (
@@ -317,3 +323,29 @@ def test_a_host_that_hands_over_layers_that_it_was_not_given_is_refused(carried)
     found.engines["b"].change = renamed
     with pytest.raises(SessionError, match="client guest: its host handed over"):
         found.peers.adapters(token)
+
+
+def nonsense(*_):
+    raise WireError("bytes that are no adapters")
+
+
+@pytest.mark.parametrize("verb", ["adapters", "importance"])
+def test_a_host_that_answers_with_nonsense_costs_its_guest_alone(carried, verb):
+    found = carried()
+    token = found.opened()
+    found.train(found.peers.doors(token))
+    setattr(found.engines["b"], verb, nonsense)
+    with pytest.raises(SessionError, match="learned is lost with host b: bytes that"):
+        getattr(found.peers, verb)(token)
+    assert found.told.gone == ["b"]
+
+
+@pytest.mark.parametrize("verb", ["ping", "stats", "close"])
+def test_a_host_whose_word_of_itself_is_nonsense_is_lost_alone(carried, verb):
+    found = carried()
+    token = found.opened()
+    setattr(found.engines["b"], verb, nonsense)
+    found.peers.stats()
+    found.peers.ping()
+    found.peers.close(token)
+    assert found.told.gone == ["b"]

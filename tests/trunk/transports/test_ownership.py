@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 
 import pytest
@@ -30,7 +31,11 @@ from atlas_flwr.trunk import (
 )
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import kept_identity, run_identity
-from atlas_flwr.trunk.transports.envelope import opened_answer, sealed
+from atlas_flwr.trunk.transports.envelope import (
+    opened_answer,
+    sealed,
+    sealed_answer,
+)
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.trunk.transports.local import EngineTrunk
 from atlas_flwr.trunk.transports.ownership import (
@@ -240,3 +245,22 @@ def test_a_trunk_that_is_started_again_shows_the_certificate_that_clients_know(
     assert other != first
     assert kept_identity(tmp_path, "10.0.0.1") == other
     assert stat.S_IMODE((tmp_path / "server.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda host: host.open(SessionSpec(PLAN)), {"no": "token"}),
+        (lambda host: host.importance("token"), {"layer": "much"}),
+        (lambda host: host.importance("token"), {"layer": None}),
+        (lambda host: host.stats(), {"nothing": 1}),
+    ],
+)
+def test_a_trunk_that_answers_something_else_is_no_end_but_an_error_of_the_wire(
+    ask, said
+):
+    _, service, _ = made()
+    host, told = host_of(service), json.dumps(said).encode()
+    host._call = lambda envelope: sealed_answer(lambda: told)
+    with pytest.raises(WireError, match="a trunk that answers"):
+        ask(host)
