@@ -106,6 +106,8 @@ class GrpcChannel:
     def _told(self, error: Any, timeout: float) -> TrunkError:
         code, why = error.code(), str(error.details())
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._away_since = None  # it is there
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "larger than max" in why:
                 return TrunkError(f"{self.address}: its answer is too large: {why}")
             return TrunkBusy(f"{self.address} has as many calls as it bears")

@@ -253,3 +253,17 @@ def test_a_run_has_an_authority_of_its_own_for_the_name_that_clients_dial():
         assert name in known
         basic = server.extensions.get_extension_for_class(x509.BasicConstraints)
         assert not basic.value.ca
+
+
+def test_a_trunk_that_has_answered_meanwhile_was_not_away_all_the_time(monkeypatch):
+    class Refused(grpc.RpcError):
+        def __init__(self, code):
+            self.code, self.details = (lambda: code), (lambda: "said so")
+
+    away, full = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
+    channel = transport.GrpcChannel("grpc://there", None, transport.CLIENTS)
+    found = []
+    for now, code in ((1.0, away), (10.0, full), (30.0, away), (51.0, away)):
+        monkeypatch.setattr(transport.time, "monotonic", lambda now=now: now)
+        found.append(type(channel._told(Refused(code), 1.0)))
+    assert found == [TrunkBusy, TrunkBusy, TrunkBusy, TrunkLost]
