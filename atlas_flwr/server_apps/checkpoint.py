@@ -74,7 +74,8 @@ def _write(folder: Path, draft: Path, checkpoint: Checkpoint) -> None:
     draft.mkdir()
     tensors = {_OURS + key: a.numpy() for key, a in checkpoint.arrays.items()}
     tensors |= {_THEIRS + key: value for key, value in checkpoint.state.items()}
-    whole = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    # Not ascontiguousarray, which makes a row of a single number.
+    whole = {key: np.asarray(value, order="C") for key, value in tensors.items()}
     save_file(whole, draft / _TENSORS)
     values = {
         "round": checkpoint.round,

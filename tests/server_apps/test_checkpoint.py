@@ -81,3 +81,14 @@ def test_a_full_disk_is_said_and_costs_no_checkpoint_that_was_there(
         saved(tmp_path, 2)
     assert load_checkpoint(tmp_path).round == 1
     assert [path.name for path in tmp_path.iterdir()] == ["round-1"]
+
+
+def test_a_number_alone_comes_back_as_one(tmp_path):
+    """As BatchNorm's counter of batches is."""
+    count = np.array(7)
+    arrays = ArrayRecord({"count": Array(count)})
+    save_checkpoint(tmp_path, Checkpoint(1, arrays, {"count": count}, {}))
+    found = load_checkpoint(tmp_path)
+    for value in (found.arrays["count"].numpy(), found.state["count"]):
+        assert (value.shape, value.dtype) == (count.shape, count.dtype)
+        assert value == count
