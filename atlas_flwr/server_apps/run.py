@@ -192,11 +192,12 @@ class Run:
         progress.begin(done + 1 if saved else 0)
 
         def end_round(number: int, now: ArrayRecord) -> None:
+            # Told of before it is saved: a round that is saved is not done again.
+            peak = _server_peak(setting.trunk, meter)
+            recorder.end_round(peak, setting.calls.refused())
             rounds.saved = _taken(number, now, inner)
             if config.checkpoint_every and number % config.checkpoint_every == 0:
                 save_checkpoint(self.folder.checkpoint_dir, rounds.saved)
-            peak = _server_peak(setting.trunk, meter)
-            recorder.end_round(peak, setting.calls.refused())
             progress.end_round()
             self._report()
 

@@ -234,3 +234,25 @@ def test_a_reply_with_senseless_metrics_is_refused_and_the_others_count(
     assert "client 2's metrics cannot be recorded" in caplog.text
     assert ("'num-examples' is nan" in caplog.text) == bool(told)
     assert summary(begun.folder)["finished"]
+
+
+def test_a_trunk_that_dies_as_a_round_ends_costs_nothing_of_its_account(
+    tmp_path, monkeypatch
+):
+    unbroken = run(tmp_path, run_name="intact")
+    _, found = mortal_runs(monkeypatch, ())
+    save = runs.save_checkpoint
+
+    def saved(folder, checkpoint):
+        save(folder, checkpoint)
+        if checkpoint.round == 1 and len(found) == 1:
+            found[-1].die()
+
+    monkeypatch.setattr(runs, "save_checkpoint", saved)
+    broken = run(tmp_path, run_name="broken")
+    assert len(found) == 2
+    for key in ("bytes_up", "bytes_down", "failures"):
+        counted = [
+            [r[key] for r in summary(f)["per_round"]] for f in (broken, unbroken)
+        ]
+        assert counted[0] == counted[1], key
