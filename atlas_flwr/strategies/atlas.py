@@ -359,7 +359,9 @@ class Atlas(FedAvg):
         given = self.planner.assigned(node)
         ranks = given.ranks if given else None
         if self.sessions is not None and not self.adapters.rule.folds:
-            state = self.adapters.full(group)
+            # Uncut; and what no group has, since clients keep it, as they train it.
+            begun = self.adapters.start(group, ranks, server_round)
+            state = begun.merged(self.adapters.full(group))
         else:  # as good where the rest is folded, and all that unsplit clients hold
             state = self.adapters.serve(group, ranks, server_round)
         return self.exchange.message(

@@ -602,6 +602,27 @@ def crossed(told):
     return told["bytes_up"]
 
 
+@pytest.mark.parametrize(
+    "given", [{"strategy": "flexlora"}, {"strategy": "atlas", "num_clusters": 2}]
+)
+def test_who_evaluates_has_its_personal_layers_as_who_trains(tmp_path, given):
+    """Whatever the server holds of them, which is nothing."""
+    named: dict[str, list[str]] = {"train": [], "evaluate": []}
+
+    def watch(message):
+        entries = next(iter(message.content.config_records.values()))
+        number = int(entries.get("server-round", 0))
+        kind = message.metadata.message_type
+        if number == 2 and kind in named:
+            named[kind].append(sorted(json.loads(entries["personal"])["ranks"]))
+        return "deliver"
+
+    run(tmp_path, watch, cut="2/1", personal="tail", **given)
+    assert len(named["train"]) == len(named["evaluate"]) == NODES
+    assert all(named["train"])
+    assert named["evaluate"] == named["train"]
+
+
 def test_personal_heads_and_classifiers_are_trained_on_from_round_to_round(
     tmp_path, own_cache
 ):
