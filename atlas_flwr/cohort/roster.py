@@ -134,9 +134,12 @@ class Roster:
         return profile.client if profile else str(node)
 
     def holder(self, client: str) -> str:
-        """Return whom a client's certificate for the trunk is of, if it has one."""
-        found = (p.holder for p in self.profiles.values() if p.client == client)
-        return next(found, "")
+        """Return whom a client's certificate for the trunk is of, if it has one.
+
+        Of a client that has come back on another node that is the one that it has now.
+        """
+        known = reversed(self.profiles.values())
+        return next((p.holder for p in known if p.client == client), "")
 
     def sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies by client, so that sums do not depend on who was faster."""

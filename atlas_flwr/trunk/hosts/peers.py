@@ -116,13 +116,15 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         """
         self.hosts.round = server_round
         offered = [*hosts, *([self.last] if self.last else [])]
+        # One whose node was started anew has said it twice: the last counts.
         self._lending = {host.client: host for host in offered}
         self.ping()
         waiting = [replace(g, waited=self._waited[what, g.client]) for g in guests]
         self._guests |= {guest.client: guest for guest in waiting}
         started = False
         while not started:
-            able = [h for h in offered if h.client not in self.hosts.lost]
+            lost = self.hosts.lost
+            able = [h for h in self._lending.values() if h.client not in lost]
             blocks, need = self.model.blocks, self.model.need
             self._bears = ways_of(able, blocks, need, len(guests))
             if not self._bears:

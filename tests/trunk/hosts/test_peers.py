@@ -349,3 +349,13 @@ def test_a_host_whose_word_of_itself_is_nonsense_is_lost_alone(carried, verb):
     found.peers.ping()
     found.peers.close(token)
     assert found.told.gone == ["b"]
+
+
+def test_of_a_host_that_has_said_twice_what_it_lends_the_last_word_counts(carried):
+    """As one whose node was started anew with another config."""
+    found = carried(hosts=(replace(CHAIN[0], memory=1000), *CHAIN))
+    doors = found.peers.doors(found.opened())
+    assert len(doors) == len(CHAIN)
+    alone = carried(hosts=(replace(CHAIN[0], memory=1000), CHAIN[0]))
+    with pytest.raises(TrunkError, match="1 peers lend 0 MiB"):
+        alone.opened()
