@@ -91,9 +91,11 @@ def dense_means(parts: Sequence[Contribution]) -> dict[str, NDArray[Any]]:
         have = [part for part in parts if key in part.state.dense]
         first = have[0].state.dense[key]
         is_complex = first.dtype.kind == "c"
-        total = np.zeros(first.shape, np.complex128 if is_complex else np.float64)
+        kind = np.complex128 if is_complex else np.float64
+        total: NDArray[Any] = np.zeros(first.shape, kind)
         for part, p in zip(have, shares(have), strict=True):
-            total += p * part.state.dense[key]
+            # The product, too: p is exact in no array of half precision.
+            total += p * part.state.dense[key].astype(total.dtype)
         means[key] = total.astype(first.dtype if first.dtype.kind in "fc" else float)
     return means
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Start
+from atlas_flwr.aggregation.contribution import dense_means
 from atlas_flwr.aggregation.products import summed_in_parts
 from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling, concatenate
@@ -234,3 +235,15 @@ def test_a_wrong_sum_is_never_passed_on(monkeypatch):
 def test_no_weight_at_all_is_refused():
     with pytest.raises(AdapterError, match="at least one client with examples"):
         AGGREGATIONS["both"]().combine(None, [Contribution("a", 0.0, INITIAL)])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_arrays_that_are_alike_are_their_own_mean_at_any_precision(dtype):
+    value = np.random.default_rng(0).normal(size=500).astype(dtype)
+    parts = [
+        Contribution(str(k), weight, AdapterState({}, {"bias": value}))
+        for k, weight in enumerate((3.0, 7.0, 11.0))
+    ]
+    found = dense_means(parts)["bias"]
+    assert found.dtype == dtype
+    assert np.array_equal(found, value)
