@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flwr.common import serde
@@ -93,8 +93,7 @@ def _answer(connection: socket.socket) -> None:
     for number, output in enumerate(outputs, start=1):
         os.dup2(output, number)
     about = json.loads(received(connection))
-    os.environ.update(about["environ"])
-    os.chdir(about["cwd"])
+    _stand_in(about["environ"], about["cwd"])
     message = serde.message_from_proto(ProtoMessage.FromString(received(connection)))
     context = serde.context_from_proto(ProtoContext.FromString(received(connection)))
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
@@ -111,6 +110,16 @@ def _answer(connection: socket.socket) -> None:
     sent(connection, b"")
     sent(connection, serde.message_to_proto(reply).SerializeToString())
     sent(connection, serde.context_to_proto(context).SerializeToString())
+
+
+def _stand_in(environ: Mapping[str, str], folder: str) -> None:
+    """Take a ClientApp's environment, and keep nothing of who started the worker.
+
+    That may have been another node of this user's.
+    """
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
 
 
 def _end_with(connection: socket.socket) -> None:

@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import psutil
 import pytest
@@ -149,6 +150,17 @@ def test_an_error_comes_back_as_one_sentence(shared_place, tmp_path):
         (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
     assert "nosuch" in reply.error.reason
+
+
+def test_what_answers_has_nothing_of_the_environment_of_who_started_the_worker(
+    monkeypatch, tmp_path
+):
+    """Two nodes of one user have one worker, and each its own cache folder."""
+    monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ, {"ATLAS_CACHE": "of another"}):
+        resident_worker._stand_in({"HOME": "/own"}, str(tmp_path.parent))
+        assert dict(os.environ) == {"HOME": "/own"}
+        assert Path.cwd() == tmp_path.parent
 
 
 def test_a_worker_that_dies_is_told():
