@@ -362,10 +362,10 @@ class RemoteHost:
     ) -> bytes:
         head = {"verb": str(verb), "secret": self._secret, "run": self._run}
         envelope = sealed(head, data)
-        answer = retry_while_busy(
-            lambda: self._call(envelope), self._timeout if timeout is None else timeout
+        return retry_while_busy(
+            lambda: opened_answer(self._call(envelope)),
+            self._timeout if timeout is None else timeout,
         )
-        return opened_answer(answer)
 
 
 @contextmanager

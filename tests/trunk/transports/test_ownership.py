@@ -15,6 +15,7 @@ from atlas_flwr.errors import (
     ConfigError,
     PlanError,
     SessionError,
+    TooFast,
     TrunkError,
     TrunkLost,
     WireError,
@@ -264,3 +265,19 @@ def test_a_trunk_that_answers_something_else_is_no_end_but_an_error_of_the_wire(
     host._call = lambda envelope: sealed_answer(lambda: told)
     with pytest.raises(WireError, match="a trunk that answers"):
         ask(host)
+
+
+def test_an_owner_who_is_told_to_wait_asks_again():
+    """As one behind the address of somebody who guesses, at its first call."""
+    (_, service, _), calls = made(), []
+
+    def answer(envelope):
+        calls.append(envelope)
+
+        def busy():
+            raise TooFast("call again in a moment")
+
+        return sealed_answer(busy) if len(calls) == 1 else service.answer(envelope)
+
+    assert RemoteHost(answer, SECRET).served == SERVED
+    assert len(calls) == 2

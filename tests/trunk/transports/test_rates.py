@@ -225,7 +225,7 @@ def test_an_owner_over_grpc_is_counted_by_its_address(engine):
             rates.shown("127.0.0.1", f"{n}", is_right=False)
         with (
             pytest.raises(TrunkBusy, match=r"127\.0\.0\.1: call again"),
-            own_grpc(address, SECRET, None),
+            own_grpc(address, SECRET, None, timeout=1.0),
         ):
             pass
 
