@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +18,9 @@ from atlas_flwr.data import Batch, Example, load_task, resolve_model, tokenizer_
 from atlas_flwr.data.collation import collator_of
 from atlas_flwr.errors import DataError
 from atlas_flwr.privacy import parse_defence
-from atlas_flwr.privacy.attacks.restoring import Restoring
+from atlas_flwr.privacy.attacks.restoring import WEIGHTS, Restoring
 from atlas_flwr.privacy.defences.vocabulary import Vocabulary
+from atlas_flwr.privacy.knowledge import KnownText
 from atlas_flwr.privacy.recorder import _truth
 from atlas_flwr.remedies import client_hooks
 from tests.privacy.test_attack import recorded
@@ -176,6 +178,40 @@ def test_a_text_is_restored_by_odds_and_grammar_together(defence):
     right = sum(a == b for a, b in zip(own, restored[2:-3], strict=True))
     assert kept < 20 < right
     assert restored[:2] + restored[-3:] == [*before, *after, 2]
+
+
+class Sure(Grammar, torch.nn.Module):
+    """The same, which takes nothing else for possible."""
+
+    def __call__(self, input_ids, use_cache, past_key_values=None):
+        out = super().__call__(input_ids, use_cache, past_key_values)
+        return SimpleNamespace(logits=4 * out.logits, past_key_values=self)
+
+
+@pytest.mark.parametrize(
+    ("follow", "weight"), [(True, WEIGHTS[0]), (False, WEIGHTS[-1])]
+)
+def test_the_public_model_counts_as_far_as_known_texts_are_what_it_expects(
+    follow, weight
+):
+    words, found = vocabulary(special=()), parse_defence("tokens:5")
+    texts = [list(range(start, start + 20)) for start in (10, 15, 20, 25)]
+    if not follow:
+        texts = [[token * 7 % SIZE for token in text] for text in texts]
+    sent = found.tokens(texts, words, SECRET)
+    known = [
+        KnownText(
+            torch.tensor([9, *own]), None, slice(1, None), torch.tensor([9, *read])
+        )
+        for own, read in zip(texts, sent, strict=True)
+    ]
+    knows = SimpleNamespace(
+        defence=found, vocabulary=words, known=known, whole=lambda: Sure()
+    )
+    chosen = Restoring.of(knows)
+    assert chosen.weight == weight
+    for other in WEIGHTS:
+        assert chosen.right(known) >= replace(chosen, weight=other).right(known)
 
 
 @pytest.mark.slow
