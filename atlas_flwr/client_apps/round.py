@@ -326,7 +326,8 @@ class ClientRound:
         )
 
     def _store(self) -> ClientStore:
-        return ClientStore.of(str(self.entries[keys.RUN_ID]), self.me.index)
+        run_id, every = str(self.entries[keys.RUN_ID]), self.config.checkpoint_every
+        return ClientStore.of(run_id, self.me.index, every)
 
     def _hooks(self, *, before: int) -> ClientHooks:
         """Return what remedies do; what is remembered of a round, and later, is not."""

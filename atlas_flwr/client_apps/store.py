@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,32 @@ class ClientStore:
     ----------
     path : Path
         Made when something is first saved.
+    every : int
+        Rounds between the server's checkpoints, from which a run goes on; 0 for none.
     """
 
     path: Path
+    every: int = 1
 
     @classmethod
-    def of(cls, run_id: str, client: int) -> ClientStore:
+    def of(cls, run_id: str, client: int, every: int = 1) -> ClientStore:
         """Return a client's store in the cache folder.
+
+        Parameters
+        ----------
+        run_id : str
+            The run's.
+        client : int
+            Its number.
+        every : int
+            See the class; of no use to who saves nothing.
 
         Raises
         ------
         DataError
             If the run's id could lead out of it.
         """
-        return cls(clients_folder(run_id) / str(client))
+        return cls(clients_folder(run_id) / str(client), every)
 
     def save(
         self, name: str, server_round: int, arrays: Mapping[str, NDArray[Any]]
@@ -59,7 +71,9 @@ class ClientStore:
         with os.fdopen(handle, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         Path(draft).replace(self.path / f"{name}-{server_round}.npz")
-        for old in sorted(r for r in self._rounds(name) if r < server_round)[:-KEPT]:
+        before = sorted(r for r in self._rounds(name) if r < server_round)
+        wanted = {*before[-KEPT:], *self._to_resume(before, server_round)}
+        for old in set(before) - wanted:
             (self.path / f"{name}-{old}.npz").unlink()
 
     def load(self, name: str, *, before: int) -> dict[str, NDArray[Any]] | None:
@@ -74,6 +88,18 @@ class ClientStore:
         if not rounds:
             return None
         return read_arrays(self.path / f"{name}-{max(rounds)}.npz", LOST)
+
+    def _to_resume(self, rounds: Sequence[int], server_round: int) -> Iterator[int]:
+        """Yield the rounds that a run which goes on from a checkpoint begins with.
+
+        The server keeps its last two, and the second where the first is damaged.
+        """
+        if not self.every:
+            return
+        last = (server_round - 1) // self.every * self.every
+        for saved in (last, last - self.every):
+            if known := [number for number in rounds if number <= saved]:
+                yield max(known)
 
     def _rounds(self, name: str) -> list[int]:
         paths = self.path.glob(f"{name}-*.npz")

@@ -66,3 +66,24 @@ def test_clients_and_runs_have_folders_of_their_own(tmp_path, monkeypatch):
 def test_an_id_that_leads_elsewhere_is_refused(run_id):
     with pytest.raises(DataError, match="hexadecimal"):
         ClientStore.of(run_id, 0)
+
+
+@pytest.mark.parametrize("died", range(11, 31))
+def test_a_run_finds_what_it_goes_on_with_however_long_ago_its_checkpoint_is(
+    tmp_path, died
+):
+    store = ClientStore(tmp_path / "client", every=10)
+    for round_ in range(1, died + 1):
+        store.save("thing", round_, {"x": np.array(round_)})
+    last = (died - 1) // 10 * 10
+    assert value(store, before=last + 1) == last
+    # The checkpoint before is gone on from where the last is damaged.
+    assert value(store, before=last - 9) == (last - 10 or None)
+    assert len(list(store.path.iterdir())) <= KEPT + 3
+
+
+def test_a_client_that_is_seldom_drawn_keeps_its_last_word(tmp_path):
+    store = ClientStore(tmp_path / "client", every=10)
+    for round_ in (2, 11, 12, 13, 14, 15, 29):
+        store.save("thing", round_, {"x": np.array(round_)})
+    assert [value(store, before=r) for r in (11, 21)] == [2, 15]
