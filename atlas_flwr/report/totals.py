@@ -45,6 +45,16 @@ __all__ = ["dealt_to", "summarize", "summarize_folder"]
 
 T = TypeVar("T")
 MOST_NATS = 700.0  # whose exponential is still a number
+# What a round is done again for when its trunk is lost; that it was lost stays told.
+DONE_AGAIN = (
+    Clustered,
+    ClientEvaluated,
+    ClientTrained,
+    PeersPaired,
+    RoundEnded,
+    Sampled,
+    SumsSent,
+)
 
 
 def summarize_folder(folder: RunFolder) -> Summary:
@@ -169,6 +179,9 @@ def _effective(events: Iterable[Event]) -> list[Event]:
         if isinstance(event, RunStarted):
             done = event.round
             kept = [e for e in kept if e.round <= done and not isinstance(e, RunEnded)]
+        elif isinstance(event, TrunkRestarted):
+            done = event.round
+            kept = [e for e in kept if e.round <= done or not isinstance(e, DONE_AGAIN)]
         kept.append(event)
     return kept
 
@@ -205,7 +218,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         macro_f1=_of_classes(evaluated, macro_f1),
         perplexity={
             task: math.exp(min(loss[task], MOST_NATS))
-            for task in sorted({e.task for e in evaluated if e.writes})
+            for task in sorted({e.task for e in evaluated if e.writes} & loss.keys())
         },
         train_penalty=_mean(e.penalty for e in trained if e.penalty is not None),
         held_back=log.sent[number].held_back if number in log.sent else 0.0,
@@ -216,11 +229,19 @@ def _of_classes(
     evaluated: Sequence[ClientEvaluated],
     score: Callable[[NDArray[np.int64]], float],
 ) -> dict[str, float]:
-    """Score each task's classes, of its clients' examples together."""
+    """Score each task's classes, of its clients' examples together.
+
+    Whoever tells of another number of classes than most is left out.
+    """
+    told: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for event in evaluated:
+        if event.confusion:
+            told[event.task].append(event.confusion)
     counts: dict[str, NDArray[np.int64]] = {}
-    for event in (event for event in evaluated if event.confusion):
-        own = np.array(event.confusion, dtype=np.int64)
-        counts[event.task] = counts.get(event.task, np.zeros_like(own)) + own
+    for task, tables in told.items():
+        ((size, _),) = Counter(map(len, tables)).most_common(1)
+        alike = [table for table in tables if len(table) == size]
+        counts[task] = np.array(alike, dtype=np.int64).sum(axis=0)
     sizes = {task: math.isqrt(len(found)) for task, found in counts.items()}
     return {
         task: score(counts[task].reshape(sizes[task], sizes[task]))

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 from typing import Any, cast
@@ -179,6 +180,7 @@ class Recorder:
     def _evaluated(self, reply: Message) -> None:
         client, task, cluster = self._who(reply)
         metrics = _metrics(reply)
+        _check_evaluated(metrics, _confusion(reply))
         self._count_crossing(metrics)
         found = ClientEvaluated(
             round=self.round,
@@ -208,7 +210,8 @@ class Recorder:
 
     def _record_majority(self) -> None:
         for task, (right, total) in self._majority.items():
-            self.folder.record(Baseline(task, right / total))
+            if total:
+                self.folder.record(Baseline(task, right / total))
 
 
 def _nobody(exchange: RoundTrip) -> AtlasError:
@@ -228,6 +231,17 @@ def _metrics(reply: Message) -> Metrics:
 def _confusion(reply: Message) -> tuple[int, ...]:
     found = next(iter(reply.content.metric_records.values())).get("confusion", [])
     return tuple(int(count) for count in cast("list[int]", found))
+
+
+def _check_evaluated(metrics: Metrics, confusion: Sequence[int]) -> None:
+    """Refuse what no mean could be taken with; a loss may be infinite."""
+    for key in ("accuracy", "majority"):
+        if not math.isfinite(metrics[key]):
+            raise ValueError(f"{key!r} is {metrics[key]}, no finite number")
+    if math.isqrt(len(confusion)) ** 2 != len(confusion):
+        raise ValueError(
+            f"'confusion' has {len(confusion)} numbers, which no square is"
+        )
 
 
 def _codec(reply: Message) -> str:

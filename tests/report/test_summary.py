@@ -12,6 +12,7 @@ import pytest
 from atlas_flwr.errors import DataError
 from atlas_flwr.report import (
     ClientEvaluated,
+    ClientTrained,
     RoundEnded,
     RunEnded,
     RunStarted,
@@ -19,6 +20,7 @@ from atlas_flwr.report import (
     summarize,
     summarize_folder,
 )
+from atlas_flwr.report.events import PeersPaired, TrunkRestarted
 
 
 @pytest.fixture
@@ -185,3 +187,39 @@ def test_a_written_tasks_means_are_over_its_tokens_whoever_has_them(config):
     assert told.loss["talk"] == pytest.approx((10 * 1.0 + 90 * 3.0) / 100)
     assert told.accuracy["talk"] == pytest.approx(0.05)
     assert told.perplexity["talk"] == pytest.approx(math.exp(2.8))
+
+
+def evaluation(client="0", examples=3, **more):
+    return ClientEvaluated(1, client, "t", None, 0.5, 0.1, examples, **more)
+
+
+def summed(config, *events):
+    timeline = enumerate([RunStarted(0, 2), *events])
+    return summarize(config, [(float(at), event) for at, event in timeline])
+
+
+def test_a_client_that_wrote_on_no_example_has_no_perplexity(config):
+    (last,) = summed(config, evaluation(examples=0, writes=True)).per_round
+    assert (last.accuracy, last.perplexity) == ({}, {})
+
+
+def test_who_tells_of_other_classes_than_most_does_not_count(config):
+    good = [evaluation(c, confusion=(2, 0, 1, 1)) for c in "02"]
+    (expected,) = summed(config, *good).per_round
+    odd = evaluation("1", confusion=(1,) * 9)
+    (found,) = summed(config, odd, *good).per_round
+    assert found.macro_f1 == expected.macro_f1
+    assert found.balanced_accuracy == expected.balanced_accuracy
+
+
+def test_what_a_lost_trunk_had_of_a_round_is_void(config):
+    def trained(client):
+        return ClientTrained(1, client, "t", None, float(client), 1, 1, 1.0, 1, 1)
+
+    away = [trained("0"), trained("4"), evaluation("4"), PeersPaired(1, "train", {})]
+    again = [trained("0"), evaluation("0"), RoundEnded(1, 1.0, 1, 1)]
+    lost = TrunkRestarted(0, "gone")
+    (found,) = summed(config, *away, lost, *again).per_round
+    (expected,) = summed(config, *again).per_round
+    assert found == expected
+    assert summed(config, *away, lost, *again).trunk_restarts == 1

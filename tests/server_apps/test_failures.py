@@ -236,6 +236,30 @@ def test_a_reply_with_senseless_metrics_is_refused_and_the_others_count(
     assert summary(begun.folder)["finished"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("accuracy", float("nan")), ("majority", float("inf")), ("confusion", [1, 2, 3])],
+)
+def test_an_evaluation_that_no_mean_can_be_taken_with_ends_no_run(
+    tmp_path, caplog, key, value
+):
+    def answered(message, context):
+        reply = app(message, context)
+        kind = message.metadata.message_type
+        if kind == MessageType.EVALUATE and context.node_config["partition-id"] == 2:
+            reply.content["metrics"][key] = value
+        return reply
+
+    config = {**BASE, "num-clusters": 2, "runs-dir": str(tmp_path)}
+    with caplog.at_level(logging.WARNING), local_grid(answered, NODES, config) as grid:
+        begun = Run.begin(config)
+        begun.execute(grid)
+    assert f"client 2's metrics cannot be recorded: ValueError: {key!r}" in caplog.text
+    told = summary(begun.folder)
+    assert told["finished"]
+    assert "2" not in told["final"]["client_accuracy"]
+
+
 def test_a_trunk_that_dies_as_a_round_ends_costs_nothing_of_its_account(
     tmp_path, monkeypatch
 ):
