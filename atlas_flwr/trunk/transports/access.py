@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.private_files import write_private
 
 __all__ = ["Access"]
 
@@ -49,9 +49,7 @@ class Access:
 
     def write(self, path: Path) -> None:
         """Write it for the file's owner alone."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
+        write_private(path, self.to_json().encode())
 
     @classmethod
     def read(cls, path: str | Path, *, checked: bool = True) -> Access:

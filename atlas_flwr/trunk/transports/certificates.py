@@ -8,7 +8,6 @@ Clients get its certificate in a round's message, over Flower's authenticated ch
 from __future__ import annotations
 
 import ipaddress
-import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.private_files import write_private
 
 __all__ = ["Authority", "Identity", "kept_identity", "run_identity"]
 
@@ -88,6 +88,11 @@ class Authority:
         if self._signing().public_key() != certificate.public_key():
             raise ValueError("its certificate is not of its key")
 
+    @property
+    def ends(self) -> datetime:
+        """When what it signs is trusted no more."""
+        return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc
+
     def _signing(self) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(self.key, None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -154,7 +159,7 @@ def kept_identity(folder: Path, host: str) -> Identity:
     """Take the identity that a folder keeps for a host; make one where it keeps none.
 
     So a trunk that is started anew is the one that its clients know. An identity that
-    is another host's, or ends within 30 days, is replaced.
+    is another host's, or ends within 30 days, or is not whole, is replaced.
 
     Parameters
     ----------
@@ -166,21 +171,24 @@ def kept_identity(folder: Path, host: str) -> Identity:
     files = [folder / name for name in ("server.pem", "server.key", "ca.pem")]
     if all(file.is_file() for file in files):
         found = Identity(*(file.read_bytes() for file in files))
-        if _is_good(found.certificate, host):
+        if _is_good(found, host):
             return found
     made = run_identity(host)
     for file, data in zip(files, (made.certificate, made.key, made.ca), strict=True):
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as open_file:
-            open_file.write(data)
+        write_private(file, data)
     return made
 
 
-def _is_good(certificate: bytes, host: str) -> bool:
-    found = x509.load_pem_x509_certificate(certificate)
-    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    lasts = found.not_valid_after_utc - datetime.now(UTC) > RENEWED
-    return lasts and _alternative(host) in names
+def _is_good(identity: Identity, host: str) -> bool:
+    shown = Credentials(identity.certificate, identity.key)
+    try:
+        # Three files are three moments: a crash may have left some of another time.
+        shown.check(datetime.now(UTC) + RENEWED, identity.ca)
+        found = shown.own.extensions
+        names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    return _alternative(host) in names
 
 
 def _name(common: str) -> x509.Name:

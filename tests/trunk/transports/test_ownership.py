@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
+from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -30,6 +33,7 @@ from atlas_flwr.trunk import (
     connect,
     serve_grpc,
 )
+from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import kept_identity, run_identity
 from atlas_flwr.trunk.transports.envelope import (
@@ -246,6 +250,49 @@ def test_a_trunk_that_is_started_again_shows_the_certificate_that_clients_know(
     assert other != first
     assert kept_identity(tmp_path, "10.0.0.1") == other
     assert stat.S_IMODE((tmp_path / "server.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["server.pem", "server.key", "ca.pem"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_files_of_which_a_crash_has_left_some_are_made_anew(tmp_path, name, damaged):
+    kept_identity(tmp_path, "gpu.example")
+    other = run_identity("gpu.example")
+    parts = {"server.pem": other.certificate, "server.key": other.key}
+    left = b"" if damaged else parts.get(name, other.ca)
+    (tmp_path / name).write_bytes(left)
+    found = kept_identity(tmp_path, "gpu.example")
+    shown = Credentials(found.certificate, found.key)
+    shown.check(datetime.now(UTC), found.ca)
+    assert kept_identity(tmp_path, "gpu.example") == found
+
+
+@pytest.mark.parametrize("write", ["access", "identity"])
+def test_secrets_are_written_whole_and_for_their_owner_alone(
+    tmp_path, monkeypatch, write
+):
+    name = "access.json" if write == "access" else "server.key"
+    path = tmp_path / name
+    path.write_text("old")
+    path.chmod(0o644)  # as a file that was carried may be
+
+    def written():
+        if write == "access":
+            Access("grpcs://a:1", "", SECRET).write(path)
+        else:
+            kept_identity(tmp_path, "gpu.example")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            written()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert path.read_text() == "old"
+    written()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() != "old"
 
 
 @pytest.mark.parametrize(
