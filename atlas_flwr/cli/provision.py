@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     given = parser.parse_args(arguments)
     from atlas_flwr.sites import read_site, write_kits
-    from atlas_flwr.sites.kits import SUMS
+    from atlas_flwr.sites.kits import SUMS, within_authority
 
-    site = read_site(given.site)
+    site = within_authority(read_site(given.site), given.authority)
     folders = write_kits(site, given.out, given.authority)
     print(f"{site.name}: {len(folders)} folders, valid for {site.days} days\n")
     for folder in folders:

@@ -23,7 +23,7 @@ from atlas_flwr.data.generation import (
 from atlas_flwr.data.readers import PRESET_ENCODING, READERS
 from atlas_flwr.errors import DataError
 
-__all__ = ["Definition", "read_definition"]
+__all__ = ["Definition", "OneOfEach", "read_definition"]
 
 ON_BAD_ROWS = ("error", "drop")
 CLASSIFICATION = "classification"
@@ -128,10 +128,11 @@ def read_definition(name: str, text: str) -> Definition:
     return values
 
 
-class _OneOfEach(yaml.SafeLoader):
+class OneOfEach(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML would keep the second alone."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
@@ -147,8 +148,8 @@ class _OneOfEach(yaml.SafeLoader):
 
 def _mapping(name: str, text: str) -> dict[str, Any]:
     try:
-        given = yaml.load(text, _OneOfEach)
-    except yaml.YAMLError as error:
+        given = yaml.load(text, OneOfEach)
+    except (ValueError, yaml.YAMLError) as error:  # of a date that no calendar has
         raise DataError(f"task {name} is not YAML: {error}") from None
     if not isinstance(given, dict):
         raise DataError(

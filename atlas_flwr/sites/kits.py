@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -24,7 +24,7 @@ from atlas_flwr.sites.description import Link, Node, Site, Trunk, joined
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import Authority, Identity
 
-__all__ = ["ABOUT", "SUMS", "write_kits"]
+__all__ = ["ABOUT", "SUMS", "within_authority", "write_kits"]
 
 ABOUT = "site.json"
 SUMS = "SHA256SUMS"
@@ -60,24 +60,57 @@ def write_kits(site: Site, out: Path, authority: Path | None = None) -> list[Pat
     Raises
     ------
     SiteError
-        If ``out`` exists, or the authority cannot be read.
+        If ``out`` exists or cannot be written, or the authority is no use.
     """
     if out.exists():
         raise SiteError(
             [f"{out} exists, and keys are never written over: give another --out"]
         )
-    kits = _kits(site, authority)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Under its name only when it is whole.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    kits = _kits(within_authority(site, authority), authority)
     try:
-        for name, kit in kits.items():
-            _write(unfinished / name, kit)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Under its name only when it is whole.
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            for name, kit in kits.items():
+                _write(unfinished / name, kit)
+            unfinished.rename(out)
+        except BaseException:
+            shutil.rmtree(unfinished)
+            raise
+    except OSError as error:
+        raise SiteError([f"--out {out} cannot be written: {error}"]) from None
     return [out / name for name in kits]
+
+
+def within_authority(site: Site, authority: Path | None) -> Site:
+    """Return a site whose certificates last no longer than what signs them.
+
+    Parameters
+    ----------
+    site : Site
+        As it is described.
+    authority : Path, optional
+        See :func:`write_kits`.
+
+    Raises
+    ------
+    SiteError
+        If the authority cannot be read, or ends within a day.
+    """
+    if authority is None:
+        return site
+    ends = _known(authority).ends
+    days = (ends - datetime.now(UTC)).days
+    if days < 1:
+        raise SiteError(
+            [
+                f"--authority {authority}: it ends at {ends:%Y-%m-%d %H:%M} UTC, and "
+                "nobody trusts what it signs after that: leave it out, and send all "
+                "machines their new folders"
+            ]
+        )
+    return replace(site, days=min(site.days, days))
 
 
 def _kits(site: Site, authority: Path | None) -> dict[str, _Kit]:

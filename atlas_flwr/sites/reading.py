@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from atlas_flwr.config import load_config
+from atlas_flwr.data.definitions import OneOfEach
 from atlas_flwr.errors import ConfigError, SiteError
 from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk
 from atlas_flwr.sites.run_configs import WRITTEN, refusals
@@ -37,8 +38,8 @@ def read_site(path: Path) -> Site:
         With everything that is wrong with it.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), OneOfEach)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SiteError([f"{path} cannot be read: {error}"]) from None
     reader = _Reader()
     site = reader.site(loaded)
@@ -191,8 +192,9 @@ class _Reader:
         return given is True
 
     def _app(self, given: Any) -> str:
-        if isinstance(given, str) and APPS.fullmatch(given):
-            return given
+        sound = isinstance(given, str) and not SURROGATE.search(given)
+        if sound and APPS.fullmatch(given):
+            return str(given)
         self.problems.append(
             f"run.app is {given!r}; it is an absolute path, as {APP}, without any of "
             '" ` \\ $ { } :'

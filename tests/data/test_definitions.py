@@ -93,3 +93,8 @@ def test_a_single_text_field_needs_no_list() -> None:
 def test_text_is_taken_as_it_is_written(word: str) -> None:
     given = read_definition("own", _GOOD.replace("a: one", f"'{word}': '{word} 1'"))
     assert given.labels == {word: f"{word} 1", "b": "two"}
+
+
+def test_a_date_that_no_calendar_has_is_told() -> None:
+    with pytest.raises(DataError, match="task t is not YAML: day is out of range"):
+        read_definition("t", f"description: 2026-02-30\n{_GOOD}")
