@@ -231,8 +231,14 @@ def _forms(path: Path) -> list[PromptForm]:
     """Read how the tasks in an exported folder put their prompts."""
     if not (path / TASKS_FILE).is_file():
         return []
-    told = json.loads((path / TASKS_FILE).read_text(encoding="utf-8"))
-    found = [PromptForm.told(task) for task in told["tasks"]]
+    try:
+        told = json.loads((path / TASKS_FILE).read_text(encoding="utf-8"))
+        found = [PromptForm.told(task) for task in told["tasks"]]
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{path / TASKS_FILE} is damaged ({type(error).__name__}: {error}): bring "
+            "it back, or remove it, and give prompts as they are"
+        ) from None
     return [form for form in found if form is not None]
 
 

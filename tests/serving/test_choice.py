@@ -135,3 +135,11 @@ def test_learned_positions_that_write_nothing_are_refused(own_folder):
 def test_a_task_with_classes_has_no_form():
     told = {"name": "spam", "labels": ["no", "yes"], "template": "{text}"}
     assert PromptForm.told(told) is None
+
+
+@pytest.mark.parametrize("text", ["", '{"tasks": [', "[]", '{"tasks": ["advice"]}'])
+def test_a_damaged_file_of_tasks_is_named(folder, text):
+    (folder.path / "adapters" / "1" / "tasks.json").write_text(text)
+    for choice in ({"cluster": "1"}, {"base": True}):
+        with pytest.raises(AdapterError, match=r"1/tasks\.json is damaged"):
+            pick(folder, **choice)
