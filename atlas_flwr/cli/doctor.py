@@ -232,7 +232,7 @@ def _flower_home() -> Finding:
         )
     try:
         section = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-    except tomllib.TOMLDecodeError as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         return Finding("Flower's config", False, f"{path}: {error}", f"repair {path}")
     return Finding(
         "Flower's config", True, f"{path}, default: {section.get('default')}"
@@ -251,7 +251,11 @@ def _dependency_switch() -> Finding:
 
 def _shared_superlink() -> Finding:
     name, preset = SHARED_PORT
-    port = int(os.environ.get(name, preset))
+    told = os.environ.get(name, preset)
+    if not told.isdecimal() or int(told) > 65535:
+        detail, remedy = f"{name}={told!r} is no port", f"unset {name}"
+        return Finding("shared SuperLink", False, detail, remedy, needed=False)
+    port = int(told)
     with socket.socket() as probe:
         probe.settimeout(1)
         taken = probe.connect_ex(("127.0.0.1", port)) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,17 @@ def _check(given: argparse.Namespace) -> None:
         raise DataError(f"{given.out} is a folder; --out is the file to be written")
     if given.out is not None and not given.out.parent.is_dir():
         raise DataError(f"no folder {given.out.parent} for {given.out}")
+    if given.out is not None:
+        _check_writable(given.out)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse now what could not be written after minutes of answers."""
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise DataError(
+            f"{path} cannot be written: {place} is not this user's to write"
+        )
 
 
 def _asked(given: argparse.Namespace, found: Ready) -> list[Asked]:
@@ -184,9 +196,19 @@ def _write(path: Path, rows: Iterator[tuple[dict[str, Any], int]]) -> int:
     total = 0
     with path.open("w", encoding="utf-8") as out:
         for row, tokens in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(_line(row) + "\n")
             total += tokens
     return total
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Write a row, also one with half a character in a field that nothing reads."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line
 
 
 def _print(rows: Iterator[tuple[dict[str, Any], int]]) -> int:
@@ -196,7 +218,7 @@ def _print(rows: Iterator[tuple[dict[str, Any], int]]) -> int:
         wide = max(map(len, row))
         print()
         for name, value in row.items():
-            said = str(value).strip() or "(nothing)"
+            said = str(value).strip().encode(errors="replace").decode() or "(nothing)"
             print(
                 f"  {name:<{wide}}  " + f"\n{' ' * (wide + 4)}".join(said.split("\n"))
             )

@@ -39,7 +39,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Value]:
 def _from_file(path: str) -> dict[str, Value]:
     try:
         loaded = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError([f"--run-config {path}: {error}"]) from None
     nested = [key for key, value in loaded.items() if not isinstance(value, Value)]
     if nested:
@@ -93,15 +93,23 @@ def app_defaults(app: Path) -> tuple[dict[str, Value], bool]:
     try:
         flower: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         section = flower["tool"]["flwr"]["app"]
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        ours = section.get("components", {}).get("serverapp") == OUR_APP
+        config = section.get("config", {})
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        TypeError,
+        UnicodeDecodeError,
+        tomllib.TOMLDecodeError,
+    ) as error:
         raise ConfigError(
             [
                 f"{app} holds no Flower app ({type(error).__name__}: {error}); give "
                 "the folder whose pyproject.toml has [tool.flwr.app]"
             ]
         ) from None
-    ours = section.get("components", {}).get("serverapp") == OUR_APP
-    return section.get("config", {}), ours
+    return config, ours
 
 
 def checked(app: Path, overrides: Mapping[str, Value]) -> dict[str, Value]:

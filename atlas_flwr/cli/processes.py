@@ -27,7 +27,8 @@ def piped(
         env=dict(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # a library's half a character is no reason to end a run
         bufsize=1,
     )
     with process:

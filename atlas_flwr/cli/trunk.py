@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -166,15 +167,20 @@ def _audit(path: Path | None) -> Iterator[TextIO | None]:
 def _own_identity(
     cert: Path | None, key: Path | None, ca: Path | None
 ) -> Identity | None:
+    from atlas_flwr.trunk.credentials import Credentials
     from atlas_flwr.trunk.transports.certificates import Identity
 
     if cert is None or key is None:
         return None
     try:
         authority = ca.read_bytes() if ca else b""
-        return Identity(cert.read_bytes(), key.read_bytes(), authority)
+        found = Identity(cert.read_bytes(), key.read_bytes(), authority)
+        Credentials(found.certificate, found.key).check(datetime.now(UTC))
     except OSError as error:
         raise ConfigError([f"{error.filename}: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"--cert {cert}, --key {key}: {error}"]) from None
+    return found
 
 
 def serve(
