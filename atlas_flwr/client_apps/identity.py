@@ -87,7 +87,7 @@ class Identity:
                     for key in missing
                 ]
             )
-        index, count = int(node["partition-id"]), int(node["num-partitions"])
+        index, count = (_whole(node, k) for k in ("partition-id", "num-partitions"))
         if not 0 <= index < count:
             raise ConfigError(
                 [f"partition-id={index}; it must be in 0..{count - 1} (num-partitions)"]
@@ -200,6 +200,16 @@ def _said(
         return read(text)
     except ValueError as error:
         raise ConfigError([f"{key}={text!r} (node config): {error}"]) from None
+
+
+def _whole(node: Mapping[str, object], key: str) -> int:
+    """Read a number of the node config."""
+    value = node[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(
+            [f"{key}={value!r} (node config): must be a whole number, as in {key}=1"]
+        )
+    return value
 
 
 def _shown(node: Mapping[str, object]) -> Credentials | None:

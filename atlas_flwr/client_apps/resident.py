@@ -10,6 +10,7 @@ that took that. See :mod:`atlas_flwr.client_apps.resident_worker` for what it do
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -159,7 +160,13 @@ def _starter() -> Iterator[tuple[int, ...]]:
     if not parent or not hasattr(os, "pidfd_open"):
         yield ()
         return
-    handle = os.pidfd_open(parent)
+    try:
+        handle = os.pidfd_open(parent)
+    except OSError as error:  # a Python that knows of them, on a system without
+        if error.errno != errno.ENOSYS:
+            raise
+        yield ()
+        return
     try:
         yield (handle,)
     finally:

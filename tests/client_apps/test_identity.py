@@ -48,3 +48,10 @@ def test_the_server_is_told_of_the_cut():
     config = load_config({"cut": "2/1,4/1", "device-order": "cycle"})
     profile = identity(1, **{"cut": "2/1,4/1", "device-order": "cycle"}).profile(config)
     assert Profile.from_record(profile.to_record()).cut == "4/1"
+
+
+@pytest.mark.parametrize("key", ["partition-id", "num-partitions"])
+@pytest.mark.parametrize("given", ["one", 1.5, True])
+def test_a_clients_number_is_a_whole_one_or_told(key, given):
+    with pytest.raises(ConfigError, match=f"{key}={given!r}.*whole number"):
+        identity(node={key: given})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import socket
@@ -194,3 +195,12 @@ def test_no_number_of_seconds_is_refused(seconds):
     node = SimpleNamespace(node_config={"resident": seconds})
     with pytest.raises(ConfigError, match="it is the seconds"):
         resident.answered_by_resident(None, node, None)
+
+
+def test_an_old_system_with_a_new_python_has_no_handle_to_hold(monkeypatch):
+    def unknown(pid):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", unknown)
+    with resident._starter() as held:
+        assert held == ()
