@@ -113,10 +113,12 @@ def _made(
     train, test = _parted(_by_text(_shuffled(task, seed)))
     most = min(len(test), len(train))
     if most < sharers:
+        advice = f"lower num-supernodes to {most * len(tasks)}, or add tasks"
+        if not most:
+            advice = "none can, since one text or prompt cannot be both: add more texts"
         raise DataError(
             f"task {task.name} has {len(train)} training and {len(test)} test "
-            f"texts for {sharers} clients; at most {most} can share it: lower "
-            f"num-supernodes to {most * len(tasks)}, or add tasks"
+            f"texts for {sharers} clients; at most {most} can share it: {advice}"
         )
     drawn = derive_seed(seed, "skew", task.name)
     mine, own_test = _flat(train[rank::sharers]), _flat(test[rank::sharers])

@@ -219,6 +219,14 @@ def test_rows_below_the_header_can_be_skipped(tmp_path: Path) -> None:
     assert _read("tsv", tmp_path / "rows.tab", skip_rows=2) == [Row("words", "a")]
 
 
+def test_the_row_after_those_that_are_skipped_is_told_by_its_own_line(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows.tab").write_text("text\tlabel\nunit\tnone\nwords\t\nmore\ta\n")
+    read = _read("tsv", tmp_path / "rows.tab", skip_rows=1)
+    assert [row.where for row in read] == ["line 3", "line 4"]
+
+
 def test_only_the_first_lines_of_a_folders_files_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.txt").write_text("Title\n\nFirst.\nSecond.")

@@ -169,3 +169,17 @@ def test_the_answers_to_one_prompt_stay_in_one_share(tmp_path: Path) -> None:
     shards = _all(load_task(str(tmp_path / "talk.yaml")), 3)
     shares = [{e.text for e in part} for s in shards for part in (s.train, s.test)]
     assert sum(map(len, shares)) == len(set().union(*shares)) == 12
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_texts_that_nobody_can_share_are_told_without_advice_that_does_not_help(
+    tmp_path: Path, clients: int
+) -> None:
+    (tmp_path / "rows.tsv").write_text("ask\tsay\nsame\tone\nsame\ttwo\n")
+    (tmp_path / "talk.yaml").write_text(
+        "kind: generation\nformat: tsv\npath: rows.tsv\n"
+        "prompt: '{ask}'\nresponse: '{say}'\n"
+    )
+    with pytest.raises(DataError, match=r"none can.*add more texts") as told:
+        _all(load_task(str(tmp_path / "talk.yaml")), clients)
+    assert "num-supernodes" not in str(told.value)

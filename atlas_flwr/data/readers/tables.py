@@ -106,8 +106,10 @@ def _table(
             names = table.fieldnames
         _check_header(reading, names or ())
         began = before + table.line_num
-        for record in islice(_records(table), reading.skip_rows, None):
+        for number, record in enumerate(_records(table)):
             where, began = f"line {began + 1}", before + table.line_num
+            if number < reading.skip_rows:
+                continue
             if None in record:
                 why = "with more fields than the header: is a delimiter unquoted?"
                 yield Fault(where, why)
