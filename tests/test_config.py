@@ -473,6 +473,14 @@ def test_written_byte_sizes_are_read_back_to_their_precision(size):
     assert parse_bytes(format_bytes(size)) == pytest.approx(size, rel=0.051)
 
 
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(1023.7, "1.0 KiB"), (2**20 - 1, "1.0 MiB"), (1023.9 * 2**20, "1023.9 MiB")],
+)
+def test_a_size_that_rounds_up_to_the_next_unit_is_written_in_it(size, told):
+    assert format_bytes(size) == told
+
+
 def test_cuts_and_lists_are_read():
     assert parse_cut("2/1") == (2, 1)
     assert parse_cut(" 12/- ") == (12, None)

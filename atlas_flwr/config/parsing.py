@@ -116,8 +116,9 @@ def parse_speed(text: str) -> float:
 def format_bytes(size: float) -> str:
     """Write a byte size in the binary unit that keeps it short, e.g. ``"1.5 GiB"``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        told = f"{size:.0f}" if unit == "B" else f"{size:.1f}"
+        if abs(float(told)) < 1024:
+            return f"{told} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
 
