@@ -14,6 +14,7 @@ import yaml
 
 from atlas_flwr.budget.band import Band
 from atlas_flwr.config.parsing import parse_bytes
+from atlas_flwr.data.definitions import OneOfEach
 from atlas_flwr.errors import ConfigError
 
 __all__ = ["Device", "Radio", "read_radio"]
@@ -120,8 +121,8 @@ def read_radio(path: Path) -> Radio:
         With all that is wrong with it.
     """
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        given = yaml.load(path.read_text(encoding="utf-8"), OneOfEach)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError([f"--radio {path}: {error}"]) from None
     problems = list(_wrong(given, Radio, "it"))
     kinds = given.get("devices") if isinstance(given, dict) else None

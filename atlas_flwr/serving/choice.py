@@ -166,8 +166,14 @@ def _place(
 def _group(folder: RunFolder, client: str, run: Summary, there: Collection[str]) -> str:
     """Return the folder that a client's adapters are in."""
     clients = {*run.clusters, *run.true_tasks, *run.plans}
-    own = [] if client not in run.clusters else [str(run.clusters[client])]
-    found = next((name for name in (*own, client, ALL) if name in there), None)
+    if run.clusters and client in clients - run.clusters.keys() and ALL not in there:
+        raise DataError(
+            f"client {client} of {folder.path} was in no cluster at last: choose one "
+            f"with --cluster, of {_listed(sorted(there, key=_in_order))}"
+        )
+    # Where there are clusters, folders have their numbers.
+    own = str(run.clusters[client]) if client in run.clusters else client
+    found = next((name for name in (own, ALL) if name in there), None)
     if client not in clients or found is None:
         known = sorted(clients, key=_in_order)
         raise DataError(

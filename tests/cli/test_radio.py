@@ -77,3 +77,15 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 def test_what_is_no_mapping_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"radio\.yaml"):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (FILE.replace("energy: 40", "energy: 40\nenergy: 4"), "'energy' stands twice"),
+        (FILE.replace("name: near", "name: 2026-02-30"), "day is out of range"),
+    ],
+)
+def test_what_yaml_would_let_pass_or_trip_over_is_told(tmp_path, text, told):
+    with pytest.raises(ConfigError, match=f"--radio .*{told}"):
+        read(tmp_path, text)

@@ -10,6 +10,7 @@ import torch
 
 from atlas_flwr.errors import AdapterError, DataError
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, ia3_key, save_peft
+from atlas_flwr.report import ClientTrained
 from atlas_flwr.serving import Choice, PromptForm, chosen
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import ModelFiles
@@ -138,8 +139,16 @@ def test_a_task_with_classes_has_no_form():
 
 
 @pytest.mark.parametrize("text", ["", '{"tasks": [', "[]", '{"tasks": ["advice"]}'])
-def test_a_damaged_file_of_tasks_is_named(folder, text):
-    (folder.path / "adapters" / "1" / "tasks.json").write_text(text)
+def test_a_damaged_file_of_tasks_is_named(own_folder, text):
+    (own_folder.path / "adapters" / "1" / "tasks.json").write_text(text)
     for choice in ({"cluster": "1"}, {"base": True}):
         with pytest.raises(AdapterError, match=r"1/tasks\.json is damaged"):
-            pick(folder, **choice)
+            pick(own_folder, **choice)
+
+
+def test_a_client_without_a_cluster_is_not_given_the_cluster_of_its_number(own_folder):
+    late = ClientTrained(1, "4", "counting", None, 1.0, 1, 1, 1.0, 1, 1)
+    own_folder.record(late)
+    (own_folder.path / "adapters" / "1").rename(own_folder.path / "adapters" / "4")
+    with pytest.raises(DataError, match=r"client 4 .* no cluster .*--cluster"):
+        pick(own_folder, client="4")
