@@ -215,13 +215,29 @@ class ClusterAdapters:
                 average = partial(averaged, max_rank=most, room=room)
                 state = self.hooks.combined(former, state, average)
             self.groups[group] = state
-            known = self._weights.setdefault(group, {})
-            known |= {c: w for part in parts for c, w in part.weights.items()}
-        self._overall = weighted_sum(
+            self._count(group, parts)
+        self._overall = self._together()
+
+    def _count(self, group: str, parts: Sequence[Contribution]) -> None:
+        """Note what a group's members weigh: each in the last group that it was in."""
+        weights = {c: w for part in parts for c, w in part.weights.items()}
+        for known in self._weights.values():
+            for client in weights.keys() & known.keys():
+                del known[client]
+        self._weights[group] = {**self._weights.get(group, {}), **weights}
+
+    def _together(self) -> AdapterState:
+        """Sum the groups by their members' weights; one of no members counts nothing.
+
+        Such a group holds what its members had learned who are in others now, or what
+        the former group had of one who has not trained yet.
+        """
+        sizes = {g: sum(self._weights.get(g, {}).values()) for g in self.groups}
+        return weighted_sum(
             [
-                Contribution(group, sum(self._weights[group].values()), shortened)
+                Contribution(group, sizes[group], self._shortened(state))
                 for group, state in self.groups.items()
-                for shortened in (self._shortened(state),)
+                if sizes[group]
             ]
         )
 
@@ -248,6 +264,8 @@ class ClusterAdapters:
         chosen = {name: self.groups[name] for name in names}
         room = self._room(names)
         self.groups |= mixed(chosen, matrix, self.rule.max_rank, room)
+        if names:
+            self._overall = self._together()
 
     def _room(self, groups: Sequence[str]) -> Room:
         """Say at which rank a sum of what groups hold is handed out."""

@@ -1,0 +1,72 @@
+"""What all groups have learned together, whoever went from one to another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from atlas_flwr.aggregation import AGGREGATIONS, Contribution
+from atlas_flwr.aggregation.groups import ClusterAdapters
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
+from atlas_flwr.protocol.layout import write_state
+
+M, N, RANK, NAME = 6, 5, 2, "layers.0.q"
+SCALING = Scaling(4.0)
+A = torch.randn(RANK, N, generator=torch.Generator().manual_seed(0))
+INITIAL = AdapterState({NAME: LoraFactors(A, torch.zeros(M, RANK), SCALING(RANK))})
+
+
+def begun(rule="truncate"):
+    adapters = ClusterAdapters(AGGREGATIONS[rule](), SCALING, 1)
+    adapters.begin(write_state(INITIAL))
+    return adapters
+
+
+def reply(adapters, group, client, weight=1.0, number=1):
+    """Return what a client sends back: along one direction, the same for all."""
+    sent = adapters.start(group, None, number).factors[NAME]
+    B = sent.B.clone()
+    B[:, 0] += 1.0 + ord(client) % 7
+    state = AdapterState({NAME: LoraFactors(sent.A, B, sent.scale)})
+    return Contribution(client, weight, state)
+
+
+def product(state):
+    return state.factors[NAME].delta().double()
+
+
+def assert_together(adapters, shares):
+    """Compare what all have learned together with the groups' products by shares."""
+    groups = adapters.groups
+    wanted = sum(share * product(groups[g]) for g, share in shares.items())
+    torch.testing.assert_close(product(adapters.overall), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_group_of_those_who_have_yet_to_train_ends_no_run():
+    adapters = begun()
+    adapters.aggregate({"0": [reply(adapters, "0", "a")]})
+    adapters.regroup({"a": 0, "b": 0}, {"a": 0, "b": 1})
+    assert {*adapters.groups} == {"0", "1"}
+    adapters.aggregate({"0": [reply(adapters, "0", "a", number=2)]})
+    assert_together(adapters, {"0": 1.0})
+    adapters.aggregate({"1": [reply(adapters, "1", "b", weight=3.0, number=3)]})
+    assert_together(adapters, {"0": 0.25, "1": 0.75})
+
+
+def test_who_trains_in_another_group_counts_once_in_all_groups_together():
+    adapters = begun()
+    parts = [reply(adapters, "all", "a"), reply(adapters, "all", "b", weight=3.0)]
+    adapters.aggregate({"all": parts})
+    adapters.aggregate({"a": [reply(adapters, "all", "a", number=2)]})
+    assert_together(adapters, {"a": 0.25, "all": 0.75})
+    adapters.aggregate({"b": [reply(adapters, "all", "b", weight=3.0, number=3)]})
+    assert_together(adapters, {"a": 0.25, "b": 0.75})
+
+
+def test_all_groups_together_are_those_that_were_mixed():
+    adapters = begun()
+    parts = {"0": [reply(adapters, "0", "a")], "1": [reply(adapters, "1", "b", 9.0)]}
+    adapters.aggregate(parts)
+    adapters.mix(["0", "1"], np.array([[0.5, 0.5], [0.5, 0.5]]))
+    assert_together(adapters, {"0": 0.1, "1": 0.9})
