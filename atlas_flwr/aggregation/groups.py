@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Rule, Start
+from atlas_flwr.aggregation.contribution import shares
 from atlas_flwr.aggregation.global_arrays import GlobalArrays, Ranks
 from atlas_flwr.aggregation.mixing import Room, averaged, mixed
 from atlas_flwr.aggregation.row_norms import row_norms, with_row_norms
 from atlas_flwr.aggregation.sums import weighted_sum
 from atlas_flwr.aggregation.weighing import weighed
 from atlas_flwr.errors import AdapterError
+from atlas_flwr.log import log
 from atlas_flwr.lora import (
     AdapterState,
     LoraFactors,
@@ -196,10 +199,17 @@ class ClusterAdapters:
     def aggregate(self, members: Mapping[str, Sequence[Contribution]]) -> None:
         """Replace the adapters of each group by its members' together.
 
-        What a group that has trained before makes of both is for the hooks to say.
+        What a group that has trained before makes of both is for the hooks to say. Who
+        has no examples is left out, and a group of such members keeps what it had.
+
+        Raises
+        ------
+        AdapterError
+            If there are members, and none has an example.
         """
         if not members:
             return
+        members = _with_examples(members)
         self._handed = None
         if self._row_norms is not None:
             everyone = [part for parts in members.values() for part in parts]
@@ -307,7 +317,11 @@ class ClusterAdapters:
             arrays |= flatten(found, f"group/{group}")
         trained = self._overall is not None
         values = {"groups": list(self.groups), "trained": trained}
-        more = {"weights": self._weights, "digests": list(self.arrays.digests)}
+        more = {
+            "weights": self._weights,
+            "digests": list(self.arrays.digests),
+            "row-norms": self._row_norms,
+        }
         return arrays, {**values, **more}
 
     def restore(
@@ -319,6 +333,22 @@ class ClusterAdapters:
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
         self._weights = {g: dict(known) for g, known in values["weights"].items()}
+        self._row_norms = values.get("row-norms")  # not in older checkpoints
+
+
+def _with_examples(
+    members: Mapping[str, Sequence[Contribution]],
+) -> dict[str, Sequence[Contribution]]:
+    """Leave out members of weight 0, who would be all that some layers have."""
+    shares([part for parts in members.values() for part in parts])
+    found: dict[str, Sequence[Contribution]] = {}
+    for group, parts in members.items():
+        if counting := [part for part in parts if part.weight > 0]:
+            found[group] = counting
+        else:
+            told = "group %s: none of its %d members has an example: it stays as it is"
+            log(WARNING, told, group, len(parts))
+    return found
 
 
 def _rank_sums(parts: Sequence[Contribution]) -> dict[str, int]:

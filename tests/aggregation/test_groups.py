@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
 
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution
 from atlas_flwr.aggregation.groups import ClusterAdapters
+from atlas_flwr.errors import AdapterError
 from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
 from atlas_flwr.protocol.layout import write_state
 
@@ -70,3 +74,42 @@ def test_all_groups_together_are_those_that_were_mixed():
     adapters.aggregate(parts)
     adapters.mix(["0", "1"], np.array([[0.5, 0.5], [0.5, 0.5]]))
     assert_together(adapters, {"0": 0.1, "1": 0.9})
+
+
+@pytest.mark.parametrize("rule", [*AGGREGATIONS])
+def test_a_client_without_examples_ends_no_run_and_changes_nothing(rule, caplog):
+    adapters, alone = begun(rule), begun(rule)
+    known = reply(adapters, "0", "a")
+    more = {**INITIAL.factors, "layers.1.q": INITIAL.factors[NAME]}
+    idle = Contribution("b", 0.0, AdapterState(more))
+    adapters.aggregate({"0": [known, idle], "1": [reply(adapters, "1", "c", 0.0)]})
+    alone.aggregate({"0": [known]})
+    assert {*adapters.groups} == {"0"}
+    assert torch.equal(product(adapters.groups["0"]), product(alone.groups["0"]))
+    assert "group 1: none of its 1 members has an example" in caplog.text
+    with pytest.raises(AdapterError, match="at least one client with examples"):
+        adapters.aggregate({"0": [idle]})
+
+
+def changed(adapters):
+    """Return what all have learned, as a wrapper that adds noise hands it back."""
+    record = adapters.returned()
+    return ArrayRecord({k: Array(a.numpy() + np.float32(1)) for k, a in record.items()})
+
+
+def test_a_resumed_run_keeps_the_size_of_a_where_a_wrapper_changes_arrays():
+    adapters = begun()
+    for number in (1, 2):
+        adapters.aggregate({"0": [reply(adapters, "0", "a", number=number)]})
+        arrays = changed(adapters)
+        if number == 1:
+            adapters.begin(arrays)
+    resumed = ClusterAdapters(AGGREGATIONS["truncate"](), SCALING, 1)
+    kept, values = adapters.state()
+    resumed.restore(kept, json.loads(json.dumps(values)))
+    sent = []
+    for each in (adapters, resumed):
+        each.begin(arrays)
+        sent.append(each.start("0", 1, 3).factors[NAME])
+    assert torch.equal(sent[0].A, sent[1].A)
+    assert float(sent[0].A.norm()) > 1.1  # else nothing kept it from the first size
