@@ -29,7 +29,7 @@ class NormBound(RobustRule):
     ) -> NDArray[np.float64]:
         """Return p_k min(1, b / norm of U_k)."""
         p, size = capped_shares(weights, self.bound), norms(gram)
-        most = self.bound * lower_median(size)
+        most = self.bound * lower_median(size[weights > 0])
         return np.asarray(
             p * np.where(size > most, most / np.maximum(size, 1e-300), 1.0)
         )

@@ -133,3 +133,14 @@ def test_of_two_clients_the_longer_update_is_cut_to_twice_the_shorter():
 def test_the_key_of_the_run_config_offers_every_rule():
     offered = get_args(get_type_hints(RobustKeys)["robust"])
     assert {*offered} == {"none", *ROBUST}
+
+
+@pytest.mark.parametrize("name", [*ROBUST])
+def test_clients_without_examples_have_no_say_in_the_others_counts(name):
+    rng = np.random.default_rng(0)
+    updates, idle = rng.normal(size=(5, 6)), 1e-3 * rng.normal(size=(7, 6))
+    weights = np.array([3.0, 1.0, 4.0, 1.0, 5.0])
+    rule, both = robust_rule(name, BOUND, 0.25), np.vstack([updates, idle])
+    alone = rule.coefficients(updates @ updates.T, weights)
+    found = rule.coefficients(both @ both.T, np.append(weights, np.zeros(7)))
+    np.testing.assert_allclose(found, np.append(alone, np.zeros(7)), atol=1e-9)
