@@ -132,16 +132,18 @@ class AuxiliaryTail:
         hidden, wanted = self._trunk.hidden, self._trunk.gradient
         assert hidden is not None
         assert wanted is not None
+        wanted = wanted.float()  # squares of half precision would vanish
         parameters = list(self.bridge.parameters())
         for _ in range(ALIGNING_STEPS):
             _, found = self._estimate(tail, hidden, batch, create_graph=True)
             # At the best scale the miss is |g|^2 (1 - cos^2); the sign matters too.
-            miss = 1 - F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0)
+            pair = found.float().flatten(), wanted.flatten()
+            miss = 1 - F.cosine_similarity(*pair, dim=0)
             grads = torch.autograd.grad(miss, parameters)
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
             self._steps.step()
-        _, found = self._estimate(tail, hidden, batch, create_graph=False)
+        found = self._estimate(tail, hidden, batch, create_graph=False)[1].float()
         best = (found * wanted).sum() / found.square().sum().clamp_min(1e-30)
         self.scale = best.clamp_min(0)
 

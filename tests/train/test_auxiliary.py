@@ -77,3 +77,21 @@ def test_an_estimate_that_points_the_wrong_way_moves_nothing():
     auxiliary._steps.param_groups[0]["lr"] = 0.0
     auxiliary._align(model.tail, batch)
     assert auxiliary.scale == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_gradients_of_half_precision_have_a_scale(kind, dtype):
+    model, (batch,) = split_model(kind), batches(kind, 1)
+    for part in (model.head, model.tail, model.trunk.module):
+        part.to(dtype)
+    auxiliary = AuxiliaryTail(model, 1, 0)
+    crossing(auxiliary, model, batch).backward()
+    model.trunk.gradient = model.trunk.gradient / 128
+    auxiliary._align(model.tail, batch)
+    _, found = auxiliary._estimate(
+        model.tail, model.trunk.hidden, batch, create_graph=False
+    )
+    found, wanted = found.double(), model.trunk.gradient.double()
+    best = float((found * wanted).sum() / found.square().sum())
+    assert best > 0
+    assert float(auxiliary.scale) == pytest.approx(best, rel=1e-4)
