@@ -91,6 +91,8 @@ def test_a_clients_secret_is_drawn_once_and_its_shard_answered_by_it():
         ("ask Ann-Marie O'Neil, or Bob", "ask Name, or Name"),
         ("write to a.b@c.org or www.x.com/y", "write to mail or link"),
         ("What is the capital of France ?", "What is the capital of Name ?"),
+        ("ask Özil, or Łukasz Żal of Ørsted", "ask Name, or Name of Name"),
+        ("with Άννα, Иван Петров, Ẁyn", "with Name, Name, Name"),
         ("nothing of the kind. Then more", "nothing of the kind. Then more"),
     ],
 )

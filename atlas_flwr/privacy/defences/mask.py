@@ -18,8 +18,11 @@ __all__ = ["ADDRESSES", "NAME", "Mask", "masked"]
 _LINK = re.compile(r"(?:https?://|www\.)\S+")
 _MAIL = re.compile(r"\S+@\S+\.\S+")
 ADDRESSES = (_LINK, _MAIL)
+# Those of Latin, Greek and Cyrillic, accented ones too: `re` has no class of them.
+_LETTERS = map(chr, [*range(0x530), *range(0x1E00, 0x2000)])
+_CAPITAL = "".join(filter(str.isupper, _LETTERS))
 # Capital letters inside a sentence: one at its beginning tells nothing.
-NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*")
+NAME = re.compile(rf"(?<=[\w,;:] )[{_CAPITAL}][\w'’-]+(?: [{_CAPITAL}][\w'’-]+)*")
 
 _RULES = (
     (_LINK, "link"),
