@@ -20,7 +20,7 @@ from atlas_flwr.budget.knapsack import Item, knapsack
 from atlas_flwr.budget.memory import MemoryEstimate
 from atlas_flwr.errors import BudgetError
 
-__all__ = ["AdaptedLayer", "Allocation", "allocate"]
+__all__ = ["AdaptedLayer", "Allocation", "allocate", "refuse_uncut"]
 
 MIB = 1 << 20
 Peak = Callable[[int, Mapping[str, int]], MemoryEstimate]
@@ -113,8 +113,10 @@ def allocate(
     Raises
     ------
     BudgetError
-        If not even a head without adapters fits: with the smallest budget that would.
+        If not even a head without adapters fits: with the smallest budget that would;
+        or if there is no head to choose, as the model has too few blocks to be cut.
     """
+    refuse_uncut(heads, num_layers, tail)
     found = [
         chosen
         for head in heads
@@ -141,6 +143,21 @@ def allocate(
     most = max(choice.gain for choice in found)
     tied = [choice for choice in found if choice.gain >= most * (1 - 1e-9)]
     return max(tied, key=lambda choice: choice.head)
+
+
+def refuse_uncut(heads: Sequence[int], num_layers: int, tail: int | None) -> None:
+    """Refuse to choose among no heads.
+
+    Raises
+    ------
+    BudgetError
+        If a model of so many blocks leaves none to the trunk.
+    """
+    if not heads:
+        raise BudgetError(
+            f"a model of {num_layers} blocks cannot be cut: with a tail of "
+            f"{tail or 0} it needs at least {2 + (tail or 0)}; set split='none'"
+        )
 
 
 def _at(

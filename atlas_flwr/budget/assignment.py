@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from atlas_flwr.budget.allocation import refuse_uncut
 from atlas_flwr.budget.architecture import Architecture
 from atlas_flwr.budget.memory import MemoryEstimate, Repeated, client_memory
 from atlas_flwr.errors import BudgetError
@@ -83,10 +84,12 @@ def assign(
     Raises
     ------
     BudgetError
-        If nothing fits: with the smallest budget that would.
+        If nothing fits: with the smallest budget that would; or if the model has too
+        few blocks to be cut.
     """
     deepest = min(max_head, architecture.num_layers - 1 - (tail or 0))
     heads = [fixed_head] if fixed_head else list(range(1, deepest + 1))
+    refuse_uncut(heads, architecture.num_layers, tail)
 
     def at(head: int, rank: int) -> Assignment:
         estimate = client_memory(

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_flwr.budget import Architecture, assign, client_memory
+from atlas_flwr.budget import Architecture, allocate, assign, client_memory
 from atlas_flwr.errors import BudgetError
 
 LLAMA = Architecture(
@@ -91,3 +92,27 @@ def test_every_part_of_the_estimate_grows_with_what_causes_it(head, rank):
     assert at(length=32).activations == 2 * at().activations
     assert at(logits_to_keep=4).logits == 2 * at().logits
     assert at(tail=None).logits == 0
+
+
+@pytest.mark.parametrize(("blocks", "tail", "least"), [(2, 1, 3), (1, None, 2)])
+@pytest.mark.parametrize("memory", [None, 1 << 30])
+def test_a_model_of_too_few_blocks_is_told_how_many_it_needs(
+    blocks, tail, least, memory
+):
+    small = replace(LLAMA, num_layers=blocks)
+    told = rf"{blocks} blocks cannot be cut.*at least {least}"
+    with pytest.raises(BudgetError, match=told):
+        assign(small, memory, ranks=RANKS, max_head=5, tail=tail, **STEP)
+    with pytest.raises(BudgetError, match=told):
+        allocate(
+            [],
+            {},
+            memory,
+            lambda head, ranks: client_memory(
+                small, head=head, tail=tail, ranks=0, **STEP
+            ),
+            choices=RANKS,
+            heads=range(1, 1),
+            tail=tail,
+            num_layers=blocks,
+        )
