@@ -31,7 +31,7 @@ def places_of_names(pieces: Sequence[str]) -> list[list[int]]:
     for piece in pieces:
         text += piece
         ends.append(len(text))
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     spans = [
         found.span()
         for pattern in (*ADDRESSES, _NUMBER, NAME)

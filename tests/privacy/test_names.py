@@ -17,6 +17,7 @@ def test_names_numbers_and_addresses_are_found_by_their_tokens():
     ]
     (mail,) = places_of_names(["to", " x1", "@y", ".org", " now"])
     assert mail == [1, 2, 3]  # its number is a part of it, and no other
+    assert places_of_names([]) == []
 
 
 def test_one_is_read_where_all_of_it_is():
