@@ -60,6 +60,7 @@ def hardest(scores: Tensor, dropped: float) -> list[int]:
     dropped : float
         Share of the examples with the smallest scores, in [0, 1); one at least stays.
     """
-    kept = max(1, len(scores) - math.floor(dropped * len(scores)))
+    count = math.floor(dropped * len(scores) + 1e-9)  # 0.29 * 100 is below 29
+    kept = max(1, len(scores) - count)
     order = torch.argsort(scores, descending=True, stable=True)
     return sorted(order[:kept].tolist())

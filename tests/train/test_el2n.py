@@ -44,6 +44,11 @@ def test_the_hardest_stay_and_as_many_as_asked(values, dropped):
     scores = torch.tensor(values)
     kept = hardest(scores, dropped)
     assert kept == sorted(set(kept))
-    assert len(kept) == max(1, len(values) - int(dropped * len(values)))
+    assert len(kept) == max(1, len(values) - int(dropped * len(values) + 1e-9))
     lost = set(range(len(values))) - set(kept)
     assert all(scores[k] >= scores[j] for k in kept for j in lost)
+
+
+@pytest.mark.parametrize("percent", range(1, 96))
+def test_of_a_hundred_as_many_are_dropped_as_percent_are_asked(percent):
+    assert len(hardest(torch.rand(100), percent / 100)) == 100 - percent
