@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.errors import DataError
-from atlas_flwr.report import RunFolder, dealt_to, summarize_folder
+from atlas_flwr.report import ClientTrained, RunFolder, dealt_to, summarize_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,9 @@ def member_scores(
     config = folder.config()
     shadows = max(attack.shadows for attack in attacks)
     run = summarize_folder(folder)
-    told = [_client(folder, int(i), texts, shadows) for i in run.true_tasks]
+    # Who was only scored has no members.
+    trained = run.ranks or run.true_tasks
+    told = [_client(folder, int(i), texts, shadows) for i in trained]
     cuts = sorted(set(run.plans.values()))
     for attack in attacks:
         pairs = []
@@ -115,12 +117,23 @@ def trained_and_not(
     source = resolve_model(config.model, progress=False)
     me = Identity(client, count, None)
     rounds = [
-        ClientBatches(config, me, source, number + 1)
-        for number in range(config.num_rounds)
+        ClientBatches(config, me, source, number)
+        for number in _rounds(folder, str(client), config.num_rounds)
     ]
     found = [batches.trained_on() for batches in rounds]
     members = dict.fromkeys(example for drawn, _ in found for example in drawn)
     return rounds[0], list(members), found[0][1]
+
+
+def _rounds(folder: RunFolder, client: str, most: int) -> Sequence[int]:
+    """Return the rounds in which a client trained; all, where a run tells none of it.
+
+    Where rounds draw some clients, what another round would have drawn is no member.
+    """
+    happened = (event for _, event in folder.events())
+    trained = [event for event in happened if isinstance(event, ClientTrained)]
+    own = sorted({event.round for event in trained if event.client == client})
+    return own or range(1, most + 1)
 
 
 def _client(folder: RunFolder, client: int, texts: int, shadows: int) -> Suspects:

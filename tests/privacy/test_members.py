@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +53,19 @@ def test_members_are_the_texts_that_crossed(folder):
         rows = {tuple(collate([example]).input_ids[0].tolist()) for example in members}
         assert rows == crossed
         assert not set(members) & set(others)
+
+
+def test_what_a_round_without_the_client_would_have_drawn_is_no_member(
+    folder, tmp_path
+):
+    copy = RunFolder(tmp_path / "copy")
+    shutil.copytree(folder.path, copy.path)
+    few = replace(folder.config(), local_steps=1)  # a round draws some of all
+    copy.rewrite(few)
+    _, expected, _ = trained_and_not(copy, 0, 2)
+    assert 0 < len(expected) <= few.batch_size
+    copy.rewrite(replace(few, num_rounds=3))  # it was drawn in the first alone
+    assert trained_and_not(copy, 0, 2)[1] == expected
 
 
 def test_who_has_learned_by_heart_tells_its_members(folder):
