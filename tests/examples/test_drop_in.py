@@ -11,11 +11,19 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict, UserConfig
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import NDArrays
+from flwr.serverapp.strategy import FedAvg, Result
 
 from atlas_flwr.cli.launch import Federation, private_superlink
+from atlas_flwr.errors import RoundError
+from atlas_flwr.strategies import Atlas
 from atlas_flwr.testing import local_grid
 
 APP = Path(__file__).parents[2] / "examples" / "drop-in"
@@ -82,6 +90,68 @@ def test_the_swap_is_one_line_and_its_import() -> None:
     assert len(pairs) == 2
     assert pairs[0][1].startswith(("import", "from"))
     assert swapped(to_fedavg(shipped), pairs) == shipped
+
+
+class FlowerClient(NumPyClient):
+    """A client of Flower's older style, of two kinds: what it learns is its kind's."""
+
+    def __init__(self, context: Context) -> None:
+        self.kind = int(context.node_config["partition-id"]) % 2
+
+    def fit(
+        self, parameters: NDArrays, config: UserConfig
+    ) -> tuple[NDArrays, int, UserConfig]:
+        step = [np.full_like(p, (-1) ** self.kind / 8) for p in parameters]
+        found = [p + s for p, s in zip(parameters, step, strict=True)]
+        return found, 4, {"train-loss": 0.5}
+
+    def evaluate(
+        self, parameters: NDArrays, config: UserConfig
+    ) -> tuple[float, int, UserConfig]:
+        product = float((parameters[1] @ parameters[0]).mean())
+        return product, 4, {"right": float((product > 0) == (self.kind == 0))}
+
+
+def older_style(app: ClientApp, strategy: FedAvg) -> Result:
+    names = [f"q.lora_{factor}.weight" for factor in "AB"]
+    values = np.ones((2, 3), np.float32), np.zeros((3, 2), np.float32)
+    given = zip(names, values, strict=True)
+    arrays = ArrayRecord({name: Array(value) for name, value in given})
+    with local_grid(app, 4) as grid:
+        return strategy.start(grid, arrays, num_rounds=2)
+
+
+def test_a_client_of_the_older_style_takes_part_behind_what_the_readme_shows() -> None:
+    readme = (APP / "README.md").read_text()
+    block = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert block
+    space: dict[str, Any] = {"FlowerClient": FlowerClient}
+    exec(block[1], space)
+    strategy = Atlas(num_clusters=2)
+    result = older_style(space["app"], strategy)
+    kinds = [set(found) for found in _by_cluster(strategy.clusters).values()]
+    assert sorted(map(sorted, kinds)) == [["1000", "1014"], ["1007", "1021"]]
+    assert {key.partition(".")[0] for key in result.arrays} == {"q"}
+    one, other = (
+        arrays["q.lora_B.weight"].numpy() @ arrays["q.lora_A.weight"].numpy()
+        for arrays in strategy.cluster_arrays().values()
+    )
+    assert one.mean() * other.mean() < 0
+    assert result.evaluate_metrics_clientapp[2]["right"] == 1
+
+
+def test_a_client_of_the_older_style_alone_fails_as_the_readme_says() -> None:
+    app = ClientApp(client_fn=lambda context: FlowerClient(context).to_client())
+    assert not older_style(app, FedAvg()).arrays
+    with pytest.raises(RoundError, match=r"KeyError: 'fitins\.parameters'"):
+        older_style(app, Atlas())
+
+
+def _by_cluster(clusters: dict[str, int]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for client, label in clusters.items():
+        found.setdefault(label, []).append(client)
+    return found
 
 
 def test_only_the_server_knows_atlas() -> None:
