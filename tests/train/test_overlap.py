@@ -37,19 +37,27 @@ KINDS = {"u-shaped": SplitPlan(1, 1), "vanilla": SplitPlan(2, None)}
 
 @dataclass(kw_only=True)
 class Slow(LoopbackTrunk):
-    """A link on which messages overtake one another."""
+    """A link on which messages overtake one another.
+
+    Its first waits until as many are away as there may be, however slow a thread is.
+    """
 
     seed: int
+    together: int = 1
     fails_at: int = -1
     waiting: set[int] = field(default_factory=set)
     most: int = 0
     calls: int = 0
+    arrived: threading.Condition = field(default_factory=threading.Condition)
 
     def exchange(self, request):
         self.calls += 1
         drawn = random.Random(f"{self.seed} {request.verb} {request.step}")
-        self.waiting.add(threading.get_ident())
-        self.most = max(self.most, len(self.waiting))
+        with self.arrived:
+            self.waiting.add(threading.get_ident())
+            self.most = max(self.most, len(self.waiting))
+            self.arrived.notify_all()
+            self.arrived.wait_for(lambda: self.most >= self.together, timeout=30)
         time.sleep(drawn.random() * 0.02)
         if request.step == self.fails_at and request.verb is not Verb.FORWARD:
             raise TrunkLost("as asked")
@@ -94,7 +102,7 @@ def test_gradients_have_the_bits_of_one_batch_after_the_other(kind, in_flight):
     plan = KINDS[kind]
     expected, alone, _ = learned(plan, 1, batches)
     for seed in (1, 2):
-        found, done, link = learned(plan, in_flight, batches, seed)
+        found, done, link = learned(plan, in_flight, batches, seed, together=in_flight)
         assert done == alone
         assert link.most == in_flight
         for name, (A, B) in expected.items():
