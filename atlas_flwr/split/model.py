@@ -201,7 +201,7 @@ class SplitModel(PreTrainedModel, SplitGenerationMixin):
         inputs = self.summary.around(inputs)
         hidden = run_blocks(self.head, **inputs)
         if labels is not None and labels.dim() == 2:
-            labels = labels[:, -self.summary.crossing - 1 :]
+            labels = self.summary.labels(labels)
         return self.summary.leaving(hidden, inputs["attention_mask"]), labels
 
     def _continued(

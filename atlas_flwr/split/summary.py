@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas_flwr.errors import PlanError
-from atlas_flwr.types import TrunkCall
+from atlas_flwr.types import NO_LABEL, TrunkCall
 
 __all__ = ["SUMMARY_KEY", "Summary", "attach_summary", "reads_forward_only"]
 
@@ -123,6 +124,23 @@ class Summary(nn.Module):
         last = torch.arange(length - count + 1, length, device=hidden.device)
         at = torch.cat([first, last.expand(len(hidden), -1)], dim=1)
         return TrunkCall(torch.take_along_dim(hidden, at[..., None], dim=1))
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Return the labels of what crosses, whether the texts are longer or shorter.
+
+        Parameters
+        ----------
+        labels : Tensor
+            Shape (B, T + 1), the last of the token that follows the text.
+
+        Returns
+        -------
+        Tensor
+            Shape (B, S + 2), likewise.
+        """
+        kept = labels[:, -self.crossing - 1 :]
+        missing = self.crossing + 1 - kept.shape[1]
+        return F.pad(kept, (missing, 0), value=NO_LABEL)
 
 
 @contextmanager

@@ -174,6 +174,25 @@ def test_the_gradient_of_the_learned_positions_is_the_unsplit_model_s(tail):
 
 
 @pytest.mark.parametrize("tail", [1, None])
+@pytest.mark.parametrize("length", [1, POSITIONS, POSITIONS + 1, POSITIONS + 2])
+def test_texts_of_fewer_tokens_than_there_are_positions_are_learned_from(length, tail):
+    texts, targets = [[7, 8, 9, 10, 11][:length], [12, 13, 14, 15, 16][:length]], [4, 5]
+    labels = torch.full((2, length + 1), -100)
+    labels[:, -1] = torch.tensor(targets)
+    model, learned = split("llama", tail), embeddings()
+    ids = torch.tensor(texts)
+    with attach_summary(model, learned), torch.no_grad():
+        losses = [
+            model(input_ids=ids, labels=labels, **kept).loss
+            for kept in ({}, {"logits_to_keep": 1})
+        ]
+        rows = [unsplit("llama", learned, text)[0, -1] for text in texts]
+    expected = F.cross_entropy(torch.stack(rows), torch.tensor(targets))
+    for loss in losses:
+        torch.testing.assert_close(loss, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tail", [1, None])
 def test_nothing_that_crosses_tells_a_text_s_length(tail):
     model, inputs = split("llama", tail), padded("left")
     with attach_summary(model, embeddings()), torch.no_grad():
