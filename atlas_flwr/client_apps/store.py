@@ -65,16 +65,21 @@ class ClientStore:
     def save(
         self, name: str, server_round: int, arrays: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Keep arrays under a name and a round; drop those of long ago."""
+        """Keep arrays under a name and a round; drop those of long ago.
+
+        Those of later rounds are dropped, too: the run was resumed, and these are of
+        what it had done before, which may not be done again.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(".draft", f"{name}-", self.path)
         with os.fdopen(handle, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         Path(draft).replace(self.path / f"{name}-{server_round}.npz")
-        before = sorted(r for r in self._rounds(name) if r < server_round)
-        wanted = {*before[-KEPT:], *self._to_resume(before, server_round)}
-        for old in set(before) - wanted:
-            (self.path / f"{name}-{old}.npz").unlink()
+        rounds = self._rounds(name)
+        before = sorted(r for r in rounds if r < server_round)
+        wanted = {*before[-KEPT:], *self._to_resume(before, server_round), server_round}
+        for other in set(rounds) - wanted:
+            (self.path / f"{name}-{other}.npz").unlink()
 
     def load(self, name: str, *, before: int) -> dict[str, NDArray[Any]] | None:
         """Return what was kept last before a round; ``None`` for nothing.

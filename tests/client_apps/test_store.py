@@ -33,6 +33,14 @@ def test_a_round_that_is_done_again_does_not_see_its_first_time(store):
     assert value(store, before=3) == 2
 
 
+def test_a_round_that_is_not_done_again_is_not_seen_either(store):
+    for round_ in (1, 2, 3):
+        store.save("thing", round_, {"x": np.array(-round_)})
+    # Resumed after round 1; in round 3 the client has no part this time.
+    store.save("thing", 2, {"x": np.array(2)})
+    assert value(store, before=4) == 2
+
+
 def test_names_do_not_see_each_other(store):
     store.save("other", 1, {"x": np.array(1)})
     assert value(store, before=9) is None
