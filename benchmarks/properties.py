@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fingerprints, or updates, tell of clients' tasks and labels.
+"""What fingerprints, updates, or sizes on the wire tell of clients' tasks and labels.
 
 Run from the top of the repository::
 
@@ -12,7 +12,9 @@ then how well clusters were the tasks (ARI), and how many there were.
 
     python benchmarks/properties.py --attack update --steps 4 --skews 0.5
 
-attacks, instead, the adapters that each sends back after so many steps by itself.
+attacks, instead, the adapters that each sends back after so many steps by itself;
+``--round 3`` those of that round, of as many; and ``--attack traffic`` how much crosses
+in each step of each of them, of which the tasks alone are told.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ BASE = {
     "trunk": "local",
     "tasks": TASKS,
     "cut": "1/1",
-    "num-rounds": 1,
     "test-examples": 4,
 }
 ALONE = {
@@ -52,11 +53,12 @@ ALONE = {
 
 def row(options: argparse.Namespace, skew: float, epsilon: float, seed: int) -> str:
     told = options.model, options.clients, f"{skew:g}", f"{epsilon:g}", seed
-    name = "-".join(map(str, (options.attack, options.steps, *told)))
+    name = "-".join(map(str, (options.attack, options.steps, options.round, *told)))
     folder = options.runs / name
     if not is_finished(folder):
         asked = {"label-skew": skew, "local-steps": options.steps, "seed": seed}
-        if options.attack == "update":
+        asked["num-rounds"] = options.round
+        if options.attack != "fingerprint":
             asked |= ALONE
         else:
             asked["fingerprint-epsilon"] = epsilon
@@ -65,7 +67,8 @@ def row(options: argparse.Namespace, skew: float, epsilon: float, seed: int) -> 
         with local_grid(app, options.clients, run_config=config) as grid:
             Run.begin(config).execute(grid)
     with redirect_stdout(StringIO()):
-        attack([str(folder), f"--attacks={options.attack}"])
+        which = [f"--round={options.round}"] if options.attack == "update" else []
+        attack([str(folder), f"--attacks={options.attack}", *which])
     summary = json.loads((folder / "summary.json").read_text())
     found = json.loads((folder / "privacy.json").read_text())
     cells = [f"{skew:g}", f"{epsilon:g}" if epsilon else "none"]
@@ -76,7 +79,7 @@ def row(options: argparse.Namespace, skew: float, epsilon: float, seed: int) -> 
         )
         cells.append(_percent(score["baseline"]))
     quality = summary["clustering"]
-    cells += ["—", "—"]
+    cells += ["—"] * (8 - len(cells))
     if options.attack == "fingerprint":
         cells[-2:] = f"{quality['ari']:.2f}", str(quality["k"])
     return f"| {' | '.join(cells)} |"
@@ -90,9 +93,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="minilm")
     parser.add_argument(
-        "--attack", default="fingerprint", choices=["update", "fingerprint"]
+        "--attack",
+        default="fingerprint",
+        choices=["fingerprint", "traffic", "update"],
     )
     parser.add_argument("--steps", type=int, default=1, help="of a client's round")
+    parser.add_argument("--round", type=int, default=1, help="whose updates; the last")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--skews", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.0, 400, 100])
