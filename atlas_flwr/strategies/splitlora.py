@@ -16,10 +16,12 @@ simulation do not all run at once and nobody waits for anybody.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from atlas_flwr._arguments import with_fixed
 from atlas_flwr.aggregation import Contribution
+from atlas_flwr.cohort.grouping import grouped
 from atlas_flwr.cohort.trunk_sessions import ALL
 from atlas_flwr.config import SINGLE_REPLIES
 from atlas_flwr.strategies.atlas import Atlas
@@ -59,8 +61,18 @@ class SplitLora(Atlas):
         return client if client in self.adapters.groups else ALL
 
     def _combine(self, server_round: int, parts: Sequence[Contribution]) -> None:
-        if server_round % self.interval == 0:
-            self.adapters.groups.clear()
-            self.adapters.aggregate({ALL: parts})
-        else:
+        groups = self.adapters.groups
+        if server_round % self.interval:
+            if ALL in groups:  # whoever goes on alone begins with it
+                for part in parts:
+                    groups.setdefault(part.client, groups[ALL])
             self.adapters.aggregate({part.client: [part] for part in parts})
+            return
+        # One alone is behind nobody, however late: its group is what it was sent.
+        parts = [replace(p, late=p.late and p.client not in groups) for p in parts]
+        together = grouped(parts, lambda client: ALL, self.discovery.least)
+        if together:
+            # What all held stays: layers of whoever is not here, and what is late
+            # is added to it.
+            self.adapters.groups = {g: s for g, s in groups.items() if g == ALL}
+            self.adapters.aggregate(together)
