@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord
 
 from atlas_flwr.config import RunConfig
 from atlas_flwr.data import Example, Task
+from atlas_flwr.data.preparation import known_positions
 from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.protocol import keys
 from atlas_flwr.train.answers import Decoding, answered
@@ -50,8 +51,9 @@ def answers_record(
         Says how many are answered, how long an answer is, and how many are shared.
     """
     some = examples[: config.score_examples]
-    prompts = [collate.prompt(example) for example in some]
-    decoding = Decoding(max_new_tokens=config.score_tokens)
+    written, most = _within(model, config.score_tokens)
+    prompts = [collate.prompt(example)[-most:] for example in some]
+    decoding = Decoding(max_new_tokens=written)
     found = answered(model, tokenizer, prompts, decoding, config.eval_batch_size)
     answers = [answer.text for answer in found]
     scores = mean_scores(task.scores, answers, [example.answer for example in some])
@@ -66,3 +68,17 @@ def answers_record(
     # Flower cannot count the bytes of an empty list.
     filled = {key: values for key, values in told.items() if values}
     return ConfigRecord({keys.SCORED: len(some), **filled})
+
+
+def _within(model: Any, tokens: int) -> tuple[int, int]:
+    """Return how many tokens are written, and how many of a prompt are read.
+
+    Together they are within what the model knows: ``max-length`` is of training rows,
+    whose answers are in them. As in serving a prompt loses its beginning; 0 is for all.
+    """
+    known = known_positions(model.config)
+    if known is None:
+        return tokens, 0
+    left = known - int(getattr(model, "learned_positions", 0))
+    written = min(tokens, left - 1)
+    return written, left - written
