@@ -225,6 +225,12 @@ def _end(base: SharedBase, work: Ending) -> LossReply:
         if call.share != 1:
             loss = loss * call.share
         back, grads = _gradients(session, call, loss)
+    if not all(torch.isfinite(g).all() for g in (back, *grads) if g is not None):
+        raise TrunkError(
+            f"the loss of step {call.step} is {loss.item()}, but its gradients have "
+            "NaN or infinity, and nothing was trained on it; lower the learning rate "
+            f"(now {session.spec.optimizer.lr}), or train in float32 or bfloat16"
+        )
     with stepping():  # or a repetition would learn twice
         session.learn(grads, call.step)
     shown = None if logits is None else logits.detach()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -180,6 +182,24 @@ def test_a_loss_that_is_not_finite_trains_nothing():
     after = engine.adapters(token).factors
     assert all(torch.equal(after[n].B, before[n].B) for n in before)
     assert engine.stats().steps == 0
+
+
+@pytest.mark.parametrize("share", [1e39, torch.inf, torch.nan])
+def test_a_finite_loss_whose_gradients_are_not_trains_nothing(share):
+    model = build("llama")
+    plan = SplitPlan(1, None)
+    engine = TrunkEngine(partition(model, plan).trunk)
+    token = engine.open(SessionSpec(plan, adapters(model, range(1, 5)), SPEC))
+    before = engine.adapters(token).factors
+    call = TrunkCall(torch.randn(2, 4, 32), step=0, share=share)
+    with pytest.raises(TrunkError, match="gradients have NaN or infinity"):
+        engine.loss(token, call, torch.ones(2, 4, dtype=torch.long))
+    fine = TrunkCall(call.hidden, step=0)
+    engine.loss(token, fine, torch.ones(2, 4, dtype=torch.long))
+    engine.loss(token, replace(fine, step=1), torch.ones(2, 4, dtype=torch.long))
+    after = engine.adapters(token).factors
+    assert all(after[n].B.isfinite().all() for n in before)
+    assert engine.stats().steps == 2
 
 
 def test_a_tail_on_the_client_has_no_loss_in_the_trunk():
