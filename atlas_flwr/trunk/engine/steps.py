@@ -97,13 +97,20 @@ class Pass:
             )
 
     def forget_graph(self) -> None:
-        """Let a backward run forward again."""
+        """Let a backward run forward again.
+
+        What stays is copied out of the pass that it was part of: a view on it would
+        hold all sessions' rows for as long as this one is remembered.
+        """
         self.output, self.joint, self.nbytes = None, None, 0
+        self.answer, self.grad = _apart(self.answer), _apart(self.grad)
 
     @property
     def remembered_bytes(self) -> int:
         """What it takes without its graph."""
         own = [self.answer, self.given, self.grad, self.labels, *_given(self.call)]
+        if self.reply is not None:
+            own += [getattr(self.reply, field.name) for field in fields(self.reply)]
         return sum(tensor.nbytes for tensor in own if tensor is not None)
 
     def move(self, device: torch.device) -> None:
@@ -254,6 +261,13 @@ class StepLog:
     def drop_open(self) -> None:
         """Drop open steps: the adapters that they were run with have changed."""
         self._open.clear()
+
+
+def _apart(tensor: Tensor | None) -> Tensor | None:
+    """Copy a tensor that is a view on a larger one."""
+    if tensor is None or tensor.untyped_storage().nbytes() <= tensor.nbytes:
+        return tensor
+    return tensor.clone()
 
 
 def _same(one: TrunkCall, other: TrunkCall) -> bool:

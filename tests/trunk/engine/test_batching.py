@@ -333,6 +333,32 @@ def test_a_graph_that_is_in_use_is_not_dropped_by_who_comes_to_another_pass(
         assert closeness(got, expected) < 1e-5
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_remembered_step_holds_no_rows_of_others(llama, recompute):
+    """Clients end a round at steps of their own, and wait for the slowest."""
+    model, engine = llama
+    sessions = [opened(engine, adapters(model, range(1, 4), seed=k)) for k in range(3)]
+    calls = [call(engine, seed=k) for k in range(3)]
+    batcher, given = JoiningBatcher(engine.base), grads(engine, calls)
+    passes = batcher.run(
+        [Beginning(s, c, recompute) for s, c in zip(sessions, calls, strict=True)]
+    )
+    works = [
+        Backward(s, c, 0, p, g)
+        for s, c, p, g in zip(sessions, calls, passes, given, strict=True)
+    ]
+    back = batcher.run(works)
+    log, found = sessions[0].log, passes[0]
+    wanted = found.answer.clone(), back[0].clone()
+    found.grad, found.given = back[0], given[0]
+    log.complete(0, found)
+    assert torch.equal(found.answer, wanted[0])
+    assert torch.equal(found.grad, wanted[1])
+    held = (found.answer, found.grad, found.given, found.call.hidden)
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
+    assert sum(storages.values()) == log.remembered_bytes
+
+
 def test_a_session_with_a_broken_gradient_harms_nobody_else(llama, monkeypatch):
     """As on a GPU, where it is found out after the pass."""
     monkeypatch.setattr(Backward, "__post_init__", _unchecked)

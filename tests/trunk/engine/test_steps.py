@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from atlas_flwr.errors import SessionError
 from atlas_flwr.trunk.engine.steps import Load, Pass, StepLog
-from atlas_flwr.types import TrunkCall
+from atlas_flwr.types import LossReply, TrunkCall
 
 steps, inputs = st.integers(0, 4), st.integers(0, 1)
 ops = st.one_of(
@@ -134,3 +134,11 @@ def test_as_many_steps_are_open_as_may_be_and_the_oldest_is_dropped(most):
     with pytest.raises(SessionError, match="not open"):
         log.take(0)
     assert log.take(1).call.step == 1
+
+
+def test_what_a_vanilla_step_answered_counts_as_remembered():
+    log, found = StepLog(max_open=2), Pass(call(0), labels=torch.zeros(1, 1))
+    logits, grad = torch.zeros(1, 1, 50), torch.zeros(1, 1, 8)
+    found.reply = LossReply(torch.zeros(()), logits, grad)
+    log.complete(0, found)
+    assert log.remembered_bytes == 4 * (1 + 1 + 1 + 50 + 8)
