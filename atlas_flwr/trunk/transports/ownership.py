@@ -37,7 +37,6 @@ from atlas_flwr.trunk.transports.watching import Journal
 __all__ = ["OwnerService", "RemoteHost", "Served"]
 
 SILENT = 3600.0  # seconds after which a run that says nothing has ended unnoticed
-PING = 30.0  # seconds that the question whether a trunk lives may take
 Shown = Callable[[str, bool], None]
 
 
@@ -292,7 +291,7 @@ class RemoteHost:
     ) -> None:
         self._call, self._secret, self._timeout = call, secret, timeout
         self._run = secrets.token_hex(8)
-        self.served = self._hello(timeout)
+        self.served = self._hello()
 
     def open(self, spec: SessionSpec) -> str:
         """Open a session; return its token."""
@@ -334,8 +333,11 @@ class RemoteHost:
             return TrunkStats(**found)
 
     def ping(self) -> None:
-        """Raise :class:`TrunkLost` if the trunk is gone, or was started anew."""
-        now = self._hello(PING)
+        """Raise :class:`TrunkLost` if the trunk is gone, or was started anew.
+
+        One with more calls than it bears is there, and is waited for as by any call.
+        """
+        now = self._hello()
         if now.start != self.served.start:
             raise TrunkLost(
                 "the trunk was started anew, and the steps of this round are lost with "
@@ -349,22 +351,19 @@ class RemoteHost:
     def _own(self, name: str) -> str:
         return f"{self._run}:{name}"
 
-    def _hello(self, timeout: float) -> Served:
-        found = _read(self._send(_Verb.HELLO, timeout=timeout))
+    def _hello(self) -> Served:
+        found = self._ask(_Verb.HELLO)
         with _understood():
             return Served(**found)
 
     def _ask(self, verb: _Verb, data: bytes = b"") -> dict[str, Any]:
         return _read(self._send(verb, data))
 
-    def _send(
-        self, verb: _Verb, data: bytes = b"", timeout: float | None = None
-    ) -> bytes:
+    def _send(self, verb: _Verb, data: bytes = b"") -> bytes:
         head = {"verb": str(verb), "secret": self._secret, "run": self._run}
         envelope = sealed(head, data)
         return retry_while_busy(
-            lambda: opened_answer(self._call(envelope)),
-            self._timeout if timeout is None else timeout,
+            lambda: opened_answer(self._call(envelope)), self._timeout
         )
 
 

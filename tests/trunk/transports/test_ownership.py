@@ -19,6 +19,7 @@ from atlas_flwr.errors import (
     PlanError,
     SessionError,
     TooFast,
+    TrunkBusy,
     TrunkError,
     TrunkLost,
     WireError,
@@ -49,6 +50,7 @@ from atlas_flwr.trunk.transports.ownership import (
     RemoteHost,
     Served,
 )
+from atlas_flwr.trunk.transports.retry import retry_while_busy
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import build
 from tests.trunk.engine.test_parity import adapters
@@ -328,3 +330,22 @@ def test_an_owner_who_is_told_to_wait_asks_again():
 
     assert RemoteHost(answer, SECRET).served == SERVED
     assert len(calls) == 2
+
+
+def test_a_trunk_that_has_as_many_calls_as_it_bears_for_a_minute_is_not_lost(
+    monkeypatch,
+):
+    _, service, _ = made()
+    host, slept = host_of(service), [0.0]
+    waiting = retry_while_busy.__kwdefaults__
+    monkeypatch.setitem(waiting, "sleep", slept.append)
+    monkeypatch.setitem(waiting, "clock", lambda: sum(slept))
+
+    def answer(envelope):
+        if sum(slept) < 60:
+            raise TrunkBusy("as many calls as it bears")
+        return service.answer(envelope)
+
+    host._call = answer
+    host.ping()
+    assert 60 <= sum(slept) < 70
