@@ -40,6 +40,8 @@ class Roster:
     busy : Callable[[], Collection[int]]
         Tells the nodes that are still at a former round, and whose update will count:
         they are asked for nothing else.
+    give_up : Callable[[], None]
+        Lets none of them be busy any more.
     check : Callable[[Profile], object]
         Raises BudgetError or PlanError for a client that could be given nothing.
     waits : bool
@@ -51,6 +53,7 @@ class Roster:
     timeout: float | None = None
     request: ConfigRecord = field(default_factory=ConfigRecord)
     busy: Callable[[], Collection[int]] = tuple
+    give_up: Callable[[], None] = lambda: None
     check: Callable[[Profile], object] = lambda _: None
     waits: bool = False
     profiles: dict[int, Profile] = field(default_factory=dict)

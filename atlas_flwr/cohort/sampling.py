@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from logging import INFO
+from logging import INFO, WARNING
 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 from atlas_flwr.cohort.roster import Roster
-from atlas_flwr.log import flower_log
+from atlas_flwr.log import flower_log, log
 from atlas_flwr.seeds import derive_seed
 
 __all__ = ["draw", "sample", "sample_size"]
@@ -26,6 +26,10 @@ def sample(
     server_round: int,
 ) -> list[int]:
     """Wait for nodes as FedAvg does, learn who they are, and draw some of them.
+
+    Who is still at a former round is not drawn. Where that is everybody, as after one
+    in which nobody answered in time, all begin again: late replies are taken in with
+    those of a round, and would not be where nobody is asked.
 
     Parameters
     ----------
@@ -44,8 +48,13 @@ def sample(
     count = sample_size(len(list(grid.get_node_ids())), fraction, minimum)
     _, connected = sample_nodes(grid, available, count)
     roster.learn(grid, connected)
+    known = roster.order(connected)
+    if what == "train" and known and set(known) <= set(roster.busy()):
+        told = "round %d: all of %d clients are late, and are asked anew"
+        log(WARNING, told, server_round, len(known))
+        roster.give_up()
     busy = roster.busy()
-    free = [node for node in roster.order(connected) if node not in busy]
+    free = [node for node in known if node not in busy]
     nodes = draw(free, min(count, len(free)), seed, what, server_round)
     message = "configure_%s: Sampled %s nodes (out of %s)"
     flower_log(INFO, message, what, len(nodes), len(connected))

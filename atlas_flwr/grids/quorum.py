@@ -96,6 +96,10 @@ class QuorumGrid(DelegatingGrid):
         oldest = self._rounds + 1 - self.cutoff
         return {node for sent, node in self._missing.values() if sent >= oldest}
 
+    def give_up(self) -> None:
+        """Wait for no late reply any more: those who owe one are asked anew."""
+        self._missing.clear()
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:

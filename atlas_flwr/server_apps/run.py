@@ -138,7 +138,7 @@ class Run:
                 exponent=config.staleness_exponent,
                 cutoff=config.staleness_cutoff,
             )
-            roster.busy = grid.busy
+            roster.busy, roster.give_up = grid.busy, grid.give_up
         without = split_list(config.without_clients)
         mending = MendingGrid(grid)
         known = recorder.exchange, without, self._has_trained
@@ -160,6 +160,7 @@ class Run:
                     raise
                 log(WARNING, "%s", error)
                 log(WARNING, "starting the trunk again, and the round with it")
+                roster.give_up()  # who is late has lost its part on the trunk
                 done = rounds.saved.round if rounds.saved else 0
                 recorder.restart(done, str(error))
         self._finish(inner, split, arrays)

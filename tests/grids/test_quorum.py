@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, MessageType
 from flwr.serverapp.strategy import FedAvg
 
 from atlas_flwr.cohort.roster import Roster
+from atlas_flwr.cohort.sampling import sample
 from atlas_flwr.errors import RoundError
 from atlas_flwr.grids.delegation import DelegatingGrid
 from atlas_flwr.grids.quorum import QuorumGrid
@@ -118,6 +119,22 @@ def test_waiting_ends_with_the_timeout():
         FedAvg(fraction_evaluate=0.0).start(
             around, initial(), num_rounds=1, timeout=0.05
         )
+
+
+def test_where_all_who_are_there_are_late_they_are_asked_anew():
+    """With nobody to ask no late reply would be looked for, to the end of the run."""
+    with local_grid(client_app(), 4, intercept=lambda message: "drop") as grid:
+        around = QuorumGrid(grid, 0.5, poll_seconds=0.001, keep_late=True)
+        roster = Roster(ask=False, busy=around.busy, give_up=around.give_up)
+        strategy = FedAvg(fraction_evaluate=0.0)
+        messages = strategy.configure_train(1, initial(), ConfigRecord(), grid)
+        around.send_and_receive(messages, timeout=0.01)
+        everyone = list(grid.get_node_ids())
+        assert around.busy() == set(everyone)
+        size = 1.0, 1, 1
+        assert not sample(around, roster, size, 0, "evaluate", 1)
+        assert sample(around, roster, size, 0, "train", 2) == everyone
+        assert not around.busy()
 
 
 @pytest.mark.parametrize("quorum", [0.0, -1.0, 1.1, float("nan")])

@@ -14,6 +14,7 @@ from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
 from tests.golden.record import digest
 from tests.grids.test_quorum import SLOW, SlowNode
+from tests.server_apps.test_failures import mortal_runs
 from tests.server_apps.test_peers import told
 from tests.server_apps.test_run import BASE, NODES
 
@@ -30,12 +31,12 @@ def engines(monkeypatch):
     return found
 
 
-def slowed(folder, lag, **changes):
+def slowed(folder, lag, intercept=None, **changes):
     """Run with one client whose training replies come so many rounds late."""
     given = {"num-rounds": 3, "cut": "1/1", "quorum": 0.75, "num-clusters": 1}
     given |= {key.replace("_", "-"): value for key, value in changes.items()}
     config = {**BASE, **given, "runs-dir": str(folder)}
-    with local_grid(app, NODES, config) as grid:
+    with local_grid(app, NODES, config, intercept=intercept) as grid:
         begun = Run.begin(config, given)
         begun.execute(SlowNode(grid, lag))
     return begun.folder, grid.sent
@@ -74,3 +75,16 @@ def test_past_the_cutoff_it_is_dropped_its_session_closed_and_it_is_asked_again(
     found, sent = slowed(tmp_path, 3, staleness_cutoff=1, num_rounds=4)
     assert not [e for e in told(found, "client-trained") if e["client"] == "3"]
     assert asked(sent, MessageType.TRAIN)[:2] == [1, 3]
+
+
+def test_who_was_late_when_the_trunk_was_lost_does_the_round_again_with_the_others(
+    tmp_path, monkeypatch, caplog
+):
+    """What it has trained is lost with its session, and it would be refused."""
+    intercept, found = mortal_runs(monkeypatch, (6,))
+    with caplog.at_level(logging.WARNING):
+        folder, sent = slowed(tmp_path, 30, intercept)
+    assert len(found) == 2
+    assert told(folder, "trunk-restarted")
+    assert asked(sent, MessageType.TRAIN) == [1, 2]
+    assert "refused" not in caplog.text
