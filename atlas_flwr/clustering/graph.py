@@ -7,9 +7,10 @@ MIRA (IEEE Networking Letters 7(3), 2025, eq. 3-7) adds to the clients' losses
 .. math:: W_k \leftarrow W_k - \eta \lambda \sum_l a_{kl} (W_k - W_l)
           = \sum_l C_{kl} W_l, \quad C = I - \eta \lambda L
 
-is a weighted sum with the graph's Laplacian L. Written as C it applies to products of
-any rank, where the paper needs factors of one; C = I is local training, and C with
-equal rows is averaging.
+is a weighted sum with the graph's Laplacian L. (The first sum is over ordered pairs, so
+that its gradient is twice the second; :math:`\eta` takes that up.) Written as C it
+applies to products of any rank, where the paper needs factors of one; C = I is local
+training, and C with equal rows is averaging.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class ClientTrained:
     loss : float
         Mean training loss over the steps: the task's, without what remedies add.
     num_examples, steps : int
-        Training examples of the client, and optimiser steps it took.
+        Training examples of the client, and batches that it trained on; ``accumulate``
+        of them make an optimiser step.
     seconds : float
         Wall time in the client.
     bytes_up, bytes_down : int
