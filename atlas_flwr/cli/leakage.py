@@ -92,7 +92,8 @@ def _row(
 
     scores = list(_read(config, files, texts, plan, names))
     best = max(scores, key=lambda score: score.token_accuracy)
-    ranks = dict.fromkeys(rule.shapes, max(config.rank_choices))
+    rank = rule.highest_rank
+    ranks = dict.fromkeys(rule.shapes, rank) if rank else {}
     seconds = rule.seconds(rates, plan.head, plan.tail)
     read = {score.attack: percent(score.token_accuracy) for score in scores}
     return (

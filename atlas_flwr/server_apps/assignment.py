@@ -33,8 +33,12 @@ from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.remedies import remembered_steps
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.train.weights import Outline
+from atlas_flwr.types import Role
+from atlas_flwr.wire import codec_named, encode_tensors
 
 __all__ = ["DeviceRule"]
+
+FLOAT32 = 4  # bytes; other weights, and what crosses, take half of it
 
 
 @dataclass(frozen=True)
@@ -224,13 +228,20 @@ class DeviceRule:
     @property
     def _repeated(self) -> Repeated | None:
         """What a client repeats that checks its host: at the highest rank there is."""
-        config, ranks = self.config, self.config.rank_choices
+        config = self.config
         if not config.peer_checks:
             return None
-        rank = config.lora_rank if config.ranks == "uniform" else max(ranks)
         steps = config.local_steps * config.accumulate
-        rank = rank if config.adapter == "lora" else 0
-        return Repeated(steps, rank, config.accumulate)
+        return Repeated(steps, self.highest_rank, config.accumulate)
+
+    @property
+    def highest_rank(self) -> int:
+        """The highest rank that a client may be given; 0 where it is not LoRA."""
+        config = self.config
+        if config.adapter != "lora":
+            return 0
+        uniform = config.ranks == "uniform"
+        return config.lora_rank if uniform else max(config.rank_choices)
 
     @property
     def _tail(self) -> int | None:
@@ -238,9 +249,7 @@ class DeviceRule:
             return self.config.fixed_cut[1]
         return None if self.config.split == "vanilla" else 1
 
-    def seconds(
-        self, rates: Rates, head: int, tail: int | None, wire_bytes: float = 4.0
-    ) -> StepTime:
+    def seconds(self, rates: Rates, head: int, tail: int | None) -> StepTime:
         """Model the time of a step of a client with this cut."""
         config = self.config
         return step_time(
@@ -250,9 +259,18 @@ class DeviceRule:
             tail=tail,
             batch=config.batch_size,
             length=config.max_length + config.learned_positions,
-            wire_bytes=wire_bytes,
+            wire_bytes=self._wire_bytes,
             crossing=config.crossing_positions,
         )
+
+    @property
+    def _wire_bytes(self) -> float:
+        """Bytes of a number as it crosses, by the run's codec."""
+        dtype = torch.float32 if self.dtype_bytes == FLOAT32 else torch.bfloat16
+        rows = torch.linspace(-1, 1, 1 << 16).to(dtype).view(256, -1)
+        codec = codec_named(self.config.recorded_codec)
+        frame = encode_tensors(codec, {"hidden": (rows, Role.ACTIVATION)})
+        return len(frame) / rows.numel()
 
     @property
     def plans(self) -> list[SplitPlan]:

@@ -38,9 +38,6 @@ from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
 from atlas_flwr.trunk.hosts.peers import Peers
 from atlas_flwr.trunk.transports.handing import KEPT
-from atlas_flwr.types import Role
-from atlas_flwr.wire.codecs import codec_named
-from atlas_flwr.wire.messages import encode_tensors
 
 __all__ = ["SERVER", "PeerNeed", "last_resort", "peers_of"]
 
@@ -78,10 +75,8 @@ class PeerNeed:
         """Return the bytes of so many blocks with so many guests."""
         config, tail = self.config, None if self.config.split == "vanilla" else 1
         head = self.outline.num_layers - blocks - (tail or 0)
-        ranks = config.rank_choices
-        rank = config.lora_rank if config.ranks == "uniform" else max(ranks)
-        session = TrunkSession(head, tail, rank if config.adapter == "lora" else 0)
         rule = self.rule
+        session = TrunkSession(head, tail, rule.highest_rank)
         return trunk_memory(
             rule.architecture,
             sessions=[session] * guests,
@@ -108,20 +103,12 @@ class PeerNeed:
         """Model a guest's step with a host of speed 1, over a link of 1 bit/s."""
         plan = covering_plan(self.config, self.outline)
         rates = Rates(COMMON_FLOPS, COMMON_FLOPS, link_bits=1.0)
-        return self.rule.seconds(rates, plan.head, plan.tail, self._wire_bytes)
+        return self.rule.seconds(rates, plan.head, plan.tail)
 
     @property
     def even(self) -> float:
         """Bits a second of a link that takes as long as a host of speed 1 computes."""
         return self.common_step.link / self.common_step.trunk
-
-    @property
-    def _wire_bytes(self) -> float:
-        """Bytes of a number as it crosses."""
-        rows = torch.linspace(-1, 1, 1 << 16).to(self.dtype).view(256, -1)
-        codec = codec_named(self.config.recorded_codec)
-        frame = encode_tensors(codec, {"hidden": (rows, Role.ACTIVATION)})
-        return len(frame) / rows.numel()
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,26 @@ def test_a_cut_takes_the_same_memory_alone_and_among_others():
     assert among["1/1"] != among["1/4"]
 
 
+@pytest.mark.parametrize("adapter", ["ia3", "prompt"])
+def test_the_memory_is_that_of_the_adapters_there_are(adapter):
+    given = {"adapter": adapter, "cut": "1/1", "tasks": "questions"}
+    (row,) = rows_of(1, **given)
+    config = load_config({"model": "tiny", **given})
+    files = ModelFiles.of(config)
+    rule = DeviceRule.of(config, files.outline(), files.dtype)
+    assert row[5] == f"{rule.assignment(None).estimate.total / (1 << 20):.0f}"
+
+
+def test_the_largest_rank_is_that_of_all_where_all_have_one():
+    ranks = {"ranks": "uniform", "lora-rank": 32, "lora-ranks": "2"}
+    given = {**ranks, "cut": "1/1", "tasks": "questions"}
+    (row,) = rows_of(1, **given)
+    config = load_config({"model": "tiny", **given})
+    files = ModelFiles.of(config)
+    rule = DeviceRule.of(config, files.outline(), files.dtype)
+    assert row[5] == f"{rule.assignment(None).estimate.total / (1 << 20):.0f}"
+
+
 @pytest.mark.slow
 def test_noise_as_large_as_what_is_sent_hides_some_of_it():
     (plain,), (noisy,) = (
