@@ -99,7 +99,7 @@ def attach(module: nn.Module, ranks: Mapping[str, int], scaling: Scaling) -> Non
         r=next(iter(by_rank)),
         lora_alpha=scaling.alpha or 1.0,  # type: ignore[arg-type]
         alpha_pattern={} if scaling.alpha else dict(pattern),
-        use_rslora=scaling.use_rslora,
+        use_rslora=scaling.use_rslora and bool(scaling.alpha),
         target_modules=[*ranks],
         rank_pattern=pattern if len(by_rank) > 1 else {},
         bias="none",

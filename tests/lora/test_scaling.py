@@ -20,7 +20,10 @@ def test_the_scale_is_pefts(rank, use_rslora):
     assert Scaling(6, use_rslora)(rank) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("scaling", [Scaling(), Scaling(6.0), Scaling(6.0, True)])
+SCALINGS = [Scaling(), Scaling(None, True), Scaling(6.0), Scaling(6.0, True)]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
 def test_attached_adapters_have_the_scale_at_every_rank(scaling):
     module = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(9, 9)}) for _ in range(3)])
     ranks = {"0.q": 1, "1.q": 4, "2.q": 4}

@@ -74,6 +74,21 @@ def test_fp16_saturates_instead_of_overflowing():
     np.testing.assert_array_equal(crossed("fp16", array), [65504.0, -65504.0, 1.0])
 
 
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_is_a_number_in_half_precision_stays_one(name, dtype):
+    largest = torch.finfo(dtype).max
+    for value in (largest, -largest):
+        row = torch.full((2, 64), 0.1, dtype=dtype)
+        row[0, 3] = value
+        frame = encode_tensors(CODECS[name], {"h": (row, Role.ACTIVATION)})
+        back = decode_tensors(CODECS[name], frame)["h"]
+        assert back.dtype == dtype
+        assert back.isfinite().all()
+        kept = np.clip(value, -65504, 65504) if name == "fp16" else value
+        assert back[0, 3] == kept
+
+
 @given(array=floats)
 def test_bf16_is_torchs_rounding(array):
     expected = torch.from_numpy(array).to(torch.bfloat16).float().numpy()

@@ -32,6 +32,7 @@ __all__ = [
 
 _CROSSING = (Role.ACTIVATION, Role.GRADIENT)
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
+_LARGEST = {kind: torch.finfo(getattr(torch, kind)).max for kind in _FLOATS[:2]}
 SMALLEST = float(np.finfo(np.float32).tiny)  # that can be divided by
 
 
@@ -125,11 +126,21 @@ def restored(codec: Codec, entry: Entry, payload: memoryview) -> NDArray[Any]:
     """
     if entry.codec != Codec.name:
         values = codec.expand(payload, entry.shape)
+        if entry.dtype in _LARGEST:
+            values = _within(values, _LARGEST[entry.dtype])
         narrow = entry.dtype in ("float16", "float64")
         return values.astype(entry.dtype) if narrow else values
     if entry.dtype == "bfloat16":
         return widened(read(payload, "uint16", entry.shape))
     return read(payload, entry.dtype, entry.shape)
+
+
+def _within(values: NDArray[np.float32], largest: float) -> NDArray[np.float32]:
+    """Keep what was a number one: a codec may round it up, beyond what dtypes hold."""
+    if not (np.abs(values) > largest).any():
+        return values
+    kept = np.clip(values, -largest, largest)
+    return np.where(np.isinf(values), values, kept).astype(np.float32, copy=False)
 
 
 def read(payload: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
