@@ -90,6 +90,7 @@ class _Graph:
         outputs = [e.rows for e in self.exits]
         given = [_gathered(exit_, grads) for exit_ in self.exits]
         entered = [e.rows for e in self.entered]
+        self.leaves.asked.update(grads)
         inputs = [*entered, *self.leaves.tensors]
         found = torch.autograd.grad(outputs, inputs, given, allow_unused=True)
         firsts = [
@@ -97,7 +98,7 @@ class _Graph:
             for rows, grad in zip(entered, found, strict=False)
         ]
         back = _by_member(self.members, self.entered, firsts)
-        shares = list(self.leaves.shares(found[len(entered) :]))
+        shares = self.leaves.shares(found[len(entered) :])
         return {number: (back[number], shares[number]) for number in grads}
 
 

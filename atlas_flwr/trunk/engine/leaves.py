@@ -7,7 +7,7 @@ each layer's factors are filled up to the largest rank among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,12 @@ from torch import Tensor
 from atlas_flwr.lora import scales_inputs
 from atlas_flwr.split.part import PartInfo
 from atlas_flwr.trunk.engine.session import Session
-from atlas_flwr.trunk.engine.stacking import Fold, JoinedAdapters, StackedFactors
+from atlas_flwr.trunk.engine.stacking import (
+    Fold,
+    JoinedAdapters,
+    StackedFactors,
+    Watching,
+)
 
 __all__ = ["Leaves", "Segment", "Share"]
 
@@ -128,6 +133,8 @@ class Leaves:
         one parameter of all sessions, in their order.
     scales : Tensor, optional
         In that case, by what the parameters are multiplied, shape (P,).
+    asked : set[int]
+        Sessions of which a backward pass is taken; others' probes see none.
     """
 
     sessions: Sequence[Session]
@@ -135,6 +142,7 @@ class Leaves:
     adapters: list[JoinedAdapters] = field(default_factory=list)
     places: list[dict[int, _Place]] = field(default_factory=list)
     scales: Tensor | None = None
+    asked: set[int] = field(default_factory=set)
 
     @classmethod
     def of(
@@ -164,20 +172,24 @@ class Leaves:
             tensor.requires_grad_()
         return made
 
-    def shares(self, grads: Sequence[Tensor | None]) -> Iterator[Share]:
-        """Give each session its share of the gradients of :attr:`tensors`."""
+    def shares(self, grads: Sequence[Tensor | None]) -> dict[int, Share]:
+        """Give sessions that are asked their shares of the gradients of the tensors.
+
+        The parameters of others may have moved since.
+        """
         count = len(self.sessions)
         there = [g.reshape(count, -1) for g in grads if g is not None]
         if self.scales is not None and len(there) == len(grads):
             rows = torch.cat(there, dim=1).mul_(self.scales)
-            yield from map(Share, self.sessions, rows)
-            return
-        for number, session in enumerate(self.sessions):
+            return {k: Share(self.sessions[k], rows[k]) for k in self.asked}
+        found = {}
+        for number in self.asked:
             own = [
                 self._place(number, leaf, p).cut(grads, p.shape)
-                for leaf, p in enumerate(session.parameters)
+                for leaf, p in enumerate(self.sessions[number].parameters)
             ]
-            yield Share(session, None, own)
+            found[number] = Share(self.sessions[number], None, own)
+        return found
 
     def _place(self, number: int, leaf: int, parameter: Tensor) -> _Place:
         if self.scales is None:
@@ -214,7 +226,7 @@ def _alike(
     vectors = {name: next(leaf) for name in first.vectors}
     inputs = {n: v for n, v in vectors.items() if scales_inputs(first.vectors[n])}
     outputs = {n: v for n, v in vectors.items() if n not in inputs}
-    made.adapters = [_adapters(sessions, segment, factors, inputs, outputs)]
+    made.adapters = [_adapters(made, segment, factors, inputs, outputs)]
     return made
 
 
@@ -246,7 +258,7 @@ def _unlike(
                 for name in segment.names(own, "vectors")
             }
             sides.append({name: v for name, v in found.items() if v is not None})
-        made.adapters.append(_adapters(sessions, segment, factors, *sides))
+        made.adapters.append(_adapters(made, segment, factors, *sides))
     filling.copy()
     return made
 
@@ -333,17 +345,24 @@ def _scales(session: Session) -> list[float]:
 
 
 def _adapters(
-    sessions: Sequence[Session],
+    leaves: Leaves,
     segment: Segment,
     factors: Mapping[str, StackedFactors],
     inputs: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor],
 ) -> JoinedAdapters:
     """Add what no gradient is taken of: folded products and probes."""
-    own = [sessions[number] for number in segment.order]
+    own = [leaves.sessions[number] for number in segment.order]
     folds = {name: _folds(own, name) for name in segment.names(own, "folded")}
-    probes = [(k, s.probe) for k, s in enumerate(own) if s.probe is not None]
-    return JoinedAdapters(len(own), factors, folds, inputs, outputs, probes)
+    probes = {number: leaves.sessions[number].probe for number in segment.order}
+    watching = [
+        Watching(row, number, probe)
+        for row, (number, probe) in enumerate(probes.items())
+        if probe is not None
+    ]
+    return JoinedAdapters(
+        len(own), factors, folds, inputs, outputs, watching, leaves.asked
+    )
 
 
 def _folds(sessions: Sequence[Session], name: str) -> list[Fold]:

@@ -7,7 +7,7 @@ Lower ranks are filled up with zeros, and so is a session without adapter on a l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from atlas_flwr.lora import ImportanceProbe, LoraFactors, oriented
 from atlas_flwr.trunk.engine.adapters import SessionLinear
 
-__all__ = ["Fold", "JoinedAdapters", "StackedFactors"]
+__all__ = ["Fold", "JoinedAdapters", "StackedFactors", "Watching"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,25 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Watching:
+    """A session that probes.
+
+    Attributes
+    ----------
+    row : int
+        Its place among those of the rows.
+    number : int
+        Its number in the pass.
+    probe : ImportanceProbe
+        Which sees its rows alone.
+    """
+
+    row: int
+    number: int
+    probe: ImportanceProbe
+
+
+@dataclass(frozen=True)
 class JoinedAdapters:
     """The adapters of a pass over rows of several sessions.
 
@@ -69,8 +88,10 @@ class JoinedAdapters:
     inputs, outputs : Mapping[str, Tensor]
         IA3's vectors, shape (K, 1, N) and (K, M, 1), by layer; ones for a session
         without.
-    probes : Sequence[tuple[int, ImportanceProbe]]
+    probes : Sequence[Watching]
         Of the sessions that probe.
+    asked : Set[int]
+        The sessions of which a backward pass is taken.
     """
 
     count: int
@@ -78,7 +99,8 @@ class JoinedAdapters:
     folds: Mapping[str, Sequence[Fold]] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
-    probes: Sequence[tuple[int, ImportanceProbe]] = ()
+    probes: Sequence[Watching] = ()
+    asked: Set[int] = frozenset()
 
     def applied(self, layer: SessionLinear, x: Tensor) -> Tensor:
         """Return W x + s B A x, with each session's own B A on its rows."""
@@ -103,8 +125,10 @@ class JoinedAdapters:
 
         def measure(delta: Tensor) -> None:
             delta_KTM = self._by_session(delta)
-            for k, probe in self.probes:
-                probe.measure(name, oriented(weight), x_KTN[k], delta_KTM[k])
+            for found in self.probes:
+                if found.number in self.asked:  # or it would see a gradient of 0
+                    rows = x_KTN[found.row], delta_KTM[found.row]
+                    found.probe.measure(name, oriented(weight), *rows)
 
         out.register_hook(measure)
 

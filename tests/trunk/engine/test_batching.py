@@ -263,6 +263,32 @@ def test_a_probe_sees_its_own_session_alone():
         assert found[2][name] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.parametrize("late", [1, 2])  # the graph is used for two of three
+def test_a_probe_sees_each_step_once_whoever_comes_back_first(late):
+    model, engine = served()
+    state = adapters(model, range(1, 4))
+    wanted = opened(engine, state, probe=True)
+    sessions = [opened(engine, state, probe=True) for _ in range(3)]
+    calls = [call(engine, seed=k) for k in range(3)]
+    batcher, given = JoiningBatcher(engine.base), grads(engine, calls)
+    (alone,) = batcher.run([Beginning(wanted, calls[2])])
+    batcher.run([Backward(wanted, calls[2], 0, alone, given[2])])
+    passes = batcher.run(
+        [Beginning(s, c) for s, c in zip(sessions, calls, strict=True)]
+    )
+    works = [
+        Backward(s, c, 0, p, g)
+        for s, c, p, g in zip(sessions, calls, passes, given, strict=True)
+    ]
+    for some in (works[: 3 - late], works[3 - late :]):
+        batcher.run(some)
+    for session in sessions:
+        assert set(session.probe.passes.values()) == {1}
+    found = sessions[2].probe.means()
+    for name, value in wanted.probe.means().items():
+        assert found[name] == pytest.approx(value, rel=1e-4)
+
+
 def test_a_joined_evaluation_keeps_no_graph(llama):
     model, engine = llama
     sessions = [opened(engine, adapters(model, range(1, 4), seed=k)) for k in range(2)]
@@ -330,6 +356,33 @@ def test_a_graph_that_is_in_use_is_not_dropped_by_who_comes_to_another_pass(
     back = [*batcher.run(works[:2]), *late[1:]]
     assert len(back) == 3
     for got, expected in zip(back, wanted, strict=True):
+        assert closeness(got, expected) < 1e-5
+
+
+def test_who_has_left_for_the_host_since_harms_nobody_of_its_pass(llama):
+    """A client that is slow: its parameters are other tensors when it comes back."""
+    model, engine = llama
+    state = adapters(model, range(1, 4))
+    states = [state, lowered(state, 1, 0.5), state]
+    sessions = [opened(engine, one) for one in states]
+    calls = [call(engine, seed=k) for k in range(3)]
+    batcher, given = JoiningBatcher(engine.base), grads(engine, calls)
+    wanted = []
+    for session, one, grad in zip(sessions, calls, given, strict=True):
+        output = engine.base.run(session, one)
+        wanted.append(torch.autograd.grad(output, [one.hidden], grad)[0])
+    passes = batcher.run(
+        [Beginning(s, c) for s, c in zip(sessions, calls, strict=True)]
+    )
+    sessions[2].log.begin(0, passes[2])
+    sessions[2].log.forget_graphs()
+    sessions[2].learner.move(torch.device("cpu"))
+    works = [
+        Backward(s, c, 0, p, g)
+        for s, c, p, g in zip(sessions, calls, passes, given, strict=True)
+    ]
+    found = [*batcher.run(works[:2]), *batcher.run(works[2:])]
+    for got, expected in zip(found, wanted, strict=True):
         assert closeness(got, expected) < 1e-5
 
 
