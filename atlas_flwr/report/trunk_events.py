@@ -32,7 +32,8 @@ class TrunkRestarted:
     Attributes
     ----------
     round : int
-        Rounds that are done. What was written about the next one is void.
+        Rounds that are done; -1 where not even the evaluation before the first is. What
+        was written about the next one is void.
     reason : str
         How it was lost.
     """

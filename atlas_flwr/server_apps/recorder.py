@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from atlas_flwr.clustering import quality
 from atlas_flwr.cohort.roster import Roster
-from atlas_flwr.errors import AtlasError
+from atlas_flwr.errors import RoundError
 from atlas_flwr.grids.recording import RoundTrip
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
@@ -214,11 +214,11 @@ class Recorder:
                 self.folder.record(Baseline(task, right / total))
 
 
-def _nobody(exchange: RoundTrip) -> AtlasError:
+def _nobody(exchange: RoundTrip) -> RoundError:
     """Where no client at all can do its work, no later round will be better."""
     reasons = [str(r.error.reason) for r in exchange.replies if r.has_error()]
     first = reasons[0].strip() if reasons else "no reply came within round-timeout"
-    return AtlasError(
+    return RoundError(
         f"all {exchange.sent} clients failed in {exchange.kind!r} before the first "
         f"round; the first of them: {first}"
     )

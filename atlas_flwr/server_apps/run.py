@@ -161,7 +161,7 @@ class Run:
                 log(WARNING, "%s", error)
                 log(WARNING, "starting the trunk again, and the round with it")
                 roster.give_up()  # who is late has lost its part on the trunk
-                done = rounds.saved.round if rounds.saved else 0
+                done = rounds.saved.round if rounds.saved else -1
                 recorder.restart(done, str(error))
         self._finish(inner, split, arrays)
 
@@ -185,7 +185,9 @@ class Run:
         arrays = saved.arrays if saved else initial_arrays(setting)
         if saved and isinstance(inner, Stateful):
             inner.restore(saved.state, saved.values)
-        self._record_start(done, grid, setting.roster)
+        if not rounds.begun:  # another trunk is no other start
+            self._record_start(done, grid, setting.roster)
+            rounds.begun = True
         if done >= config.num_rounds:
             log(INFO, "all %d rounds are done already", done)
             return arrays
@@ -280,6 +282,8 @@ class _Rounds:
         Are told.
     saved : Checkpoint, optional
         The server's state after the last round.
+    begun : bool
+        Whether it is written down that they begin.
     """
 
     grid: Grid
@@ -287,6 +291,7 @@ class _Rounds:
     recorder: Recorder
     progress: Progress
     saved: Checkpoint | None
+    begun: bool = False
 
 
 @contextmanager

@@ -223,3 +223,12 @@ def test_what_a_lost_trunk_had_of_a_round_is_void(config):
     (expected,) = summed(config, *again).per_round
     assert found == expected
     assert summed(config, *away, lost, *again).trunk_restarts == 1
+
+
+def test_so_is_what_it_had_of_the_evaluation_before_the_first(config):
+    before = [replace(evaluation(client), round=0) for client in "04"]
+    lost, again = TrunkRestarted(-1, "gone"), before[0]
+    (found,) = summed(config, *before, lost, again).per_round
+    assert [*found.client_accuracy] == ["0"]
+    kept = summed(config, *before, TrunkRestarted(0, "gone")).per_round
+    assert [*kept[0].client_accuracy] == ["0", "4"]

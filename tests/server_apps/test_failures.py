@@ -140,8 +140,8 @@ class Mortal:
         local._ADDRESSES.update(dict.fromkeys(local._ADDRESSES, self))
 
 
-def mortal_runs(monkeypatch, kills):
-    """Let the trunk die at the given training messages, counted over the run."""
+def mortal_runs(monkeypatch, kills, kind=MessageType.TRAIN):
+    """Let the trunk die at the given messages of a kind, counted over the run."""
     found, seen = [], []
     trunk_of = runs.trunk_of
 
@@ -152,7 +152,7 @@ def mortal_runs(monkeypatch, kills):
             yield endpoint._replace(host=found[-1])
 
     def intercept(message):
-        if message.metadata.message_type == MessageType.TRAIN:
+        if message.metadata.message_type == kind:
             seen.append(message)
             if len(seen) in kills:
                 found[-1].die()
@@ -193,6 +193,24 @@ def test_a_trunk_that_dies_is_started_again_and_the_numbers_stay(
     assert len(told) == summary(broken)["trunk_restarts"] == len(kills)
     assert all("killed by a test" in event["reason"] for event in told)
     assert summary(unbroken)["trunk_restarts"] == 0
+
+
+@pytest.mark.parametrize("kill", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_trunk_that_dies_before_the_first_round_is_started_again(
+    tmp_path, monkeypatch, kill
+):
+    unbroken = run(tmp_path, run_name="intact", num_rounds=1)
+    intercept, found = mortal_runs(monkeypatch, (kill,), MessageType.EVALUATE)
+    broken = run(tmp_path, intercept, run_name="broken", num_rounds=1)
+    assert len(found) == 2
+    assert accuracies(broken) == accuracies(unbroken)
+    events = [json.loads(line) for line in broken.metrics_path.open()]
+    (lost,) = (e for e in events if e["event"] == "trunk-restarted")
+    assert lost["round"] == -1  # not even the evaluation before the first was done
+    # A run that waits for another trunk goes on: what it did stays told, and its time.
+    assert [e["event"] for e in events].count("run-started") == 1
+    lasted = events[-1]["time"] - events[0]["time"]
+    assert summary(broken)["wall_seconds"] == pytest.approx(lasted)
 
 
 def test_a_trunk_that_dies_too_often_ends_the_run_with_one_error(tmp_path, monkeypatch):

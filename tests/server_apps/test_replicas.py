@@ -133,6 +133,7 @@ def test_a_replica_that_dies_with_what_clients_have_trained_costs_the_round(
     found = trained(tmp_path, trunk_replicas=2)
     assert digest(found.path) == digest(one.path)
     assert summary(found)["trunk_restarts"] == 1
+    assert summary(found)["replicas_lost"] == 1
 
 
 @pytest.mark.slow
