@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,13 +36,19 @@ def export_adapters(
 ) -> list[Path]:
     """Write ``adapters/<cluster>/``, or ``adapters/all/`` where there is one model.
 
+    Those of clusters that there are no more, as a run has ended before, are removed.
+
     Returns
     -------
     list[Path]
         The folders.
     """
-    with writing(folder.path / "adapters"):
-        return list(_exported(folder, strategy, setting, arrays))
+    root = folder.path / "adapters"
+    with writing(root):
+        written = list(_exported(folder, strategy, setting, arrays))
+        for former in set(root.glob("*/")).difference(written):
+            shutil.rmtree(former)
+    return written
 
 
 def _exported(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from importlib import resources
 
 import numpy as np
@@ -227,6 +228,15 @@ def test_a_run_that_is_given_more_rounds_knows_how_many(tmp_path):
     assert len(accuracies(folder)) == 4
     with pytest.raises(ResumeError, match="num-rounds=2: the run has done 3 rounds"):
         run(tmp_path, strategy="fedavg", num_rounds=2, resume=str(folder.path))
+
+
+def test_a_run_that_goes_on_leaves_no_adapters_of_clusters_that_are_no_more(tmp_path):
+    done = run(tmp_path, num_rounds=1)
+    former = done.path / "adapters" / "7"
+    shutil.copytree(done.path / "adapters" / "0", former)
+    run(tmp_path, resume=str(done.path), num_rounds=2)
+    now = {path.name for path in (done.path / "adapters").iterdir()}
+    assert now == set(map(str, summary(done)["clusters"].values()))
 
 
 def test_a_run_does_not_go_on_with_another_number_of_clients(tmp_path):
