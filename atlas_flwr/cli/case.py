@@ -108,14 +108,17 @@ class Case:
         self, attack: Attack, guesses: Sequence[Tensor], about: dict[str, Any]
     ) -> Score:
         from atlas_flwr.privacy.attacks.naming import best_names
-        from atlas_flwr.privacy.scores import commonest_share, score
+        from atlas_flwr.privacy.scores import score
 
         labels = [[t.label] for t in self.truths]
         read = [[int(g)] for g in guesses]
+        owners = [o.client for o in self.seen]
         if not attack.names_labels:
-            read = best_names([o.client for o in self.seen], read, labels)
-        common = commonest_share([n for (n,) in labels], labels)
-        return score(read, labels, baseline=common, **about)
+            read = best_names(owners, read, labels)
+        # Tasks number their classes each by itself: a class of all clients is none.
+        common = best_names(owners, [[0] for _ in labels], labels)
+        guessed = score(common, labels, baseline=0, **about).token_accuracy
+        return score(read, labels, baseline=guessed, **about)
 
     def _texts(
         self, attack: Attack, guesses: Sequence[Tensor], about: dict[str, Any]
@@ -130,7 +133,8 @@ class Case:
         if not attack.writes:
             own = [g[k].tolist() for g, k in zip(guesses, kept, strict=True)]
         read, others = fitted(own, truths), fitted(of_another(owners, own), truths)
-        known = [int(n) for text in self.knowledge.known for n in text.ids]
+        # A template's words are in every text, and not counted in any.
+        known = [int(n) for t in self.knowledge.known for n in t.ids[t.private]]
         common = commonest_share(known, truths)
         unread = score(others, truths, baseline=0, **about)
         if attack.writes:

@@ -48,7 +48,9 @@ class Score:
     exact_texts : int
         Texts of which every token was; balances of which 95 % overlap.
     baseline : float
-        The share that one would get by always guessing what is commonest.
+        The share that one would get by always guessing what is commonest: of texts the
+        token that known texts have most often beside their templates, of labels the
+        class that most of the same client's texts are of.
     upper_bound : float
         What there was to read: 1 where all that is counted crossed as it was, and of
         labels, members and tasks. Under a defence, of texts: what the same attack reads

@@ -84,3 +84,23 @@ def test_a_text_is_bounded_by_what_the_same_attack_reads_of_it_undefended():
 def test_where_no_text_has_it_it_is_said():
     assert case("01").attacked(Reading(RESPONSE), 0) == "it is for tasks with responses"
     assert case("").attacked(Reading(LABEL), 0) == "it is for tasks with classes"
+
+
+def test_a_guess_of_tokens_is_not_of_what_all_templates_say():
+    known = [KnownText(torch.tensor([99, 14, 99]), IDS, slice(1, 2))] * 2
+    found = replace(case(), knowledge=replace(case().knowledge, known=known))
+    # Of the six that count one is 14.
+    assert found.attacked(Reading(TEXT), 0).baseline == 1 / 6
+
+
+def test_a_guess_of_labels_knows_whose_they_are_as_who_names_groups_does():
+    class Grouped(Reading):
+        names_labels = False
+
+        def read(self, knowledge, seen):
+            return [torch.tensor([0]) for _ in seen]
+
+    one = case("01")
+    # Of client 0 all are of class 1, and of client 1 of class 0: groups tell nothing.
+    found = one.attacked(Grouped(LABEL), 0)
+    assert found.token_accuracy == found.baseline == 1
