@@ -168,6 +168,14 @@ def ready(given: argparse.Namespace) -> Ready:
     known = known_positions(outline.model.config)
     taken = given.max_new_tokens + picked.learned_positions
     most = None if known is None else known - taken
+    if most is not None and most < 1:
+        raise ConfigError(
+            [
+                f"max-new-tokens={given.max_new_tokens}: the model knows {known} "
+                f"positions, a prompt's among them; at most "
+                f"{given.max_new_tokens + most - 1}"
+            ]
+        )
     prompts = Prompts(tokenizer, picked.forms, most)
     trunk = given.trunk or "local" if far is None else Access.read(far)
     check_defended(config, plan, trunk)

@@ -156,7 +156,12 @@ def _asked(given: argparse.Namespace, found: Ready) -> list[Asked]:
         found.clients,
         given.held_out,
     )
-    return [Asked({"prompt": t.text, "reference": t.reference}, t.ids) for t in tests]
+    # Cut as where the client was scored: what is dealt cannot be written shorter.
+    fitting = found.prompts.fitting
+    return [
+        Asked({"prompt": t.text, "reference": t.reference}, fitting(t.ids))
+        for t in tests
+    ]
 
 
 def _answers(

@@ -74,7 +74,7 @@ def _within(model: Any, tokens: int) -> tuple[int, int]:
     """Return how many tokens are written, and how many of a prompt are read.
 
     Together they are within what the model knows: ``max-length`` is of training rows,
-    whose answers are in them. As in serving a prompt loses its beginning; 0 is for all.
+    whose answers are in them. A longer prompt loses its beginning; 0 is for all of it.
     """
     known = known_positions(model.config)
     if known is None:

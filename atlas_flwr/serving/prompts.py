@@ -117,6 +117,10 @@ class Prompts:
             f"{self.most}: shorten it, or --max-new-tokens"
         )
 
+    def fitting(self, ids: list[int]) -> list[int]:
+        """Return a prompt's end, as much of it as leaves an answer room."""
+        return ids if self.most is None else ids[-self.most :]
+
     def form_of(self, row: Mapping[str, Any]) -> PromptForm | None:
         """Return the first form whose fields a row has."""
         fit = (form for form in self.forms if all(f in row for f in form.fields))

@@ -28,6 +28,7 @@ from atlas_flwr.report import RunFolder, RunStarted
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.testing import local_grid
+from atlas_flwr.train.answers import Answer
 from atlas_flwr.train.same_model import described
 from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk.transports.access import Access
@@ -201,6 +202,27 @@ def test_a_clients_test_prompts_are_answered_as_it_was_scored(folder, capsys):
     assert "base" not in said
 
 
+def test_a_clients_prompt_leaves_its_answer_room(folder, monkeypatch):
+    """What a file's prompts are refused for, a client's would fail by."""
+    asked = []
+
+    def answered(model, tokenizer, ids, decoding, batch_size):
+        asked.extend(ids)
+        return iter([Answer("", 1)] * len(ids))
+
+    monkeypatch.setattr("atlas_flwr.train.answers.answered", answered)
+    monkeypatch.setattr("atlas_flwr.serving.answered", answered, raising=False)
+    write_advice(folder.path.parents[1])
+    known = 2048  # as the tiny model's configuration says
+    words = ["generate", str(folder.path), "--client", "3", "--held-out", "1"]
+    assert main([*words, "--max-new-tokens", str(known - 5)]) == 0
+    (few,) = asked
+    assert len(few) == 5
+    assert main([*words, "--max-new-tokens", "8"]) == 0
+    assert len(asked[1]) > 5
+    assert asked[1][-5:] == few
+
+
 HELD_OUT = ["--client", "3", "--held-out", "2", "--max-new-tokens", "2"]
 
 
@@ -271,6 +293,7 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
         (["--cluster", "0", "--cut", "5/1", *out], "none to the trunk"),
         (["--cluster", "0", "--temperature", "-1", *out], "temperature=-1.0"),
         (["--cluster", "0", "--max-new-tokens", "0", *out], "max-new-tokens=0"),
+        (["--cluster", "0", "--max-new-tokens", "2048", *out], "at most 2047"),
         (["--cluster", "0", "--batch-size", "0", *out], "batch-size=0"),
         (["--cluster", "0", "--drafts", "4", *out], "with batch-size=8: must be 1"),
         (["--cluster", "1", *out], "line 2 has start, id"),
