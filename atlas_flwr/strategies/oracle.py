@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from numpy.typing import NDArray
 
 from atlas_flwr._arguments import with_fixed
 from atlas_flwr.config import SINGLE_REPLIES
@@ -26,13 +29,27 @@ class OracleFedAvg(Atlas):
         defaults = {"fingerprints": "gradients", "aggregation": "mean"}
         fixed = {"clustering": "none"}
         super().__init__(*args, **with_fixed("OracleFedAvg", kwargs, fixed, defaults))
+        self._numbers: dict[str, int] = {}
 
     @property
     def clusters(self) -> dict[str, int]:
         """The true tasks, numbered in order of the clients that were met."""
         tasks = {p.client: p.task for p in self.roster.profiles.values()}
-        numbers = {task: i for i, task in enumerate(dict.fromkeys(tasks.values()))}
-        return {client: numbers[task] for client, task in tasks.items()}
+        for task in tasks.values():
+            self._numbers.setdefault(task, len(self._numbers))
+        return {client: self._numbers[task] for client, task in tasks.items()}
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
+        """Return what a resumed run needs: others may answer first in it."""
+        arrays, values = super().state()
+        return arrays, {**values, "task-numbers": dict(self._numbers)}
+
+    def restore(
+        self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> None:
+        """Take up what :meth:`state` returned."""
+        super().restore(arrays, values)
+        self._numbers = dict(values.get("task-numbers", {}))  # not in older ones
 
     @property
     def parts(self) -> bool:

@@ -331,6 +331,21 @@ def test_the_oracle_averages_among_those_of_one_true_task():
     close(seen[2, 1][A_KEY], after[1][0])
 
 
+def test_a_resumed_oracle_knows_each_tasks_adapters_whoever_answers_first():
+    def made(order):
+        found = OracleFedAvg(roster=Roster(), lora_alpha=ALPHA)
+        found.roster.profiles.update(
+            {10 + k: Profile(str(k), None, "odd" if k % 2 else "even") for k in order}
+        )
+        found.adapters.begin(initial()[0])
+        return found
+
+    before, after = made((0, 1, 2)), made((1, 2, 0))
+    numbers = dict(before.clusters)
+    after.restore(*before.state())
+    assert after.clusters == numbers == {"0": 0, "1": 1, "2": 0}
+
+
 def test_an_impossible_interval_is_refused():
     with pytest.raises(ValueError, match="at least 1 round"):
         SplitLora(interval=0)
