@@ -60,17 +60,16 @@ def capped_shares(weights: NDArray[np.float64], bound: float) -> NDArray[np.floa
 
     A weight is what a client says of itself: without a limit it could say anything.
     """
-    capped = np.minimum(weights, bound * lower_median(weights))
+    capped = np.minimum(weights, bound * lower_median(weights[weights > 0]))
     return np.asarray(capped / capped.sum())
 
 
 def lower_median(values: NDArray[np.float64]) -> float:
-    """Return the median of what is above 0; of an even number the smaller middle one.
+    """Return the median of some values; of an even number the smaller middle one.
 
     Where at most half of the values are bad it is at most the largest good one.
     """
-    above = np.sort(values[values > 0])
-    return float(above[(len(above) - 1) // 2]) if len(above) else 0.0
+    return float(np.sort(values)[(len(values) - 1) // 2])
 
 
 def norms(gram: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -130,6 +130,13 @@ def test_of_two_clients_the_longer_update_is_cut_to_twice_the_shorter():
     assert found == pytest.approx([0.5, 1.0])
 
 
+def test_among_clients_that_changed_nothing_a_bad_one_moves_nobody():
+    good, evil = np.zeros((3, 2)), np.array([[1e6, 0.0]])
+    for name in ROBUST:
+        _, found = moved(name, np.concatenate([good, evil]), np.ones(4))
+        assert found == pytest.approx([0.0, 0.0])
+
+
 def test_the_key_of_the_run_config_offers_every_rule():
     offered = get_args(get_type_hints(RobustKeys)["robust"])
     assert {*offered} == {"none", *ROBUST}
