@@ -88,8 +88,9 @@ def _loss(summary: Summary) -> str:
 
 def _memory(summary: Summary) -> str:
     peaks = [(f"{c}", float(size)) for c, size in summary.client_peaks.items() if size]
-    if len(peaks) > MOST_BARS:
-        peaks = sorted(peaks, key=lambda item: item[1])[:: len(peaks) // MOST_BARS]
+    if len(peaks) > MOST_BARS:  # evenly from all, with the largest, the smallest first
+        ordered = sorted(peaks, key=lambda item: -item[1])
+        peaks = ordered[:: -(-len(peaks) // MOST_BARS)][::-1]
     server = {"server": float(summary.server_peak_bytes)}
     shown = dict(peaks) | (server if summary.server_peak_bytes else {})
     return _byte_plot("Peak memory by client", [Bars("peak", shown)])
