@@ -9,10 +9,11 @@ Run from the top of the repository::
 `atlas-flwr trunk` runs as a process of its own. Requests begin as valid ones of clients
 and of the owner and are then damaged: bytes flipped, cut, repeated or spliced; entries
 of the head replaced by values of other types and sizes; all of it with the checksum
-made anew, or not. Half of them carry the token of a session, or the owner's secret, so
-that they get past the door. Each must be answered, by a frame or by an error of this
-library; a session that nobody disturbed must train on to the bits of an engine of its
-own. Prints what was answered; ends with 1 if anything else happened.
+made anew, or not. Half of them carry the token of a session, or the owner's secret, and
+nine of ten show it as they begin, so that they get past the door. Each must be
+answered, by a frame or by an error of this library; a session that nobody disturbed
+must train on to the bits of an engine of its own. Prints what was answered; ends with 1
+if anything else happened.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed,
     sealed_request,
 )
-from atlas_flwr.trunk.transports.grpc_channel import CLIENTS, OWNER, own_grpc
+from atlas_flwr.trunk.transports.grpc_channel import CLIENTS, OWNER, TOKEN, own_grpc
 from atlas_flwr.trunk.transports.local import LoopbackTrunk
 from atlas_flwr.trunk.transports.requests import Request
 from atlas_flwr.types import TrunkCall
@@ -148,6 +149,7 @@ class Flood:
         target = soak.access.address.partition("://")[2]
         self.channel = grpc.secure_channel(target, pem)
         self.samples = samples(soak, token)
+        self.secrets = {CLIENTS: token.encode(), OWNER: soak.access.secret.encode()}
         self.answers: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
         self.lock = threading.Lock()
@@ -159,8 +161,12 @@ class Flood:
         for _ in range(number):
             service, envelope = chance.choice(self.samples)
             sent = damaged(envelope, chance)
+            shown = [(TOKEN, self.secrets[service])]
+            if chance.random() < 0.1:
+                shown = chance.choice(([], [(TOKEN, chance.randbytes(9))]))
             self.slots.acquire()
-            call = self.channel.unary_unary(f"/{service}/Call").future(sent, timeout=60)
+            begin = self.channel.unary_unary(f"/{service}/Call").future
+            call = begin(sent, timeout=60, metadata=shown)
             call.add_done_callback(self._answered)
         for _ in range(AT_ONCE):
             self.slots.acquire()

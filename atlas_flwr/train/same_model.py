@@ -15,7 +15,7 @@ from atlas_flwr.split.tensors import CheckpointTensors
 from atlas_flwr.train.weights import ModelFiles, Outline
 from atlas_flwr.trunk.host import Endpoint
 from atlas_flwr.trunk.transports.access import Access
-from atlas_flwr.trunk.transports.ownership import Served
+from atlas_flwr.trunk.transports.owner_requests import Served
 
 __all__ = ["check_same", "described", "owned_elsewhere"]
 

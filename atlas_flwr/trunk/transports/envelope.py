@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and answers as bytes between machines: version 1 of the trunk's protocol.
+"""Requests and answers as bytes between machines: version 2 of the trunk's protocol.
 
 An envelope is ``b"ATLS"``, the version (2 bytes), 2 bytes of zeros, the CRC-32 of all
 that follows (4), the head's length (4), the head (JSON), and a frame as
@@ -41,7 +41,7 @@ __all__ = [
     "sealed_request",
 ]
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"ATLS"
 LONGEST_HEAD = 16384  # bytes
 LONGEST_WAIT = 1e9  # seconds

@@ -7,7 +7,7 @@ The service knows bytes alone; what is in them is for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
@@ -15,19 +15,18 @@ from functools import partial
 from typing import Any
 
 import grpc
-import torch
 
-from atlas_flwr.errors import SessionError, TrunkError
+from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
 from atlas_flwr.trunk.credentials import holder_of
 from atlas_flwr.trunk.engine.engine import TrunkEngine
 from atlas_flwr.trunk.transports.certificates import Identity
-from atlas_flwr.trunk.transports.envelope import answered
+from atlas_flwr.trunk.transports.envelope import answered, sealed, sealed_answer
+from atlas_flwr.trunk.transports.gate import Gate, shows_nothing
 from atlas_flwr.trunk.transports.grpc_channel import (
     ALIVE,
     CLIENTS,
     OWNER,
     SIZES,
-    cut,
     is_loopback,
 )
 from atlas_flwr.trunk.transports.handing import Handing
@@ -39,7 +38,7 @@ from atlas_flwr.trunk.transports.watching import Watch
 
 __all__ = ["ServeOptions", "serve_grpc"]
 
-Answer = Callable[[bytes, Any], bytes]  # of an envelope and gRPC's context
+STRANGERS = 2  # threads in which calls without a token are refused
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,11 @@ def serve_grpc(
         ],
         maximum_concurrent_rpcs=2 * options.calls,
     )
-    services = {CLIENTS: _clients(engine, options, watch)}
+    strangers = ThreadPoolExecutor(STRANGERS, thread_name_prefix="trunk-stranger")
+    gates = [_clients(engine, options, watch, strangers)]
     if owner is not None:
-        services[OWNER] = _owners(owner, options.rates)
-    server.add_generic_rpc_handlers(
-        tuple(_handlers(name, of, options.largest) for name, of in services.items())
-    )
+        gates.append(_owners(owner, options, strangers))
+    server.add_generic_rpc_handlers(gates)
     bound = _bound(server, options)
     server.start()
     dialled = options.advertise or host
@@ -146,6 +144,7 @@ def serve_grpc(
         yield f"grpc{'s' if options.identity else ''}://{dialled}"
     finally:
         server.stop(options.grace).wait()
+        strangers.shutdown()
 
 
 def _bound(server: Any, options: ServeOptions) -> int:
@@ -177,7 +176,8 @@ def _clients(
     engine: TrunkEngine,
     options: ServeOptions,
     watch: Watch | None,
-) -> Answer:
+    strangers: ThreadPoolExecutor,
+) -> Gate:
     """Return what answers clients, each by its address and what it has shown."""
     answer, rates = (watch.answered if watch else answered), options.rates
     handing = Handing(max(options.calls // 2, 1))
@@ -189,47 +189,51 @@ def _clients(
             holder = holder_of(shown)
 
         def check(token: str) -> None:
-            try:
-                engine.check_open(token, holder)
-            except SessionError:
-                rates.shown(address, token, is_right=False)
-                raise
-            rates.shown(address, token, is_right=True)
+            let_in(token, address, holder)
             rates.called(token)
 
         return answer(_CheckedService(engine, handing, check=check), envelope)
 
-    return checked
+    def let_in(token: str, address: str, holder: str | None = None) -> None:
+        try:
+            engine.check_open(token, holder)
+        except SessionError:
+            rates.shown(address, token, is_right=False)
+            raise
+        rates.shown(address, token, is_right=True)
+
+    def is_open(token: str) -> bool:
+        try:
+            engine.check_open(token)
+        except SessionError:
+            return False
+        return True
+
+    def refused(token: str | None, context: Any) -> bytes:
+        def refuse() -> bytes:
+            if token is None:
+                raise shows_nothing()
+            let_in(token, address_of(context.peer()))
+            raise TrunkBusy("this session was opened just now: call again")
+
+        return watch.unread(token, refuse) if watch else sealed_answer(refuse)
+
+    return Gate(CLIENTS, checked, is_open, refused, options.largest, strangers)
 
 
-def _owners(owner: OwnerService, rates: Rates) -> Answer:
+def _owners(
+    owner: OwnerService, options: ServeOptions, strangers: ThreadPoolExecutor
+) -> Gate:
     def checked(envelope: bytes, context: Any) -> bytes:
         address = address_of(context.peer())
-        return owner.answer(envelope, partial(rates.shown, address))
+        return owner.answer(envelope, partial(options.rates.shown, address))
 
-    return checked
+    def refused(secret: str | None, context: Any) -> bytes:
+        def refuse() -> bytes:
+            raise shows_nothing()
 
+        if secret is None:
+            return sealed_answer(refuse)
+        return checked(sealed({"secret": secret}, b""), context)
 
-def _handlers(service: str, answer: Answer, largest: int) -> Any:
-    def call(envelope: bytes, context: Any) -> bytes:
-        torch.set_num_threads(1)  # OpenMP keeps the number for each thread
-        return answer(envelope, context)
-
-    def pieces(parts: Iterable[bytes], context: Any) -> Iterator[bytes]:
-        whole = bytearray()
-        for part in parts:
-            whole += part
-            if len(whole) > largest:
-                context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"more than {largest >> 20} MiB in one call",
-                )
-        yield from cut(call(bytes(whole), context))
-
-    return grpc.method_handlers_generic_handler(
-        service,
-        {
-            "Call": grpc.unary_unary_rpc_method_handler(call),
-            "Pieces": grpc.stream_stream_rpc_method_handler(pieces),
-        },
-    )
+    return Gate(OWNER, checked, owner.knows, refused, options.largest, strangers)

@@ -22,13 +22,14 @@ from atlas_flwr.errors import TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.trunk.credentials import Credentials
 from atlas_flwr.trunk.transports.envelope import opened_answer, sealed_request
 from atlas_flwr.trunk.transports.framed import FramedTrunk
-from atlas_flwr.trunk.transports.ownership import RemoteHost
+from atlas_flwr.trunk.transports.remote_host import RemoteHost
 from atlas_flwr.trunk.transports.requests import Request
 from atlas_flwr.wire.codecs import Codec
 
 __all__ = ["GrpcChannel", "GrpcTrunk", "connect_grpc", "own_grpc"]
 
 CLIENTS, OWNER = "atlas.Trunk", "atlas.TrunkOwner"  # services
+TOKEN = "atlas-token-bin"  # what a call shows as it begins (see .gate)
 PIECE = 1 << 20  # bytes
 WHOLE = 32 << 20  # bytes of an envelope that crosses in one message, at most
 AWAY = 20.0  # seconds without a trunk, after which it counts as lost
@@ -66,11 +67,14 @@ class GrpcChannel:
         gRPC's.
     service : str
         The one that is called.
+    secret : str
+        The session's token, or the owner's secret, which each call shows first.
     """
 
     address: str
     channel: Any
     service: str
+    secret: str = field(default="", repr=False)
     _away_since: float | None = field(default=None, init=False)
 
     def call(self, envelope: bytes, timeout: float) -> bytes:
@@ -97,11 +101,12 @@ class GrpcChannel:
         self.channel.close()
 
     def _sent(self, envelope: bytes, timeout: float) -> bytes:
+        shown: Any = {"timeout": timeout, "metadata": [(TOKEN, self.secret.encode())]}
         if len(envelope) <= WHOLE:
             whole = self.channel.unary_unary(f"/{self.service}/Call")
-            return bytes(whole(envelope, timeout=timeout))
+            return bytes(whole(envelope, **shown))
         pieces = self.channel.stream_stream(f"/{self.service}/Pieces")
-        return b"".join(pieces(cut(envelope), timeout=timeout))
+        return b"".join(pieces(cut(envelope), **shown))
 
     def _told(self, error: Any, timeout: float) -> TrunkError:
         code, why = error.code(), str(error.details())
@@ -194,7 +199,7 @@ def connect_grpc(
     TrunkLost
         If nothing answers, or nothing with a certificate of that authority.
     """
-    channel = _dialled(target, ca, CLIENTS, shown, secure=secure)
+    channel = _dialled(target, ca, CLIENTS, token, shown, secure=secure)
     return GrpcTrunk(token=token, codec=codec, channel=channel)
 
 
@@ -232,7 +237,7 @@ def own_grpc(
     if scheme not in ("grpc", "grpcs") or not target:
         raise TrunkError(f"trunk address {address!r}; it is grpcs://HOST:PORT")
     secure = scheme == "grpcs"
-    channel = _dialled(target, ca, OWNER, shown, secure=secure, wait=OWNED)
+    channel = _dialled(target, ca, OWNER, secret, shown, secure=secure, wait=OWNED)
     try:
         host = RemoteHost(lambda sent: channel.call(sent, timeout), secret, timeout)
         try:
@@ -248,6 +253,7 @@ def _dialled(
     target: str,
     ca: str | bytes | None,
     service: str,
+    secret: str,
     shown: Credentials | None,
     *,
     secure: bool,
@@ -279,7 +285,7 @@ def _dialled(
             f"nothing answers at {address} in {wait:.0f} s{checked}: does the trunk "
             "run, is the port open, do both clocks agree?"
         ) from None
-    return GrpcChannel(address, channel, service)
+    return GrpcChannel(address, channel, service, secret)
 
 
 def _pem(ca: str | bytes | None) -> bytes | None:

@@ -189,6 +189,18 @@ class Watch:
         """Answer a client's envelope (see :func:`~.envelope.answered`)."""
         return sealed_answer(lambda: self._answer(service, envelope))
 
+    def unread(self, token: str | None, refuse: Callable[[], bytes]) -> bytes:
+        """Answer a call of which nothing was read but the token that it showed."""
+        return sealed_answer(lambda: self._unread(token, refuse))
+
+    def _unread(self, token: str | None, refuse: Callable[[], bytes]) -> bytes:
+        try:
+            return refuse()
+        except AtlasError as error:
+            self.heard(Call("?", 0.0, error=type(error).__name__))
+            self._write(error, token, verb="?")
+            raise
+
     def _answer(self, service: FrameService, envelope: bytes) -> bytes:
         began = time.perf_counter()
         request: Request | None = None
@@ -210,14 +222,16 @@ class Watch:
         verb = request.verb if request else "?"
         seconds = time.perf_counter() - began
         self.heard(Call(verb, seconds, size, error=type(error).__name__))
+        if request is None or isinstance(error, WireError):
+            self._write(error, None, verb=verb)
+        else:
+            self._write(error, request.token, verb=verb, step=request.step)
+
+    def _write(self, error: AtlasError, token: str | None, **about: object) -> None:
         # A client that has to wait asks again: it is refused nothing.
         if self.journal is None or isinstance(error, TrunkBusy):
             return
-        if request is None or isinstance(error, WireError):
-            self.journal.refused("client", error, verb=verb)
-        else:
-            about = {
-                "session": session_name(request.token),
-                **self.journal.whose(request.token),
-            }
-            self.journal.refused("client", error, verb=verb, step=request.step, **about)
+        whose: Mapping[str, object] = {}
+        if token is not None:
+            whose = {"session": session_name(token), **self.journal.whose(token)}
+        self.journal.refused("client", error, **about, **whose)

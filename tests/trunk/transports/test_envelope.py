@@ -21,7 +21,8 @@ from atlas_flwr.trunk.transports.envelope import (
     sealed,
     sealed_request,
 )
-from atlas_flwr.trunk.transports.ownership import OwnerService, Served
+from atlas_flwr.trunk.transports.owner_requests import Served
+from atlas_flwr.trunk.transports.ownership import OwnerService
 from atlas_flwr.trunk.transports.requests import Verb
 from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs import codec_named

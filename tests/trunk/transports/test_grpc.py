@@ -26,6 +26,7 @@ from atlas_flwr.trunk.transports import certificates
 from atlas_flwr.trunk.transports import grpc_channel as transport
 from atlas_flwr.trunk.transports.certificates import run_identity
 from atlas_flwr.trunk.transports.envelope import opened_answer
+from atlas_flwr.trunk.transports.grpc_channel import TOKEN
 from atlas_flwr.trunk.transports.local import EngineTrunk
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import build
@@ -223,10 +224,11 @@ def _request(trunk):
 
 
 @pytest.fixture(scope="module")
-def raw_channel(address):
+def raw_channel(address, engine):
+    shown = [(TOKEN, engine.open(SessionSpec(PLAN)).encode())]
     credentials = grpc.ssl_channel_credentials(IDENTITY.ca)
     with grpc.secure_channel(address.removeprefix("grpcs://"), credentials) as channel:
-        yield channel
+        yield channel, shown
 
 
 @given(st.binary(max_size=400), st.booleans())
@@ -234,9 +236,45 @@ def raw_channel(address):
 def test_noise_is_answered_by_an_error_and_leaves_the_service_well(
     raw_channel, noise, marked
 ):
-    call = raw_channel.unary_unary(f"/{transport.CLIENTS}/Call")
-    with pytest.raises(WireError):
-        opened_answer(call(b"ATLS" + noise if marked else noise, timeout=10))
+    channel, shown = raw_channel
+    call = channel.unary_unary(f"/{transport.CLIENTS}/Call")
+    sent = b"ATLS" + noise if marked else noise
+    with pytest.raises(WireError, match=r"envelope|speaks version"):
+        opened_answer(call(sent, timeout=10, metadata=shown))
+
+
+def test_who_shows_no_token_keeps_nobody_out_by_calls_that_are_half_sent(engine):
+    never = threading.Event()
+
+    def half():
+        yield b"ATLS"
+        never.wait(30)
+
+    with (
+        serve_grpc(engine, ServeOptions(calls=2)) as address,
+        grpc.insecure_channel(address.removeprefix("grpc://")) as stranger,
+    ):
+        begin = stranger.stream_stream(f"/{transport.CLIENTS}/Pieces")
+        for _ in range(8):
+            with pytest.raises(WireError, match=r"shows no token .* earlier version"):
+                opened_answer(next(begin(half(), timeout=10)))
+            guessed = begin(half(), timeout=10, metadata=[(TOKEN, b"guessed")])
+            with pytest.raises(SessionError, match="not open"):
+                opened_answer(next(guessed))
+        trunk = connect(address, engine.open(SessionSpec(PLAN)))
+        trunk.timeout = 10.0
+        assert trunk.forward(TrunkCall(torch.zeros(1, 2, 32))).shape == (1, 2, 32)
+        never.set()
+
+
+def test_who_shows_another_sessions_token_is_held_to_what_the_call_says(engine):
+    shown, closed = (engine.open(SessionSpec(PLAN)) for _ in "ab")
+    engine.close(closed)
+    with serve_grpc(engine, ServeOptions()) as address:
+        trunk = connect(address, closed)
+        trunk.channel.secret = shown
+        with pytest.raises(SessionError, match="not open"):
+            trunk.forward(TrunkCall(torch.zeros(1, 2, 32)))
 
 
 def test_a_run_has_an_authority_of_its_own_for_the_name_that_clients_dial():

@@ -44,12 +44,9 @@ from atlas_flwr.trunk.transports.envelope import (
 )
 from atlas_flwr.trunk.transports.grpc_channel import own_grpc
 from atlas_flwr.trunk.transports.local import EngineTrunk
-from atlas_flwr.trunk.transports.ownership import (
-    SILENT,
-    OwnerService,
-    RemoteHost,
-    Served,
-)
+from atlas_flwr.trunk.transports.owner_requests import Served
+from atlas_flwr.trunk.transports.ownership import SILENT, OwnerService
+from atlas_flwr.trunk.transports.remote_host import RemoteHost
 from atlas_flwr.trunk.transports.retry import retry_while_busy
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import build

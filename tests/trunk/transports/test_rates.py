@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
@@ -263,7 +264,8 @@ def test_a_flood_of_refused_calls_grows_nothing_and_starves_no_session(engine):
     clock, calls, written = Clock(), Calls(), io.StringIO()
     metrics = TrunkMetrics(engine.stats)
     watch = Watch(Journal([written], clock), calls.heard)
-    answer = _clients(engine, ServeOptions(rates=Rates(1000, clock)), watch)
+    options = ServeOptions(rates=Rates(1000, clock))
+    answer = _clients(engine, options, watch, ThreadPoolExecutor(1)).answer
     honest, fast = (engine.open(SessionSpec(PLAN)) for _ in "ab")
     echo = encode_tensors(codec_named("raw"), {"echo": (torch.ones(9), Role.ADAPTER)})
 
@@ -275,7 +277,7 @@ def test_a_flood_of_refused_calls_grows_nothing_and_starves_no_session(engine):
         for n in numbers:
             here = f"10.0.0.{n % 7}"
             answer(b"noise", Caller(here))
-            answer(sealed({}, b"").replace(b"ATLS\1", b"ATLS\2"), Caller(here))
+            answer(sealed({}, b"").replace(b"ATLS\2", b"ATLS\1"), Caller(here))
             asked(f"guess {n}", here)
             asked(fast, "10.0.0.9")
             if n % 50 == 0:
