@@ -58,19 +58,27 @@ class Case:
         if attack.target in (LABEL, RESPONSE):
             classes = attack.target == LABEL
             kept = [
-                i for i, o in enumerate(self.seen) if (o.client in answers) == classes
+                i for i in self._places if (self.seen[i].client in answers) == classes
             ]
             if not kept:
                 what = "classes" if classes else "responses"
                 return f"it is for tasks with {what}"
-            case = replace(
-                self,
-                seen=[self.seen[i] for i in kept],
-                truths=[self.truths[i] for i in kept],
-                private=[self.private[i] for i in kept],
-            )
+            case = self._of(kept)
         why = attack.unfit(case.knowledge, case.seen)
         return why or case._judged(attack, seed)
+
+    @property
+    def _places(self) -> range:
+        return range(len(self.seen))
+
+    def _of(self, places: Sequence[int]) -> Case:
+        """Return the same with some of the texts."""
+        return replace(
+            self,
+            seen=[self.seen[i] for i in places],
+            truths=[self.truths[i] for i in places],
+            private=[self.private[i] for i in places],
+        )
 
     def bounded(self, attack: Attack, seed: int) -> Score | str:
         """Attack as :meth:`attacked` does, and say what there was to read.
@@ -88,9 +96,16 @@ class Case:
             raise RuntimeError(f"{attack.name} without its defence: {most}")
         return replace(found, upper_bound=most.token_accuracy)
 
-    def _judged(self, attack: Attack, seed: int) -> Score:
+    def _judged(self, attack: Attack, seed: int) -> Score | str:
         from atlas_flwr.privacy.attacks.base import LABEL
 
+        if attack.target != LABEL:
+            counts = [bool(self._counted(attack, i).any()) for i in self._places]
+            if not any(counts):
+                return "of none of these texts a token counts"
+            if not all(counts):
+                kept = [i for i in self._places if counts[i]]
+                return self._of(kept)._judged(attack, seed)
         guesses = attack.read(self.knowledge, self.seen)
         about = {
             "attack": attack.name,

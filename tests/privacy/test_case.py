@@ -104,3 +104,15 @@ def test_a_guess_of_labels_knows_whose_they_are_as_who_names_groups_does():
     # Of client 0 all are of class 1, and of client 1 of class 0: groups tell nothing.
     found = one.attacked(Grouped(LABEL), 0)
     assert found.token_accuracy == found.baseline == 1
+
+
+def test_texts_of_which_no_token_counts_are_neither_read_whole_nor_counted():
+    """A response may lie beyond max-length."""
+    one, none = case(""), torch.zeros(len(IDS), dtype=torch.bool)
+    truths = [Truth(IDS, none, 0), one.truths[1]]
+    found = replace(one, truths=truths).attacked(Reading(RESPONSE), 0)
+    assert (found.texts, found.tokens, found.exact_texts) == (1, 2, 0)
+    assert found.token_accuracy == found.rouge_l == 0.5
+    assert found.interval == (0.5, 0.5)
+    empty = replace(one, truths=[truths[0]] * 2).attacked(Reading(RESPONSE), 0)
+    assert empty == "of none of these texts a token counts"
