@@ -115,7 +115,8 @@ class ParameterBuffer:
 
     def _due(self) -> list[tuple[_Piece, Tensor]]:
         """Return what a step is taken on, with its gradients, and forget these."""
-        if self._sum is None:
+        if not any(self._touched):
+            self._sum = None
             return []
         is_whole = all(self._touched)
         if not self._pieces:
@@ -123,6 +124,7 @@ class ParameterBuffer:
         if not is_whole and len(self._pieces) < len(self.parameters):
             self._split()
         grads, touched = self._sum, self._touched
+        assert grads is not None
         self._sum, self._touched = None, [False] * len(touched)
         if len(self._pieces) == 1:
             return [(self._pieces[0], grads)]

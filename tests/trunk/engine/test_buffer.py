@@ -85,3 +85,15 @@ def test_what_was_added_is_divided_before_the_step(by):
     other.add_whole(grads / by)
     step_together([(SPEC, [one]), (SPEC, [other])])
     assert torch.equal(one.values, other.values)
+
+
+def test_a_parameter_alone_without_a_gradient_stays_as_it_is():
+    """Not drawn on by its moments, nor by weight decay."""
+    (own, *_), (wanted, *_) = parameters(0), parameters(0)
+    buffer, oracle = ParameterBuffer([own]), adamw([wanted])
+    for grad in (torch.ones(SHAPES[0]), None, torch.ones(SHAPES[0])):
+        buffer.add([grad])
+        wanted.grad = grad
+        oracle.step()
+        step_together([(SPEC, [buffer])])
+        torch.testing.assert_close(buffer.parameters[0], wanted.data)
