@@ -200,7 +200,9 @@ def _fitting(
 
     Layers that share an input keep it once, so that a layer's cost depends on the
     others. Charged to each layer alone, it is right where few are adapted; charged to
-    all together, where most are. Neither charges too little.
+    all together, where most are. Neither charges too little, but where another peak, a
+    client's check of its host, hides what a layer alone would add; then a third is that
+    nothing is adapted.
     """
     names = [layer.name for layer in layers]
     bare, one = peak({}).total, peak(dict.fromkeys(names, 1)).total
@@ -218,6 +220,7 @@ def _fitting(
     ways = [
         _within(layers, importance, options, memory, bare, alone, peak),
         _within(layers, importance, options, memory, base, together, peak),
+        dict.fromkeys(names, 0),
     ]
     return max(
         (ranks for ranks in ways if ranks is not None),
@@ -243,7 +246,9 @@ def _within(
         over = peak(ranks).total - memory
         if over <= 0:
             return ranks
-        capacity -= over
+        if not capacity:
+            return None
+        capacity = max(capacity - over, capacity // 2)
     return None
 
 

@@ -138,3 +138,30 @@ def test_a_memory_model_that_is_more_than_its_parts_is_still_obeyed():
             num_layers=BLOCKS,
         )
         assert found.estimate.total <= memory
+
+
+@pytest.mark.parametrize("check", [0, 1000, 1400, 2600])
+def test_a_memory_model_that_is_the_larger_of_two_peaks_is_obeyed(check):
+    """A check of the host hides what a layer alone adds to a step."""
+
+    def hiding(head, ranks):
+        plain = peak(head, ranks)
+        step = 400 + 600 * sum(map(bool, ranks.values()))
+        return MemoryEstimate(plain.weights, plain.adapters, max(step, check), 0)
+
+    importance = {x.name: 1.0 for x in LAYERS}
+    least, gains = hiding(1, {}).total, []
+    for memory in range(least, least + 2500, 7):
+        found = allocate(
+            LAYERS,
+            importance,
+            memory,
+            hiding,
+            choices=(1, 2, 4),
+            heads=(1,),
+            tail=1,
+            num_layers=BLOCKS,
+        )
+        assert found.estimate.total <= memory
+        gains.append(found.gain)
+    assert gains[-1] > gains[0]
