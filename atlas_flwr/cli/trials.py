@@ -12,7 +12,7 @@ from pathlib import Path
 from atlas_flwr.cli.overrides import Value
 from atlas_flwr.config import RunConfig, load_config, options
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.report import RunFolder, summarize_folder
+from atlas_flwr.report import RunFolder, dealt_to, summarize_folder
 from atlas_flwr.report.comparison import one_spelling
 
 __all__ = ["Trial", "plan", "progress"]
@@ -159,7 +159,7 @@ def _free_names(trial: Trial, out: Path) -> Iterator[str]:
 
 
 def _check_same(folder: RunFolder, wanted: RunConfig, num_clients: int) -> None:
-    found, clients = one_spelling(folder.config()), summarize_folder(folder).num_clients
+    found, clients = one_spelling(folder.config()), dealt_to(folder)
     wanted = one_spelling(wanted)
     differing = [
         f"{entry.name.replace('_', '-')}={getattr(found, entry.name)!r}"
