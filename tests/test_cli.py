@@ -307,6 +307,19 @@ def test_a_run_is_not_resumed_with_other_clients_or_from_a_damaged_checkpoint(
     assert "dealt to 4 clients, and now it is 6" in capsys.readouterr().err
 
 
+def test_a_run_that_flower_began_is_resumed_with_fewer_clients_than_the_apps_minima(
+    tmp_path,
+):
+    keys = {"model": "tiny", "tasks": "questions"}
+    folder = made_run(tmp_path, "one", complete=False, **keys)
+    folder.record(RunStarted(0, 1, partitions=1))
+    arrays = ArrayRecord({"a": Array(np.zeros(2, np.float32))})
+    save_checkpoint(folder.checkpoint_dir, Checkpoint(1, arrays, {}, {}))
+    given = {"resume": str(folder.path)}
+    found = cleared(ROOT, given, clients=1)
+    assert (found.overrides, found.notes) == (given, ())
+
+
 # --- the doctor ---
 
 
@@ -488,6 +501,16 @@ def test_a_trial_is_resumed_with_its_task_file_at_another_path(tmp_path):
     (trial,) = plan(["fedavg"], [0], {"tasks": f"{tmp_path}/a.yaml"})
     with pytest.raises(ConfigError, match="was run with tasks="):
         progress(trial, tmp_path, {}, 2)
+
+
+def test_a_trial_in_which_not_all_clients_take_part_is_known_again(tmp_path):
+    done = made_run(tmp_path, "fedavg-seed0", strategy="fedavg", without_clients="1")
+    done.record(RunStarted(1, 1, partitions=2))
+    done.record(RunEnded(1))
+    (trial,) = plan(["fedavg"], [0], {"without-clients": "1"})
+    assert progress(trial, tmp_path, {}, 2).finished == done
+    with pytest.raises(ConfigError, match="was run with 2 clients"):
+        progress(trial, tmp_path, {}, 1)
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "-1", "1,,2"])

@@ -72,13 +72,15 @@ def cleared(
         return Preflight(overrides, checked(app, overrides))
     wanted = placed(overrides)
     minima = Minima({**defaults, **wanted}, overrides, clients or 0)
-    merged = {**defaults, **wanted, **minima.lowered}
+    # A resumed run has minima of its own, and lowers these itself.
+    lowered = {} if wanted.get("resume") else minima.lowered
+    merged = {**defaults, **wanted, **lowered}
     problems += minima.problems()
     problems += _run_problems(app, merged, overrides, clients, devices)
     problems += _foreign_keys(app, overrides, defaults)
     if problems:
         raise ConfigError(problems)
-    return Preflight({**wanted, **minima.lowered}, merged, minima.notes())
+    return Preflight({**wanted, **lowered}, merged, minima.notes() if lowered else ())
 
 
 def placed(overrides: Mapping[str, Value]) -> dict[str, Value]:

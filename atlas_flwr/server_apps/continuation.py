@@ -50,6 +50,7 @@ OWN_TRUNK = (
     "trunk-metrics",
     "trunk-replicas",
 )
+MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
 FREE_KEYS = (*TAKEN_ANEW, "resume", "runs_dir", "run_name")
 
 
@@ -101,8 +102,8 @@ def continued(
         What it began with.
     named : Collection[str]
         Keys that were named when it was resumed. They must agree with what the run
-        began with, as must those that are not at the library's default; all others are
-        taken from the run.
+        began with, as must those that are not at the library's default, but for
+        ``min-*-nodes``; all others are taken from the run.
 
     Raises
     ------
@@ -121,6 +122,8 @@ def continued(
         f"{getattr(began, name)!r}"
         for name in sorted(meant.difference(FREE_KEYS))
         if getattr(given, name) != getattr(began, name)
+        # The app's minima may have been lowered to the run's clients as it began.
+        and (name.replace("_", "-") in named or name not in MINIMA)
     ]
     if odd:
         raise ResumeError(

@@ -126,6 +126,15 @@ def test_a_key_that_the_run_would_not_read_is_refused(resumed, began, given, sai
         resumed(began, **given)
 
 
+def test_minima_of_an_app_are_not_a_runs_that_had_them_lowered(tmp_path):
+    began = {**KEYS, "runs-dir": str(tmp_path), "min-train-nodes": 4}
+    folder = RunFolder.create(load_config(began))
+    asked = {"resume": str(folder.path), "min-train-nodes": 8}
+    assert checked_config(asked).min_train_nodes == 4
+    with pytest.raises(ResumeError, match="min-train-nodes: given 8, began with 4"):
+        checked_config(asked, asked)
+
+
 def test_a_key_that_does_not_agree_is_named_as_such(resumed):
     with pytest.raises(ResumeError, match="accumulate: given 2, began with 4"):
         resumed({"accumulate": 4}, accumulate=2)
