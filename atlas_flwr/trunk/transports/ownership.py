@@ -121,12 +121,11 @@ class OwnerService:
 
     def hello(self, run: str, data: bytes) -> bytes:
         """Say what is served, and clear away what silent runs have left."""
-        now = self.clock()
+        now = self._heard(run).heard  # who asks is not silent, however long it was
         with self._lock:
             silent = [r for r, of in self._runs.items() if now - of.heard > SILENT]
         for ended in silent:
             self.leave(ended, b"")
-        self._heard(run)
         return told(asdict(self.served))
 
     def open(self, run: str, data: bytes) -> bytes:

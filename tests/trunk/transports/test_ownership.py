@@ -194,6 +194,16 @@ def test_a_run_that_ended_without_a_word_is_cleared_away_when_another_begins():
         engine.adapters(left)
 
 
+def test_an_owner_that_was_silent_for_long_has_its_sessions_when_it_asks():
+    now = [0.0]
+    engine, service, _ = made(clock=lambda: now[0])
+    host = host_of(service)
+    token = host.open(SessionSpec(PLAN))
+    now[0] = SILENT + 1
+    host.ping()
+    engine.adapters(token)
+
+
 def test_a_trunk_that_was_started_anew_is_not_the_one_before():
     _, service, _ = made()
     host = host_of(service)
