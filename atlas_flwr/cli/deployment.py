@@ -21,6 +21,7 @@ from typing import Any
 
 from atlas_flwr.cli.dialling import Dialled, dialled, why_not
 from atlas_flwr.cli.doctor import Finding
+from atlas_flwr.config.parsing import parse_address
 from atlas_flwr.errors import ConfigError
 
 __all__ = ["examine_folder"]
@@ -56,14 +57,15 @@ def examine_folder(
         about = json.loads((path / "site.json").read_text(encoding="utf-8"))
         folder = _Folder(path, about, clock)
         link, wanted = str(about["link"]), dict(about["versions"])
+        site = str(about["site"])
+        for place in (link, about.get("trunk")):
+            _check_place(place)
     except (OSError, ValueError, TypeError, KeyError) as error:
         detail = f"{path}: no site.json that can be read ({error})"
         remedy = "give a folder that `atlas-flwr provision` made"
         yield Finding("folder", False, detail, remedy)
         return
-    yield Finding(
-        "folder", True, f"{about.get('role')} {about.get('name')} of {about['site']}"
-    )
+    yield Finding("folder", True, f"{about.get('role')} {about.get('name')} of {site}")
     yield _sums(folder)
     yield from _secrets(folder)
     for name, version in wanted.items():
@@ -82,6 +84,12 @@ def examine_folder(
     yield from _link(folder, link, trusted)
     if about.get("trunk"):
         yield _trunk(folder, str(about["trunk"]), trusted)
+
+
+def _check_place(place: object) -> None:
+    """Refuse what is no address to dial; where there is no trunk it is ``None``."""
+    if place is not None and parse_address(str(place))[1] is None:
+        raise ValueError(f"{place!r} has no port")
 
 
 def _sums(folder: _Folder) -> Finding:

@@ -205,6 +205,19 @@ def test_a_folder_that_was_meddled_with_is_told(site, capsys):
     assert "provision" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("site", None), ("link", ""), ("link", "example.org"), ("trunk", "a:b")],
+)
+def test_a_folder_that_does_not_say_what_it_is_of_is_told(site, capsys, key, value):
+    node = site / "nodes" / "north"
+    about = json.loads((node / "site.json").read_text()) | {key: value}
+    kept = {name: told for name, told in about.items() if (name, told) != (key, None)}
+    (node / "site.json").write_text(json.dumps(kept))
+    assert main(["doctor", "--deployment", str(node)]) == 1
+    assert "no site.json that can be read" in capsys.readouterr().out
+
+
 def test_what_the_trunk_is_shown_is_looked_at(kits):
     trunk = {"host": "localhost", "port": 1, "mutual": True}
     site = kits(trunk=trunk)
