@@ -42,8 +42,8 @@ def _shown_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     return None
 
 
-class Gate(grpc.GenericRpcHandler):
-    """The calls of one service.
+class Gate:
+    """The calls of one service, as a ``grpc.GenericRpcHandler``.
 
     What a call says of itself inside is looked at as ever: the gate opens nothing.
 
