@@ -31,7 +31,8 @@ class DefendedTrunk(PassingTrunk):
     defence : Defence
         Changes what is sent.
     generator : torch.Generator
-        Of what it draws. Whoever knows its seed can take the noise away again.
+        Of what it draws. Whoever knows its seed can take the noise away again: a client
+        has a :class:`~atlas_flwr.privacy.defences.system.SystemGenerator`.
     """
 
     defence: Defence

@@ -119,14 +119,11 @@ def defence_of(config: RunConfig) -> Defence:
 
 def guarded(trunk: TrunkClient, defence: Defence) -> TrunkClient:
     """Let a defence stand before a trunk."""
-    import torch
-
+    from atlas_flwr.privacy.defences.system import SystemGenerator
     from atlas_flwr.privacy.defended import DefendedTrunk
 
-    # From the system, since the server knows the run's seed.
-    generator = torch.Generator()
-    generator.seed()
-    return DefendedTrunk(trunk, defence, generator)
+    # The server knows the run's seed.
+    return DefendedTrunk(trunk, defence, SystemGenerator())
 
 
 def penalised(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 
 from atlas_flwr.privacy import DEFENCES, parse_defence
 from atlas_flwr.privacy.defences.scale import LONGEST, clipped, usual_size
+from atlas_flwr.remedies.wire_defence import guarded
 
 
 def drawn(seed=0):
@@ -34,6 +36,24 @@ def test_noise_is_the_same_for_the_same_seed_alone():
     one, same = (found.activations(hidden, drawn(3)) for _ in range(2))
     assert torch.equal(one, same)
     assert not torch.equal(one, found.activations(hidden, drawn(4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "law"), [("gaussian", "norm"), ("laplace", "laplace")]
+)
+def test_a_clients_noise_follows_from_no_seed_and_no_state(name, law):
+    """A seed of torch's can be tried; a state follows from noise that is known."""
+    defence, hidden = parse_defence(f"{name}:0.5"), torch.ones(40, 50)
+    drawn = guarded(None, defence).generator
+    state = drawn.get_state()
+    one = defence.activations(hidden, drawn) - hidden
+    drawn.set_state(state)
+    other = defence.activations(hidden, drawn) - hidden
+    assert not torch.equal(one, other)
+    noise = torch.cat([one, other]).flatten() / 0.5
+    assert noise.dtype == hidden.dtype
+    law = stats.norm(0, 1) if name == "gaussian" else stats.laplace(0, 0.5**0.5)
+    assert stats.kstest(noise.numpy(), law.cdf).pvalue > 1e-6
 
 
 def test_no_vector_is_longer_than_the_bound_and_short_ones_are_left_alone():

@@ -59,6 +59,6 @@ class Gaussian(Defence):
         return off / (2 * (self.strength * scale) ** 2)
 
     def _drawn(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        import torch
+        from atlas_flwr.privacy.defences.system import normal
 
-        return torch.randn(like.shape, generator=generator).to(like)
+        return normal(like.shape, generator).to(like)

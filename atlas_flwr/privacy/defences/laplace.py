@@ -29,9 +29,9 @@ class Laplace(Gaussian):
         return off * 2**0.5 / (self.strength * scale)
 
     def _drawn(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        import torch
+        from atlas_flwr.privacy.defences.system import uniform
 
         # By its inverse distribution function, at deviation 1.
-        uniform = torch.rand(like.shape, generator=generator) - 0.5
-        inside = (1 - 2 * uniform.abs()).clamp(min=1e-12)
-        return (-uniform.sign() * inside.log() / 2**0.5).to(like)
+        drawn = uniform(like.shape, generator) - 0.5
+        inside = (1 - 2 * drawn.abs()).clamp(min=1e-12)
+        return (-drawn.sign() * inside.log() / 2**0.5).to(like)
