@@ -95,6 +95,11 @@ class Roster:
                 f"none of {len(messages)} clients can take part; one of them: {reason}"
             )
 
+    @property
+    def refused(self) -> int:
+        """How many nodes were refused, and are not asked again yet."""
+        return len(self._refused)
+
     def ask_again(self, but: Collection[int] = ()) -> None:
         """Let nodes that were refused be asked next time.
 

@@ -38,6 +38,10 @@ class Minima:
         Keys that were given for this run; the others are the app's.
     clients : int
         Clients in all.
+    refused : int
+        Of whom the run cannot take so many, whoever they are.
+    able : int
+        Of whom so many at least take part.
 
     Attributes
     ----------
@@ -50,10 +54,13 @@ class Minima:
         merged: Mapping[str, UserConfigValue],
         given: Collection[str],
         clients: int,
+        refused: int = 0,
+        able: int = 0,
     ) -> None:
         left_out = {*split_list(str(merged.get("without-clients", "")))}
         self.clients = clients
-        self.there = sum(str(client) not in left_out for client in range(clients))
+        there = sum(str(client) not in left_out for client in range(clients))
+        self.there = max(there - refused, able)  # who is refused may be left out, too
         self._given = given
         self._above = {
             key: value
@@ -117,11 +124,12 @@ def with_minima_met(
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(POLL)  # Flower registers them a moment after the ServerApp
     roster.learn(grid, nodes)
-    clients = max((p.partitions for p in roster.profiles.values()), default=0)
+    profiles, without = roster.profiles.values(), split_list(config.without_clients)
+    clients = max((p.partitions for p in profiles), default=0)
+    able = sum(profile.client not in without for profile in profiles)
     values = {key: getattr(config, key.replace("-", "_")) for key in KEYS}
-    found = Minima(
-        {**values, "without-clients": config.without_clients}, given, clients
-    )
+    merged = {**values, "without-clients": config.without_clients}
+    found = Minima(merged, given, clients, roster.refused, able)
     if problems := list(found.problems()):
         raise ConfigError(problems)
     for note in found.notes():

@@ -9,6 +9,7 @@ import pytest
 
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.protocol import keys
 from atlas_flwr.server_apps.checkpoint import load_checkpoint
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
@@ -48,6 +49,23 @@ def test_no_run_waits_for_clients_that_cannot_come(tmp_path, caplog, nodes):
         folder = run(tmp_path, nodes=nodes, without_clients=left_out, num_rounds=1)
     assert summary(folder)["clusters"].keys() == {"0"}
     assert "min-available-nodes is lowered from 2 to 1" in caplog.text
+
+
+def test_nor_for_one_that_cannot_say_who_it_is(tmp_path, caplog):
+    def mute(message):
+        asked = message.metadata.message_type == keys.DESCRIBE
+        last = message.metadata.dst_node_id == 1_000 + 7
+        return "no texts" if asked and last else "deliver"
+
+    given = {"strategy": "fedavg", "num_rounds": 1, "nodes": 2}
+    with caplog.at_level(logging.WARNING):
+        folder = run(tmp_path, mute, **given)
+    assert summary(folder)["final"]["client_accuracy"].keys() == {"0"}
+    assert "min-available-nodes is lowered from 2 to 1" in caplog.text
+    with pytest.raises(ConfigError, match="with 2 clients, of whom 1 take part"):
+        run(tmp_path, mute, **given, min_available_nodes=2)
+    # Whom the run leaves out by name, too, is not counted twice.
+    run(tmp_path, mute, **given, without_clients="1", min_available_nodes=1)
 
 
 def test_nor_for_more_than_were_asked_for_by_name(tmp_path):
