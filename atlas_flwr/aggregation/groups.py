@@ -313,6 +313,8 @@ class ClusterAdapters:
         arrays = flatten(self.arrays.initial, "initial")
         if self._overall:
             arrays |= flatten(self._overall, "overall")
+        if self._handed:
+            arrays |= flatten(self._handed, "handed")
         for group, found in self.groups.items():
             arrays |= flatten(found, f"group/{group}")
         trained = self._overall is not None
@@ -321,6 +323,7 @@ class ClusterAdapters:
             "weights": self._weights,
             "digests": list(self.arrays.digests),
             "row-norms": self._row_norms,
+            "handed": self._handed is not None,
         }
         return arrays, {**values, **more}
 
@@ -333,7 +336,9 @@ class ClusterAdapters:
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
         self._weights = {g: dict(known) for g, known in values["weights"].items()}
-        self._row_norms = values.get("row-norms")  # not in older checkpoints
+        # Neither is in older checkpoints.
+        self._row_norms = values.get("row-norms")
+        self._handed = unflatten(arrays, "handed") if values.get("handed") else None
 
 
 def _with_examples(

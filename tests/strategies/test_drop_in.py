@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -212,6 +213,20 @@ def test_so_are_those_that_are_changed_before_a_run_goes_on(added):
     got = grid.sent[-1].content["arrays"]
     for key, value in given.items():
         np.testing.assert_allclose(got[key].numpy(), value, atol=1e-6)
+
+
+def test_a_resumed_run_hands_out_changed_arrays_to_the_bit_as_the_whole_run_does():
+    """Updates are clipped against them, and other factors of the same are far away."""
+    whole, before, again = (OursWithMomentum(**ALONE) for _ in range(3))
+    _, unbroken = started(whole, answering(moved), PAIR, rounds=2)
+    result, _ = started(before, answering(moved), PAIR)
+    arrays, values = before.state()
+    again.restore(arrays, json.loads(json.dumps(values)))
+    given = {key: array.numpy() for key, array in result.arrays.items()}
+    _, grid = started(again, answering(moved), given)
+    got, expected = second_round(grid), second_round(unbroken)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(got[key], value)
 
 
 def test_a_run_with_clusters_does_not_go_on_with_changed_arrays():
