@@ -99,7 +99,7 @@ class ClientBatches:
         return self._some(prepared, self.config.train_examples)
 
     def to_train(
-        self, model: nn.Module, pooled: int = 0
+        self, model: nn.Module, pooled: Sequence[int] = ()
     ) -> tuple[Sequence[Batch], int]:
         """Return the round's batches, and how many examples they come from.
 
@@ -107,10 +107,10 @@ class ClientBatches:
         ----------
         model : nn.Module
             As the round begins.
-        pooled : int
-            Take the examples of so many clients, in turns, instead of the client's own.
+        pooled : Sequence[int]
+            Take the examples of these clients, in turns, instead of the client's own.
         """
-        owners = range(pooled) if pooled else [self.me.index]
+        owners = pooled or [self.me.index]
         held = [self.shard(owner) for owner in owners]
         shards = [self.hooks.shard(s, model, self.collator(s.task)) for s in held]
         collators = [self.collator(shard.task) for shard in shards]

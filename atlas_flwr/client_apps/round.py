@@ -188,8 +188,9 @@ class ClientRound:
             adapters should be, if it was checked.
         """
         config = self.config
-        pooled = int(str(self.entries.get(keys.POOLED_NODES, 0)))
-        owners = range(pooled) if pooled else [self.me.index]
+        pooled = self._pooled()
+        # Whoever is sampled in other rounds: of all it is known what they began with.
+        owners = range(self.me.count) if pooled else [self.me.index]
         if keys.RUN_ID in self.entries:  # else no run of ours, which could be resumed
             check_texts((self.me.shard(config, n) for n in owners), self._store)
         layout = Layout.of(self.arrays, self.scaling)
@@ -228,6 +229,13 @@ class ClientRound:
         if done.penalty is not None:
             metrics["train-penalty"] = done.penalty
         return arrays, metrics, told_of_trunk(adapted.model)
+
+    def _pooled(self) -> list[int]:
+        """Return the clients whose texts are pooled; none where it has its own."""
+        first = range(int(str(self.entries.get(keys.POOLED_NODES, 0))))
+        named = self.entries.get(keys.POOLED_CLIENTS, [*first])
+        assert isinstance(named, list)
+        return [int(client) for client in named]
 
     def evaluate(self) -> tuple[Metrics, ConfigRecord | None]:
         """Score the adapters on the client's test examples.

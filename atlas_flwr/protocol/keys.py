@@ -14,6 +14,7 @@ __all__ = [
     "LINK_CODEC",
     "NUM_EXAMPLES",
     "PLAN",
+    "POOLED_CLIENTS",
     "POOLED_NODES",
     "PROFILE",
     "PROMPTS",
@@ -40,6 +41,7 @@ FINGERPRINT = "query.fingerprint"
 IMPORTANCE = "importance"  # measure it; also the record that answers
 PLAN = "plan"  # the client's cut
 POOLED_NODES = "pooled-nodes"  # train on the data of so many clients
+POOLED_CLIENTS = "pooled-clients"  # which ones, by their ids
 RUN_CONFIG = "run-config"  # the resolved configuration, YAML
 RUN_ID = "run-id"
 SERVER_ROUND = "server-round"  # Flower's strategies send it

@@ -218,7 +218,7 @@ def _local(setting: RunContext) -> Strategy:
 
 
 def _centralized(setting: RunContext) -> Strategy:
-    return Centralized(**setting.sampling)
+    return Centralized(**setting.sampling, roster=setting.roster)
 
 
 STRATEGIES: Mapping[str, Callable[[RunContext], Strategy]] = {

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from atlas_flwr.budget import client_memory
 from atlas_flwr.client_apps.app import app
+from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.config import load_config
 from atlas_flwr.data import (
     CausalCollator,
@@ -152,6 +153,28 @@ def test_baselines_resume_too(tmp_path, strategy):
     part = tmp_path / "part"
     continued = run(tmp_path, strategy=strategy, resume=str(part), num_rounds=2)
     assert accuracies(continued) == accuracies(whole)
+
+
+def test_centralized_pools_the_texts_of_those_who_are_drawn(tmp_path, monkeypatch):
+    """Else a fraction of 1/2 would be a bound that has never seen half of the texts."""
+    pooled, read, own = [], [], ClientBatches.shard
+
+    def seen(self, owner=None):
+        if owner is not None:
+            read.append(str(owner))
+        return own(self, owner)
+
+    def intercept(message):
+        if message.metadata.message_type == MessageType.TRAIN:
+            pooled.append(message.content["config"]["pooled-clients"])
+        return "deliver"
+
+    monkeypatch.setattr(ClientBatches, "shard", seen)
+    given = {"fraction_train": 0.5, "min_train_nodes": 2, "num_rounds": 4}
+    run(tmp_path, intercept, strategy="centralized", **given)
+    assert [len(clients) for clients in pooled] == [2] * 4
+    assert len(set().union(*pooled)) > 2
+    assert read == [client for clients in pooled for client in clients]
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
