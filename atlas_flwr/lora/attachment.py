@@ -100,7 +100,7 @@ def attach(module: nn.Module, ranks: Mapping[str, int], scaling: Scaling) -> Non
         lora_alpha=scaling.alpha or 1.0,  # type: ignore[arg-type]
         alpha_pattern={} if scaling.alpha else dict(pattern),
         use_rslora=scaling.use_rslora and bool(scaling.alpha),
-        target_modules=[*ranks],
+        target_modules="|".join(map(re.escape, ranks)),  # as text, matched in full
         rank_pattern=pattern if len(by_rank) > 1 else {},
         bias="none",
         fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in ranks),

@@ -110,8 +110,9 @@ def attach_ia3(
     linear = scaled_layers(module, vectors)
     inward = [re.escape(name) for name, v in vectors.items() if scales_inputs(v)]
     config = IA3Config(
-        target_modules=[*vectors],
-        feedforward_modules="|".join(inward) or [],  # as text, matched in full
+        # As text both are matched in full.
+        target_modules="|".join(map(re.escape, vectors)),
+        feedforward_modules="|".join(inward) or [],
         fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in vectors),
     )
     inject_adapter_in_model(config, module, adapter_name=_ADAPTER)

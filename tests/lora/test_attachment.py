@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from atlas_flwr.lora import (
     LoraFactors,
     Scaling,
     attach,
+    attach_ia3,
     detach,
     extract,
     linear_names,
@@ -102,6 +104,15 @@ def test_a_layer_whose_name_ends_as_anothers_keeps_its_own_rank():
     asked = {"layers.0.fc": 1, "inner.layers.0.fc": 3}
     attach(model, asked, Scaling(6.0))
     assert {name: f.rank for name, f in extract(model).items()} == asked
+
+
+def test_a_layer_whose_name_ends_as_anothers_stays_bare_if_it_is_not_asked_for():
+    model = blocks(inner=blocks())
+    attach(model, {"layers.0.fc": 1}, Scaling(6.0))
+    assert [*extract(model)] == ["layers.0.fc"]
+    detach(model)
+    attach_ia3(model, {"layers.0.fc": np.ones((4, 1), np.float32)})
+    assert type(model.get_submodule("inner.layers.0.fc")) is torch.nn.Linear
 
 
 def test_extracted_factors_do_not_follow_the_training():
