@@ -77,9 +77,14 @@ class ClientBatches:
         self.collator(self.shard().task)
 
     def to_sketch(self) -> Iterator[Batch]:
-        """Return the batches of the fingerprint, no example in two of them."""
+        """Return the batches of the fingerprint, no example in two of them.
+
+        Of few examples there are fewer batches; only of fewer than there are parts some
+        are in several.
+        """
         config, examples = self.config, self._own()
-        steps = config.fingerprint_batches
+        most = min(config.fingerprint_batches, len(examples))
+        steps = max(most, config.fingerprint_parts)
         return sample_batches(
             examples,
             self.collator(self.shard().task),
@@ -173,8 +178,10 @@ class ClientBatches:
     @staticmethod
     def _some(examples: Sequence[Example], most: int) -> Sequence[Example]:
         """Take no more than ``most``, if it is above 0, evenly from all of them."""
-        every = -(-len(examples) // most) if most else 1
-        return examples[::every]
+        count = len(examples)
+        if not most or count <= most:
+            return examples
+        return [examples[i * count // most] for i in range(most)]
 
 
 @lru_cache(maxsize=COLLATORS)

@@ -72,9 +72,12 @@ class ClientStore:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(".draft", f"{name}-", self.path)
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        Path(draft).replace(self.path / f"{name}-{server_round}.npz")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            Path(draft).replace(self.path / f"{name}-{server_round}.npz")
+        finally:  # where the disk is full every round would leave another
+            Path(draft).unlink(missing_ok=True)
         rounds = self._rounds(name)
         before = sorted(r for r in rounds if r < server_round)
         wanted = {*before[-KEPT:], *self._to_resume(before, server_round), server_round}

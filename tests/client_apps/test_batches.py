@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
@@ -35,3 +40,32 @@ def test_a_tokenizer_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
     first = batches_of(path).collator(task)
     os.utime(path / "tokenizer.json", ns=(1, 1))
     assert batches_of(path).collator(task) is not first
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_as_many_examples_are_taken_as_may_be_and_evenly(count: int, most: int) -> None:
+    taken = [int(e.text) for e in ClientBatches._some(numbered(count), most)]
+    assert len(taken) == min(count, most)
+    steps = {b - a for a, b in pairwise(taken)}
+    assert not steps or max(steps) - min(steps) <= 1
+    assert 0 < min(steps, default=1)
+
+
+def numbered(count: int) -> list[Example]:
+    return [Example(str(number)) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [4, 5, 11, 12, 13, 40])
+def test_no_example_is_in_two_parts_of_a_fingerprint(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """However few a client has: their difference says how sure a fingerprint is."""
+    made = batches_of(Path(resolve_model("tiny").path))
+    config = replace(made.config, fingerprint_batches=12, fingerprint_parts=4)
+    made = replace(made, config=config)
+    monkeypatch.setattr(ClientBatches, "_own", lambda self: numbered(count))
+    monkeypatch.setattr(ClientBatches, "collator", lambda self, task: list)
+    found = [[e.text for e in batch] for batch in made.to_sketch()]
+    assert len(found) == min(count, 12)
+    told = [text for batch in found for text in batch]
+    assert len(set(told)) == len(told)

@@ -41,6 +41,19 @@ def test_a_round_that_is_not_done_again_is_not_seen_either(store):
     assert value(store, before=4) == 2
 
 
+def test_what_cannot_be_written_leaves_nothing_behind(store, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+
+    store.save("thing", 1, {"x": np.array(1)})
+    with monkeypatch.context() as disk:
+        disk.setattr(np, "savez", full)
+        with pytest.raises(OSError, match="no space"):
+            store.save("thing", 2, {"x": np.array(2)})
+    assert [path.name for path in store.path.iterdir()] == ["thing-1.npz"]
+
+
 def test_names_do_not_see_each_other(store):
     store.save("other", 1, {"x": np.array(1)})
     assert value(store, before=9) is None
