@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from atlas_flwr.cli import command, doctor, launch, main
 from atlas_flwr.cli.launch import Federation, LaunchError, SuperLink, private_superlink
-from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides, to_toml
+from atlas_flwr.cli.overrides import app_defaults, checked, parse_overrides
 from atlas_flwr.cli.preflight import cleared, placed
 from atlas_flwr.cli.processes import ended_by_signals
 from atlas_flwr.cli.trials import plan, progress
@@ -42,6 +42,7 @@ from atlas_flwr.report import (
 from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
 from atlas_flwr.server_apps.minima import KEYS
 from atlas_flwr.server_apps.progress import PROGRESS_FILE
+from atlas_flwr.sites.scripts import toml
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,7 +181,7 @@ def test_what_is_no_pair_is_refused():
     )
 )
 def test_toml_keeps_every_value(values):
-    read = tomllib.loads(to_toml(values))
+    read = tomllib.loads(toml(values))
     assert read == values
     assert [type(v) for v in read.values()] == [type(v) for v in values.values()]
 

@@ -24,9 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_flwr.cli.overrides import Value, to_toml
+from atlas_flwr.cli.overrides import Value
 from atlas_flwr.cli.processes import end_tree, ended_by_signals, piped
 from atlas_flwr.errors import AtlasError
+from atlas_flwr.sites.scripts import toml
 
 __all__ = ["Federation", "LaunchError", "SuperLink", "private_superlink"]
 
@@ -130,7 +131,7 @@ class SuperLink:
             When Flower refused to start the run.
         """
         path = self.home / "overrides.toml"
-        path.write_text(to_toml(overrides), encoding="utf-8")
+        path.write_text(toml(overrides), encoding="utf-8")
         command = [_tool("flwr"), "run", str(self.app), "private", "--stream"]
         command += ["--federation-config", federation.text()]
         if overrides:

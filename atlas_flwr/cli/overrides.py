@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from atlas_flwr.config import load_config
 from atlas_flwr.errors import ConfigError
 
-__all__ = ["Value", "app_defaults", "checked", "parse_overrides", "to_toml"]
+__all__ = ["Value", "app_defaults", "checked", "parse_overrides"]
 
 Value = bool | int | float | str
 PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S*)")
@@ -67,18 +66,6 @@ def _value(word: str) -> Value:
     except tomllib.TOMLDecodeError:
         return word
     return value if isinstance(value, Value) else word
-
-
-def to_toml(values: Mapping[str, Value]) -> str:
-    """Write flat values as TOML, which Flower reads without loss."""
-    return "".join(f"{key} = {_literal(value)}\n" for key, value in values.items())
-
-
-def _literal(value: Value) -> str:
-    if isinstance(value, str):
-        # A TOML basic string is a JSON string without surrogate pairs or a raw DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def app_defaults(app: Path) -> tuple[dict[str, Value], bool]:
