@@ -107,15 +107,23 @@ exec flwr "$@"
 def registration(site: Site) -> str:
     """Tell the SuperLink the keys of nodes."""
     about = (
-        "Registers nodes, all or those that are named, at the SuperLink, which runs."
+        "Registers nodes, all or those that are named, at the SuperLink, which runs; "
+        "those that it knows already stay."
     )
     names = " ".join(node.name for node in site.nodes)
     return f"""{OPENING.format(about=about)}\
 [ $# -gt 0 ] || set -- {names}
 failed=""
 for node in "$@"; do
-  ./flwr.sh supernode register "nodes/$node.pub" {site.name} --name "$node" ||
+  if said=$(COLUMNS=999 ./flwr.sh supernode register "nodes/$node.pub" \\
+    {site.name} --name "$node" 2>&1); then
+    echo "$said"
+  elif [[ "$said" == *"ey already in use"* ]]; then
+    echo "$node is registered already"
+  else
+    echo "$said" >&2
     failed="$failed $node"
+  fi
 done
 [ -z "$failed" ] || {{
   echo "not registered:$failed (./flwr.sh supernode list shows who is)" >&2
@@ -209,7 +217,7 @@ def compose(name: str, ports: tuple[int, ...], app: str | None) -> str:
 
 
 def toml(values: Mapping[str, Plain]) -> str:
-    """Write a run config."""
+    """Write flat values, as a run config is, which Flower reads without loss."""
     return "".join(f"{key} = {_literal(value)}\n" for key, value in values.items())
 
 

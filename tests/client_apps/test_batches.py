@@ -48,7 +48,7 @@ def test_as_many_examples_are_taken_as_may_be_and_evenly(count: int, most: int) 
     assert len(taken) == min(count, most)
     steps = {b - a for a, b in pairwise(taken)}
     assert not steps or max(steps) - min(steps) <= 1
-    assert 0 < min(steps, default=1)
+    assert min(steps, default=1) > 0
 
 
 def numbered(count: int) -> list[Example]:

@@ -259,6 +259,32 @@ def test_keys_that_a_trunk_alone_reads_go_to_its_machine_alone(kits):
     load_config(link)
 
 
+FLOWER = """#!/usr/bin/env bash
+case "$*" in
+*north.pub*) echo "Error: Public key already in use." >&2; exit 1 ;;
+*south.pub*) [ ! "${BROKEN:-}" ] || { echo "Error: no answer" >&2; exit 1; } ;;
+esac
+echo "registered: $*"
+"""
+
+
+@pytest.mark.parametrize("broken", ["", "1"])
+def test_nodes_that_are_registered_already_stay_so_and_others_are_told(kits, broken):
+    folder = kits(nodes=[{"name": "north"}, {"name": "south"}]) / "link"
+    (folder / "flwr.sh").write_text(FLOWER)
+    environment = {**os.environ, "BROKEN": broken}
+    done = subprocess.run(
+        [folder / "register.sh"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == bool(broken)
+    assert done.stdout.startswith("north is registered already\n")
+    assert ("registered: supernode register nodes/south.pub" in done.stdout) != bool(
+        broken
+    )
+    told = "Error: no answer\nnot registered: south (./flwr.sh supernode list shows"
+    assert done.stderr.startswith(told if broken else "")
+
+
 def free_ports(count: int) -> list[int]:
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in held]
@@ -292,7 +318,9 @@ def test_a_node_comes_online_from_the_folders_own_scripts(kits, tmp_path):
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert started[0].poll() is None
             time.sleep(0.2)
-        subprocess.run([site / "link" / "register.sh"], env=environment, check=True)
+        for _ in range(2):  # who does it again is told that it is done
+            script = site / "link" / "register.sh"
+            subprocess.run([script], env=environment, check=True)
         start(site / "nodes" / "north")
         until = time.monotonic() + 120
         while '"online"' not in (told := flower("supernode", "list", "--format=json")):
