@@ -100,14 +100,21 @@ def _sums(folder: _Folder) -> Finding:
     changed = []
     for line in lines:
         digest, _, name = line.partition("  ")
-        file = folder.path / name
-        if not file.is_file():
-            changed.append(f"{name} is not there")
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            changed.append(f"{name} was changed")
+        changed += _changed(folder.path / name, name, digest)
     detail = ", ".join(changed) or f"{len(lines)} files are as they were sent"
     remedy = f"if you did not do that: {RESEND}"
     return Finding("checksums", not changed, detail, remedy, needed=False)
+
+
+def _changed(file: Path, name: str, digest: str) -> list[str]:
+    """Say what is wrong with a file that was sent, if anything is."""
+    if not file.is_file():
+        return [f"{name} is not there"]
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:  # as another user's, who the service runs as
+        return [f"{name} cannot be read ({error.strerror})"]
+    return [] if found == digest else [f"{name} was changed"]
 
 
 def _secrets(folder: _Folder) -> Iterator[Finding]:
@@ -140,11 +147,14 @@ def _certificates(folder: _Folder) -> Iterator[Finding]:
         return
     yield _dates("authority", "ca.crt", ca, folder.clock())
     own = folder.path / "server.pem"
-    if not own.exists():
+    if folder.about.get("role") == "node":
         return
     try:
         server = x509.load_pem_x509_certificate(own.read_bytes())
         server.verify_directly_issued_by(ca)
+    except OSError as error:
+        yield Finding("certificate", False, f"server.pem: {error.strerror}", RESEND)
+        return
     except (ValueError, TypeError, InvalidSignature) as error:
         detail = f"server.pem is not of ca.crt ({type(error).__name__})"
         yield Finding("certificate", False, detail, RESEND)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import ssl
@@ -216,6 +217,26 @@ def test_a_folder_that_does_not_say_what_it_is_of_is_told(site, capsys, key, val
     (node / "site.json").write_text(json.dumps(kept))
     assert main(["doctor", "--deployment", str(node)]) == 1
     assert "no site.json that can be read" in capsys.readouterr().out
+
+
+def test_files_that_are_not_there_or_another_users_are_findings(kits, monkeypatch):
+    link = kits() / "link"
+    (link / "server.pem").rename(link / "server.pem.old")
+    found = findings(link, 1)
+    assert (found["certificate"].ok, found["certificate"].needed) == (False, True)
+    assert "No such file" in found["certificate"].detail
+    (link / "server.pem.old").rename(link / "server.pem")
+    read = Path.read_bytes
+
+    def of_another(path):
+        if path.name in ("server.pem", "server.key"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", of_another)
+    found = findings(link, 1)
+    assert "Permission denied" in found["certificate"].detail
+    assert "server.key cannot be read (Permission denied)" in found["checksums"].detail
 
 
 def test_what_the_trunk_is_shown_is_looked_at(kits):
