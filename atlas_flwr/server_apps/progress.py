@@ -143,12 +143,23 @@ class Progress:
         else:
             log(INFO, "%s", standing.line())
 
-    def waiting(self, connected: int) -> None:
-        """Say that clients are waited for, if they are."""
-        wanted = self.config.min_available_nodes
-        if connected < wanted and self.clock() - self._told >= LINE_EVERY:
+    def waiting(self, connected: int, refused: int = 0) -> None:
+        """Say that clients are waited for, if they are.
+
+        Parameters
+        ----------
+        connected : int
+            Nodes.
+        refused : int
+            Of these, those that cannot take part.
+        """
+        wanted, able = self.config.min_available_nodes, connected - refused
+        if able < wanted and self.clock() - self._told >= LINE_EVERY:
             self._told = self.clock()
-            log(INFO, "waiting for clients: %d of %d are connected", connected, wanted)
+            told = f"waiting for clients: {able} of {wanted} are connected"
+            if refused:
+                told += f", beside {refused} that cannot take part; the log says why"
+            log(INFO, "%s", told)
 
     def standing(self, flight: InFlight) -> Standing:
         """Return where the run is."""

@@ -129,7 +129,9 @@ class Run:
         config = with_minima_met(self.config, self.given, grid, roster)
         recorder, progress = Recorder(self.folder, roster), Progress(config)
         start = partial(trunk_of, grid=grid)
-        grid = ProgressGrid(grid, progress.saw, progress.waiting)
+        grid = ProgressGrid(
+            grid, progress.saw, lambda nodes: progress.waiting(nodes, roster.refused)
+        )
         if config.quorum < 1:
             grid = QuorumGrid(
                 grid,

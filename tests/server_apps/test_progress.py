@@ -134,6 +134,17 @@ def test_a_missing_client_is_waited_for_aloud():
     assert stream.getvalue() == "waiting for clients: 1 of 2 are connected\n" * 2
 
 
+def test_so_is_one_beside_those_who_cannot_take_part():
+    """Flower says who is connected, and counts those alone that have a part."""
+    run, stream = Run(), io.StringIO()
+    with plain_output(), redirect_stdout(stream):
+        for _ in range(16):
+            run.now += 1
+            run.progress.waiting(3, refused=2)
+    told = "waiting for clients: 1 of 2 are connected, beside 2 that cannot take part"
+    assert stream.getvalue() == f"{told}; the log says why\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (100, "2 min"), (7200, "2.0 h")]
 )
