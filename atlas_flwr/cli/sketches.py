@@ -153,7 +153,6 @@ def _sketched(
 
     files, defence = ModelFiles.of(config, "cpu"), defence_of(config)
     tokenizer: Any = tokenizer_of(files.source)
-    size = min(config.batch_size, config.train_examples // config.fingerprint_batches)
     with adapted_whole(files.whole(), _start(config, files), Scaling()) as adapted:
         for name in own.names:
             task = load_task(name)
@@ -161,7 +160,7 @@ def _sketched(
             collate = read_through(plain, defence, files, OWN_SECRET)
             halves = public_halves(task, own.told, config.seed)
             drawn = [
-                in_some_balance(task, half, max(1, size), rng)
+                in_some_balance(task, half, _examples(config), rng)
                 for half in halves
                 for _ in range(BATCHES // 2)
             ]
@@ -176,6 +175,17 @@ def _sketched(
             rows = [_row(found, config) for found in gradients]
             shares = np.stack([shares_of(task, batch) for batch in drawn])
             yield name, (np.stack(rows), shares, shares_of(task, sum(halves, ())))
+
+
+def _examples(config: RunConfig) -> int:
+    """Return how many are in a batch of a client's fingerprint, of all it may have.
+
+    Where it takes its whole share, that is taken to fill the batches.
+    """
+    if not config.train_examples:
+        return config.batch_size
+    each = config.train_examples // config.fingerprint_batches
+    return max(1, min(config.batch_size, each))
 
 
 def _row(gradients: Mapping[str, Any], config: RunConfig) -> NDArray[Any]:

@@ -209,9 +209,10 @@ class MadeUp:
         halves = public_halves(task, self.own.told, config.seed)
         rng = np.random.default_rng(derive_seed(self.seed, "updates", name))
         second = np.arange(SHADOWS) % 2 == 1
+        # Of a whole share, which may be of any size, a round draws as many.
+        count = config.train_examples or self._drawn
         drawn = [
-            in_some_balance(task, halves[int(half)], config.train_examples, rng)
-            for half in second
+            in_some_balance(task, halves[int(half)], count, rng) for half in second
         ]
         seeds = [derive_seed(self.seed, "update", name, i) for i in range(SHADOWS)]
         rows = [
@@ -274,6 +275,12 @@ class MadeUp:
             steps=config.local_steps * config.accumulate,
             seed=seed,
         )
+
+    @property
+    def _drawn(self) -> int:
+        """Examples that a round draws, repetitions counted."""
+        config = self.config
+        return config.batch_size * config.local_steps * config.accumulate
 
     @cached_property
     def _files(self) -> ModelFiles:

@@ -353,6 +353,8 @@ def sample_examples(
     examples: Sequence[Example], *, batch_size: int, steps: int, seed: int
 ) -> Iterator[list[Example]]:
     """Yield the examples of each of :func:`sample_batches`'s batches."""
+    if not examples:
+        raise DataError("there is no example to draw a batch from")
     rng = random.Random(seed)
     queue: list[Example] = []
     for _ in range(steps):

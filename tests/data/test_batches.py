@@ -263,3 +263,8 @@ def test_in_order_gives_every_example_once(texts: list[str], size: int) -> None:
     list(in_order([Example(text, 0) for text in texts], collate, size))
     assert Counter(t for batch in collate.seen for t in batch) == Counter(texts)
     assert all(len(batch) == size for batch in collate.seen[:-1])
+
+
+def test_nothing_to_draw_from_is_told_and_not_waited_for():
+    with pytest.raises(DataError, match="no example"):
+        next(sample_batches([], None, batch_size=2, steps=1, seed=0))

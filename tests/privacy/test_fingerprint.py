@@ -11,8 +11,11 @@ from flwr.app import ArrayRecord
 
 from atlas_flwr.cli import sketches
 from atlas_flwr.cli.command import run_words
+from atlas_flwr.client_apps.batches import ClientBatches
+from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.clustering import fingerprint_parts, noised
-from atlas_flwr.config import RunConfig
+from atlas_flwr.config import RunConfig, load_config
+from atlas_flwr.data import resolve_model
 from atlas_flwr.errors import DataError
 from atlas_flwr.privacy.attacks.base import Shadows
 from atlas_flwr.privacy.attacks.registry import OF_SKETCHES
@@ -129,3 +132,23 @@ def test_where_none_were_kept_it_is_said(tmp_path):
     folder = SimpleNamespace(path=tmp_path, checkpoint_dir=tmp_path)
     with pytest.raises(DataError, match="has kept no fingerprints"):
         sketches.check_sketches(folder)
+
+
+@pytest.mark.parametrize("most", [0, 24, 96, 1000])
+def test_batches_that_are_made_up_are_as_large_as_the_clients(most, monkeypatch):
+    given = {"model": "tiny", "tasks": "movies", "batch-size": 8}
+    config = load_config({**given, "train-examples": most})
+    mine = ClientBatches(config, Identity(0, 1, None), resolve_model("tiny"), 1)
+    wanted = {len(batch) for batch in mine.to_sketch()}
+    made_up = set()
+
+    def drawn(task, half, count, rng):
+        made_up.add(count)
+        raise StopIteration
+
+    monkeypatch.setattr(sketches, "in_some_balance", drawn)
+    own = SimpleNamespace(names=["movies"], told=[])
+    monkeypatch.setattr(sketches, "public_halves", lambda *_: [(), ()])
+    with pytest.raises(RuntimeError):
+        next(sketches._sketched(config, own, np.random.default_rng(0)))
+    assert made_up == wanted

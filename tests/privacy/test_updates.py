@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,3 +158,19 @@ def test_a_run_is_attacked_by_the_updates_that_it_recorded(tmp_path, monkeypatch
     assert task["baseline"] == pytest.approx(1 / 3)
     assert task["token_accuracy"] == 1
     assert 0 < balance["baseline"] <= 1
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(10, 10), (0, 8 * 3 * 2)])
+def test_clients_of_a_whole_share_are_made_up_with_what_a_round_draws(
+    most, wanted, monkeypatch
+):
+    own = {"tasks": "movies", "train_examples": most, "local_steps": 3, "accumulate": 2}
+    config = RunConfig(model="tiny", batch_size=8, **own)
+    trained = []
+    monkeypatch.setattr(
+        MadeUp, "update", lambda _, task, given, seed: trained.append(given) or [0.0]
+    )
+    known = SimpleNamespace(names=["movies"], told=frozenset())
+    shadows = MadeUp(config, None, AdapterState(), known, 0).shadows["movies"]
+    assert {len(given) for given in trained} == {wanted}
+    assert np.isfinite(shadows.shares).all()
