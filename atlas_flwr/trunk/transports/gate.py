@@ -42,8 +42,8 @@ def _shown_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     return None
 
 
-class Gate:
-    """The calls of one service, as a ``grpc.GenericRpcHandler``.
+class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """The calls of one service.
 
     What a call says of itself inside is looked at as ever: the gate opens nothing.
 
