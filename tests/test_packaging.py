@@ -149,16 +149,46 @@ def built_by_flower(tmp_path: Path) -> set[str]:
         return set(bundle.namelist())
 
 
-def test_links_in_the_documentation_lead_somewhere() -> None:
-    pages = [
+def pages() -> list[Path]:
+    return [
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("examples/*/*.md"),
     ]
+
+
+def test_links_in_the_documentation_lead_somewhere() -> None:
     dead = [
         f"{name_of(page)}: {link}"
-        for page in pages
+        for page in pages()
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())
         if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert dead == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the headings' anchors as GitHub makes them: of two alike the second is -1.
+
+    Letters and digits stay, in lower case, and blanks become hyphens.
+    """
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.*?) *#*$", text, flags=re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        names = (f"{name}-{n}" if n else name for n in range(len(found) + 1))
+        found.add(next(one for one in names if one not in found))
+    return found
+
+
+def test_links_to_headings_lead_to_ones_that_there_are() -> None:
+    dead = [
+        f"{name_of(page)}: {link}#{anchor}"
+        for page in pages()
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text())
+        if "://" not in link
+        for target in (page.parent / link if link else page,)
+        if target.suffix == ".md" and anchor not in anchors(target)
     ]
     assert dead == []

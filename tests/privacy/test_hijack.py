@@ -54,7 +54,7 @@ def test_a_hijacked_head_is_read_better_through_noise_though_nobody_told_a_token
     table = torch.randn(WORDS, WIDTH, generator=drawn) + 3.0
     head = torch.nn.Linear(WIDTH, WIDTH, bias=False)
     torch.nn.init.eye_(head.weight)
-    noise = parse_defence("gaussian:0.3")
+    noise = parse_defence("gaussian:0.4")
     texts = [torch.randint(WORDS, (12,), generator=drawn) for _ in range(60)]
 
     def read():

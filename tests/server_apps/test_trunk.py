@@ -62,7 +62,7 @@ def test_a_run_shows_its_trunks_numbers_and_tells_what_it_refused(tmp_path, capl
     numbers = dict(re.findall(r"^atlas_trunk_(\S+) (\S+)", shown[-1], re.MULTILINE))
     assert float(numbers["steps_total"]) >= 4 * 2  # clients, and what each trains
     assert float(numbers['call_seconds_count{verb="backward"}']) >= 4 * 2
-    refused = 'refused_calls_total{error="SessionError",verb="echo"}'
+    refused = 'refused_calls_total{error="SessionError",verb="?"}'
     assert float(numbers[refused]) == len(guesses) == 4
     told = [event for _, event in left.events() if isinstance(event, CallsRefused)]
     assert told == [CallsRefused(1, {"SessionError": 4})]
