@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import load_config
-from atlas_flwr.errors import AtlasError, BudgetError, ConfigError, PlanError
+from atlas_flwr.errors import AtlasError, BudgetError, PlanError
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.server_apps.admission import Admission
@@ -116,19 +116,6 @@ def test_a_round_asks_a_refused_node_once(tmp_path):
     asked = [m.metadata for m in grid.sent if m.metadata.dst_node_id == refused]
     assert {found.message_type for found in asked} == {keys.DESCRIBE}
     assert len(asked) == 1 + 2  # as the run begins, and a round
-
-
-@pytest.mark.timeout(150)
-def test_no_simulation_waits_for_one_that_is_refused(tmp_path, caplog):
-    config = {**BASE, "num-rounds": 1, "runs-dir": str(tmp_path), "strategy": "flora"}
-    config |= {"min-available-nodes": 3}
-    nodes = [{}, {}, {"cut": "9/1"}]
-    told = "min-available-nodes=3 with 3 clients, of whom 2 take part.*lower it to 2"
-    with local_grid(app, 3, run_config=config, node_configs=nodes) as grid:
-        with pytest.raises(ConfigError, match=told):
-            Run.begin(config, given=["min-available-nodes"]).execute(grid)
-        Run.begin(config).execute(grid)
-    assert "min-available-nodes is lowered from 3 to 2" in caplog.text
 
 
 def test_a_resumed_deployment_waits_for_those_it_had(caplog):

@@ -146,7 +146,10 @@ def test_a_killed_run_continues_to_the_numbers_of_an_unbroken_one(
         assert torch.equal(got[key], value), key
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "local", "centralized"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["fedavg", "local", pytest.param("centralized", marks=pytest.mark.slow)],
+)
 def test_baselines_resume_too(tmp_path, strategy):
     whole = run(tmp_path, strategy=strategy, run_name="whole")
     run(tmp_path, strategy=strategy, run_name="part", num_rounds=1)
@@ -177,7 +180,9 @@ def test_centralized_pools_the_texts_of_those_who_are_drawn(tmp_path, monkeypatc
     assert read == [client for clients in pooled for client in clients]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+@pytest.mark.parametrize(
+    "strategy", ["fedavg", pytest.param("fedprox", marks=pytest.mark.slow)]
+)
 def test_a_secure_run_learns_what_a_plain_one_does_and_tells_less(tmp_path, strategy):
     given = {"strategy": strategy, "num_rounds": 2}
     plain = summary(run(tmp_path, **given, run_name="plain"))
