@@ -131,7 +131,7 @@ def penalised(
 ) -> StepLoss:
     """Return a step's loss with what a defence adds to it.
 
-    Where the head does not run, as in a step that is estimated, nothing is added.
+    Where the head does not run nothing is added.
     """
     if not defence.shapes_head:
         return proceed(step)

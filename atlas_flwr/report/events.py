@@ -77,7 +77,8 @@ class Baseline:
     task : str
         Name of the task.
     majority : float
-        Accuracy of always answering the most frequent class of the test examples.
+        Accuracy on the test examples of always answering the class, or token, that is
+        most frequent among a client's training examples; the mean of all clients.
     untrained : float, optional
         Accuracy before training. ``None`` where round 0 is evaluated as the others.
     round : int

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -263,7 +264,7 @@ class DeviceRule:
             crossing=config.crossing_positions,
         )
 
-    @property
+    @cached_property
     def _wire_bytes(self) -> float:
         """Bytes of a number as it crosses, by the run's codec."""
         dtype = torch.float32 if self.dtype_bytes == FLOAT32 else torch.bfloat16

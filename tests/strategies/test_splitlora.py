@@ -9,8 +9,9 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from atlas_flwr.aggregation import Contribution
-from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.lora import AdapterState
 from atlas_flwr.strategies import Atlas, SplitLora
+from tests.aggregation.test_late import moved
 
 M, N, RANK = 6, 5, 2
 LAYERS = ("model.q", "model.v")
@@ -33,16 +34,7 @@ def start(strategy, client, layers=LAYERS):
 
 
 def trained(sent, client, seed, **more):
-    drawn = torch.Generator().manual_seed(seed)
-    factors = {
-        name: LoraFactors(
-            f.A + torch.randn(f.A.shape, generator=drawn),
-            f.B + torch.randn(f.B.shape, generator=drawn),
-            f.scale,
-        )
-        for name, f in sent.factors.items()
-    }
-    return Contribution(client, 1.0, AdapterState(factors), sent, **more)
+    return Contribution(client, 1.0, moved(sent, seed), sent, **more)
 
 
 def products(state):

@@ -225,7 +225,8 @@ def _end(base: SharedBase, work: Ending) -> LossReply:
         if call.share != 1:
             loss = loss * call.share
         back, grads = _gradients(session, call, loss)
-    if not all(torch.isfinite(g).all() for g in (back, *grads) if g is not None):
+    whole = [torch.isfinite(g).all() for g in (back, *grads) if g is not None]
+    if not torch.stack(whole).all():  # a GPU is waited for once
         raise TrunkError(
             f"the loss of step {call.step} is {loss.item()}, but its gradients have "
             "NaN or infinity, and nothing was trained on it; lower the learning rate "
