@@ -29,7 +29,7 @@ def stand_in(monkeypatch):
 
 
 # The others take their minutes with `make test-slow`.
-AT_ONCE = ("encoder", "two-rounds-both", "summary", "generation", "personal")
+AT_ONCE = ("encoder", "two-rounds-both", "summary", "personal")
 EACH = [
     name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow)
     for name in RUNS
@@ -46,7 +46,7 @@ def test_a_run_on_a_gpu_has_the_losses_of_one_on_a_cpu(tmp_path, stand_in, name)
     ("split", "client", "trunk"),
     [
         ("u-shaped", "cpu", "cuda"),
-        ("vanilla", "cuda", "cpu"),
+        pytest.param("vanilla", "cuda", "cpu", marks=pytest.mark.slow),
         pytest.param("u-shaped", "cuda", "cpu", marks=pytest.mark.slow),
         pytest.param("vanilla", "cpu", "cuda", marks=pytest.mark.slow),
     ],

@@ -231,7 +231,9 @@ def test_clusters_are_told_again_after_a_resumption(tmp_path):
     assert "clustered" in events[again:]
 
 
-@pytest.mark.parametrize("told", [{"num-examples": float("nan")}, {}])
+@pytest.mark.parametrize(
+    "told", [{"num-examples": float("nan")}, pytest.param({}, marks=pytest.mark.slow)]
+)
 def test_a_reply_with_senseless_metrics_is_refused_and_the_others_count(
     tmp_path, caplog, told
 ):
@@ -256,7 +258,11 @@ def test_a_reply_with_senseless_metrics_is_refused_and_the_others_count(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("accuracy", float("nan")), ("majority", float("inf")), ("confusion", [1, 2, 3])],
+    [
+        ("accuracy", float("nan")),
+        pytest.param("majority", float("inf"), marks=pytest.mark.slow),
+        ("confusion", [1, 2, 3]),
+    ],
 )
 def test_an_evaluation_that_no_mean_can_be_taken_with_ends_no_run(
     tmp_path, caplog, key, value

@@ -37,7 +37,7 @@ MEASURED = {"devices": "15MiB,18MiB"}
     [
         pytest.param("bloom", MEASURED, marks=pytest.mark.slow),
         ("mpt", REMEDIED),
-        ("mixtral", MEASURED),
+        pytest.param("mixtral", MEASURED, marks=pytest.mark.slow),
         pytest.param("qwen3-moe", REMEDIED, marks=pytest.mark.slow),
     ],
 )

@@ -61,7 +61,7 @@ def fleet(monkeypatch):
     return Fleet(monkeypatch)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_replicas_learn_the_bits_of_one_trunk_each_serving_some(
     tmp_path, one, fleet, count
 ):

@@ -307,7 +307,7 @@ def check_exported(folder, model, batch=16):
     ("model", "split", "aggregation"),
     [
         ("tiny", "u-shaped", "both"),
-        ("tiny", "u-shaped", "fold"),
+        pytest.param("tiny", "u-shaped", "fold", marks=pytest.mark.slow),
         ("tiny", "vanilla", "truncate"),
         ("tiny-bert", "u-shaped", "fold"),
         ("tiny-bert", "vanilla", "both"),
