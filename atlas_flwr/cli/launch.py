@@ -238,6 +238,8 @@ def _environment(home: Path, verbose: bool) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    # Else Ray joins whatever cluster a file in /tmp/ray names, were it long dead.
+    found.setdefault("RAY_ADDRESS", "local")
     found.setdefault("FLWR_LOG_LEVEL", "INFO" if verbose else "WARNING")
     if verbose:
         return found

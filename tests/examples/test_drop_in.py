@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +177,20 @@ def test_fedavg_in_its_place_gives_all_the_same(app: Path) -> None:
     assert sent[0] == sent[1] == sent[2]
 
 
-def test_it_runs_in_simulation(app: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def dead_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of Ray's that names a cluster which was killed, not stopped."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # sockets want short paths
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+def test_it_runs_in_simulation_beside_what_is_left_of_a_ray_cluster(
+    app: Path, dead_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     overrides = {"num-server-rounds": 1, "local-steps": 1}
     with private_superlink(app) as superlink:
         status = superlink.run(overrides, Federation(num_supernodes=3))

@@ -22,6 +22,7 @@ _SLOW_START = "timed out during startup"  # how Ray says that it gave up waiting
 def own_ray() -> Iterator[None]:
     """Start a Ray cluster on this machine, for a trunk alone, and stop it.
 
+    One that runs already, or that a file in ``/tmp/ray`` still names, is left alone.
     Ray waits half a minute for a process of its own and gives up, which happens on a
     machine that is busy or reads Ray from a cold disk. It is asked three times.
 
@@ -33,6 +34,7 @@ def own_ray() -> Iterator[None]:
     for tries_left in (2, 1, 0):
         try:
             ray.init(
+                address="local",
                 num_cpus=1,
                 include_dashboard=False,
                 log_to_driver=False,

@@ -56,10 +56,13 @@ def test_a_local_address_reaches_the_engine_only_while_it_is_served():
 
 @pytest.fixture(scope="module")
 def cluster():
+    """A Ray of our own, where `ray start` was said to have begun another."""
     from atlas_flwr.trunk.transports.ray_cluster import own_ray
 
-    with own_ray():
-        yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_ADDRESS", "127.0.0.1:9")
+        with own_ray():
+            yield
 
 
 @pytest.mark.parametrize("slow_starts", [2, 3])
