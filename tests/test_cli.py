@@ -440,6 +440,19 @@ def test_finished_runs_are_compared(tmp_path, capsys):
     assert "<svg" in (out / "compare.html").read_text()
 
 
+def test_a_run_that_is_not_finished_is_not_compared(tmp_path, capsys):
+    whole = made_run(tmp_path, "a0", 0.6)
+    died = made_run(tmp_path, "f0", complete=False, strategy="fedavg", num_rounds=4)
+    out = tmp_path / "out"
+    runs = [str(whole.path), str(died.path)]
+    assert main(["compare", "--runs", *runs, "--out", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert f"{died.path} is not finished: 1 of 4 rounds are done" in told
+    assert f"resume='{died.path}'" in told
+    assert str(whole.path) not in told
+    assert not out.exists()
+
+
 def test_trials_go_seed_by_seed_and_get_only_what_they_read():
     trials = plan(["atlas", "fedprox"], [0, 1], {"codec": "raw", "proximal-mu": 0.5})
     assert [trial.name for trial in trials] == [

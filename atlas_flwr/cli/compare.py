@@ -20,8 +20,14 @@ from atlas_flwr.cli.run import (
 )
 from atlas_flwr.cli.trials import Trial, plan, progress
 from atlas_flwr.config import split_list
-from atlas_flwr.errors import ConfigError
-from atlas_flwr.report import RunFolder, compare_folders, comparison_page, markdown
+from atlas_flwr.errors import ConfigError, DataError
+from atlas_flwr.report import (
+    RunFolder,
+    compare_folders,
+    comparison_page,
+    markdown,
+    summarize_folder,
+)
 from atlas_flwr.report.store import replace_text
 
 __all__ = ["main"]
@@ -31,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     given = _parser().parse_args(arguments)
     if given.runs:
-        folders, complete = [RunFolder.open(run) for run in given.runs], True
+        folders, complete = _finished(given.runs), True
     else:
         folders, complete = _run_all(given)
     if folders:
@@ -46,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "and write compare.md and compare.html. What an earlier call finished is not "
         "run again, and what it began is resumed.",
     )
-    parser.add_argument("--runs", nargs="+", type=Path, help="compare these folders")
+    parser.add_argument(
+        "--runs", nargs="+", type=Path, help="compare these finished runs"
+    )
     parser.add_argument("--strategies", default="atlas,fedavg,local", help="comma list")
     parser.add_argument("--seeds", default="0,1,2", help="comma list")
     parser.add_argument("--app", default=".", type=Path, help="app's folder")
@@ -54,6 +62,21 @@ def _parser() -> argparse.ArgumentParser:
     add_run_config(parser)
     add_federation(parser)
     return parser
+
+
+def _finished(runs: Sequence[Path]) -> list[RunFolder]:
+    """Open runs; one that ended early would stand beside others as if it were whole."""
+    folders = [RunFolder.open(run) for run in runs]
+    problems = [
+        f"{folder.path} is not finished: {found.rounds} of {found.planned_rounds} "
+        f"rounds are done. Continue it with resume={str(folder.path)!r}, or leave it "
+        "out"
+        for folder, found in ((f, summarize_folder(f)) for f in folders)
+        if not found.finished
+    ]
+    if problems:
+        raise DataError(*problems)
+    return folders
 
 
 def _run_all(given: argparse.Namespace) -> tuple[list[RunFolder], bool]:
