@@ -171,7 +171,8 @@ class Case:
 
         truth = self.truths[i]
         prompt = torch.zeros_like(truth.answer)
-        prompt[self.private[i]] = True
+        # Of a conversation answers stand between the prompt's tokens.
+        prompt[(~truth.answer).nonzero()[self.private[i]]] = True
         if attack.writes or self.seen[i].client in self.knowledge.answers:
             return prompt & ~truth.answer
         if attack.target == RESPONSE:

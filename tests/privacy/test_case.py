@@ -116,3 +116,27 @@ def test_texts_of_which_no_token_counts_are_neither_read_whole_nor_counted():
     assert found.interval == (0.5, 0.5)
     empty = replace(one, truths=[truths[0]] * 2).attacked(Reading(RESPONSE), 0)
     assert empty == "of none of these texts a token counts"
+
+
+def test_of_a_conversation_every_question_counts():
+    ids, turns = torch.arange(10, 18), torch.tensor([False, False, True, True] * 2)
+    hidden = torch.zeros(len(ids), 2)
+    seen = replace(case().seen[1], hidden=hidden, answer=hidden, gradient=hidden)
+
+    class Whole(Reading):
+        def read(self, knowledge, seen):
+            return [ids for _ in seen]
+
+    class Written(Reading):
+        writes = True
+
+        def read(self, knowledge, seen):
+            return [ids[~turns][1:] for _ in seen]
+
+    # Of the prompt's four tokens the template says the first.
+    one = replace(
+        case(), seen=[seen], truths=[Truth(ids, turns, 0)], private=[slice(1, 4)]
+    )
+    for attack, count in ((Whole(TEXT), 7), (Whole(RESPONSE), 4), (Written(TEXT), 3)):
+        found = one.attacked(attack, 0)
+        assert (found.tokens, found.token_accuracy) == (count, 1)
