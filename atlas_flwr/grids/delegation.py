@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
@@ -51,6 +51,11 @@ class DelegatingGrid(Grid):
     def overdue(self) -> int:
         """Replies to earlier messages that were returned with the last ones."""
         return self.grid.overdue if isinstance(self.grid, DelegatingGrid) else 0
+
+    @property
+    def late_errors(self) -> Sequence[Message]:
+        """Replies to earlier messages that came with the last ones, and are errors."""
+        return self.grid.late_errors if isinstance(self.grid, DelegatingGrid) else ()
 
     @property
     def repeated(self) -> Repeated:

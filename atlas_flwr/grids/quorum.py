@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from logging import INFO
 
 from flwr.app import Message, MessageType
@@ -78,6 +78,7 @@ class QuorumGrid(DelegatingGrid):
         # By message id: the round that sent it, and to which node.
         self._missing: dict[str, tuple[int, int]] = {}
         self._late = self._overdue = 0
+        self._late_errors: list[Message] = []
 
     @property
     def late(self) -> int:
@@ -88,6 +89,11 @@ class QuorumGrid(DelegatingGrid):
     def overdue(self) -> int:
         """Replies of earlier rounds that were taken into the last."""
         return self._overdue
+
+    @property
+    def late_errors(self) -> Sequence[Message]:
+        """Replies of earlier rounds that came in the last, and are errors."""
+        return self._late_errors
 
     def busy(self) -> set[int]:
         """Return the nodes whose late replies would be taken into the next round."""
@@ -106,6 +112,7 @@ class QuorumGrid(DelegatingGrid):
         """Send messages; wait for as many replies as the quorum asks."""
         out = list(messages)
         self._late = self._overdue = 0
+        self._late_errors = []
         if not out or out[0].metadata.message_type != MessageType.TRAIN:
             return self.grid.send_and_receive(out, timeout=timeout)
         self._rounds += 1
@@ -155,7 +162,9 @@ class QuorumGrid(DelegatingGrid):
         kept = []
         for reply in found:
             sent, _ = self._missing.pop(reply.metadata.reply_to_message_id)
-            if self.keep_late and reply.has_content():
+            if reply.has_error():
+                self._late_errors.append(reply)
+            elif self.keep_late:
                 self._discount(reply, self._rounds - sent)
                 kept.append(reply)
         return kept

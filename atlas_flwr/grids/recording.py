@@ -54,6 +54,8 @@ class RoundTrip:
         Of ``replies``, those to earlier messages, which were late then; all are valid.
     silent : Sequence[int]
         Nodes that nothing came from, where all were waited for.
+    late_errors : Sequence[Message]
+        Replies to earlier messages, which were late then, and are errors.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class RoundTrip:
     late: int = 0
     overdue: int = 0
     silent: Sequence[int] = ()
+    late_errors: Sequence[Message] = ()
 
     @property
     def reasons(self) -> dict[int, str]:
@@ -72,6 +75,12 @@ class RoundTrip:
         errors = [reply for reply in self.replies if reply.has_error()]
         told = {reply.metadata.src_node_id: reason_of(reply) for reply in errors}
         return {**told, **dict.fromkeys(self.silent, "no reply came in time")}
+
+    @property
+    def late_reasons(self) -> list[tuple[int, str]]:
+        """Nodes that were late in an earlier round and then failed, and why."""
+        errors = self.late_errors
+        return [(r.metadata.src_node_id, f"late: {reason_of(r)}") for r in errors]
 
     @property
     def failed(self) -> int:
@@ -145,7 +154,17 @@ class RecordingGrid(DelegatingGrid):
         asked = [] if self.late else [m.metadata.dst_node_id for m in out]
         silent = [node for node in asked if node not in answered]
         late = self.late, self.overdue
-        seen = RoundTrip(kind, replies, len(out), down, up, seconds, *late, silent)
+        seen = RoundTrip(
+            kind,
+            replies,
+            len(out),
+            down,
+            up,
+            seconds,
+            *late,
+            silent,
+            self.late_errors,
+        )
         self.on_exchange(seen)
         self._judge(seen)
         return replies
@@ -168,7 +187,10 @@ class RecordingGrid(DelegatingGrid):
             for node, reason in seen.reasons.items()
         ] or ["no reply came in time"]
         errors = [reply for reply in seen.replies if reply.has_error()]
-        for reply in filter(_is_dead, errors):
+        for node, reason in seen.late_reasons:
+            client = self.roster.client(node)
+            log(WARNING, "%s: client %s FAILED, %s", kind, client, reason)
+        for reply in filter(_is_dead, [*errors, *seen.late_errors]):
             lost_node = DEAD_NODE in str(reply.error.reason)
             why, mend = (
                 ("with its machine", "See to that machine")

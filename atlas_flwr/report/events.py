@@ -141,7 +141,7 @@ class RoundEnded:
         Sent by and to all clients in the round, of every kind: training, evaluation,
         fingerprints, and what crossed the cut. The run's totals are sums of these.
     failures : int
-        Replies that were errors or did not come.
+        Replies that were errors or did not come; late ones where they came.
     late : int
         Replies that were not waited for, since a quorum was there without them.
     server_peak_bytes : int

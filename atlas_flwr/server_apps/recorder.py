@@ -69,9 +69,9 @@ class Recorder:
         self._bytes_up += exchange.bytes_up
         self._bytes_down += exchange.bytes_down
         good = [reply for reply in exchange.replies if reply.has_content()]
-        self._failures += exchange.failed
+        self._failures += exchange.failed + len(exchange.late_errors)
         self._late += exchange.late
-        for node, reason in exchange.reasons.items():
+        for node, reason in [*exchange.reasons.items(), *exchange.late_reasons]:
             client = self.roster.client(node)
             self.event(ClientFailed(self.round, exchange.kind, client, reason))
         if self.round == 0 and not good:

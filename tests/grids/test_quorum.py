@@ -214,6 +214,33 @@ def test_who_is_late_has_not_failed(caplog):
     assert "FAILED" not in caplog.text
 
 
+@pytest.mark.parametrize("keep_late", [False, True])
+def test_who_is_late_and_then_fails_is_told_and_has_failed_no_later_round(
+    keep_late, caplog
+):
+    def intercept(message):
+        number = next(iter(message.content.config_records.values()))["round"]
+        slow = message.metadata.dst_node_id == SLOW
+        return "out of paper" if slow and number == 1 else "deliver"
+
+    with caplog.at_level(logging.WARNING):
+        first, second = recorded(intercept, keep_late=keep_late)
+    assert (first.failed, first.late, first.late_reasons) == (0, 1, [])
+    assert (second.failed, second.late, second.overdue) == (0, 1, 0)
+    assert second.late_reasons == [(SLOW, "late: out of paper")]
+    assert f"train: client {SLOW} FAILED, late: out of paper" in caplog.text
+    assert "clients FAILED" not in caplog.text
+
+
+def test_a_worker_that_dies_late_ends_a_run_as_one_that_dies_in_time():
+    def intercept(message):
+        slow = message.metadata.dst_node_id == SLOW
+        return "ActorDiedError: it died" if slow else "deliver"
+
+    with pytest.raises(RoundError, match="worker of the simulation has died"):
+        recorded(intercept)
+
+
 def test_an_old_rounds_reply_does_not_stand_in_for_one_that_failed(caplog):
     broken = broken_in_round_two(1_000, 1_007)
     with caplog.at_level(logging.WARNING):

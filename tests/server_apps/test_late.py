@@ -68,6 +68,21 @@ def test_a_split_clients_late_update_counts_once_and_less_and_its_session_ends(
     assert all(engine.stats().sessions <= 1 for engine in engines)
 
 
+def test_a_client_that_fails_late_is_an_event_of_the_round_that_tells(tmp_path):
+    def intercept(message):
+        number = next(iter(message.content.config_records.values())).get("server-round")
+        late = message.metadata.dst_node_id == SLOW and number == 1
+        broken = late and message.metadata.message_type == MessageType.TRAIN
+        return "out of paper" if broken else "deliver"
+
+    found, _ = slowed(tmp_path, 1, intercept, num_rounds=2)
+    failed = told(found, "client-failed")
+    reasons = [(e["round"], e["client"], e["reason"]) for e in failed]
+    assert reasons == [(2, "3", "late: out of paper")]
+    ends = [(e["failures"], e["late"]) for e in told(found, "round-ended")]
+    assert ends == [(0, 0), (0, 1), (1, 0)]
+
+
 @pytest.mark.slow
 def test_past_the_cutoff_it_is_dropped_its_session_closed_and_it_is_asked_again(
     tmp_path, engines
