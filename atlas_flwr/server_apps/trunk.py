@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -91,7 +91,8 @@ def _shown(setting: RunContext, trunk: Endpoint) -> Iterator[None]:
         return
     from atlas_flwr.trunk.transports.metrics import TrunkMetrics, serve_metrics
 
-    metrics = TrunkMetrics(trunk.host.stats)
+    unseen = "metrics: the trunk gives no account of itself: %s"
+    metrics = TrunkMetrics(trunk.host.stats, partial(log, WARNING, unseen))
     served = serve_metrics(str(port), metrics, lambda: True)
     with setting.calls.heard_by(metrics.heard), served as place:
         log(INFO, "metrics and health of the trunk: %s", place)

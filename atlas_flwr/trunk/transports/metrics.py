@@ -19,7 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from atlas_flwr.errors import TrunkError
+from atlas_flwr.errors import AtlasError, TrunkError, WireError
 from atlas_flwr.trunk.engine.stats import TrunkStats
 from atlas_flwr.trunk.transports.grpc_channel import is_loopback
 from atlas_flwr.trunk.transports.watching import Call
@@ -27,6 +27,7 @@ from atlas_flwr.trunk.transports.watching import Call
 __all__ = ["TrunkMetrics", "serve_metrics"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+UP = "Whether the trunk gives an account: the next numbers are left out where not"
 # Read from the engine's account when asked for, so that calls do not pay for it.
 GAUGES = {
     "sessions": ("sessions", "Sessions that are open"),
@@ -57,10 +58,17 @@ class TrunkMetrics(Collector):
     ----------
     stats : Callable[[], TrunkStats]
         The engine's account.
+    lost : Callable[[AtlasError], None]
+        Called when there is none to be had, once until there is one again.
     """
 
-    def __init__(self, stats: Callable[[], TrunkStats]) -> None:
-        self.stats = stats
+    def __init__(
+        self,
+        stats: Callable[[], TrunkStats],
+        lost: Callable[[AtlasError], None] = lambda error: None,
+    ) -> None:
+        self.stats, self.lost = stats, lost
+        self._is_up = True
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -94,8 +102,17 @@ class TrunkMetrics(Collector):
         self._bytes.labels(call.verb, "out").inc(call.sent)
 
     def collect(self) -> Iterator[Metric]:
-        """Read the engine's account."""
-        stats = self.stats()
+        """Read the engine's account; of a trunk that does not answer there is none."""
+        try:
+            stats = self.stats()
+        except (TrunkError, WireError) as error:
+            yield GaugeMetricFamily("atlas_trunk_up", UP, 0)
+            was_up, self._is_up = self._is_up, False
+            if was_up:
+                self.lost(error)
+            return
+        self._is_up = True
+        yield GaugeMetricFamily("atlas_trunk_up", UP, 1)
         for key, (name, about) in GAUGES.items():
             yield GaugeMetricFamily(f"atlas_trunk_{name}", about, getattr(stats, key))
         for key, (name, about) in COUNTERS.items():

@@ -14,7 +14,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from atlas_flwr.cli import main
-from atlas_flwr.errors import SessionError, TrunkError
+from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.trunk import (
     ServeOptions,
@@ -123,6 +123,38 @@ def test_the_metrics_are_the_engines_account_and_the_clients(seen):
     sent = sum(found["atlas_trunk_bytes_total", v, "out"] for v in VERBS)
     assert sent == stats.bytes_out
     assert found["process_resident_memory_bytes",] > 0
+
+
+def test_where_the_trunk_is_lost_the_metrics_say_so_and_it_is_told_once(seen):
+    _, _, _, engine = seen
+    there, told = [True], []
+
+    def stats():
+        if not there[0]:
+            raise TrunkLost("the actor has died")
+        return engine.stats()
+
+    metrics = TrunkMetrics(stats, told.append)
+    metrics.heard(Call("forward", 0.5))
+    with serve_metrics("0", metrics, lambda: True) as url:
+
+        def shown() -> dict[tuple[str, ...], float]:
+            with urllib.request.urlopen(f"{url}/metrics", timeout=5) as page:
+                return numbers(page.read().decode())
+
+        assert shown()["atlas_trunk_up",] == 1
+        there[0] = False
+        for _ in range(2):
+            found = shown()
+            assert found["atlas_trunk_up",] == 0
+            assert ("atlas_trunk_sessions",) not in found  # which nobody knows
+            assert found["atlas_trunk_call_seconds_count", "forward"] == 1
+        assert [str(error) for error in told] == ["the actor has died"]
+        there[0] = True
+        assert shown()["atlas_trunk_sessions",] == engine.stats().sessions
+        there[0] = False
+        assert shown()["atlas_trunk_up",] == 0
+    assert len(told) == 2
 
 
 def test_health_is_answered_and_readiness_ends_before_the_trunk(seen):
