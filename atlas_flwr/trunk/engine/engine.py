@@ -115,11 +115,11 @@ class TrunkEngine:
         """
         folded = self._with_shared(spec)
         own = self._with_room(lambda: self.base.slice(spec.plan, folded))
-        # A vanilla answer holds logits, which are large.
-        remembered = 1 if spec.plan.tail is None else 2
         most = self.limits.passes_per_session
-        # Any of those in flight together may be asked for again.
-        log = StepLog(most, most if most > 2 else remembered)
+        # Any of those in flight together, batches of one optimiser step, may be asked
+        # for again. A vanilla answer may hold logits, which are large.
+        is_large = spec.plan.tail is None and spec.optimizer.accumulate == 1
+        log = StepLog(most, 1 if is_large else max(most, 2))
         learner = self._learner(spec, own)
         # What it was opened with is copied by now, and would be held a second time.
         spec = replace(spec, state=AdapterState(origin=spec.state.origin))

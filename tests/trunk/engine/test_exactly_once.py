@@ -174,6 +174,22 @@ def test_a_completed_loss_is_not_given_again_for_other_labels(vanilla):
     assert all(map(torch.equal, trained(engine, token), after))
 
 
+@pytest.mark.parametrize("in_flight", [2, 3])
+def test_losses_that_were_in_flight_together_are_all_given_again(
+    model, state, in_flight
+):
+    plan, optimizer = SplitPlan(2, None), OptimizerSpec(lr=0.05, accumulate=in_flight)
+    limits = Limits(passes_per_session=in_flight)
+    engine = TrunkEngine(partition(model, plan).trunk, limits=limits)
+    token, labels = engine.open(SessionSpec(plan, state, optimizer)), torch.ones(2, 3)
+    given = [TrunkCall(hidden(step, 0), step=step) for step in range(in_flight)]
+    first = [engine.loss(token, call, labels.long()) for call in given]
+    again = [engine.loss(token, call, labels.long()) for call in given]
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.grad, other.grad)
+    assert engine.stats().steps == in_flight
+
+
 @pytest.mark.parametrize("step", [0, 1, None])
 def test_a_session_without_a_tail_has_no_forward_and_backward(vanilla, step):
     engine, token = vanilla
