@@ -138,7 +138,6 @@ def _version(name: str, wanted: str) -> Finding:
 
 def _certificates(folder: _Folder) -> Iterator[Finding]:
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
 
     try:
         ca = x509.load_pem_x509_certificate((folder.path / "ca.crt").read_bytes())
@@ -146,20 +145,31 @@ def _certificates(folder: _Folder) -> Iterator[Finding]:
         yield Finding("authority", False, f"ca.crt: {error}", RESEND)
         return
     yield _dates("authority", "ca.crt", ca, folder.clock())
-    own = folder.path / "server.pem"
-    if folder.about.get("role") == "node":
-        return
+    if folder.about.get("role") != "node":
+        yield _own_certificate(folder, ca)
+
+
+def _own_certificate(folder: _Folder, ca: Any) -> Finding:
+    """Look at what a server shows: of the authority, of its key, and its dates."""
+    from cryptography.exceptions import InvalidSignature
+
+    from atlas_flwr.trunk.credentials import Credentials
+
+    name, files = "certificate", ("server.pem", "server.key")
     try:
-        server = x509.load_pem_x509_certificate(own.read_bytes())
-        server.verify_directly_issued_by(ca)
+        shown = Credentials(*((folder.path / file).read_bytes() for file in files))
+        shown.own.verify_directly_issued_by(ca)
     except OSError as error:
-        yield Finding("certificate", False, f"server.pem: {error.strerror}", RESEND)
-        return
+        detail = f"{Path(error.filename).name}: {error.strerror}"
+        return Finding(name, False, detail, RESEND)
     except (ValueError, TypeError, InvalidSignature) as error:
         detail = f"server.pem is not of ca.crt ({type(error).__name__})"
-        yield Finding("certificate", False, detail, RESEND)
-        return
-    yield _dates("certificate", "server.pem", server, folder.clock())
+        return Finding(name, False, detail, RESEND)
+    try:
+        shown.check_key()
+    except ValueError as error:
+        return Finding(name, False, f"server.pem, server.key: {error}", RESEND)
+    return _dates(name, "server.pem", shown.own, folder.clock())
 
 
 def _shown_to_trunk(folder: _Folder) -> Finding:

@@ -88,6 +88,21 @@ class Credentials:
         """
         return _certificates(self.certificate)[0]
 
+    def check_key(self) -> None:
+        """Check that they belong together.
+
+        Raises
+        ------
+        ValueError
+            Saying what is wrong.
+        """
+        try:
+            key = serialization.load_pem_private_key(self.key, None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ValueError(f"the key cannot be used: {error}") from None
+        if key.public_key() != self.own.public_key():
+            raise ValueError("the certificate is not of this key")
+
     def check(self, now: datetime, authorities: bytes | None = None) -> None:
         """Check that they belong together, and are valid.
 
@@ -104,12 +119,7 @@ class Credentials:
             Saying what is wrong.
         """
         chain = _certificates(self.certificate)
-        try:
-            key = serialization.load_pem_private_key(self.key, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise ValueError(f"the key cannot be used: {error}") from None
-        if key.public_key() != chain[0].public_key():
-            raise ValueError("the certificate is not of this key")
+        self.check_key()
         if now < chain[0].not_valid_before_utc:
             begins = f"{chain[0].not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
             raise ValueError(

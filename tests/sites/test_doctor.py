@@ -239,6 +239,24 @@ def test_files_that_are_not_there_or_another_users_are_findings(kits, monkeypatc
     assert "server.key cannot be read (Permission denied)" in found["checksums"].detail
 
 
+@pytest.mark.parametrize("role", ["link", "trunk"])
+def test_a_servers_key_that_is_of_another_certificate_is_told(kits, role):
+    site = kits(trunk={"host": "localhost", "port": 1})
+    other = {"link": "trunk", "trunk": "link"}[role]
+    key = site / role / "server.key"
+    assert findings(site / role, 1)["certificate"].ok
+    key.write_bytes((site / other / "server.key").read_bytes())
+    found = findings(site / role, 1)["certificate"]
+    assert (found.ok, found.needed) == (False, True)
+    assert found.detail == "server.pem, server.key: the certificate is not of this key"
+    key.write_text("no key")
+    assert "the key cannot be used" in findings(site / role, 1)["certificate"].detail
+    key.unlink()
+    found = findings(site / role, 1)["certificate"]
+    assert (found.ok, found.needed) == (False, True)
+    assert found.detail == "server.key: No such file or directory"
+
+
 def test_what_the_trunk_is_shown_is_looked_at(kits):
     trunk = {"host": "localhost", "port": 1, "mutual": True}
     site = kits(trunk=trunk)
