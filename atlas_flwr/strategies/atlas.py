@@ -344,7 +344,9 @@ class Atlas(FedAvg):
             return []
         size = (self.fraction_evaluate, self.min_evaluate_nodes)
         nodes = self._sample(grid, server_round, "evaluate", *size)
-        if self.discovery.fitted:
+        # Before the first round nobody is asked: that round forgets all answers, and a
+        # run that is resumed before it would not.
+        if server_round and self.discovery.fitted:
             unknown, shapes = self.planner.unknown(nodes), self.adapters.arrays.shapes
             self.planner.ask(server_round, unknown, config, grid, shapes)
             self.exchange.end_sessions()
