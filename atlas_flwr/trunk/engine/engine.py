@@ -6,10 +6,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class TrunkEngine:
         )
         self._texts = TextCaches(self.limits, clock)
         self._counts = threading.Lock()
-        self._learners: WeakValueDictionary[str, Learner] = WeakValueDictionary()
+        self._joining = threading.Lock()
         self._shared: dict[str, dict[str, LoraFactors]] = {}
         self._steps = 0
         self._bytes_a_row = 0.0  # as the last pass kept
@@ -120,11 +120,13 @@ class TrunkEngine:
         # for again. A vanilla answer may hold logits, which are large.
         is_large = spec.plan.tail is None and spec.optimizer.accumulate == 1
         log = StepLog(most, 1 if is_large else max(most, 2))
-        learner = self._learner(spec, own)
-        # What it was opened with is copied by now, and would be held a second time.
-        spec = replace(spec, state=AdapterState(origin=spec.state.origin))
-        session = Session(spec, own.view, learner, own.folded, log, self.clock())
-        return self._table.add(session)
+        # Of two that come at once, the second is to find the first.
+        with self._joining if spec.shared else nullcontext():
+            learner = self._learner(spec, own)
+            # Its state is copied by now, and would be held twice.
+            spec = replace(spec, state=AdapterState(origin=spec.state.origin))
+            session = Session(spec, own.view, learner, own.folded, log, self.clock())
+            return self._table.add(session)
 
     def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
         """Hold products that many sessions fold, once for all of them.
@@ -163,9 +165,8 @@ class TrunkEngine:
     def _learner(self, spec: SessionSpec, own: Slice) -> Learner:
         if not spec.shared:
             return Learner(own.factors, own.dense, spec.optimizer)
-        with self._counts:
-            fresh = Learner(own.factors, own.dense, spec.optimizer, spec.merge)
-            found = self._learners.setdefault(spec.shared, fresh)
+        fresh = Learner(own.factors, own.dense, spec.optimizer, spec.merge)
+        found = self._table.shared(spec.shared) or fresh
         ranks, theirs = (
             {name: f.rank for name, f in learner.factors.items()}
             for learner in (fresh, found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from atlas_flwr.budget.queues import QUEUES
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
+from atlas_flwr.trunk.engine.learner import Learner
 from atlas_flwr.trunk.engine.residence import HOST, Residence, with_room
 from atlas_flwr.trunk.engine.session import Session, SessionSpec
 from atlas_flwr.trunk.engine.steps import Load
@@ -167,6 +168,15 @@ class SessionTable:
         """Forget a session; return it, if it was there."""
         with self._lock:
             return self._sessions.pop(token, None)
+
+    def shared(self, name: str) -> Learner | None:
+        """Return what the open sessions of this name train, if there are any.
+
+        A call that outlives its session keeps that from nobody.
+        """
+        with self._lock:
+            mates = (s for s in self._sessions.values() if s.spec.shared == name)
+            return next((mate.learner for mate in mates), None)
 
     def relieve(self, wanted: float = math.inf) -> int:
         """Let idle sessions make room; return the bytes that are free now."""

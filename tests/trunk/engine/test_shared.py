@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from copy import deepcopy
 
 import pytest
@@ -97,6 +98,39 @@ def test_a_shared_adapter_lives_as_long_as_one_of_its_sessions():
     again = engine.open(SessionSpec(PLAN, state, SPEC, "all"))
     fresh = engine.adapters(again).factors[name]
     assert torch.equal(fresh.B, state.factors[name].B)
+
+
+def test_a_call_that_outlives_its_session_hands_its_adapter_to_no_later_one():
+    model = build("llama")
+    engine, clients, state = served(model, "a")
+    ((a, token),) = clients.values()
+    a(**batch("llama")).loss.backward()
+    trained, entered, ended = (
+        engine.adapters(token),
+        threading.Event(),
+        threading.Event(),
+    )
+    run = engine._passes.batcher.run
+
+    def slowly(works):
+        entered.set()
+        ended.wait()
+        return run(works)
+
+    engine._passes.batcher.run = slowly
+    hidden = torch.zeros(1, 2, model.config.hidden_size)
+    with ThreadPoolExecutor(2) as pool:
+        late = pool.submit(engine.forward, token, TrunkCall(hidden))
+        entered.wait()
+        engine.close(token)  # its round has ended, and the next one begins
+        opening = pool.submit(engine.open, SessionSpec(PLAN, state, SPEC, "all"))
+        done, _ = wait([opening], timeout=20)
+        ended.set()
+    assert done and late.result().shape == hidden.shape
+    name = next(iter(state.factors))
+    begun = engine.adapters(opening.result()).factors[name]
+    assert not torch.equal(trained.factors[name].B, state.factors[name].B)
+    assert torch.equal(begun.B, state.factors[name].B)
 
 
 def test_sessions_of_unlike_ranks_or_cuts_cannot_share():
