@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
-from atlas_flwr.errors import SessionError, TrunkError, TrunkLost
+from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.host import Door, TrunkHost
@@ -220,8 +220,8 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         self._move(client, session.left)
         try:
             opened = self._opened(session.spec, session.left)
-        except TrunkLost:
-            return []  # nobody has room; the watcher has been told
+        except (TrunkBusy, TrunkLost):
+            return []  # nobody has room; of who is lost the watcher has been told
         session.way, session.doors = opened.way, opened.doors
         session.handed = None
         return list(session.doors.values())
@@ -275,7 +275,13 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         SessionError
             If one of its hosts is lost, and what it had measured with it.
         """
-        parts = self._asked(self._session(token), lambda host, k: host.importance(k))
+        session = self._session(token)
+        if not session.doors:
+            raise SessionError(
+                f"client {session.spec.client}: what its session has measured is lost "
+                "with its hosts, and nobody had room for it"
+            )
+        parts = self._asked(session, lambda host, key: host.importance(key))
         return {
             name: value
             for measured in reversed(parts.values())
@@ -319,9 +325,11 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
             try:
                 self._open_links(session)
                 return session
-            except TrunkLost:
-                self._shut(session)
-                self._move(spec.client, left)
+            except Exception as error:
+                self._shut(session)  # or the first links would hold it to the end
+                if not isinstance(error, TrunkLost):
+                    raise
+            self._move(spec.client, left)
 
     def _open_links(self, session: _Session) -> None:
         found = ((link, self.model.part(session.spec, link)) for link in session.way)

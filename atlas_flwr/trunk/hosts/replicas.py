@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from atlas_flwr.budget.chains import Link
 from atlas_flwr.budget.pairing import Guest, Host
 from atlas_flwr.budget.seating import seated
-from atlas_flwr.errors import TrunkLost
+from atlas_flwr.errors import TrunkBusy, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.host import Door
@@ -139,8 +139,8 @@ class Replicas(SeveralHosts[ReplicaWatcher, _Session]):
             return []
         try:
             again = self._opened(session.spec)
-        except TrunkLost:
-            return []  # none is left, which the next ping says
+        except (TrunkBusy, TrunkLost):
+            return []  # no room, or none is left, which the next ping says
         vars(session).update(vars(again))
         return [session.door]
 

@@ -126,7 +126,8 @@ def test_a_call_that_outlives_its_session_hands_its_adapter_to_no_later_one():
         opening = pool.submit(engine.open, SessionSpec(PLAN, state, SPEC, "all"))
         done, _ = wait([opening], timeout=20)
         ended.set()
-    assert done and late.result().shape == hidden.shape
+    assert done
+    assert late.result().shape == hidden.shape
     name = next(iter(state.factors))
     begun = engine.adapters(opening.result()).factors[name]
     assert not torch.equal(trained.factors[name].B, state.factors[name].B)

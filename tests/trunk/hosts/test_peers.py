@@ -7,6 +7,7 @@ import copy
 import itertools
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from atlas_flwr.budget import Guest, Host
 from atlas_flwr.errors import (
     ConfigError,
     SessionError,
+    TrunkBusy,
     TrunkError,
     TrunkLost,
     WireError,
@@ -238,6 +240,39 @@ def test_a_link_that_dies_as_a_session_is_opened_is_replaced(carried, expected, 
     assert [link.host for link in found.told.ways[-1]["guest"]] == ["spare"]
     found.train(found.peers.doors(token))
     same(found.peers.adapters(token).factors, expected)
+
+
+def busy(*_):
+    raise TrunkBusy("as many sessions as are allowed")
+
+
+def test_a_session_that_a_link_has_no_room_for_is_held_by_no_other(carried):
+    found = carried()
+    found.peers.admit("train", 1, [Guest("guest")], found.hosts)
+    found.engines["c"].open = busy
+    with pytest.raises(TrunkBusy):
+        found.peers.open(found.spec)
+    assert [engine.stats().sessions for engine in found.engines.values()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("why", [TrunkBusy, TrunkLost])
+def test_a_guest_for_whom_nobody_has_room_fails_alone(carried, why):
+    found = carried("a", "forward")
+    token = found.opened()
+    doors, begin = found.peers.doors(token), found.peers.hosts.begin
+
+    def full(link):
+        endpoint = begin(link)
+        endpoint.host.open = mock.Mock(side_effect=why("no room"))
+        return endpoint
+
+    found.peers.hosts.begin = full
+    with pytest.raises(TrunkError):
+        found.train(doors)
+    assert found.peers.mend([doors[0].token], failed=True) == []
+    for verb in (found.peers.adapters, found.peers.importance):
+        with pytest.raises(SessionError):
+            verb(token)
 
 
 @pytest.mark.parametrize("verb", ["adapters", "importance"])

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 
 from atlas_flwr.budget import Guest
 from atlas_flwr.budget.chains import Link
-from atlas_flwr.errors import SessionError, TrunkLost
+from atlas_flwr.errors import SessionError, TrunkBusy, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk import Endpoint, SessionSpec, TrunkHost
@@ -185,6 +186,16 @@ def test_when_all_are_lost_every_session_begins_again_at_one_that_was_started(ma
         assert replicas.mend([door], failed=True)
         assert at(replicas, token) in {"t2", "t3"}
         assert replicas.adapters(token) == AdapterState()
+
+
+def test_a_client_for_whom_no_other_replica_has_room_fails_alone(made):
+    replicas = made()
+    admit(replicas, {"a": 0, "b": 1})
+    doors = [replicas.doors(replicas.open(spec(c)))[0].token for c in "ab"]
+    replicas.trunks[0].alive = False
+    replicas.trunks[1].open = mock.Mock(side_effect=TrunkBusy("no memory"))
+    assert [replicas.mend([door], failed=True) for door in doors] == [[], []]
+    replicas.ping()
 
 
 def test_without_restarts_all_being_lost_is_said(made):
