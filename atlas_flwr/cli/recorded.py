@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.cli.case import Case
+from atlas_flwr.cli.strangers import texts_of_others, told_of
 from atlas_flwr.errors import DataError
 from atlas_flwr.report import RunFolder
 
@@ -229,7 +231,7 @@ def _with_texts(
     import torch
 
     from atlas_flwr.cli.labelled import OWN_SECRET, labelled_texts
-    from atlas_flwr.data import load_task, make_shard, tokenizer_of
+    from atlas_flwr.data import load_task, tokenizer_of
     from atlas_flwr.data.collation import collator_of
     from atlas_flwr.privacy.defences.scale import usual_size
     from atlas_flwr.privacy.knowledge import KnownText
@@ -238,28 +240,25 @@ def _with_texts(
     others = [n for n in PUBLIC if n not in config.task_list][:TASKS_KNOWN]
     names = known or others
     each = TEXTS_KNOWN // len(names)
-    told = {tuple(t.prompt) for r in found for t in r.truths}
+    told = told_of(config, found)
     tokenizer: Any = tokenizer_of(files.source)
     prompts: list[Prompt] = []
     for name in names:
-        task = load_task(name)
-        plain = collator_of(files.source, tokenizer, task, config.max_length)
+        plain = collator_of(files.source, tokenizer, load_task(name), config.max_length)
         collate = read_through(plain, blank.defence, files, OWN_SECRET)
-        # The first of a task's texts may be the clients' own.
-        most = each + len(told) * (name in config.task_list)
-        shard = make_shard(0, 1, [task], train_examples=most, seed=blank.seed)
-        made = [collate([example], prompt=True) for example in shard.train]
-        rows = [(batch.own_ids[0], batch.input_ids) for batch in made]
-        rows = [(ids, sent) for ids, sent in rows if tuple(ids.tolist()) not in told]
-        own = _own_part([ids.tolist() for ids, _ in rows[:each]])
-        prompts += [(ids, sent, own) for ids, sent in rows[:each]]
+        texts = texts_of_others(
+            name, collate, told, blank.defence, seed=blank.seed, prompt=True
+        )
+        rows = [(text.own_ids[0], text.input_ids) for text, *_ in islice(texts, each)]
+        own = _own_part([ids.tolist() for ids, _ in rows])
+        prompts += [(ids, sent, own) for ids, sent in rows]
     crossed: list[KnownText] = []
     heads = [r.observations[0] for r in found]
     with torch.no_grad():
         dealt = _dealt([blank.frames[seen.client] for seen in heads], prompts)
-        for seen, texts in zip(heads, dealt, strict=True):
+        for seen, its in zip(heads, dealt, strict=True):
             through = seen.client, seen.round
-            for ids, sent, own in texts:
+            for ids, sent, own in its:
                 hidden = blank.model.crossing(seen, sent)[0].float()
                 crossed.append(KnownText(ids, hidden, own, sent[0], through))
     usual = usual_size(torch.cat([text.hidden for text in crossed]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atlas_flwr.cli.recorded import PUBLIC
+from atlas_flwr.cli.strangers import Name, texts_of_others, told_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +49,7 @@ def task_scores(
     from atlas_flwr.remedies.wire_defence import defence_of
 
     names = list(dict.fromkeys((*config.task_list, *PUBLIC)))
-    lengths = _lengths(config, names, seed)
+    lengths = _lengths(config, names, told_of(config, found), seed)
     truths = [[names.index(config.task_of(int(r.client)))] for r in found]
     for attack in attacks:
         guesses = [attack.guess(*_sizes(recording), lengths) for recording in found]
@@ -75,21 +77,22 @@ def _sizes(recording: Recording) -> tuple[NDArray[Any], int]:
 
 
 def _lengths(
-    config: RunConfig, names: Sequence[str], seed: int
+    config: RunConfig, names: Sequence[str], told: frozenset[Name], seed: int
 ) -> Mapping[str, NDArray[Any]]:
     """Return, by task, how many positions texts of it send in training."""
-    from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
+    from atlas_flwr.data import load_task, resolve_model, tokenizer_of
     from atlas_flwr.data.collation import collator_of
+    from atlas_flwr.remedies.wire_defence import defence_of
 
-    source = resolve_model(config.model, progress=False)
+    source, defence = resolve_model(config.model, progress=False), defence_of(config)
     tokenizer: Any = tokenizer_of(source)
-    told = {}
+    lengths = {}
     for name in names:
-        task = load_task(name)
-        collate = collator_of(source, tokenizer, task, config.max_length)
-        shard = make_shard(0, 1, [task], train_examples=TEXTS, seed=seed)
-        rows = [collate([e]).input_ids.shape[1] for e in shard.train]
+        collate = collator_of(source, tokenizer, load_task(name), config.max_length)
+        texts = texts_of_others(name, collate, told, defence, seed=seed)
+        some = islice(texts, TEXTS)
+        rows = [piece.input_ids.shape[1] for text in some for piece in text]
         if config.summary_positions:
             rows = [config.summary_positions + 1] * len(rows)
-        told[name] = np.array(rows)
-    return told
+        lengths[name] = np.array(rows)
+    return lengths

@@ -34,16 +34,21 @@ class CompletionCollator(GenerationCollator):
         For its name.
     max_length : int
         Longest piece, in tokens.
+
+    Attributes
+    ----------
+    cut : Callable[[Example], tuple[Example, ...]]
+        Returns the pieces of one text; none where nothing of it can be learned.
     """
 
     def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
         super().__init__(tokenizer, task, max_length)
         self._begin = start_ids(tokenizer)
-        self._cut = lru_cache(maxsize=KEPT_ROWS)(self._pieces)
+        self.cut = lru_cache(maxsize=KEPT_ROWS)(self._pieces)
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         """Cut texts into pieces; those in which nothing can be learned are counted."""
-        found = [self._cut(example) for example in examples]
+        found = [self.cut(example) for example in examples]
         empty = sum(not pieces for pieces in found)
         if empty:
             what = "task %s: %d of %d texts are too short to learn from, and left out"

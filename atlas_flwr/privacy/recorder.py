@@ -16,7 +16,7 @@ from atlas_flwr.trunk.passing import PassingTrunk, real_positions
 from atlas_flwr.types import NO_LABEL, LossReply, Role, TrunkCall
 from atlas_flwr.wire import Codec
 
-__all__ = ["RecordingTrunk"]
+__all__ = ["RecordingTrunk", "truth_of"]
 
 
 @dataclass
@@ -111,7 +111,7 @@ class RecordingTrunk(PassingTrunk):
                     None,
                 )
             )
-            self.truths.append(_truth(batch, row))
+            self.truths.append(truth_of(batch, row))
         if answer is not None:
             self._open[step] = first, mask
         self._bytes += int(mask.sum()) * hidden.shape[-1] * 4 * (3 if self._open else 1)
@@ -120,7 +120,8 @@ class RecordingTrunk(PassingTrunk):
         return as_received(self.codec, values, role)
 
 
-def _truth(batch: Batch, row: int) -> Truth:
+def truth_of(batch: Batch, row: int) -> Truth:
+    """Return what one of a batch's texts is."""
     real = batch.attention_mask[row] != 0
     ids = batch.own_ids[row]
     answer = torch.zeros_like(real)
