@@ -122,8 +122,10 @@ class ClusterAdapters:
                 "'mean', or Flower's FedAvg"
             )
         handed = self.arrays.layout.read(arrays, "changed arrays")
-        whole = {name: canonical(found) for name, found in handed.factors.items()}
-        state = AdapterState(whole, handed.dense)
+        state = handed
+        if self.rule.rescales:  # else factors are held as they are
+            whole = {name: canonical(found) for name, found in handed.factors.items()}
+            state = AdapterState(whole, handed.dense)
         self._handed, self._overall = handed, state
         self._row_norms = self._row_norms or {}
         self.groups = dict.fromkeys(self.groups, state)
@@ -304,9 +306,19 @@ class ClusterAdapters:
             if former is not None:
                 part = Contribution(client, 1.0, former)
                 members.setdefault(str(label), []).append(part)
-        self.groups = {
-            group: weighted_sum(parts, self.rule) for group, parts in members.items()
-        }
+        self.groups = {g: self._gathered(parts) for g, parts in members.items()}
+
+    def _gathered(self, parts: Sequence[Contribution]) -> AdapterState:
+        """Return what clients held, together, in the rule's own form.
+
+        Means of factors are of one basis, in which clients that are at it go on, and so
+        is what they are sent next.
+        """
+        if self.rule.rescales:
+            return weighted_sum(parts, self.rule)
+        if len({id(part.state) for part in parts}) == 1:
+            return parts[0].state
+        return self.rule.combine(None, parts)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
         """Return what a resumed run needs: arrays, and JSON values."""

@@ -113,3 +113,41 @@ def test_a_resumed_run_keeps_the_size_of_a_where_a_wrapper_changes_arrays():
         sent.append(each.start("0", 1, 3).factors[NAME])
     assert torch.equal(sent[0].A, sent[1].A)
     assert float(sent[0].A.norm()) > 1.1  # else nothing kept it from the first size
+
+
+@pytest.mark.parametrize("rule", [*AGGREGATIONS])
+def test_clusters_that_are_found_again_go_on_from_what_they_held(rule):
+    adapters, labels = begun(rule), {"a": 0, "b": 1}
+    parts = {str(g): [reply(adapters, str(g), c)] for c, g in labels.items()}
+    adapters.aggregate(parts)
+    before = [adapters.start(group, None, 2) for group in parts]
+    adapters.regroup(labels, labels)
+    after = [adapters.start(group, None, 2) for group in parts]
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one.factors[NAME].A, other.factors[NAME].A)
+        assert torch.equal(one.factors[NAME].B, other.factors[NAME].B)
+
+
+def test_a_mean_of_factors_stays_one_where_clusters_are_joined():
+    adapters = begun("mean")
+    parts = {"0": [reply(adapters, "0", "a")], "1": [reply(adapters, "1", "b")]}
+    adapters.aggregate(parts)
+    one, other = (adapters.start(g, None, 2).factors[NAME] for g in parts)
+    adapters.regroup({"a": 0, "b": 1}, {"a": 0, "b": 0})
+    found = adapters.start("0", None, 2).factors[NAME]
+    torch.testing.assert_close(found.A, (one.A + other.A) / 2)
+    torch.testing.assert_close(found.B, (one.B + other.B) / 2)
+
+
+def test_a_mean_of_factors_takes_changed_arrays_as_they_are():
+    """Who is late is added to them: in another basis its change would be another."""
+    adapters = begun("mean")
+    adapters.aggregate({"0": [reply(adapters, "0", "a")]})
+    old = adapters.start("0", None, 2)
+    adapters.begin(changed(adapters))
+    sent = adapters.start("0", None, 2)
+    still = Contribution("a", 1.0, AdapterState(sent.factors), sent)
+    late = Contribution("b", 5.0, AdapterState(old.factors), old, late=True)
+    adapters.aggregate({"0": [still, late]})
+    found = adapters.start("0", None, 3)
+    torch.testing.assert_close(product(found), product(sent), rtol=1e-4, atol=1e-4)

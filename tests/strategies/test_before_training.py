@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is evaluated before anybody has trained leaves nothing to the rounds after it."""
+"""What is evaluated before anybody has trained leaves nothing to later rounds."""
 
 from __future__ import annotations
 

@@ -525,6 +525,17 @@ def initial_values():
     return {key: array.numpy() for key, array in initial().items()}
 
 
+def test_a_mean_of_factors_is_fedavgs_however_often_clusters_are_made_anew():
+    values = {**PAIR, "head": np.zeros(3, np.float32)}
+    again = {"num_clusters": 1, "recluster_every": 1, "fraction_evaluate": 0.0}
+    strategy = Atlas(aggregation="mean", **again)
+    ours, _ = started(strategy, answering(moved), values, rounds=3)
+    theirs, _ = started(FedAvg(fraction_evaluate=0.0), answering(moved), values, 3)
+    for key in values:
+        got, expected = ours.arrays[key].numpy(), theirs.arrays[key].numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=key)
+
+
 def test_whole_numbers_alone_are_learned_and_sketched():
     values = {"n": np.array([1, 5])}
     strategy = Atlas(num_clusters=1, fraction_evaluate=0.0)
