@@ -27,6 +27,7 @@ from atlas_flwr.trunk.transports.requests import (
     Verb,
     bits,
     echoed,
+    exact,
     flag,
     inputs,
     named,
@@ -141,11 +142,10 @@ class FramedTrunk(TrunkClient):
         over: Handover = ALONE,
     ) -> LossReply:
         """End the model; a gradient that goes to a neighbour does not come back."""
-        given = None if labels is None else (labels, Role.ACTIVATION)
         real = self._spared(call)
         share = torch.tensor(call.share, dtype=torch.float64)
         ending = {
-            "labels": given,
+            "labels": exact(labels),
             # As the loss that is answered, not to be rounded.
             "share": None if call.share == 1 else (share, Role.ADAPTER),
             "alone": flag(call.loss_alone),

@@ -20,6 +20,7 @@ __all__ = [
     "bits",
     "call_of",
     "echoed",
+    "exact",
     "flag",
     "inputs",
     "named",
@@ -130,11 +131,18 @@ def bits(real: Tensor | None) -> Given:
     return None if real is None else (real.to(torch.uint8), Role.ACTIVATION)
 
 
-def _small(tensor: Tensor | None, dtype: torch.dtype) -> Given:
+def exact(tensor: Tensor | None) -> Given:
+    """Return what says how to compute, as labels and masks do: no codec rounds it."""
     if tensor is None:
         return None
-    additive = tensor.is_floating_point()  # a mask of 0 and -infinity
-    return (tensor if additive else tensor.to(dtype)), Role.ACTIVATION
+    return tensor, Role.ADAPTER if tensor.is_floating_point() else Role.ACTIVATION
+
+
+def _small(tensor: Tensor | None, dtype: torch.dtype) -> Given:
+    if tensor is None or tensor.is_floating_point():
+        return exact(tensor)  # a mask of 0 and -infinity, that is added
+    is_table = tensor.dtype is torch.bool and tensor.dim() > 2  # of who reads whom
+    return exact(tensor if is_table else tensor.to(dtype))
 
 
 def call_of(
@@ -142,7 +150,7 @@ def call_of(
 ) -> tuple[TrunkCall, Tensor | None]:
     """Return the call, and where it is real if padding did not come with it."""
     mask, positions = tensors.get("attention_mask"), tensors.get("position_ids")
-    if mask is not None and not mask.is_floating_point():
+    if mask is not None and mask.dtype is torch.uint8:
         mask = mask.long()
     if positions is not None:
         positions = positions.long()

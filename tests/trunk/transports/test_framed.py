@@ -19,7 +19,7 @@ from atlas_flwr.trunk import (
 )
 from atlas_flwr.trunk.transports.requests import Request, Verb
 from atlas_flwr.trunk.transports.service import FrameService
-from atlas_flwr.types import Role, TrunkCall
+from atlas_flwr.types import LossReply, Role, TrunkCall
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build
 from tests.trunk.engine.test_parity import adapters
@@ -144,16 +144,37 @@ def test_a_busy_trunk_is_asked_again_until_it_has_room(model):
     assert second.meter.total_up == 2 * len(asked[0].frame)
 
 
-def test_masks_that_are_added_cross_as_they_are(engine):
-    service, seen = FrameService(engine), []
-    token = engine.open(SessionSpec(PLAN))
-    forward = engine.forward
+ABOVE = torch.ones(1, 1, 4, 4).triu(1) == 1
+MASKS = {
+    "added": torch.zeros(1, 1, 4, 4).masked_fill(ABOVE, -1e9),
+    "infinite": torch.zeros(1, 1, 4, 4).masked_fill(ABOVE, -torch.inf),
+    "bool": ~ABOVE,
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks_of_who_reads_whom_cross_as_they_are(engine, mask, codec):
+    seen, forward = [], engine.forward
     engine.forward = lambda t, c: seen.append(c) or forward(t, c)
-    mask = torch.zeros(1, 1, 4, 4).masked_fill(torch.ones(4, 4).triu(1) == 1, -1e9)
     with serve_local("mask", engine) as address:
-        connect(address, token=token).forward(TrunkCall(torch.ones(1, 4, 32), mask))
-    assert service.engine is engine
+        trunk = connect(address, engine.open(SessionSpec(PLAN)), codec=codec)
+    answer = trunk.forward(TrunkCall(torch.ones(1, 4, 32), mask))
     assert torch.equal(seen[0].attention_mask, mask)
+    assert answer.isfinite().all()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_labels_that_are_no_classes_cross_as_they_are(model, codec):
+    """As those of a regression, or of several classes at once."""
+    plan, labels = SplitPlan(2, None), torch.tensor([[0.1, 1.0], [-2.0, 0.3]])
+    engine = TrunkEngine(partition(model, plan).trunk)
+    seen = []
+    engine.loss = lambda t, c, given, keep: seen.append(given) or LossReply(*3 * [None])
+    with serve_local("labels", engine) as address:
+        trunk = connect(address, engine.open(SessionSpec(plan)), codec=codec)
+    trunk.loss(TrunkCall(torch.ones(2, 4, 32), step=0), labels)
+    assert torch.equal(seen[0], labels)
 
 
 @pytest.mark.parametrize(
