@@ -79,8 +79,8 @@ def texts_of_others(
             yield made
     if not some:
         raise DataError(
-            f"task {task}: all of its texts are the clients' own, and none is left that "
-            "an attacker could have; name tasks that have more (--known)"
+            f"task {task}: all of its texts are the clients' own, and none is left "
+            "that an attacker could have; name tasks that have more (--known)"
         )
 
 

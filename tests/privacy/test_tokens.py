@@ -21,7 +21,7 @@ from atlas_flwr.privacy import parse_defence
 from atlas_flwr.privacy.attacks.restoring import WEIGHTS, Restoring
 from atlas_flwr.privacy.defences.vocabulary import Vocabulary
 from atlas_flwr.privacy.knowledge import KnownText
-from atlas_flwr.privacy.recorder import _truth
+from atlas_flwr.privacy.recorder import truth_of
 from atlas_flwr.remedies import client_hooks
 from tests.privacy.test_attack import recorded
 from tests.privacy.test_own_examples import SECRET, Kept
@@ -147,7 +147,7 @@ def test_a_clients_secret_answers_its_texts_in_every_round():
 def test_a_record_keeps_the_texts_that_were_replaced():
     ids = torch.tensor([[3, 4, 5]])
     batch = Batch(ids, ids * 0 + 1, ids * 0 - 100, ids[0, :1] * 0, true_ids=ids + 1)
-    assert _truth(batch, 0).ids.tolist() == [4, 5, 6]
+    assert truth_of(batch, 0).ids.tolist() == [4, 5, 6]
 
 
 class Grammar:
