@@ -113,11 +113,10 @@ class TrunkEngine:
         TrunkBusy
             If there are too many sessions, or no memory is left for one.
         """
-        folded = self._with_shared(spec)
-        own = self._with_room(lambda: self.base.slice(spec.plan, folded))
+        given = self._with_shared(spec)
+        own = self._with_room(partial(self.base.slice, spec.plan, given))
         most = self.limits.passes_per_session
-        # Any of those in flight together, batches of one optimiser step, may be asked
-        # for again. A vanilla answer may hold logits, which are large.
+        # Of a step any batch in flight may be asked for again; logits are large.
         is_large = spec.plan.tail is None and spec.optimizer.accumulate == 1
         log = StepLog(most, 1 if is_large else max(most, 2))
         # Of two that come at once, the second is to find the first.
@@ -167,10 +166,8 @@ class TrunkEngine:
             return Learner(own.factors, own.dense, spec.optimizer)
         fresh = Learner(own.factors, own.dense, spec.optimizer, spec.merge)
         found = self._table.shared(spec.shared) or fresh
-        ranks, theirs = (
-            {name: f.rank for name, f in learner.factors.items()}
-            for learner in (fresh, found)
-        )
+        both = fresh.factors, found.factors
+        ranks, theirs = ({name: f.rank for name, f in its.items()} for its in both)
         if ranks != theirs or own.dense or fresh.merge != found.merge:
             raise AdapterError(
                 f"sessions that share {spec.shared!r} have {len(theirs)} adapted "
@@ -252,6 +249,10 @@ class TrunkEngine:
             See :meth:`~atlas_flwr.trunk.engine.table.SessionTable.check`.
         """
         return self._table.check(token, holder)
+
+    def idle(self, token: str) -> float:
+        """Return for how many seconds nobody called a session (see the table)."""
+        return self._table.idle(token)
 
     def count_bytes(self, received: int, sent: int) -> None:
         """Add to the account the frames of a call that came over a transport."""
@@ -384,8 +385,7 @@ class TrunkEngine:
             call = self._with_room(partial(self.base.received, call, past))
             work = Extension(session, call, kept, place, keep)
             answer: Tensor = self._passes.do(work)
-            is_open = partial(self._table.has, token)
-            self._texts.keep(token, place.texts, kept, is_open)
+            self._texts.keep(token, place.texts, kept, partial(self._table.has, token))
             return answer
 
     def forget(self, token: str, texts: int) -> None:

@@ -187,6 +187,12 @@ class SessionTable:
         with self._lock:
             return token in self._sessions
 
+    def idle(self, token: str) -> float:
+        """Return for how many seconds nobody called a session; infinite if gone."""
+        with self._lock:
+            session = self._sessions.get(token)
+        return math.inf if session is None else self.clock() - session.last_used
+
     def find(self, token: str) -> Session:
         """Return a session, which another call may be using.
 

@@ -24,7 +24,7 @@ from atlas_flwr.trunk.transports.watching import Journal
 
 __all__ = ["OwnerService"]
 
-SILENT = 3600.0  # seconds after which a run that says nothing has ended unnoticed
+SILENT = 3600.0  # seconds after which a run of which nothing is heard has ended
 Shown = Callable[[str, bool], None]
 
 
@@ -123,7 +123,7 @@ class OwnerService:
         """Say what is served, and clear away what silent runs have left."""
         now = self._heard(run).heard  # who asks is not silent, however long it was
         with self._lock:
-            silent = [r for r, of in self._runs.items() if now - of.heard > SILENT]
+            silent = [r for r, of in self._runs.items() if self._is_silent(of, now)]
         for ended in silent:
             self.leave(ended, b"")
         return told(asdict(self.served))
@@ -185,6 +185,11 @@ class OwnerService:
         for name in ended.shared:
             self.engine.unshare(name)
         return b""
+
+    def _is_silent(self, run: _Run, now: float) -> bool:
+        """Tell if neither a run nor its clients, in a long round, say a word."""
+        called = [self.engine.idle(token) for token in list(run.tokens)]
+        return min([now - run.heard, *called]) > SILENT
 
     def _heard(self, run: str) -> _Run:
         with self._lock:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import stat
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -64,7 +65,8 @@ def made(**changes):
     torch.manual_seed(0)
     model = build("llama")
     state = adapters(model, range(1, 4))
-    engine = TrunkEngine(partition(model, PLAN).trunk)
+    clock = changes.get("clock", time.monotonic)
+    engine = TrunkEngine(partition(model, PLAN).trunk, clock=clock)
     return engine, OwnerService(engine, SECRET, SERVED, **changes), state
 
 
@@ -192,6 +194,24 @@ def test_a_run_that_ended_without_a_word_is_cleared_away_when_another_begins():
     engine.adapters(kept)
     with pytest.raises(SessionError):
         engine.adapters(left)
+
+
+def test_a_run_whose_clients_train_for_long_is_not_taken_for_one_that_ended():
+    now = [0.0]
+    engine, service, state = made(clock=lambda: now[0])
+    host = host_of(service)
+    waits, trains = [host.open(SessionSpec(PLAN, state)) for _ in range(2)]
+    now[0] = SILENT
+    trained(engine, trains)
+    now[0] = 2 * SILENT
+    host_of(service)
+    for token in (waits, trains):
+        engine.adapters(token)
+    now[0] = 3 * SILENT + 1
+    host_of(service)
+    for token in (waits, trains):
+        with pytest.raises(SessionError):
+            engine.adapters(token)
 
 
 def test_an_owner_that_was_silent_for_long_has_its_sessions_when_it_asks():
