@@ -279,6 +279,12 @@ class ClusterAdapters:
         if names:
             self._overall = self._together()
 
+    def give(self, common: AdapterState, newcomers: str) -> None:
+        """Let all groups hold what is common to them, and one for who has none yet."""
+        self.groups = {g: state.merged(common) for g, state in self.groups.items()}
+        self.groups.setdefault(newcomers, common)
+        self._overall = self._together()
+
     def _room(self, groups: Sequence[str]) -> Room:
         """Say at which rank a sum of what groups hold is handed out."""
         known = [self._trained[g] for g in groups if g in self._trained]

@@ -24,6 +24,7 @@ from atlas_flwr.aggregation import Contribution
 from atlas_flwr.cohort.grouping import grouped
 from atlas_flwr.cohort.trunk_sessions import ALL
 from atlas_flwr.config import SINGLE_REPLIES
+from atlas_flwr.lora import AdapterState
 from atlas_flwr.strategies.atlas import Atlas
 
 __all__ = ["SplitLora"]
@@ -67,6 +68,7 @@ class SplitLora(Atlas):
                 for part in parts:
                     groups.setdefault(part.client, groups[ALL])
             self.adapters.aggregate({part.client: [part] for part in parts})
+            self._give_common(parts[-1])
             return
         # One alone is behind nobody, however late: its group is what it was sent.
         parts = [replace(p, late=p.late and p.client not in groups) for p in parts]
@@ -76,3 +78,9 @@ class SplitLora(Atlas):
             # is added to it.
             self.adapters.groups = {g: s for g, s in groups.items() if g == ALL}
             self.adapters.aggregate(together)
+
+    def _give_common(self, last: Contribution) -> None:
+        """Let the adapter that all train in turn go on, whoever opens it next."""
+        common = self.sessions.common(last.state) if self.sessions else AdapterState()
+        if common.factors:
+            self.adapters.give(common, ALL)

@@ -9,8 +9,11 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from atlas_flwr.aggregation import Contribution
+from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.lora import AdapterState
+from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies import Atlas, SplitLora
+from atlas_flwr.types import OptimizerSpec
 from tests.aggregation.test_late import moved
 
 M, N, RANK = 6, 5, 2
@@ -102,3 +105,32 @@ def test_fewer_than_a_sum_needs_are_not_added():
     before = products(start(strategy, "0"))
     strategy._combine(2, [trained(start(strategy, "0"), "0", 2)])
     torch.testing.assert_close(products(start(strategy, "0")), before)
+
+
+class Opening:
+    """A trunk that opens sessions."""
+
+    def open(self, spec):
+        return "token"
+
+    def close(self, token):
+        pass
+
+
+@pytest.mark.parametrize("interval", [1, 9])
+def test_what_all_train_on_the_trunk_goes_on_whoever_comes_next(interval):
+    """One was not there, and opens the next round's first session; all join that."""
+    blocks = {"model.q": 0, "model.v": 1}
+    given = Opening(), "", OptimizerSpec(), blocks.get, 3
+    sessions = TrunkSessions(*given, shared=True)
+    strategy = begun(SplitLora(interval=interval, sessions=sessions))
+    common = torch.zeros(M, N)
+    for number, client in enumerate("1021", start=1):
+        sent = start(strategy, client)
+        torch.testing.assert_close(products(sent)["model.v"], common)
+        sessions.open(client, SplitPlan(1, 1), sent)
+        part = trained(sent, client, number)
+        common = products(part.state)["model.v"]
+        strategy._combine(number, [part])
+    one, other = (products(start(strategy, c))["model.q"] for c in "01")
+    assert torch.equal(one, other) == (interval == 1)
