@@ -122,17 +122,19 @@ class Case:
     def _labels(
         self, attack: Attack, guesses: Sequence[Tensor], about: dict[str, Any]
     ) -> Score:
-        from atlas_flwr.privacy.attacks.naming import best_names
+        from atlas_flwr.privacy.attacks.naming import best_names, right_by_chance
         from atlas_flwr.privacy.scores import score
 
         labels = [[t.label] for t in self.truths]
         read = [[int(g)] for g in guesses]
         owners = [o.client for o in self.seen]
-        if not attack.names_labels:
-            read = best_names(owners, read, labels)
         # Tasks number their classes each by itself: a class of all clients is none.
         common = best_names(owners, [[0] for _ in labels], labels)
         guessed = score(common, labels, baseline=0, **about).token_accuracy
+        if not attack.names_labels:
+            chance = right_by_chance(owners, read, labels, about["seed"])
+            guessed = max(guessed, chance)
+            read = best_names(owners, read, labels)
         return score(read, labels, baseline=guessed, **about)
 
     def _texts(

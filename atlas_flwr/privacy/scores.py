@@ -50,7 +50,8 @@ class Score:
     baseline : float
         The share that one would get by always guessing what is commonest: of texts the
         token that known texts have most often beside their templates, of labels the
-        class that most of the same client's texts are of.
+        class that most of the same client's texts are of. Of groups that are named as
+        is best it is what groups that say nothing get so, if that is more.
     upper_bound : float
         What there was to read: 1 where all that is counted crossed as it was, and of
         labels, members and tasks. Under a defence, of texts: what the same attack reads

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from statistics import fmean
 
+import pytest
 import torch
 
 from atlas_flwr.cli.case import Case
@@ -140,3 +143,25 @@ def test_of_a_conversation_every_question_counts():
     for attack, count in ((Whole(TEXT), 7), (Whole(RESPONSE), 4), (Written(TEXT), 3)):
         found = one.attacked(attack, 0)
         assert (found.tokens, found.token_accuracy) == (count, 1)
+
+
+def test_a_guess_of_groups_is_named_as_they_are():
+    drawn = random.Random(0)
+
+    class Chance(Reading):
+        names_labels = False
+
+        def read(self, knowledge, seen):
+            return [torch.tensor([drawn.randrange(2)]) for _ in seen]
+
+    one, labels = case("0"), [0, 1] * 4
+    truths = [replace(one.truths[0], label=label) for label in labels]
+    several = replace(
+        one, seen=[one.seen[0]] * 8, truths=truths, private=[slice(1, 3)] * 8
+    )
+    found = [several.attacked(Chance(LABEL), seed) for seed in range(200)]
+    told = fmean(score.token_accuracy for score in found)
+    # Of four texts of each class, whatever is guessed, some half are right; but the
+    # better of two names of each group is chosen.
+    assert told > 0.6
+    assert fmean(score.baseline for score in found) == pytest.approx(told, abs=0.03)
