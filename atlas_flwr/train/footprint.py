@@ -242,6 +242,10 @@ def _client(model: SplitModel, batch: Batch, start: StartingPoint | None) -> _Se
 
 
 def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:
+    return _watched(trunk, _blocks(trunk)[-1], _passing(trunk, hidden, causal))
+
+
+def _passing(trunk: nn.Module, hidden: Tensor, causal: bool) -> Callable[[], Tensor]:
     mask = torch.ones(hidden.shape[:2], dtype=torch.long)
     numbered = causal and takes_positions(trunk)
     positions = mask.cumsum(1) if numbered else None
@@ -252,7 +256,7 @@ def _trunk(trunk: nn.Module, hidden: Tensor, causal: bool) -> _Seen:
             trunk, inputs_embeds=leaf, attention_mask=mask, position_ids=positions
         )
 
-    return _watched(trunk, _blocks(trunk)[-1], run)
+    return run
 
 
 def _spared(
@@ -265,14 +269,15 @@ def _spared(
         for name, layer in last.named_modules()
         if isinstance(layer, LoraLayer)
     }
-    before = _trunk(trunk, hidden, causal).kept
+    run = _passing(trunk, hidden, causal)
+    before = _kept(trunk, run)
     found = {}
-    for names in _sharing(layers, lambda: _trunk(trunk, hidden, causal)):
+    for names in _sharing(layers, run):
         own = [p for name in names for p in layers[name].parameters()]
         trained = [p for p in own if p.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
-        less = before - _trunk(trunk, hidden, causal).kept
+        less = before - _kept(trunk, run)
         for parameter in trained:
             parameter.requires_grad_(True)
         found[names] = less / (hidden.shape[0] * hidden.shape[1])
@@ -301,8 +306,7 @@ def _sharing(
 
 
 def _watched(model: nn.Module, last: Any, run: Callable[[], Tensor]) -> _Seen:
-    live = LiveBytes()
-    live.ignore([*model.parameters(), *model.buffers()])
+    live = _beside_weights(model)
     watch = _Watch(live)
     with live, watch.around(last):
         out = run()
@@ -312,6 +316,21 @@ def _watched(model: nn.Module, last: Any, run: Callable[[], Tensor]) -> _Seen:
     model.zero_grad()
     forward, loss, backward = watch.peaks
     return _Seen(watch.exit - watch.entry, forward, loss, backward, kept)
+
+
+def _kept(model: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Count what a forward leaves alive; :func:`_watched` without its backward."""
+    with _beside_weights(model) as live:
+        out = run()
+        found = live.live
+    del out
+    return found
+
+
+def _beside_weights(model: nn.Module) -> LiveBytes:
+    live = LiveBytes()
+    live.ignore([*model.parameters(), *model.buffers()])
+    return live
 
 
 def _blocks(part: Any) -> Any:
