@@ -95,10 +95,12 @@ def main(arguments: Sequence[str]) -> int:
     updates = [OF_UPDATES[name] for name in names if name in OF_UPDATES]
     found, scores = recordings(folder) if readers or sizers or updates else [], []
     if updates:
-        from atlas_flwr.cli.updates import check_updates, update_scores
+        from atlas_flwr.cli.properties import check_public
+        from atlas_flwr.cli.updates import check_updates, of_round, update_scores
         from atlas_flwr.remedies.wire_recording import WIRE
 
         check_updates(folder.config(), found, folder.path / WIRE, given.round)
+        check_public(folder, [r.client for r in of_round(found, given.round)])
 
     known = split_list(given.known or "")
     held = found if readers else []

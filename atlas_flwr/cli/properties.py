@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_flwr.cli.recorded import PUBLIC
+from atlas_flwr.errors import DataError
 from atlas_flwr.report import RunFolder, dealt_to
 
 if TYPE_CHECKING:
@@ -19,9 +20,16 @@ if TYPE_CHECKING:
     from atlas_flwr.privacy import Score
     from atlas_flwr.privacy.attacks.base import Shadows, SketchAttack
 
-__all__ = ["Properties", "in_some_balance", "public_halves", "shares_of"]
+__all__ = [
+    "Properties",
+    "check_public",
+    "in_some_balance",
+    "public_halves",
+    "shares_of",
+]
 
-TEXTS = 600  # of each task that the attacker thinks possible
+TEXTS = 600  # of each task that the attacker thinks possible, the clients' among them
+FEWEST = 100  # that are left of them, or further ones are taken
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,44 @@ class Properties:
 def public_halves(
     task: Task, told: frozenset[str], seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return two sets of a task's texts, none of them a client's, none in both."""
+    """Return two sets of a task's texts, none of them a client's, none in both.
+
+    Raises
+    ------
+    DataError
+        If the clients leave none for one of the two.
+    """
     from atlas_flwr.data import make_shard
 
-    shard = make_shard(0, 1, [task], train_examples=TEXTS, seed=seed)
-    fresh = tuple(e for e in shard.train if e.text not in told)
+    shard = make_shard(0, 1, [task], seed=seed)
+    others = [e for e in shard.train if e.text not in told]
+    early = sum(e.text not in told for e in shard.train[:TEXTS])
+    fresh = tuple(others[: max(early, FEWEST)])
+    if len(fresh) < 2:
+        raise DataError(
+            f"task {task.name}: its texts are the clients' own, and none are left to "
+            "make up clients of; leave attacks that do so out of --attacks, or attack "
+            "a run of lower train-examples"
+        )
     return fresh[::2], fresh[1::2]
+
+
+def check_public(folder: RunFolder, clients: Sequence[str]) -> None:
+    """Want texts to make up clients of, before longer work begins.
+
+    Raises
+    ------
+    DataError
+        If the clients' own leave none.
+    """
+    from atlas_flwr.client_apps.identity import Identity
+    from atlas_flwr.data import load_task
+
+    config, count = folder.config(), dealt_to(folder)
+    shards = [Identity(int(c), count, None).shard(config) for c in clients]
+    told = frozenset(e.text for shard in shards for e in shard.train)
+    for name in config.task_list:
+        public_halves(load_task(name), told, config.seed)
 
 
 def in_some_balance(

@@ -11,6 +11,7 @@ import numpy as np
 from atlas_flwr.cli.labelled import OWN_SECRET
 from atlas_flwr.cli.properties import (
     Properties,
+    check_public,
     in_some_balance,
     public_halves,
     shares_of,
@@ -41,15 +42,17 @@ def check_sketches(folder: RunFolder) -> None:
     Raises
     ------
     DataError
-        If the run has kept none, or they are of summary positions.
+        If the run has kept none, or they are of summary positions, or its clients
+        have all texts of a task.
     """
-    _sent(folder)
+    sent = _sent(folder)
     summaries = folder.config().summary_positions
     if summaries:
         raise DataError(
             f"fingerprints of {folder.path} are of summary-positions={summaries}, "
             "which this attacker does not make up; leave fingerprint out of --attacks"
         )
+    check_public(folder, [*sent])
 
 
 def sketch_scores(

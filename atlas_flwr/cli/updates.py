@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.trunk import TrunkEngine
 
-__all__ = ["MadeUp", "changed", "check_updates", "update_scores"]
+__all__ = ["MadeUp", "changed", "check_updates", "of_round", "update_scores"]
 
 SHADOWS = 24  # of each task that the attacker thinks possible
 
@@ -65,7 +65,7 @@ def check_updates(
         positions and of the ranks that were sent, or what the trunk began with was not
         kept.
     """
-    why, those = None, _of_round(found, number)
+    why, those = None, of_round(found, number)
     kept = sorted({r.round for r in found if r.update is not None})
     if config.adapter != "lora":
         why = f"adapter={config.adapter!r}: it reads LoRA's adapters alone"
@@ -118,7 +118,7 @@ def update_scores(
     """
     from atlas_flwr.remedies.wire_defence import defence_of
 
-    config, those, wire = folder.config(), _of_round(found, number), folder.path / WIRE
+    config, those, wire = folder.config(), of_round(found, number), folder.path / WIRE
     check_updates(config, found, wire, number)
     own = Properties.of(folder, [recording.client for recording in those])
     alike: dict[str, MadeUp] = {}  # one of those who start alike stands for all
@@ -138,7 +138,8 @@ def update_scores(
     )
 
 
-def _of_round(found: Sequence[Recording], number: int | None) -> list[Recording]:
+def of_round(found: Sequence[Recording], number: int | None) -> list[Recording]:
+    """Return what is attacked: the updates of a round, or of the first that has any."""
     kept = [r for r in found if r.update is not None]
     wanted = min((r.round for r in kept), default=0) if number is None else number
     return [r for r in kept if r.round == wanted]

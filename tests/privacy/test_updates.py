@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlas_flwr.cli import properties, updates
+from atlas_flwr.cli import properties, sketches, updates
 from atlas_flwr.cli.attack import main
 from atlas_flwr.cli.command import run_words
 from atlas_flwr.cli.properties import Properties
@@ -20,7 +20,7 @@ from atlas_flwr.cli.updates import MadeUp, changed, check_updates
 from atlas_flwr.client_apps.batches import ClientBatches
 from atlas_flwr.client_apps.identity import Identity
 from atlas_flwr.config import RunConfig
-from atlas_flwr.data import resolve_model
+from atlas_flwr.data import load_task, make_shard, resolve_model
 from atlas_flwr.errors import ConfigError, DataError
 from atlas_flwr.lora import AdapterState, LoraFactors
 from atlas_flwr.privacy import Recording
@@ -58,8 +58,6 @@ def test_a_made_up_client_with_a_clients_own_texts_changes_what_that_client_did(
 
 
 def test_texts_are_drawn_in_any_balance_and_are_nobodys():
-    from atlas_flwr.data import load_task
-
     task = load_task("spam")
     first, second = properties.public_halves(task, frozenset(), 0)
     told = frozenset(e.text for e in first[:5])
@@ -174,3 +172,28 @@ def test_clients_of_a_whole_share_are_made_up_with_what_a_round_draws(
     shadows = MadeUp(config, None, AdapterState(), known, 0).shadows["movies"]
     assert {len(given) for given in trained} == {wanted}
     assert np.isfinite(shadows.shares).all()
+
+
+def test_where_clients_have_the_first_texts_others_are_made_up_of_further_ones():
+    task = load_task("questions")
+
+    def told(count):
+        shards = (make_shard(c, 2, [task], train_examples=count) for c in range(2))
+        return frozenset(e.text for shard in shards for e in shard.train)
+
+    first, second = properties.public_halves(task, told(300), 0)
+    assert min(len(first), len(second)) > 32
+    assert told(300).isdisjoint(e.text for e in (*first, *second))
+    with pytest.raises(DataError, match="the clients' own, and none are left"):
+        properties.public_halves(task, told(0), 0)
+
+
+def test_where_clients_have_all_texts_it_is_said_before_longer_work(monkeypatch):
+    given = {"tasks": "questions", "train_examples": 0}
+    folder = SimpleNamespace(config=lambda: RunConfig(**given), partitions=lambda: 2)
+    with pytest.raises(DataError, match="task questions"):
+        properties.check_public(folder, "01")
+    properties.check_public(folder, "0")  # the other's are not known to be anybody's
+    monkeypatch.setattr(sketches, "_sent", lambda _: {"0": None, "1": None})
+    with pytest.raises(DataError, match="task questions"):
+        sketches.check_sketches(folder)
