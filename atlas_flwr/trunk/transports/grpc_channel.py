@@ -76,6 +76,7 @@ class GrpcChannel:
     service: str
     secret: str = field(default="", repr=False)
     _away_since: float | None = field(default=None, init=False)
+    _in_pieces: bool = field(default=False, init=False)  # as answers are large
 
     def call(self, envelope: bytes, timeout: float) -> bytes:
         """Bring an envelope there; return the answer's.
@@ -89,10 +90,11 @@ class GrpcChannel:
         TrunkError
             If it cannot be answered.
         """
+        in_pieces = self._in_pieces or len(envelope) > WHOLE
         try:
-            answer = self._sent(envelope, timeout)
+            answer = self._sent(envelope, timeout, in_pieces)
         except grpc.RpcError as error:
-            raise self._told(error, timeout) from None
+            raise self._told(error, timeout, in_pieces) from None
         self._away_since = None
         return answer
 
@@ -100,21 +102,20 @@ class GrpcChannel:
         """Close the connection."""
         self.channel.close()
 
-    def _sent(self, envelope: bytes, timeout: float) -> bytes:
+    def _sent(self, envelope: bytes, timeout: float, in_pieces: bool) -> bytes:
         shown: Any = {"timeout": timeout, "metadata": [(TOKEN, self.secret.encode())]}
-        if len(envelope) <= WHOLE:
+        if not in_pieces:
             whole = self.channel.unary_unary(f"/{self.service}/Call")
             return bytes(whole(envelope, **shown))
         pieces = self.channel.stream_stream(f"/{self.service}/Pieces")
         return b"".join(pieces(cut(envelope), **shown))
 
-    def _told(self, error: Any, timeout: float) -> TrunkError:
+    def _told(self, error: Any, timeout: float, in_pieces: bool = False) -> TrunkError:
         code, why = error.code(), str(error.details())
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._away_since = None  # it is there
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "larger than max" in why:
-                return TrunkError(f"{self.address}: its answer is too large: {why}")
+                return self._too_large(why, in_pieces)
             return TrunkBusy(f"{self.address} has as many calls as it bears")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return TrunkError(
@@ -136,6 +137,13 @@ class GrpcChannel:
             f"{self.address} has not answered for {AWAY:.0f} s ({why}); the steps of "
             "this round are lost with it"
         )
+
+    def _too_large(self, why: str, in_pieces: bool) -> TrunkError:
+        """Let calls be made in pieces, whose answers come so: logits are large."""
+        if in_pieces:
+            return TrunkError(f"{self.address}: its answer is too large: {why}")
+        self._in_pieces = True
+        return TrunkBusy(f"{self.address}: its answer is to come in pieces; ask again")
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import pairwise
 
 import grpc
 import pytest
@@ -22,12 +24,16 @@ from atlas_flwr.trunk import (
     connect,
     serve_grpc,
 )
+from atlas_flwr.trunk.state_bytes import state_bytes
 from atlas_flwr.trunk.transports import certificates
+from atlas_flwr.trunk.transports import grpc as service
 from atlas_flwr.trunk.transports import grpc_channel as transport
 from atlas_flwr.trunk.transports.certificates import run_identity
 from atlas_flwr.trunk.transports.envelope import opened_answer
-from atlas_flwr.trunk.transports.grpc_channel import TOKEN
+from atlas_flwr.trunk.transports.grpc_channel import TOKEN, own_grpc
 from atlas_flwr.trunk.transports.local import EngineTrunk
+from atlas_flwr.trunk.transports.owner_requests import Served
+from atlas_flwr.trunk.transports.ownership import OwnerService
 from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import build
 from tests.trunk.engine.test_parity import adapters
@@ -98,6 +104,68 @@ def test_what_is_larger_than_a_message_crosses_in_pieces(address, engine, monkey
     monkeypatch.setattr(transport, "WHOLE", 1000)
     monkeypatch.setattr(transport, "PIECE", 700)
     assert torch.equal(dialled(address, engine).forward(TrunkCall(hidden)), whole)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Let no message be larger than 20 kB."""
+    kinds = ("send", "receive")
+    sizes = [(f"grpc.max_{kind}_message_length", 20_000) for kind in kinds]
+    for module in (transport, service):
+        monkeypatch.setattr(module, "SIZES", sizes)
+    monkeypatch.setattr(transport, "WHOLE", 16_000)
+    monkeypatch.setattr(transport, "PIECE", 4_000)
+
+
+def test_logits_that_are_larger_than_a_message_come_in_pieces(narrow):
+    plan, call = SplitPlan(2, None), TrunkCall(torch.randn(1, 100, 32))
+    engine = TrunkEngine(partition(build("llama"), plan).trunk)
+    wanted = EngineTrunk(engine, engine.open(SessionSpec(plan))).loss(call, None)
+    with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as address:
+        trunk = connect(address, engine.open(SessionSpec(plan)), IDENTITY.ca)
+        sent = [trunk.meter.total_up]
+        for _ in range(3):
+            assert torch.equal(trunk.loss(call, None).logits, wanted.logits)
+            sent.append(trunk.meter.total_up)
+    first, second, third = (b - a for a, b in pairwise(sent))
+    assert first == 2 * second == 2 * third  # that they are large is known by then
+
+
+def test_calls_whose_answers_are_too_large_at_the_same_time_are_all_answered(narrow):
+    plan, call = SplitPlan(2, None), TrunkCall(torch.randn(1, 100, 32))
+    engine, both = (
+        TrunkEngine(partition(build("llama"), plan).trunk),
+        threading.Barrier(2),
+    )
+    with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as address:
+        trunk = connect(address, engine.open(SessionSpec(plan)), IDENTITY.ca)
+        sent = trunk.channel._sent
+
+        def together(*given):
+            if not given[-1]:  # both go whole
+                both.wait()
+            return sent(*given)
+
+        trunk.channel._sent = together
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(trunk.loss, 2 * [call], 2 * [None]))
+    assert torch.equal(found[0].logits, found[1].logits)
+
+
+def test_adapters_that_are_larger_than_a_message_come_in_pieces(narrow):
+    model = build("llama")
+    state = adapters(model, range(1, 4))
+    assert len(state_bytes(state)) > 20_000
+    engine, secret = TrunkEngine(partition(model, PLAN).trunk), "s" * 32
+    served = Served("first", "llama", "1/1", 5, 32, 0, "float32", "abc")
+    owner = OwnerService(engine, secret, served)
+    with (
+        serve_grpc(engine, ServeOptions(identity=IDENTITY), owner) as address,
+        own_grpc(address, secret, IDENTITY.ca.decode()) as host,
+    ):
+        found = host.adapters(host.open(SessionSpec(PLAN, state)))
+    for name, factors in state.factors.items():
+        assert torch.equal(found.factors[name].B, factors.B)
 
 
 def test_a_call_larger_than_the_service_bears_is_refused(engine, monkeypatch):
