@@ -34,6 +34,14 @@ _REQUIRED = {
 }
 _SOURCES = ("package", "path", "dataset")
 _PATTERN_GROUPS = {"lines": ("label", "text"), "folder": ("label",)}
+# What is read of some formats alone.
+_READ_OF = {
+    "encoding": tuple(name for name in READERS if name not in ("hub", "parquet")),
+    "max_lines": ("folder",),
+    "pattern": tuple(sorted(_PATTERN_GROUPS)),
+    "skip_rows": ("csv", "tsv"),
+    "split": ("hub",),
+}
 
 SHIELD = "\0"  # no YAML text has a zero byte
 _MERGE = "tag:yaml.org,2002:merge"
@@ -251,7 +259,26 @@ def _value_problems(given: Definition) -> Iterator[str]:
         )
     problems = _PROBLEMS.get(given.kind, _class_problems)
     yield from problems(given, Definition())
+    yield from _unread_problems(given, Definition())
     yield from _pattern_problems(given)
+
+
+def _unread_problems(given: Definition, preset: Definition) -> Iterator[str]:
+    """Yield keys that nothing would read; a format that there is not is told alone."""
+    if given.format not in READERS:
+        return
+    for key, formats in _READ_OF.items():
+        if getattr(given, key) != getattr(preset, key) and given.format not in formats:
+            listed = ", ".join(formats)
+            yield f"`{key}` is read with `format` {listed} alone; leave it out"
+    if given.member and not given.package:
+        yield "`member` is a file of a `package`; a file of your own is its `path`"
+    for key in ("text", "label") if given.format in _PATTERN_GROUPS else ():
+        if getattr(given, key) != getattr(preset, key):
+            yield (
+                f"`{key}` names a field, and `format: {given.format}` has none but the "
+                "groups of its `pattern`; leave it out"
+            )
 
 
 def _delimits(text: str) -> bool:

@@ -41,6 +41,9 @@ template: "no place for it "
         assert part in str(told.value)
 
 
+_LINES = "format: lines\npattern: '(?P<label>.)(?P<text>.*)'"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -69,6 +72,14 @@ template: "no place for it "
         (("format: csv", "format: lines"), "(?P<text>...)"),
         (("format: csv", "format: folder\npattern: '('"), "regular expression"),
         (("format: csv", "format: csv\ntemplate: '{text}{text}'"), "2 {text}"),
+        (("format: csv", f"{_LINES}\nlabel: kind"), "`label` names a field"),
+        (("format: csv", f"{_LINES}\ntext: [body]"), "`text` names a field"),
+        (("format: csv", "format: json\nmax_lines: 9"), "with `format` folder alone"),
+        (("format: csv", "format: json\nskip_rows: 9"), "csv, tsv alone"),
+        (("format: csv", "format: csv\npattern: a"), "folder, lines alone"),
+        (("format: csv", "format: csv\nsplit: test"), "`split` is read with"),
+        (("format: csv", "format: parquet\nencoding: latin-1"), "`encoding` is read"),
+        (("format: csv", "format: csv\nmember: a.csv"), "`member` is a file of"),
         (("{a: one, b: two}", "{a: x, b: y, c: z}\nabove: 1"), "two classes"),
         ((_GOOD, "- a\n- list"), "list"),
         ((_GOOD, "a: [unclosed"), "not YAML"),
