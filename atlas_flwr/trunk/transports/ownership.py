@@ -25,6 +25,7 @@ from atlas_flwr.trunk.transports.watching import Journal
 __all__ = ["OwnerService"]
 
 SILENT = 3600.0  # seconds after which a run of which nothing is heard has ended
+REMEMBERED = 16  # sessions of a run that were opened last
 Shown = Callable[[str, bool], None]
 
 
@@ -35,6 +36,8 @@ class _Run:
     tokens: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
     heard: float = 0.0
+    opened: dict[str, bytes] = field(default_factory=dict)  # answers, by their calls
+    opening: threading.Lock = field(default_factory=threading.Lock)
 
 
 class OwnerService:
@@ -114,10 +117,23 @@ class OwnerService:
             )
         if not isinstance(run, str) or not run:
             raise WireError("a request that does not say which run it is of")
+        if verb == OwnerVerb.OPEN:
+            return self._opened_once(run, str(head.get("call")), data)
         answer = _ANSWERS[OwnerVerb(verb)](self, run, data)
         if self.journal:
-            self.journal.owner(verb, run, _token(verb, data, answer))
+            token = said(data, "token") if verb == OwnerVerb.CLOSE else ""
+            self.journal.owner(verb, run, token)
         return answer
+
+    def _opened_once(self, run: str, call: str, data: bytes) -> bytes:
+        """Open a session; a call that is made again is told of the same one."""
+        its = self._heard(run)
+        with its.opening:  # the first call may still be at it
+            if call not in its.opened:
+                its.opened[call] = self.open(run, data)
+                for old in list(its.opened)[:-REMEMBERED]:
+                    del its.opened[old]
+            return its.opened[call]
 
     def hello(self, run: str, data: bytes) -> bytes:
         """Say what is served, and clear away what silent runs have left."""
@@ -134,6 +150,7 @@ class OwnerService:
         token = self.engine.open(spec)
         if self.journal:
             self.journal.opened(token, spec.client, spec.round)
+            self.journal.owner(OwnerVerb.OPEN, run, token)
         self._heard(run).tokens.add(token)
         return told({"token": token})
 
@@ -200,7 +217,6 @@ class OwnerService:
 
 _ANSWERS: Mapping[OwnerVerb, Callable[[OwnerService, str, bytes], bytes]] = {
     OwnerVerb.HELLO: OwnerService.hello,
-    OwnerVerb.OPEN: OwnerService.open,
     OwnerVerb.SHARE: OwnerService.share,
     OwnerVerb.UNSHARE: OwnerService.unshare,
     OwnerVerb.ADAPTERS: OwnerService.adapters,
@@ -209,9 +225,3 @@ _ANSWERS: Mapping[OwnerVerb, Callable[[OwnerService, str, bytes], bytes]] = {
     OwnerVerb.STATS: OwnerService.stats,
     OwnerVerb.LEAVE: OwnerService.leave,
 }
-
-
-def _token(verb: str, data: bytes, answer: bytes) -> str:
-    if verb == OwnerVerb.OPEN:
-        return said(answer, "token")
-    return said(data, "token") if verb == OwnerVerb.CLOSE else ""

@@ -124,7 +124,8 @@ class RemoteHost:
 
     def _send(self, verb: OwnerVerb, data: bytes = b"") -> bytes:
         head = {"verb": str(verb), "secret": self._secret, "run": self._run}
-        envelope = sealed(head, data)
+        # An answer may be lost: by its name the call that is made again is known.
+        envelope = sealed({**head, "call": secrets.token_hex(8)}, data)
         return retry_while_busy(
             lambda: opened_answer(self._call(envelope)), self._timeout
         )

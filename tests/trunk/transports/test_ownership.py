@@ -182,6 +182,25 @@ def test_who_leaves_closes_its_own_sessions_alone():
         engine.adapters(mine)
 
 
+def test_a_session_whose_opening_was_not_heard_of_is_opened_once():
+    engine, service, state = made()
+    lost = [0]
+
+    def call(envelope):
+        answer = service.answer(envelope)
+        lost[0] += 1
+        if lost[0] == 2:  # after the greeting
+            raise TrunkBusy("the connection broke")
+        return answer
+
+    host = RemoteHost(call, SECRET)
+    token = host.open(SessionSpec(PLAN, state))
+    assert lost == [3]
+    assert engine.stats().sessions == 1
+    trained(engine, token)
+    assert host.open(SessionSpec(PLAN, state)) != token
+
+
 def test_a_run_that_ended_without_a_word_is_cleared_away_when_another_begins():
     now = [0.0]
     engine, service, _ = made(clock=lambda: now[0])
