@@ -175,7 +175,7 @@ class RoundPlanner:
         take part in a round, its first clusters are of few.
         """
         known, fitted = len(self.discovery.sketches), len(self.discovery.fitted_on)
-        fleet = len(self.roster.profiles)
+        fleet = len(self.roster.fleet)
         return known >= 2 * fitted or fitted < fleet <= known
 
     def cluster(self, server_round: int) -> Clusters | None:
@@ -211,7 +211,7 @@ class RoundPlanner:
         if self.sessions is None or not nodes:
             return list(nodes)
         guests = {node: self._guest(self._profile(node)) for node in nodes}
-        hosts = [self._host(p) for p in self.roster.profiles.values() if p.offer.memory]
+        hosts = [self._host(p) for p in self.roster.fleet.values() if p.offer.memory]
         found = [*guests.values()]
         able = self.sessions.admit(what, server_round, found, hosts)
         return [node for node, guest in guests.items() if guest.client in able]

@@ -47,6 +47,8 @@ class Roster:
     waits : bool
         Whether others than those that are refused will come, as where a run had some
         before it was resumed, and its nodes come one by one.
+    without : Collection[str]
+        Clients that are not to take part: their nodes are asked who they are alone.
     """
 
     ask: bool = True
@@ -56,6 +58,7 @@ class Roster:
     give_up: Callable[[], None] = lambda: None
     check: Callable[[Profile], object] = lambda _: None
     waits: bool = False
+    without: Collection[str] = ()
     profiles: dict[int, Profile] = field(default_factory=dict)
     _told: dict[int, str] = field(default_factory=dict)  # why a node said nothing
     _refused: set[int] = field(default_factory=set)  # have answered in this round
@@ -128,13 +131,37 @@ class Roster:
                 f"what it says of itself cannot be read, {error!r}: install the same "
                 "atlas-flwr there and where the ServerApp runs"
             )
+        self._tell_if_moved(node, profile.client)
         self.profiles[node] = profile
         return ""
 
+    def _tell_if_moved(self, node: int, client: str) -> None:
+        known = [n for n, p in self.profiles.items() if p.client == client]
+        if known:
+            told = (
+                "client %s is on node %d now, and no more on node %d; if both are "
+                "there, give each SuperNode a partition-id of its own"
+            )
+            log(_WARNING, told, client, node, known[-1])
+
+    @property
+    def fleet(self) -> dict[str, Profile]:
+        """What each client that takes part has said of itself last, by its id."""
+        known = {profile.client: profile for profile in self.profiles.values()}
+        return {c: profile for c, profile in known.items() if c not in self.without}
+
     def order(self, node_ids: Iterable[int]) -> list[int]:
-        """Sort the nodes that have a profile by their client's id."""
-        known = [node for node in node_ids if node in self.profiles]
-        return sorted(known, key=lambda node: _natural(self.profiles[node].client))
+        """Sort the nodes of the clients that take part by the clients' ids.
+
+        A client takes part once: on the node that it came to last, however long the
+        one that it had before still seems to be there.
+        """
+        here = set(node_ids)
+        found: dict[str, int] = {}
+        for node, profile in self.profiles.items():
+            if node in here and profile.client not in self.without:
+                found[profile.client] = node
+        return [found[client] for client in sorted(found, key=_natural)]
 
     def client(self, node: int) -> str:
         """Return the id of the client on a node (its node id if it said nothing)."""

@@ -49,16 +49,22 @@ def sample(
     _, connected = sample_nodes(grid, available, count)
     roster.learn(grid, connected)
     known = roster.order(connected)
-    if what == "train" and known and set(known) <= set(roster.busy()):
+    free = _free(known, roster)
+    if what == "train" and known and not free:
         told = "round %d: all of %d clients are late, and are asked anew"
         log(WARNING, told, server_round, len(known))
         roster.give_up()
-    busy = roster.busy()
-    free = [node for node in known if node not in busy]
+        free = _free(known, roster)
     nodes = draw(free, min(count, len(free)), seed, what, server_round)
     message = "configure_%s: Sampled %s nodes (out of %s)"
     flower_log(INFO, message, what, len(nodes), len(connected))
     return nodes
+
+
+def _free(nodes: Sequence[int], roster: Roster) -> list[int]:
+    """Leave out who is at a former round, perhaps on a node that it had then."""
+    busy = set(map(roster.client, roster.busy()))
+    return [node for node in nodes if roster.client(node) not in busy]
 
 
 def sample_size(num_nodes: int, fraction: float, minimum: int) -> int:

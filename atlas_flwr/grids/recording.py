@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 
@@ -103,8 +103,6 @@ class RecordingGrid(DelegatingGrid):
         Learns who is behind each node.
     on_exchange : Callable[[RoundTrip], None]
         Called after each ``send_and_receive``.
-    without : Collection[str]
-        Clients that are not to take part: their nodes are asked who they are alone.
     resumed : bool
         Whether rounds were done before this grid was made: none was done without an
         answer to each question that this run asks.
@@ -115,13 +113,11 @@ class RecordingGrid(DelegatingGrid):
         grid: Grid,
         roster: Roster,
         on_exchange: Callable[[RoundTrip], None],
-        without: Collection[str] = (),
         resumed: bool = False,
     ) -> None:
         super().__init__(grid)
         self.roster = roster
         self.on_exchange = on_exchange
-        self.without = frozenset(without)
         self.resumed = resumed
         self._answered: set[str] = set()  # questions that somebody has answered
 
@@ -130,8 +126,7 @@ class RecordingGrid(DelegatingGrid):
         nodes = list(self.grid.get_node_ids())
         self.roster.ask_again(but=nodes)
         self.roster.learn(self.grid, nodes)
-        known = self.roster.order(nodes)
-        return [n for n in known if self.roster.client(n) not in self.without]
+        return self.roster.order(nodes)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

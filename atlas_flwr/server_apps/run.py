@@ -125,6 +125,7 @@ class Run:
             timeout=self.config.round_timeout,
             check=Admission(self.config, files),
             waits=self._has_trained and may_come_later(grid),
+            without=split_list(self.config.without_clients),
         )
         config = with_minima_met(self.config, self.given, grid, roster)
         recorder, progress = Recorder(self.folder, roster), Progress(config)
@@ -141,9 +142,8 @@ class Run:
                 cutoff=config.staleness_cutoff,
             )
             roster.busy, roster.give_up = grid.busy, grid.give_up
-        without = split_list(config.without_clients)
         mending = MendingGrid(grid)
-        known = recorder.exchange, without, self._has_trained
+        known = recorder.exchange, self._has_trained
         recording = RecordingGrid(mending, roster, *known)
         started = partial(session_started, config, self.folder.path)
         context = config, files, outline, roster, recorder.event

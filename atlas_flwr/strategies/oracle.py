@@ -34,7 +34,7 @@ class OracleFedAvg(Atlas):
     @property
     def clusters(self) -> dict[str, int]:
         """The true tasks, numbered in order of the clients that were met."""
-        tasks = {p.client: p.task for p in self.roster.profiles.values()}
+        tasks = {client: p.task for client, p in self.roster.fleet.items()}
         for task in tasks.values():
             self._numbers.setdefault(task, len(self._numbers))
         return {client: self._numbers[task] for client, task in tasks.items()}

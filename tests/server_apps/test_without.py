@@ -19,8 +19,11 @@ NAMES = ("unlearned", "never")
 
 
 def test_a_run_without_a_client_has_the_bits_of_one_in_which_it_never_was(tmp_path):
-    unlearned = run(tmp_path, without_clients="1", run_name="unlearned")
-    config = {**BASE, "num-clusters": 2, "runs-dir": str(tmp_path), "run-name": "never"}
+    """Few are drawn at first, so that clusters are made anew once all are known."""
+    few = {"fraction_train": 0.5, "without_clients": "1"}
+    unlearned = run(tmp_path, **few, run_name="unlearned")
+    drawn = {"num-clusters": 2, "fraction-train": 0.5}
+    config = {**BASE, **drawn, "runs-dir": str(tmp_path), "run-name": "never"}
     places = [{"partition-id": at, "num-partitions": 4} for at in (0, 2, 3)]
     with local_grid(app, 3, run_config=config, node_configs=places) as grid:
         Run.begin(config).execute(grid)
