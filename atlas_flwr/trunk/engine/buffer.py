@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from atlas_flwr.trunk.engine.steps import apart
 from atlas_flwr.types import OptimizerSpec
 
 __all__ = ["ParameterBuffer", "step_together"]
@@ -104,6 +105,10 @@ class ParameterBuffer:
         """Add gradients of all parameters, shape (P,), as they lie in the buffer."""
         self._touched = [True] * len(self._touched)
         self._sum_up(grads)
+
+    def wait(self) -> None:
+        """Keep what was added until more is, without the rows of others beside it."""
+        self._sum = apart(self._sum)
 
     def divide(self, by: float) -> None:
         """Divide what was added up."""

@@ -158,6 +158,8 @@ class Learner:
         """Count a backward pass whose gradients were added; tell if a step is due."""
         self._waiting += 1
         if self._waiting < self.spec.accumulate * self.merge:
+            for buffer in self.buffers:
+                buffer.wait()
             return False
         self._prepare()
         return True

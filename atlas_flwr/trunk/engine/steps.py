@@ -20,7 +20,7 @@ from atlas_flwr.types import LossReply, TrunkCall
 if TYPE_CHECKING:
     from atlas_flwr.trunk.engine.joined import JointSlot
 
-__all__ = ["Load", "Pass", "StepLog"]
+__all__ = ["Load", "Pass", "StepLog", "apart"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Pass:
         hold all sessions' rows for as long as this one is remembered.
         """
         self.output, self.joint, self.nbytes = None, None, 0
-        self.answer, self.grad = _apart(self.answer), _apart(self.grad)
+        self.answer, self.grad = apart(self.answer), apart(self.grad)
 
     @property
     def remembered_bytes(self) -> int:
@@ -263,7 +263,7 @@ class StepLog:
         self._open.clear()
 
 
-def _apart(tensor: Tensor | None) -> Tensor | None:
+def apart(tensor: Tensor | None) -> Tensor | None:
     """Copy a tensor that is a view on a larger one."""
     if tensor is None or tensor.untyped_storage().nbytes() <= tensor.nbytes:
         return tensor

@@ -412,6 +412,27 @@ def test_a_remembered_step_holds_no_rows_of_others(llama, recompute):
     assert sum(storages.values()) == log.remembered_bytes
 
 
+def test_gradients_that_wait_for_a_step_hold_no_rows_of_others(llama):
+    model, engine = llama
+    spec = OptimizerSpec(lr=0.01, accumulate=2)
+    states = [adapters(model, range(1, 4), seed=k) for k in range(3)]
+    sessions = [opened(engine, state, spec=spec) for state in states]
+    calls = [call(engine, seed=k) for k in range(3)]
+    batcher, given = JoiningBatcher(engine.base), grads(engine, calls)
+    passes = batcher.run(
+        [Beginning(s, c) for s, c in zip(sessions, calls, strict=True)]
+    )
+    batcher.run(
+        [
+            Backward(s, c, 0, p, g)
+            for s, c, p, g in zip(sessions, calls, passes, given, strict=True)
+        ]
+    )
+    for session in sessions:
+        (buffer,) = session.learner.buffers
+        assert buffer._sum.untyped_storage().nbytes() == buffer.values.nbytes
+
+
 def test_a_session_with_a_broken_gradient_harms_nobody_else(llama, monkeypatch):
     """As on a GPU, where it is found out after the pass."""
     monkeypatch.setattr(Backward, "__post_init__", _unchecked)
