@@ -145,6 +145,40 @@ def _tokenizer_problems(
             f"model {source.name}: its tokenizer has neither a pad token nor an end "
             "token to fill rows with; set tokenizer.pad_token and save it again"
         )
+    elif source.kind == "classifier":
+        yield from _padding_problems(source, config, tokenizer)
+
+
+def _padding_problems(
+    source: ModelSource, config: Any, tokenizer: Any
+) -> Iterator[str]:
+    """Want a token that texts are filled with, and a decoder to know it.
+
+    An unsplit decoder classifies by the last token that is none of those.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    filler, known = tokenizer.pad_token_id, config.get_text_config().pad_token_id
+    if filler is None:
+        yield (
+            f"model {source.name}: it classifies texts of several lengths at once, and "
+            "its tokenizer has no pad token; set tokenizer.pad_token, "
+            "model.config.pad_token_id to its number, and save both again"
+        )
+        return
+    decodes = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not decodes or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return
+    if filler != known:
+        yield (
+            f"model {source.name}: it classifies by the last token before padding, "
+            f"which its tokenizer makes of token {filler}, and its configuration takes "
+            f"for token {known}; set model.config.pad_token_id to {filler}, and save "
+            "it again"
+        )
 
 
 def known_positions(config: Any) -> int | None:

@@ -131,3 +131,36 @@ def test_what_is_left_out_of_a_user_s_file_is_said(
     with caplog.at_level(logging.WARNING):
         prepare("tiny", [str(task)], progress=False)
     assert "1 without a label (line 11)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("filler", "known", "told"),
+    [
+        ("<pad>", 0, ""),
+        (None, 0, "its tokenizer has no pad token"),
+        ("<eos>", 0, "makes of token 2, and its configuration takes for token 0"),
+        ("<pad>", None, "makes of token 0, and its configuration takes for token None"),
+    ],
+)
+def test_a_decoder_that_classifies_knows_what_texts_are_filled_with(
+    filler: str | None,
+    known: int | None,
+    told: str,
+    tmp_path: Path,
+    tiny_tokenizer: Any,
+) -> None:
+    words = {"vocab_size": len(tiny_tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = hf.LlamaConfig(
+        **words, **sizes, num_hidden_layers=3, num_labels=2, pad_token_id=known
+    )
+    hf.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.pad_token = filler
+    tokenizer.save_pretrained(tmp_path)
+    if told:
+        with pytest.raises(DataError, match=told):
+            prepare(str(tmp_path), ["spam"], progress=False)
+    else:
+        prepare(str(tmp_path), ["spam"], progress=False)
