@@ -534,3 +534,16 @@ def test_a_line_without_one_of_the_patterns_groups_does_not_match(
     pattern = "(?P<label>[01])(?: (?P<text>.*))?"
     found = _read("lines", tmp_path / "rows", pattern=pattern)
     assert found == [Row("text", "1"), Fault("line 2", UNMATCHED)]
+
+
+@pytest.mark.parametrize("place", [0.3, 0.99])
+def test_parquet_that_is_damaged_within_is_told(place: float, tmp_path: Path) -> None:
+    texts = [f"text {i}, {'words ' * 9}" for i in range(3000)]
+    table = pa.table({"text": texts, "label": ["a"] * len(texts)})
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path)
+    whole = path.read_bytes()
+    at = int(place * (len(whole) - 200))
+    path.write_bytes(whole[:at] + b"\xff" * 150 + whole[at + 150 :])
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        _read("parquet", path)

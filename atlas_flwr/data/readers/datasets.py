@@ -32,7 +32,7 @@ def _records(reading: Reading) -> Iterator[Any]:
         with reading.opened() as file:
             for batch in pq.ParquetFile(file).iter_batches(AT_ONCE):
                 yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         said = str(error).partition("\n")[0]
         raise DataError(f"{reading.where} cannot be read as Parquet: {said}") from None
 
