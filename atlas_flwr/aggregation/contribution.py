@@ -94,8 +94,11 @@ def dense_means(parts: Sequence[Contribution]) -> dict[str, NDArray[Any]]:
         kind = np.complex128 if is_complex else np.float64
         total: NDArray[Any] = np.zeros(first.shape, kind)
         for part, p in zip(have, shares(have), strict=True):
+            value = part.state.dense[key].astype(total.dtype)
+            if p < 0:  # taken off: infinities in it are a mask's, which stay
+                value = np.where(np.isfinite(value), value, 0)
             # The product, too: p is exact in no array of half precision.
-            total += p * part.state.dense[key].astype(total.dtype)
+            total += p * value
         means[key] = total.astype(first.dtype if first.dtype.kind in "fc" else float)
     return means
 

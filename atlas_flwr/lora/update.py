@@ -84,8 +84,7 @@ def _dense_change(found: Update, key: str) -> NDArray[np.float64]:
     after = found.after.dense.get(key)
     if after is None or after.dtype.kind != "f":
         return np.zeros(0)  # counters and flags are no directions
-    before = found.before.dense.get(key)
     change = after.astype(np.float64)
-    return (change if before is None else change - before.astype(np.float64)).reshape(
-        -1
-    )
+    before = found.before.dense.get(key, np.zeros_like(after)).astype(np.float64)
+    moved = np.isfinite(change) & np.isfinite(before)  # infinities that stay have not
+    return np.subtract(change, before, out=np.zeros(change.shape), where=moved).ravel()

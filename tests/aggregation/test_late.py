@@ -10,6 +10,7 @@ import torch
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution
 from atlas_flwr.aggregation.groups import ClusterAdapters
 from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.remedies.base import ServerHooks
 from tests.matrix_clients import KEYS, initial
 
 NAME, DENSE = "model.q", KEYS[2]
@@ -121,3 +122,26 @@ def test_a_mean_by_norms_counts_who_is_late_as_all_others():
         groups.aggregate({"0": parts})
         found.append(groups.groups["0"].factors[NAME].delta())
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("rule", [*AGGREGATIONS])
+@pytest.mark.parametrize("counts", [None, [0.25, 1.5]])
+def test_infinities_that_were_there_at_first_stay_where_updates_are_taken_off(
+    rule, counts
+):
+    """A mask's are sent along with what is trained."""
+
+    class Counting(ServerHooks):
+        def counts(self, group, updates):
+            return counts
+
+    groups, old = group_of(rule, (4, 4, 4))
+    groups.hooks = Counting()
+    mask = np.array([0.0, -np.inf, np.inf], np.float32)
+    still = AdapterState(groups.start("0", 4, 3).factors, {DENSE: mask})
+    late = AdapterState(old.factors, {DENSE: mask})
+    parts = [Contribution("0", 1.0, still, still)]
+    parts.append(Contribution("2", 5.0, late, late, late=counts is None))
+    groups.groups["0"] = groups.groups["0"].merged(AdapterState({}, {DENSE: mask}))
+    groups.aggregate({"0": parts})
+    np.testing.assert_array_equal(groups.groups["0"].dense[DENSE], mask)

@@ -56,3 +56,11 @@ def test_inner_products_are_those_of_the_formed_updates(seed, count):
     np.testing.assert_allclose(
         inner_products(updates), rows @ rows.T, rtol=1e-6, atol=1e-6
     )
+
+
+def test_infinities_that_stay_are_no_change():
+    before = np.array([0.0, -np.inf, np.inf], np.float32)
+    after = np.array([2.0, -np.inf, np.inf], np.float32)
+    states = (AdapterState({}, {"mask": value}) for value in (before, after))
+    update = Update("a", 1.0, *states)
+    assert inner_products([update, update]).tolist() == [[4.0, 4.0], [4.0, 4.0]]
