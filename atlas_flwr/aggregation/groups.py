@@ -209,6 +209,7 @@ class ClusterAdapters:
         AdapterError
             If there are members, and none has an example.
         """
+        self._trained = {}  # of this round alone: no checkpoint knows of former ones
         if not members:
             return
         members = _with_examples(members)

@@ -77,15 +77,15 @@ class Mixing:
         if not 0 <= self.decay <= 1:
             raise DataError(f"decay {self.decay}; it must be from 0 to 1")
         strength = self.strength * (1 - self.decay) ** (server_round - 1)
-        if self.graph is not None:
-            names = list(groups)
+        given = self.graph is not None
+        names = [name for name in groups if given or name in sketches]
+        if not names:
+            return [], np.eye(0)
+        if given:
             found = adjacency_of(
                 np.array([[self._similarity(a, b) for b in names] for a in names])
             )
         else:
-            names = [name for name in groups if name in sketches]
-            if not names:
-                return [], np.eye(0)
             found = adjacency(np.stack([sketches[n] for n in names]), self.width)
         return names, mixing_matrix(found, strength)
 

@@ -181,6 +181,24 @@ def test_a_checkpoint_keeps_what_is_held_back():
     assert torch.equal(one.factors[NAME].A, other.factors[NAME].A)
 
 
+def test_a_round_that_adds_nothing_mixes_alike_after_a_resumption():
+    """As one does in which too few of each group came back."""
+    groups = tuple("0123")
+    (adapters,) = (
+        a for a, _ in played([[2] * 4], AGGREGATIONS["both"](None, True), groups)
+    )
+    path = np.diag([0.5] * 4) + 0.25 * (np.eye(4, k=1) + np.eye(4, k=-1))
+    adapters.mix(groups, path)
+    resumed = ClusterAdapters(AGGREGATIONS["both"](None, True), SCALING, 1)
+    resumed.restore(*adapters.state())
+    for each in (adapters, resumed):
+        each.aggregate({})
+        each.mix(groups, path)
+    for group in groups:
+        one, other = (each.groups[group].factors[NAME] for each in (adapters, resumed))
+        assert torch.equal(one.A, other.A)
+
+
 def test_a_cut_at_max_rank_still_loses_what_it_always_lost(caplog):
     cut = AGGREGATIONS["both"](2, flat=True)
     *_, (adapters, _) = played([[2, 3]] * 3, cut)

@@ -111,3 +111,11 @@ def test_a_moving_average_is_that_of_the_products(share):
         np.testing.assert_allclose(found.factors[name].delta(), wanted, atol=1e-5)
     wanted = share * former.dense["bias"] + (1 - share) * now.dense["bias"]
     np.testing.assert_allclose(found.dense["bias"], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("graph", [None, {("a", "b"): 1.0}])
+def test_where_nobody_has_trained_nothing_is_mixed(graph):
+    """As in a first round in which too few of each group came back."""
+    names, matrix = Mixing(0.5, graph=graph).matrix([], {})
+    assert names == []
+    assert mixed({}, matrix) == {}
