@@ -131,6 +131,10 @@ REFUSED = [
     ({"num-clusters": 9}, "num-clusters=9: more than max-clusters=8; lower it or"),
     ({"clustering": "none", "num-clusters": 2}, "num-clusters=2: clustering='none'"),
     ({"clustering": "none", "recluster-every": 2}, "recluster-every=2: clustering="),
+    (
+        {"clustering": "none", "balanced-clusters": True},
+        "balanced-clusters=true: clustering='none' keeps all clients in one",
+    ),
     ({"strategy": "fedavg", "aggregation": "mean"}, "strategy='fedavg' does not read"),
     ({"strategy": "local", "cut": "2/1"}, "cut='2/1': strategy='local' does not read"),
     ({"proximal-mu": 0.2}, "proximal-mu=0.2: strategy='atlas' does not read it, only"),
@@ -283,6 +287,10 @@ REFUSED = [
         "strategy='fedavg' does not read it",
     ),
     ({"trunk-session-memory": "lots"}, "trunk-session-memory='lots'"),
+    (
+        {"trunk-session-memory": "8MiB", "ranks": "device"},
+        "with ranks='device' nothing keeps a client's adapters within it",
+    ),
     ({"trunk-limit": "1GiB,2GiB"}, "trunk-limit='1GiB,2GiB'"),
     ({"adapter": "dora"}, "adapter='dora': must be one of"),
     ({"prompt-tokens": 4}, "prompt-tokens=4: adapter='lora' has none, only prompt"),

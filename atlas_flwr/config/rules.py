@@ -92,6 +92,17 @@ def devices_are_sizes(config: RunConfig) -> Iterator[Problem]:
                 yield Problem((key,), f"{key}={text!r}: {error}")
 
 
+def session_memory_is_kept(config: RunConfig) -> Iterator[Problem]:
+    """Want ranks layer by layer, which alone are given by what the trunk may spend."""
+    if config.trunk_session_memory and config.ranks != "budget":
+        yield Problem(
+            ("trunk-session-memory", "ranks"),
+            f"trunk-session-memory={config.trunk_session_memory!r}: with ranks="
+            f"{config.ranks!r} nothing keeps a client's adapters within it; set "
+            "ranks='budget', or lower the ranks and leave it out",
+        )
+
+
 def cut_fits_split(config: RunConfig) -> Iterator[Problem]:
     """Want a fixed cut to be of the kind that split says."""
     if config.cut == "auto":
@@ -153,6 +164,12 @@ def clusters_agree(config: RunConfig) -> Iterator[Problem]:
                 f"{key}={value}: clustering='none' keeps all clients in one cluster; "
                 f"set {key}=0, or clustering='kmeans'",
             )
+    if config.balanced_clusters:
+        yield Problem(
+            ("clustering", "balanced-clusters"),
+            "balanced-clusters=true: clustering='none' keeps all clients in one "
+            "cluster; leave it out, or set clustering='kmeans'",
+        )
 
 
 def decay_has_a_mixing(config: RunConfig) -> Iterator[Problem]:
@@ -304,6 +321,7 @@ RULES: tuple[Rule, ...] = (
     ranks_are_ranks,
     all_linear_is_alone,
     devices_are_sizes,
+    session_memory_is_kept,
     peers_can_carry,
     cut_fits_split,
     trunk_is_found,
