@@ -334,8 +334,10 @@ class ClientRound:
         )
 
     def _store(self) -> ClientStore:
-        run_id, every = str(self.entries[keys.RUN_ID]), self.config.checkpoint_every
-        return ClientStore.of(run_id, self.me.index, every)
+        saved = self.entries.get(keys.SAVED_ROUNDS, [])
+        assert isinstance(saved, list)
+        rounds = [int(number) for number in saved]
+        return ClientStore.of(str(self.entries[keys.RUN_ID]), self.me.index, rounds)
 
     def _hooks(self, *, before: int) -> ClientHooks:
         """Return what remedies do; what is remembered of a round, and later, is not."""

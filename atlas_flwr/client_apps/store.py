@@ -35,15 +35,15 @@ class ClientStore:
     ----------
     path : Path
         Made when something is first saved.
-    every : int
-        Rounds between the server's checkpoints, from which a run goes on; 0 for none.
+    saved : Sequence[int]
+        Rounds of the server's checkpoints, from which a run goes on.
     """
 
     path: Path
-    every: int = 1
+    saved: Sequence[int] = ()
 
     @classmethod
-    def of(cls, run_id: str, client: int, every: int = 1) -> ClientStore:
+    def of(cls, run_id: str, client: int, saved: Sequence[int] = ()) -> ClientStore:
         """Return a client's store in the cache folder.
 
         Parameters
@@ -52,7 +52,7 @@ class ClientStore:
             The run's.
         client : int
             Its number.
-        every : int
+        saved : Sequence[int]
             See the class; of no use to who saves nothing.
 
         Raises
@@ -60,7 +60,7 @@ class ClientStore:
         DataError
             If the run's id could lead out of it.
         """
-        return cls(clients_folder(run_id) / str(client), every)
+        return cls(clients_folder(run_id) / str(client), saved)
 
     def save(
         self, name: str, server_round: int, arrays: Mapping[str, NDArray[Any]]
@@ -80,7 +80,7 @@ class ClientStore:
             Path(draft).unlink(missing_ok=True)
         rounds = self._rounds(name)
         before = sorted(r for r in rounds if r < server_round)
-        wanted = {*before[-KEPT:], *self._to_resume(before, server_round), server_round}
+        wanted = {*before[-KEPT:], *self._to_resume(before), server_round}
         for other in set(rounds) - wanted:
             (self.path / f"{name}-{other}.npz").unlink()
 
@@ -97,15 +97,12 @@ class ClientStore:
             return None
         return read_arrays(self.path / f"{name}-{max(rounds)}.npz", LOST)
 
-    def _to_resume(self, rounds: Sequence[int], server_round: int) -> Iterator[int]:
+    def _to_resume(self, rounds: Sequence[int]) -> Iterator[int]:
         """Yield the rounds that a run which goes on from a checkpoint begins with.
 
         The server keeps its last two, and the second where the first is damaged.
         """
-        if not self.every:
-            return
-        last = (server_round - 1) // self.every * self.every
-        for saved in (last, last - self.every):
+        for saved in self.saved:
             if known := [number for number in rounds if number <= saved]:
                 yield max(known)
 

@@ -158,6 +158,7 @@ class MachineConfig:
     )
     checkpoint_every: int = option(
         1,
-        "Rounds between checkpoints; 0 writes none, and the run cannot be resumed.",
+        "Rounds between checkpoints; the last round has one, too. 0 writes none, and "
+        "the run cannot be resumed.",
         minimum=0,
     )

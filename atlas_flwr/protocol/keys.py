@@ -21,6 +21,7 @@ __all__ = [
     "REFERENCES",
     "RUN_CONFIG",
     "RUN_ID",
+    "SAVED_ROUNDS",
     "SCORED",
     "SCORE_NAMES",
     "SCORE_VALUES",
@@ -44,6 +45,7 @@ POOLED_NODES = "pooled-nodes"  # train on the data of so many clients
 POOLED_CLIENTS = "pooled-clients"  # which ones, by their ids
 RUN_CONFIG = "run-config"  # the resolved configuration, YAML
 RUN_ID = "run-id"
+SAVED_ROUNDS = "saved-rounds"  # from which the run can go on, where there are some
 SERVER_ROUND = "server-round"  # Flower's strategies send it
 TRUNK_ADDRESS = "trunk-address"
 TRUNK_ARRAYS = "trunk-arrays"  # record of the trunk's adapters, for a spot check

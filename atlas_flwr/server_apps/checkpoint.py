@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from atlas_flwr.errors import ResumeError
 from atlas_flwr.report.store import writing
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "saved_rounds"]
 
 _TENSORS, _VALUES = "state.safetensors", "state.json"
 _OURS, _THEIRS = "arrays/", "strategy/"
@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             _write(folder, draft, checkpoint)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # of one that was broken off
-    found = _rounds(folder)
+    found = saved_rounds(folder)
     # Rounds above this one are of a run that was resumed from before them.
     kept = [number for number in found if number <= checkpoint.round][-_KEPT:]
     for number in set(found).difference(kept):
@@ -98,7 +98,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     ResumeError
         If there is none, or its files are damaged.
     """
-    rounds = _rounds(folder)
+    rounds = saved_rounds(folder)
     if not rounds:
         raise ResumeError(
             f"{folder} has no checkpoint: the run stopped in its first round, or had "
@@ -143,7 +143,7 @@ def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _rounds(folder: Path) -> list[int]:
+def saved_rounds(folder: Path) -> list[int]:
     """List the rounds of which there is a checkpoint, the last one last."""
     names = (path.name.removeprefix("round-") for path in folder.glob("round-*"))
     return sorted(int(name) for name in names if name.isdecimal())

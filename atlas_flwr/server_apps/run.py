@@ -42,7 +42,7 @@ from atlas_flwr.server_apps.build import (
     initial_arrays,
     needs_trunk,
 )
-from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint
+from atlas_flwr.server_apps.checkpoint import Checkpoint, save_checkpoint, saved_rounds
 from atlas_flwr.server_apps.checks import checked_config
 from atlas_flwr.server_apps.continuation import check_clients, left_behind, saved_state
 from atlas_flwr.server_apps.export import check_learned, export_adapters
@@ -201,8 +201,11 @@ class Run:
             peak = _server_peak(setting.trunk, meter)
             recorder.end_round(peak, setting.calls.refused())
             rounds.saved = _taken(number, now, inner)
-            if config.checkpoint_every and number % config.checkpoint_every == 0:
+            every, last = config.checkpoint_every, number == config.num_rounds
+            if every and (last or number % every == 0):
                 save_checkpoint(self.folder.checkpoint_dir, rounds.saved)
+                for each in (train, evaluate):
+                    each.update(self._messages())
             progress.end_round()
             self._report()
 
@@ -241,9 +244,12 @@ class Run:
         self.folder.record(RunStarted(done, len(connected), partitions))
 
     def _messages(self) -> ConfigRecord:
-        return ConfigRecord(
+        told = ConfigRecord(
             {keys.RUN_CONFIG: to_yaml(self.config), keys.RUN_ID: self.folder.run_id()}
         )
+        if saved := saved_rounds(self.folder.checkpoint_dir):
+            told[keys.SAVED_ROUNDS] = saved
+        return told
 
     def _evaluate_untrained(
         self, grid: Grid, inner: Strategy, arrays: ArrayRecord, config: ConfigRecord

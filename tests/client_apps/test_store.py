@@ -89,12 +89,18 @@ def test_an_id_that_leads_elsewhere_is_refused(run_id):
         ClientStore.of(run_id, 0)
 
 
+def saved_before(round_):
+    """The server's checkpoints when a round begins, of every tenth."""
+    last = (round_ - 1) // 10 * 10
+    return (last - 10, last) if last else (last,)
+
+
 @pytest.mark.parametrize("died", range(11, 31))
 def test_a_run_finds_what_it_goes_on_with_however_long_ago_its_checkpoint_is(
     tmp_path, died
 ):
-    store = ClientStore(tmp_path / "client", every=10)
     for round_ in range(1, died + 1):
+        store = ClientStore(tmp_path / "client", saved_before(round_))
         store.save("thing", round_, {"x": np.array(round_)})
     last = (died - 1) // 10 * 10
     assert value(store, before=last + 1) == last
@@ -104,7 +110,16 @@ def test_a_run_finds_what_it_goes_on_with_however_long_ago_its_checkpoint_is(
 
 
 def test_a_client_that_is_seldom_drawn_keeps_its_last_word(tmp_path):
-    store = ClientStore(tmp_path / "client", every=10)
     for round_ in (2, 11, 12, 13, 14, 15, 29):
+        store = ClientStore(tmp_path / "client", saved_before(round_))
         store.save("thing", round_, {"x": np.array(round_)})
     assert [value(store, before=r) for r in (11, 21)] == [2, 15]
+
+
+def test_what_goes_with_the_end_of_a_run_that_goes_on_is_kept(tmp_path):
+    """Which is a checkpoint between those of every tenth round."""
+    for round_ in range(1, 10):
+        saved = (0,) if round_ < 4 else (0, 3)
+        store = ClientStore(tmp_path / "client", saved)
+        store.save("thing", round_, {"x": np.array(round_)})
+    assert value(store, before=4) == 3

@@ -258,6 +258,29 @@ def test_a_run_that_is_given_more_rounds_knows_how_many(tmp_path):
         run(tmp_path, strategy="fedavg", num_rounds=2, resume=str(folder.path))
 
 
+def test_a_finished_run_goes_on_from_its_end_however_far_apart_checkpoints_are(
+    tmp_path,
+):
+    """Its clients know of that checkpoint, and keep what goes with it."""
+    known = []
+
+    def watch(message):
+        (entries,) = message.content.config_records.values()
+        if message.metadata.message_type == MessageType.TRAIN:
+            known.append((entries["server-round"], [*entries["saved-rounds"]]))
+        return "deliver"
+
+    given = {"strategy": "fedavg", "checkpoint_every": 4}
+    folder = run(tmp_path, watch, num_rounds=1, **given)
+    run(tmp_path, watch, num_rounds=2, resume=str(folder.path), **given)
+    events = [e for e in folder.records() if e["event"] in ("run-started", "run-ended")]
+    assert [event["round"] for event in events] == [0, 1, 1, 2]
+    assert load_checkpoint(folder.checkpoint_dir).round == 2
+    assert known == [(1, [0])] * NODES + [(2, [0, 1])] * NODES
+    whole = run(tmp_path, num_rounds=2, **given)
+    assert accuracies(folder) == accuracies(whole)
+
+
 def test_a_run_that_goes_on_leaves_no_adapters_of_clusters_that_are_no_more(tmp_path):
     done = run(tmp_path, num_rounds=1)
     former = done.path / "adapters" / "7"
