@@ -178,13 +178,21 @@ class SharedBase:
                 f"hidden states of shape {tuple(hidden.shape)}; this trunk takes "
                 f"(B, T, {self.width}): client and trunk run different models"
             )
-        new = hidden.shape[1]
+        texts, new = hidden.shape[:2]
+        if not texts or not new:
+            raise TrunkError(
+                f"hidden states of shape {tuple(hidden.shape)} are of no text: leave "
+                "empty batches out"
+            )
         wanted = (
             ("attention_mask", mask, past + new),
             ("position_ids", positions, new),
         )
         for name, tensor, width in wanted:
-            if tensor is not None and tensor.shape[-1] != width:
+            if tensor is None:
+                continue
+            rows = len(tensor) if tensor.dim() > 1 else 1  # one may be for all texts
+            if tensor.shape[-1] != width or rows not in (1, texts):
                 raise TrunkError(
                     f"{name} of shape {tuple(tensor.shape)} beside hidden states of "
                     f"shape {tuple(hidden.shape)}"

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_flwr.errors import AdapterError, PlanError, SessionError, TrunkBusy
+from atlas_flwr.errors import (
+    AdapterError,
+    PlanError,
+    SessionError,
+    TrunkBusy,
+    TrunkError,
+)
 from atlas_flwr.lora import (
     AdapterState,
     Scaling,
@@ -261,6 +267,24 @@ def test_what_the_trunk_has_not_is_refused_by_name(model):
     narrow = TrunkEngine(partition(model, SplitPlan(2, 1)).trunk)
     with pytest.raises(PlanError, match="blocks"):
         narrow.open(SessionSpec(PLAN))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "mask", "positions", "said"),
+    [
+        ((0, 4), None, None, "of no text"),
+        ((2, 0), (2, 0), None, "of no text"),
+        ((2, 4), (3, 4), None, r"attention_mask of shape \(3, 4\)"),
+        ((2, 4), (2, 5), None, r"attention_mask of shape \(2, 5\)"),
+        ((2, 4), (2, 4), (3, 4), r"position_ids of shape \(3, 4\)"),
+    ],
+)
+def test_what_is_not_of_a_calls_texts_is_refused(model, hidden, mask, positions, said):
+    made = engine(model)
+    given = [s and torch.ones(s, dtype=torch.long) for s in (mask, positions)]
+    call = TrunkCall(torch.randn(*hidden, 32), *given)
+    with pytest.raises(TrunkError, match=said):
+        made.forward(made.open(SessionSpec(PLAN)), call)
 
 
 def test_a_vanilla_session_steps_once_in_its_one_round_trip(model):
