@@ -460,6 +460,17 @@ def test_a_run_that_began_with_another_default_can_be_read(keys):
         load_config({"tasks": "spam", **keys, "codec": "raw"})
 
 
+def test_a_run_that_began_with_what_nothing_reads_can_be_read():
+    began = to_yaml(load_config({"clustering": "none", "ranks": "device"}))
+    for key, old, new in (
+        ("balanced-clusters", "false", "true"),
+        ("trunk-session-memory", "''", "8MiB"),
+    ):
+        then = began.replace(f"{key}: {old}", f"{key}: {new}")
+        assert then != began
+        from_yaml(then)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("1B", 1), ("2KB", 2000), ("2KiB", 2048), ("1.5 GiB", 3 * 2**29), ("1tib", 2**40)],

@@ -164,7 +164,11 @@ def clusters_agree(config: RunConfig) -> Iterator[Problem]:
                 f"{key}={value}: clustering='none' keeps all clients in one cluster; "
                 f"set {key}=0, or clustering='kmeans'",
             )
-    if config.balanced_clusters:
+
+
+def clusters_are_balanced(config: RunConfig) -> Iterator[Problem]:
+    """Want clusters where they are to be of one size."""
+    if config.balanced_clusters and config.clustering == "none":
         yield Problem(
             ("clustering", "balanced-clusters"),
             "balanced-clusters=true: clustering='none' keeps all clients in one "
@@ -327,6 +331,7 @@ RULES: tuple[Rule, ...] = (
     trunk_is_found,
     trunk_is_used,
     clusters_agree,
+    clusters_are_balanced,
     clusters_are_large_enough,
     decay_has_a_mixing,
     mira_has_a_pull,
@@ -350,7 +355,13 @@ RULES: tuple[Rule, ...] = (
 
 # What they refuse would only be ignored. A run that began may have such a key at what
 # was its default then.
-UNREAD: Collection[Rule] = (strategy_reads_it, trunk_is_used, late_updates_are_met)
+UNREAD: Collection[Rule] = (
+    clusters_are_balanced,
+    late_updates_are_met,
+    session_memory_is_kept,
+    strategy_reads_it,
+    trunk_is_used,
+)
 
 
 def find_problems(config: RunConfig, *, at_start: bool = True) -> Iterator[Problem]:
