@@ -245,13 +245,9 @@ class ClusterAdapters:
         Such a group holds what its members had learned who are in others now, or what
         the former group had of one who has not trained yet.
         """
-        sizes = {g: sum(self._weights.get(g, {}).values()) for g in self.groups}
+        parts = [self.of(group) for group in self.groups]
         return weighted_sum(
-            [
-                Contribution(group, sizes[group], self._shortened(state))
-                for group, state in self.groups.items()
-                if sizes[group]
-            ]
+            [replace(p, state=self._shortened(p.state)) for p in parts if p.weight]
         )
 
     def _now(
@@ -279,6 +275,11 @@ class ClusterAdapters:
         self.groups |= mixed(chosen, matrix, self.rule.max_rank, room)
         if names:
             self._overall = self._together()
+
+    def of(self, group: str) -> Contribution:
+        """Return what a group holds, with its members' weight."""
+        weight = sum(self._weights.get(group, {}).values())
+        return Contribution(group, weight, self.groups[group])
 
     def give(self, common: AdapterState, newcomers: str) -> None:
         """Let all groups hold what is common to them, and one for who has none yet."""

@@ -68,10 +68,12 @@ class SplitLora(Atlas):
                 for part in parts:
                     groups.setdefault(part.client, groups[ALL])
             self.adapters.aggregate({part.client: [part] for part in parts})
-            self._give_common(parts[-1])
+            if (common := self._common(parts)).factors:
+                self.adapters.give(common, ALL)  # it goes on, whoever opens it next
             return
         # One alone is behind nobody, however late: its group is what it was sent.
         parts = [replace(p, late=p.late and p.client not in groups) for p in parts]
+        parts += self._alone(parts)
         together = grouped(parts, lambda client: ALL, self.discovery.least)
         if together:
             # What all held stays: layers of whoever is not here, and what is late
@@ -79,8 +81,13 @@ class SplitLora(Atlas):
             self.adapters.groups = {g: s for g, s in groups.items() if g == ALL}
             self.adapters.aggregate(together)
 
-    def _give_common(self, last: Contribution) -> None:
-        """Let the adapter that all train in turn go on, whoever opens it next."""
-        common = self.sessions.common(last.state) if self.sessions else AdapterState()
-        if common.factors:
-            self.adapters.give(common, ALL)
+    def _common(self, parts: Sequence[Contribution]) -> AdapterState:
+        """Return the adapter that all train in turn, as the last of them left it."""
+        last = parts[-1].state
+        return self.sessions.common(last) if self.sessions else AdapterState()
+
+    def _alone(self, parts: Sequence[Contribution]) -> list[Contribution]:
+        """Return what others learned since the last aggregation, and are not here."""
+        came, common = {ALL, *(part.client for part in parts)}, self._common(parts)
+        found = (self.adapters.of(g) for g in self.adapters.groups if g not in came)
+        return [replace(part, state=part.state.merged(common)) for part in found]

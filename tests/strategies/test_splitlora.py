@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -117,7 +119,7 @@ class Opening:
         pass
 
 
-@pytest.mark.parametrize("interval", [1, 9])
+@pytest.mark.parametrize("interval", [1, 3, 9])
 def test_what_all_train_on_the_trunk_goes_on_whoever_comes_next(interval):
     """One was not there, and opens the next round's first session; all join that."""
     blocks = {"model.q": 0, "model.v": 1}
@@ -134,3 +136,20 @@ def test_what_all_train_on_the_trunk_goes_on_whoever_comes_next(interval):
         strategy._combine(number, [part])
     one, other = (products(start(strategy, c))["model.q"] for c in "01")
     assert torch.equal(one, other) == (interval == 1)
+
+
+def test_who_is_not_in_an_aggregations_round_brings_what_it_learned_alone():
+    strategy = begun(SplitLora(interval=3))
+    parts = {}
+    for number, clients in enumerate(("01", "0", "2"), start=1):
+        for client in clients:
+            part = trained(start(strategy, client), client, 10 * number + int(client))
+            parts[client] = replace(part, weight=1.0 + number)
+        strategy._combine(number, [parts[client] for client in clients])
+    total = sum(part.weight for part in parts.values())
+    for name, found in start(strategy, "9").factors.items():
+        own = [
+            (part.weight / total, part.state.factors[name]) for part in parts.values()
+        ]
+        torch.testing.assert_close(found.A, sum(p * f.A for p, f in own))
+        torch.testing.assert_close(found.B, sum(p * f.B for p, f in own))
