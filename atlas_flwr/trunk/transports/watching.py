@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from atlas_flwr.trunk.transports.service import FrameService
 __all__ = ["Call", "Calls", "Journal", "Watch", "session_name"]
 
 TRAINING = (Verb.BACKWARD, Verb.LOSS)
+IN_FLIGHT = 64  # steps of a session that may be asked for again
 TOLD = 20  # refusals a second that get a line each; more are counted
 
 
@@ -110,7 +111,7 @@ class Journal:
         self._lock = threading.Lock()
         self._second = 0.0
         self._refused = 0
-        self._steps: dict[str, tuple[int, int]] = {}  # how many, and the last one
+        self._steps: dict[str, tuple[int, deque[int]]] = {}  # how many, and the last
         self._whose: dict[str, dict[str, object]] = {}
 
     def write(self, event: str, **about: object) -> None:
@@ -141,8 +142,12 @@ class Journal:
     def trained(self, token: str, step: int) -> None:
         """Count a step of a session; one that is asked for again counts once."""
         with self._lock:
-            count, last = self._steps.get(token, (0, -1))
-            self._steps[token] = count + (step != last), step
+            if token not in self._whose:
+                return  # it was closed meanwhile
+            count, last = self._steps.get(token, (0, deque(maxlen=IN_FLIGHT)))
+            if step not in last:
+                last.append(step)
+                self._steps[token] = count + 1, last
 
     def opened(self, token: str, client: str, server_round: int) -> None:
         """Take note of whose a session is, for all that is written of it."""
@@ -161,7 +166,7 @@ class Journal:
             self.write("joined", **about)
         elif verb == "close":
             with self._lock:
-                steps, _ = self._steps.pop(token, (0, -1))
+                steps, _ = self._steps.pop(token, (0, None))
                 self._whose.pop(token, None)
             self.write("closed", **about, steps=steps)
         elif verb in ("hello", "leave"):

@@ -106,6 +106,19 @@ def test_the_audit_names_who_joined_trained_and_was_refused(seen):
     assert len({line["run"] for line in lines if "run" in line}) == 1
 
 
+def test_steps_in_flight_count_once_however_often_they_are_asked_for():
+    written = io.StringIO()
+    journal = Journal([written])
+    journal.opened("token", "7", 3)
+    for step in (1, 0, 3, 2, 0, 1, 2, 3):
+        journal.trained("token", step)
+    journal.owner("close", "run", "token")
+    journal.trained("token", 4)  # its call outlived the session
+    journal.owner("close", "run", "token")
+    steps = [json.loads(line)["steps"] for line in written.getvalue().splitlines()]
+    assert steps == [4, 0]
+
+
 def test_no_token_and_no_secret_is_written(seen):
     token, lines, text, _ = seen
     written = json.dumps(lines) + text
