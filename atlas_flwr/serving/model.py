@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
@@ -12,6 +12,7 @@ from atlas_flwr.config import RunConfig
 from atlas_flwr.lora import Scaling
 from atlas_flwr.serving.choice import Chosen
 from atlas_flwr.serving.guarding import check_kept, defended
+from atlas_flwr.serving.lasting import LastingTrunk
 from atlas_flwr.serving.trunks import answering
 from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.model import adapted_split
@@ -85,24 +86,30 @@ def served(
             outline.block_of,
             outline.num_layers,
         )
-        token = sessions.open(SESSION, plan, picked.state)
-        link = connect(
-            endpoint.address,
-            token,
-            ca=endpoint.ca or None,
-            codec=config.recorded_codec,  # what it answers is no question of speed
-            spares_padding=True,
-            shown=endpoint.shown,
-        )
-        assert isinstance(link, FramedTrunk)
-        parts = files.parts(plan)
-        mine = sessions.on_client(plan, picked.state)
-        scaling = Scaling(config.lora_alpha, config.use_rslora)
-        way = defended(link, config, trunk)
-        with adapted_split(parts.head, parts.tail, way, mine, scaling) as adapted:
-            model = adapted.model
-            assert isinstance(model, SplitModel)
-            model.train(mode=False)
-            check_kept(model, config, trunk)
-            yield Served(model, link.meter, host)
+
+        def opened() -> FramedTrunk:
+            return connect(
+                endpoint.address,
+                sessions.open(SESSION, plan, picked.state),
+                ca=endpoint.ca or None,
+                codec=config.recorded_codec,  # what it answers is no question of speed
+                spares_padding=True,
+                shown=endpoint.shown,
+            )
+
+        def again() -> FramedTrunk:
+            host.ping()  # one that was started anew may hold another model
+            return opened()
+
+        with closing(LastingTrunk(opened(), again)) as link:
+            parts = files.parts(plan)
+            mine = sessions.on_client(plan, picked.state)
+            scaling = Scaling(config.lora_alpha, config.use_rslora)
+            way = defended(link, config, trunk)
+            with adapted_split(parts.head, parts.tail, way, mine, scaling) as adapted:
+                model = adapted.model
+                assert isinstance(model, SplitModel)
+                model.train(mode=False)
+                check_kept(model, config, trunk)
+                yield Served(model, link.meter, host)
         sessions.close(SESSION)
