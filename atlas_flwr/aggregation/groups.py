@@ -282,9 +282,12 @@ class ClusterAdapters:
         return Contribution(group, weight, self.groups[group])
 
     def give(self, common: AdapterState, newcomers: str) -> None:
-        """Let all groups hold what is common to them, and one for who has none yet."""
+        """Let all groups hold what is common to them, and one for who has none yet.
+
+        That holds all layers, the others as they were at first: it is exported, too.
+        """
+        self.groups.setdefault(newcomers, self.arrays.initial)
         self.groups = {g: state.merged(common) for g, state in self.groups.items()}
-        self.groups.setdefault(newcomers, common)
         self._overall = self._together()
 
     def _room(self, groups: Sequence[str]) -> Room:

@@ -49,9 +49,9 @@ def inner_products(updates: Sequence[Update]) -> NDArray[np.float64]:
     A layer that a client does not have adds nothing to its products.
     """
     gram = np.zeros((len(updates), len(updates)))
-    for name in dict.fromkeys(n for found in updates for n in found.after.factors):
+    for name in sorted({n for found in updates for n in found.after.factors}):
         gram += _layer_products(updates, name)
-    for key in dict.fromkeys(n for found in updates for n in found.after.dense):
+    for key in sorted({n for found in updates for n in found.after.dense}):
         rows = [_dense_change(found, key) for found in updates]
         size = max(len(row) for row in rows)
         whole = np.stack([row if len(row) else np.zeros(size) for row in rows])

@@ -64,3 +64,24 @@ def test_infinities_that_stay_are_no_change():
     states = (AdapterState({}, {"mask": value}) for value in (before, after))
     update = Update("a", 1.0, *states)
     assert inner_products([update, update]).tolist() == [[4.0, 4.0], [4.0, 4.0]]
+
+
+def test_inner_products_are_the_same_to_the_bit_in_whatever_order_layers_come():
+    """A checkpoint sorts them, and a resumed run is to have the same numbers."""
+    rng = np.random.default_rng(0)
+    names = dict.fromkeys(map(str, range(30)), 2)
+    updates = [Update("a", 1.0, state(rng, names), state(rng, names)) for _ in "ab"]
+    turned = [
+        Update(
+            u.client, u.weight, u.before, AdapterState(backwards(u.after.factors), {})
+        )
+        for u in updates
+    ]
+    plain = [
+        Update(u.client, 1.0, u.before, u.after.select(names, {})) for u in updates
+    ]
+    np.testing.assert_array_equal(inner_products(plain), inner_products(turned))
+
+
+def backwards(factors):
+    return dict(reversed(factors.items()))

@@ -134,6 +134,8 @@ def test_what_all_train_on_the_trunk_goes_on_whoever_comes_next(interval):
         part = trained(sent, client, number)
         common = products(part.state)["model.v"]
         strategy._combine(number, [part])
+    for state in strategy.cluster_states().values():
+        assert state.factors.keys() == set(LAYERS)
     one, other = (products(start(strategy, c))["model.q"] for c in "01")
     assert torch.equal(one, other) == (interval == 1)
 
