@@ -360,8 +360,8 @@ class SessionTable:
     def _evict(self, full: bool = False) -> None:
         """Forget sessions whose clients are silent.
 
-        One that has taken all its steps waits for its owner, who reads it when the
-        slowest client is done, or one that checks its trunk.
+        One that has taken its steps waits for its owner, who reads it when the slowest
+        client is done, or one that checks its trunk; and closes it with its round.
         """
         limit = self.clock() - self.limits.idle_seconds
         idle = [

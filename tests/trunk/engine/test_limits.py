@@ -13,7 +13,13 @@ import torch
 
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError
 from atlas_flwr.split import SplitPlan, partition
-from atlas_flwr.trunk import Limits, SessionSpec, TrunkEngine
+from atlas_flwr.trunk import (
+    EngineTrunk,
+    Limits,
+    SessionSpec,
+    SkippingTrunk,
+    TrunkEngine,
+)
 from atlas_flwr.trunk.transports.retry import retry_while_busy
 from atlas_flwr.types import TrunkCall
 from tests.families import build
@@ -85,6 +91,24 @@ def test_a_session_that_has_taken_its_steps_waits_for_its_owner(model):
     assert engine.adapters(token).factors.keys() == spec.state.factors.keys()
     with pytest.raises(SessionError, match="evicted"):
         engine.adapters(other)  # nobody said that these were all
+
+
+def test_a_session_whose_client_took_fewer_steps_waits_for_its_owner_too(model):
+    clock = Clock()
+    engine = made(model, clock, idle_seconds=10)
+    spec = replace(SPEC, steps=3)
+    skips, died = engine.open(spec), engine.open(spec)
+    trunk = SkippingTrunk(EngineTrunk(engine, skips), 0.5, steps=3)
+    for step, size in enumerate((1.0, 0.1, 1.0)):
+        trunk.forward(call(step))
+        trunk.backward(step, torch.full((2, 5, 32), size))
+    engine.forward(died, call(0))
+    clock.now = 1000
+    engine.forward(engine.open(SPEC), call(0))
+    assert trunk.skipped == 1
+    assert engine.adapters(skips).factors.keys() == spec.state.factors.keys()
+    with pytest.raises(SessionError, match="evicted"):
+        engine.adapters(died)
 
 
 def test_a_client_that_waits_for_its_turn_keeps_its_session(model):
