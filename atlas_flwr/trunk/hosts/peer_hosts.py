@@ -218,6 +218,14 @@ class PeerHosts(Generic[W_co]):
         self._end(host)
         self.watcher.lost(self.round, host, reason)
 
+    def _lose_if_it_is(self, running: _Running, reason: str) -> None:
+        """Lose a host whose trunk is still that one: others may ask in other threads.
+
+        One that was replaced while it was asked says nothing of the new one.
+        """
+        if self._running.get(running.link.host) is running:
+            self.lose(running.link.host, reason)
+
     def check(self, hosts: Collection[str] | None = None) -> None:
         """Ask some that run, or all, whether they are there; the others are lost."""
         for host, running in list(self._running.items()):
@@ -226,16 +234,16 @@ class PeerHosts(Generic[W_co]):
             try:
                 running.endpoint.host.ping()
             except (TrunkError, WireError) as error:
-                self.lose(host, str(error))
+                self._lose_if_it_is(running, str(error))
 
     def stats(self) -> TrunkStats:
         """Return the sums of all accounts; of peaks, the fullest host's."""
         total = TrunkStats(0, 0, 0, 0.0, 0)
-        for host, running in list(self._running.items()):
+        for running in list(self._running.values()):
             try:
                 total = _added(total, running.endpoint.host.stats())
             except (TrunkError, WireError) as error:
-                self.lose(host, str(error))
+                self._lose_if_it_is(running, str(error))
         return total
 
     def stop(self) -> None:

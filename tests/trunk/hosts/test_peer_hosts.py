@@ -122,3 +122,21 @@ def test_a_host_is_given_what_its_sessions_fold_once_and_again_when_started_anew
     found.unshare("7")
     found.unshare("7")
     assert trunk.forgotten == ["7"]
+
+
+@pytest.mark.parametrize("ask", [PeerHosts.stats, PeerHosts.check])
+def test_what_a_trunk_that_was_replaced_meanwhile_does_not_answer_loses_no_host(ask):
+    """As where ``/metrics`` is read while the run starts it with other blocks."""
+
+    class Replaced(Trunk):
+        def stats(self):
+            found.at(Link("a", 1, 3))
+            raise TrunkError("the channel was closed")
+
+        ping = stats
+
+    found = hosts(Replaced())
+    found.at(LINK)
+    ask(found)
+    assert not found.lost
+    assert found.running("a") is not None
