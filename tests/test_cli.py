@@ -681,6 +681,16 @@ def test_a_run_that_flower_refuses_is_an_error(superlink, capsys):
     assert "no such key" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["run", "compare"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("cpus", "0"), ("cpus", "-2"), ("gpus", "-0.5"), ("gpus", "nan"), ("gpus", "inf")],
+)
+def test_what_ray_cannot_reserve_is_refused_at_once(verb, option, value, capsys):
+    assert main([verb, f"--client-{option}", value]) == 1
+    assert f"--client-{option} {value}" in capsys.readouterr().err
+
+
 def test_federation_config_is_as_flower_reads_it():
     read = parse_config_args([Federation(3, 2, 0.5).text()])
     assert read == {

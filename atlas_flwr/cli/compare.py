@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from atlas_flwr.cli.launch import private_superlink
+from atlas_flwr.cli.launch import Federation, private_superlink
 from atlas_flwr.cli.overrides import Value, app_defaults, parse_overrides
 from atlas_flwr.cli.preflight import cleared
 from atlas_flwr.cli.run import (
@@ -81,6 +81,7 @@ def _finished(runs: Sequence[Path]) -> list[RunFolder]:
 
 def _run_all(given: argparse.Namespace) -> tuple[list[RunFolder], bool]:
     """Run what is not finished; return the finished folders, and whether all are."""
+    federation = federation_of(given)
     trials = plan(
         split_list(given.strategies),
         _seeds(given.seeds),
@@ -93,7 +94,7 @@ def _run_all(given: argparse.Namespace) -> tuple[list[RunFolder], bool]:
         )
     trials = _cleared(trials, given)
     given.out.mkdir(parents=True, exist_ok=True)
-    _run_missing(given, trials, defaults)
+    _run_missing(given, trials, defaults, federation)
     found = [progress(t, given.out, defaults, given.num_supernodes) for t in trials]
     finished = [state.finished for state in found if state.finished]
     return finished, len(finished) == len(trials)
@@ -120,7 +121,10 @@ def _cleared(trials: Sequence[Trial], given: argparse.Namespace) -> list[Trial]:
 
 
 def _run_missing(
-    given: argparse.Namespace, trials: Sequence[Trial], defaults: Mapping[str, Value]
+    given: argparse.Namespace,
+    trials: Sequence[Trial],
+    defaults: Mapping[str, Value],
+    federation: Federation,
 ) -> None:
     states = [progress(t, given.out, defaults, given.num_supernodes) for t in trials]
     missing = [
@@ -134,7 +138,7 @@ def _run_missing(
     with private_superlink(given.app, given.verbose) as superlink:
         for number, (trial, overrides) in enumerate(missing, 1):
             print(f"\n== {number} of {len(missing)}: {trial.name}", flush=True)
-            status = superlink.run(overrides, federation_of(given))
+            status = superlink.run(overrides, federation)
             if status != COMPLETED:
                 print(f"{trial.name}: {status}", file=sys.stderr)
 

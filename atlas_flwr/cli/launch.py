@@ -26,7 +26,7 @@ from pathlib import Path
 
 from atlas_flwr.cli.overrides import Value
 from atlas_flwr.cli.processes import end_tree, ended_by_signals, piped
-from atlas_flwr.errors import AtlasError
+from atlas_flwr.errors import AtlasError, ConfigError
 from atlas_flwr.sites.scripts import toml
 
 __all__ = ["Federation", "LaunchError", "SuperLink", "private_superlink"]
@@ -72,12 +72,28 @@ class Federation:
         GPUs that Ray reserves for each.
     extra : str
         More of Flower's ``--federation-config``, as it is.
+
+    Raises
+    ------
+    ConfigError
+        If Ray could not reserve that.
     """
 
     num_supernodes: int = 8
     client_cpus: int = 1
     client_gpus: float = 0.0
     extra: str = ""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.client_cpus < 1:
+            problems.append(f"--client-cpus {self.client_cpus}: at least 1 for each")
+        if not 0 <= self.client_gpus < float("inf"):
+            problems.append(
+                f"--client-gpus {self.client_gpus:g}: 0, or a part of one above it"
+            )
+        if problems:
+            raise ConfigError(problems)
 
     def slots(self) -> int | None:
         """Return how many clients run at once; ``None`` if more than CPUs decides."""

@@ -30,14 +30,14 @@ def main(arguments: Sequence[str]) -> int:
     add_run_config(parser)
     add_federation(parser)
     given = parser.parse_args(arguments)
-    overrides = parse_overrides(given.run_config)
+    overrides, federation = parse_overrides(given.run_config), federation_of(given)
     if sys.stdout.isatty():
         print("checking the configuration, the texts and the model", flush=True)
     found = cleared(given.app, overrides, given.num_supernodes)
     for note in found.notes:
         print(note, flush=True)
     with private_superlink(given.app, given.verbose) as superlink:
-        status = superlink.run(found.overrides, federation_of(given))
+        status = superlink.run(found.overrides, federation)
     if status not in TOLD:
         print(status, file=sys.stderr)
     return 0 if status == COMPLETED else 1

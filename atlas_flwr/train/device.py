@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from atlas_flwr.errors import ConfigError
 
 __all__ = ["chosen_device", "device_problems"]
+
+GPU = re.compile(r"cuda(?::(\d+))?")
 
 
 def chosen_device(name: str) -> str:
@@ -16,7 +20,7 @@ def chosen_device(name: str) -> str:
     Raises
     ------
     ConfigError
-        If ``"cuda"`` is asked for, and this process sees no GPU.
+        If it is no device's name, or a GPU that this process does not see.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,8 +32,16 @@ def chosen_device(name: str) -> str:
 
 def device_problems(key: str, name: str) -> list[str]:
     """Say why a device cannot be had here; nothing if it can."""
-    if name != "cuda" or torch.cuda.is_available():
+    if name == "cpu":
         return []
+    gpu = GPU.fullmatch(name)
+    if gpu is None:
+        return [f"{key}={name!r}: is no device; write cpu, cuda or, of several, cuda:1"]
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if int(gpu[1] or 0) < count:
+            return []
+        return [f"{key}={name!r}: PyTorch sees {count} GPU(s), counted from 0"]
     if torch.version.cuda is None and torch.version.hip is None:
         why = (
             f"PyTorch {torch.__version__} is a build for CPUs; install one for your "

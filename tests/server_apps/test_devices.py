@@ -64,3 +64,17 @@ def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch):
     with pytest.raises(ConfigError, match=r"device='cuda'.*or set device='cpu'"):
         device.chosen_device("cuda")
     assert device.chosen_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "CUDA", "cuda:", "cuda:x", "meta", ""])
+def test_what_is_no_device_is_said(name):
+    with pytest.raises(ConfigError, match="is no device; write cpu, cuda"):
+        device.chosen_device(name)
+
+
+def test_a_gpu_is_one_of_those_that_there_are(monkeypatch):
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 2)
+    assert [device.chosen_device(f"cuda{which}") for which in ("", ":1")]
+    with pytest.raises(ConfigError, match="sees 2 GPU"):
+        device.chosen_device("cuda:2")
