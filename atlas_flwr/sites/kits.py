@@ -161,7 +161,11 @@ def _node(node: Node, number: int, site: Site) -> _Kit:
     return {
         "start.sh": _File(scripts.node_start(node, number, site), SCRIPT),
         f"atlas-flwr-{node.name}.service": _File(
-            scripts.unit(about, f"nodes/{node.name}")
+            scripts.unit(
+                about,
+                f"nodes/{node.name}",
+                [*site.config.values(), *node.config.values()],
+            )
         ),
         "compose.yaml": _File(scripts.compose("node", (), None)),
         "README.md": _File(readmes.node_readme(node, site, _flwr())),
@@ -177,7 +181,7 @@ def _link(link: Link, site: Site) -> _Kit:
         "run.sh": _File(scripts.run_start(site), SCRIPT),
         "run.toml": _File(scripts.toml(run_configs.for_run(site))),
         "atlas-flwr-link.service": _File(
-            scripts.unit(f"SuperLink of {site.name}", "link")
+            scripts.unit(f"SuperLink of {site.name}", "link", site.config.values())
         ),
         "compose.yaml": _File(scripts.compose("link", (link.port, *own), site.app)),
         "README.md": _File(readmes.link_readme(link, site, _flwr())),
@@ -189,7 +193,9 @@ def _trunk(trunk: Trunk, site: Site) -> _Kit:
         "start.sh": _File(scripts.trunk_start(trunk, site), SCRIPT),
         "run.toml": _File(scripts.toml(run_configs.for_trunk(site))),
         "atlas-flwr-trunk.service": _File(
-            scripts.unit(f"trunk of {site.name}", "trunk")
+            scripts.unit(
+                f"trunk of {site.name}", "trunk", [site.app, *site.config.values()]
+            )
         ),
         "compose.yaml": _File(scripts.compose("trunk", (trunk.port,), site.app)),
         "README.md": _File(readmes.trunk_readme(trunk, site, _flwr())),

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from atlas_flwr import __version__
+from atlas_flwr.config import split_list
 from atlas_flwr.sites.description import Link, Node, Plain, Site, Trunk, joined
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
 
 HOME = "/opt/atlas-flwr"
 APP = f"{HOME}/app"
+HOMES = ("/home/", "/root/", "/run/user/")  # which systemd can hide
 OPENING = """#!/usr/bin/env bash
 # {about}
 set -euo pipefail
@@ -144,8 +146,23 @@ def _app(site: Site) -> str:
     return f'"${{ATLAS_APP:-{site.app}}}"'
 
 
-def unit(about: str, folder: str) -> str:
-    """Write a systemd unit."""
+def unit(about: str, folder: str, read: Iterable[Plain] = ()) -> str:
+    """Write a systemd unit.
+
+    Parameters
+    ----------
+    about : str
+        What it runs.
+    folder : str
+        Below ``HOME``: what it may write to.
+    read : Iterable[bool or int or float or str]
+        Paths that it reads, or comma lists of them, among other values. Users' homes
+        are hidden from it unless one of them lies there.
+    """
+    paths = [
+        path for value in read if isinstance(value, str) for path in split_list(value)
+    ]
+    homes = "read-only" if any(path.startswith(HOMES) for path in paths) else "true"
     return f"""[Unit]
 Description={about}
 Wants=network-online.target
@@ -164,7 +181,7 @@ UMask=0077
 NoNewPrivileges=true
 PrivateTmp=true
 ProtectSystem=strict
-ProtectHome=true
+ProtectHome={homes}
 ReadWritePaths={HOME}/{folder}
 
 [Install]

@@ -247,6 +247,28 @@ def test_units_say_what_runs(kits):
     assert 'trunk-advertise = "a.example.org:7001"' in run
 
 
+@pytest.mark.parametrize(
+    ("run", "node", "seen"),
+    [
+        ({}, {}, set()),
+        ({"app": "/srv/home/app"}, {}, set()),
+        ({"app": "/home/lab/app"}, {}, {"trunk"}),
+        ({"config": {"model": "/home/lab/m"}}, {}, {"trunk", "link", "north"}),
+        ({"config": {"tasks": "spam,/root/a.yaml"}}, {}, {"trunk", "link", "north"}),
+        ({}, {"trunk-cert": "/home/lab/a.pem", "trunk-key": "k"}, {"north"}),
+    ],
+)
+def test_units_see_users_homes_where_they_read_there(run, node, seen, kits):
+    nodes = [{"name": "north", "config": node}]
+    site = kits(trunk={"host": "gpu.example.org"}, run=run, nodes=nodes)
+    units = {unit.parent.name: unit.read_text() for unit in site.rglob("*.service")}
+    homes = {
+        name: re.findall("(?m)^ProtectHome=(.*)$", text) for name, text in units.items()
+    }
+    wanted = {name: ["read-only" if name in seen else "true"] for name in units}
+    assert homes == wanted
+
+
 def test_keys_that_a_trunk_alone_reads_go_to_its_machine_alone(kits):
     keys = {"model": "tiny", "trunk-batch": 4, "trunk-limit": "1GiB"}
     site = kits(trunk={"host": "gpu.example.org"}, run={"config": keys})
