@@ -79,6 +79,7 @@ class Discovery:
     least: int = 1
     numbers: tuple[int, ...] = ()
     next_number: int = 0
+    _joined: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("clustering", self.method, CLUSTERINGS)
@@ -111,6 +112,8 @@ class Discovery:
         found = np.asarray(sketch, dtype=np.float32)
         if not np.isfinite(found).all():
             raise AdapterError(f"client {client}: its sketch has NaN or infinity")
+        if self._clusters is not None and client in self.sketches:
+            self._joined[client] = self._place(client)  # till all are clustered anew
         self.sketches[client] = found
 
     def knows(self, client: str) -> bool:
@@ -177,7 +180,7 @@ class Discovery:
             balanced=self.balanced,
             least=min(self.least, len(clients)),
         )
-        self.fitted_on = tuple(clients)
+        self.fitted_on, self._joined = tuple(clients), {}
         self.numbers = tuple(range(self._clusters.k))
         return self._clusters
 
@@ -189,7 +192,7 @@ class Discovery:
     def forget(self) -> None:
         """Forget sketches and clusters."""
         self.sketches, self.fitted_on, self.numbers = {}, (), ()
-        self._clusters, self.next_number = None, 0
+        self._clusters, self.next_number, self._joined = None, 0, {}
 
     @property
     def fitted(self) -> bool:
@@ -202,11 +205,16 @@ class Discovery:
             return self.numbers[0] if self.numbers else 0
         if self._clusters is None or client not in self.sketches:
             return None
+        return self.numbers[self._place(client)]
+
+    def _place(self, client: str) -> int:
+        """Return which of the clusters a client with a sketch is in."""
+        assert self._clusters is not None
         if client in self.fitted_on:
-            found = int(self._clusters.labels[self.fitted_on.index(client)])
-        else:
-            found = int(self._clusters.nearest(self.sketches[client]))
-        return self.numbers[found]
+            return int(self._clusters.labels[self.fitted_on.index(client)])
+        if client in self._joined:
+            return self._joined[client]
+        return self._clusters.nearest(self.sketches[client])
 
     def labels(self) -> dict[str, int]:
         """Return the cluster of every client with a sketch."""

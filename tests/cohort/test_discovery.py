@@ -40,6 +40,18 @@ def test_every_method_clusters_sketches_in_parts(method):
     assert found.label("7") == 1
 
 
+def test_who_joined_a_cluster_is_in_it_until_all_are_clustered_anew():
+    """What it has learned is there, whatever it says when it is asked again."""
+    found = discovery({"1": 0, "2": 1, "3": 0, "4": 1}, num_clusters=2)
+    found.add("5", parts(0, 5))
+    assert found.label("5") == found.label("1")
+    found.add("5", parts(1, 6))
+    found.add("3", parts(1, 7))
+    assert found.label("5") == found.label("3") == found.label("1")
+    found.fit()
+    assert found.label("5") == found.label("3") == found.label("2") != found.label("1")
+
+
 def test_shares_in_clusters_are_by_their_numbers_and_sum_to_one():
     found = discovery({"1": 0, "2": 1, "3": 0, "4": 1})
     between = parts(0, 9) + parts(1, 10)
