@@ -285,7 +285,7 @@ class TrunkEngine:
             if known is None:
                 session.log.make_room(call.step)
                 rows = call.hidden.shape[:2].numel()
-                self._table.admit(session, int(self._bytes_a_row * rows))
+                self._table.admit(session, call.step, int(self._bytes_a_row * rows))
                 known = self._passes.do(Beginning(session, call, self.recompute))
                 self._bytes_a_row = known.nbytes / max(rows, 1)
                 session.log.begin(call.step, known)

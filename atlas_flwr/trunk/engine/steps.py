@@ -201,6 +201,10 @@ class StepLog:
             )
         return None
 
+    def has_later(self, step: int) -> bool:
+        """Tell whether a later step is open."""
+        return any(number > step for number in self._open)
+
     def make_room(self, step: int) -> None:
         """Drop the step's earlier pass, and the oldest open ones over the limit."""
         self._open.pop(step, None)

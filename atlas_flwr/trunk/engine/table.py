@@ -291,13 +291,19 @@ class SessionTable:
         # What a failed move has brought lies there beside the rest, and is used later.
         with_room(lambda: self.residence.back(session), self.relieve)
 
-    def admit(self, session: Session, nbytes: int = 0) -> None:
+    def admit(self, session: Session, step: int, nbytes: int = 0) -> None:
         """Count one pass more for a session that is in use.
+
+        One before a step of the session that is open already is never refused: of
+        batches in flight together the later wait for the earlier, and would keep those
+        of all sessions out between them.
 
         Parameters
         ----------
         session : Session
             Whose.
+        step : int
+            Its number.
         nbytes : int
             What it is expected to keep: it counts already while it waits, or all that
             wait together would be let in.
@@ -311,19 +317,24 @@ class SessionTable:
         with self._lock:
             self._evict()
             session.publish()
-            now, most = self._load(), self.limits.kept_bytes
-            if now.passes >= self.limits.passes:
-                raise TrunkBusy(
-                    f"{now.passes} forward passes wait for their backward, the most "
-                    "allowed; try again in a moment, or raise Limits.passes"
-                )
-            if most is not None and now.nbytes >= most:
-                raise TrunkBusy(
-                    f"{now.nbytes:,} bytes of activations wait for their backward, the "
-                    f"limit is {most:,}; try again in a moment, or recompute them"
-                )
-            self._check_room(session, nbytes)
+            if not session.log.has_later(step):
+                self._check_load()
+                self._check_room(session, nbytes)
             session.load += Load(1, nbytes)
+
+    def _check_load(self) -> None:
+        """Refuse a pass beside as many as are allowed."""
+        now, most = self._load(), self.limits.kept_bytes
+        if now.passes >= self.limits.passes:
+            raise TrunkBusy(
+                f"{now.passes} forward passes wait for their backward, the most "
+                "allowed; try again in a moment, or raise Limits.passes"
+            )
+        if most is not None and now.nbytes >= most:
+            raise TrunkBusy(
+                f"{now.nbytes:,} bytes of activations wait for their backward, the "
+                f"limit is {most:,}; try again in a moment, or recompute them"
+            )
 
     def _make_room(self, nbytes: int = 0) -> None:
         """Let idle sessions go, if all do not have room beside what is to come."""

@@ -21,7 +21,7 @@ from atlas_flwr.trunk import (
     TrunkEngine,
 )
 from atlas_flwr.trunk.transports.retry import retry_while_busy
-from atlas_flwr.types import TrunkCall
+from atlas_flwr.types import OptimizerSpec, TrunkCall
 from tests.families import build
 
 PLAN = SplitPlan(1, 1)
@@ -139,6 +139,31 @@ def test_bytes_push_back_as_counts_do(model):
     engine.forward(two, call(None))  # keeps nothing
     engine.backward(one, 0, torch.ones(2, 5, 32))
     engine.forward(two, call(0))
+
+
+@pytest.mark.parametrize("limit", ["passes", "kept_bytes"])
+def test_batches_in_flight_do_not_keep_each_other_out(model, limit):
+    """A later one goes on only when those before it have been answered."""
+    alone = made(model)
+    alone.forward(alone.open(SPEC), call(0))
+    one = {"passes": 1, "kept_bytes": alone.stats().kept_bytes}[limit]
+    engine = made(model, **{limit: 2 * one}, passes_per_session=2)
+    spec = replace(SPEC, optimizer=OptimizerSpec(accumulate=3))
+    tokens = [engine.open(spec) for _ in range(2)]
+    for token in tokens:
+        engine.forward(token, call(0))
+    for token in tokens:
+        with pytest.raises(TrunkBusy):
+            engine.forward(token, call(1))
+        engine.backward(token, 0, torch.ones(2, 5, 32))
+        engine.forward(token, call(2))  # before the one that was refused asks again
+    with pytest.raises(TrunkBusy):
+        engine.forward(engine.open(spec), call(0))
+    for token in tokens:
+        engine.forward(token, call(1))
+        for step in (1, 2):
+            engine.backward(token, step, torch.ones(2, 5, 32))
+    assert engine.stats().passes == 0
 
 
 def test_an_answer_repeated_needs_no_room(model):
