@@ -44,7 +44,7 @@ from atlas_flwr.wire.padding import check_spared, padded, spare_mask
 __all__ = ["FramedTrunk"]
 
 HANDED = ("answer", "grad", "hidden")
-MASKS = 16  # of steps that wait for their backward
+MASKS = 64  # of steps that wait for their backward: as may be in flight
 
 
 @dataclass

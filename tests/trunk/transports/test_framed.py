@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from itertools import pairwise
+
 import pytest
 import torch
 
+from atlas_flwr.config import RunConfig
 from atlas_flwr.errors import TrunkError, WireError
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import (
@@ -19,7 +23,7 @@ from atlas_flwr.trunk import (
 )
 from atlas_flwr.trunk.transports.requests import Request, Verb
 from atlas_flwr.trunk.transports.service import FrameService
-from atlas_flwr.types import LossReply, Role, TrunkCall
+from atlas_flwr.types import LossReply, OptimizerSpec, Role, TrunkCall
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build
 from tests.trunk.engine.test_parity import adapters
@@ -175,6 +179,24 @@ def test_labels_that_are_no_classes_cross_as_they_are(model, codec):
         trunk = connect(address, engine.open(SessionSpec(plan)), codec=codec)
     trunk.loss(TrunkCall(torch.ones(2, 4, 32), step=0), labels)
     assert torch.equal(seen[0], labels)
+
+
+def test_padding_is_spared_of_all_batches_that_are_in_flight(model):
+    (most,) = [f.metadata["option"] for f in fields(RunConfig) if f.name == "in_flight"]
+    count = most.maximum
+    limits = Limits(passes=count, passes_per_session=count)
+    engine = TrunkEngine(partition(model, PLAN).trunk, limits=limits)
+    spec = SessionSpec(PLAN, optimizer=OptimizerSpec(accumulate=count))
+    with serve_local("spared", engine) as address:
+        trunk = connect(address, engine.open(spec), spares_padding=True)
+    for step in range(count):
+        trunk.forward(call(step))
+    grad, sent = torch.ones(2, 4, 32), [trunk.meter.total_up]
+    grad[0, 0] = 0
+    for step in range(count):
+        trunk.backward(step, grad)
+        sent.append(trunk.meter.total_up)
+    assert len({after - before for before, after in pairwise(sent)}) == 1
 
 
 @pytest.mark.parametrize(
