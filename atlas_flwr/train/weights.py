@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from atlas_flwr.budget import Architecture
 from atlas_flwr.data import ModelSource, load_task, resolve_model, tokenizer_of
+from atlas_flwr.errors import PlanError
 from atlas_flwr.lora import ia3_shapes, linear_names
 from atlas_flwr.seeds import derive_seed
 from atlas_flwr.split import Parts, SplitPlan, load_parts, part_info
@@ -164,12 +165,29 @@ class ModelFiles:
         )
 
     def whole(self) -> Any:
-        """Load the whole model."""
+        """Load the whole model.
+
+        Raises
+        ------
+        PlanError
+            If a tensor that is no classifier's has another size than the model's.
+        """
         with _without_bars():
-            model = self.auto_class.from_pretrained(
-                self.source.path, dtype=self.dtype, **self.overrides
+            model, told = self.auto_class.from_pretrained(
+                self.source.path,
+                dtype=self.dtype,
+                output_loading_info=True,
+                # A stored classifier of other classes is made anew, as in parts.
+                ignore_mismatched_sizes=bool(self.classes),
+                **self.overrides,
             )
-        for name, value in self.dense().items():
+        made = self.dense()
+        if unlike := {name for name, *_ in told["mismatched_keys"]}.difference(made):
+            raise PlanError(
+                f"{self.source.path}: {', '.join(sorted(unlike))}: another shape than "
+                "the configuration says; save both again with save_pretrained()"
+            )
+        for name, value in made.items():
             owner, _, last = name.rpartition(".")
             parameter = getattr(model.get_submodule(owner), last)
             with torch.no_grad():
