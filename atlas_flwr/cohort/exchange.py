@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 from typing import Protocol, TypeVar
@@ -16,7 +16,7 @@ from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.cohort.trunk_sessions import TrunkSessions
 from atlas_flwr.errors import AdapterError, RoundError, SessionError, TrunkLost
 from atlas_flwr.log import log
-from atlas_flwr.lora import AdapterState, Scaling
+from atlas_flwr.lora import AdapterState, LoraFactors, Scaling
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.computed import computed_of
 from atlas_flwr.protocol.profile import Assigned
@@ -243,21 +243,25 @@ class Exchange:
         client, sender = self.roster.client(node), self._sender(node)
         weighted_by = self.record_keys.weighted_by_key
         arrays, metrics, weight = records_of(message, sender, weighted_by)
-        scaling = self._scaling(client)
+        written = scaling = self._scaling(client)
         if keys.ALPHA in metrics:
             scaling = replace(scaling, alpha=alpha_of(metrics, sender))
         state = self.adapters.arrays.layout.read(arrays, sender, scaling)
+        own = set(state.factors)
         is_late = node not in self._sent and node in self._former
         if self.sessions is not None and node in self._split:
             computed = computed_of(message) if is_late else None  # else it was judged
             if computed is not None:
                 self.sessions.judge(client, computed)
             state = state.merged(self._collected(self.sessions, client, is_late))
-        known = {**self._former, **self._sent}
-        check_trained(sender, state, known.get(node), self.rank_decay)
+        sent = {**self._former, **self._sent}.get(node)
+        check_trained(sender, state, sent, self.rank_decay)
         if scaling.alpha is not None and keys.ALPHA in metrics:
             self.alphas[client] = scaling.alpha
-        return Contribution(client, weight, state, known.get(node), late=is_late)
+        if sent is not None and scaling != written and _has_product(sent, own):
+            # It began with another product than its group holds, as one that is late.
+            is_late, sent = True, _loaded(sent, own, written, scaling)
+        return Contribution(client, weight, state, sent, late=is_late)
 
     def _collected(
         self, sessions: TrunkSessions, client: str, is_late: bool
@@ -269,6 +273,22 @@ class Exchange:
                 sessions.host.ping()  # else the place that it was in is lost, alone
                 raise SessionError(f"client {client}, late: {error}") from None
             raise
+
+
+def _has_product(state: AdapterState, layers: Collection[str]) -> bool:
+    return any(bool(f.B.any()) for n, f in state.factors.items() if n in layers)
+
+
+def _loaded(
+    sent: AdapterState, layers: Collection[str], written: Scaling, own: Scaling
+) -> AdapterState:
+    """Return what a client had of layers that were written for another scale."""
+    factors = dict(sent.factors)
+    for name in factors.keys() & layers:
+        found, rank = factors[name], factors[name].rank
+        numbers = found.with_scale(written(rank))
+        factors[name] = LoraFactors(numbers.A, numbers.B, own(rank))
+    return replace(sent, factors=factors)
 
 
 def _usable(

@@ -558,3 +558,31 @@ def test_that_veras_mean_is_only_near_is_said(caplog):
     values = {"q.vera_lambda_b": np.ones(4, np.float32)}
     started(Atlas(**ALONE), answering(moved), values)
     assert "VeRA is averaged number by number: near, not exact" in caplog.text
+
+
+@pytest.mark.parametrize("aggregation", ["truncate", "mean"])
+def test_who_says_late_that_its_alpha_is_its_own_pulls_nobody(aggregation):
+    """What it was sent first was for the common alpha, and it has learned nothing."""
+
+    def number_of(message):
+        return int(message.content["config"]["server-round"])
+
+    def intercept(message):
+        absent = message.metadata.dst_node_id == 1_007 and number_of(message) == 1
+        return "not there yet" if absent else "deliver"
+
+    learned = []
+    for rounds in (1, 2):
+        trained = []
+
+        def first_alone(sent, number, trained=trained):
+            trained.append(number)
+            return moved(sent, number) if len(trained) == 1 else sent
+
+        strategy = Atlas(**ALONE, lora_alpha=4.0, aggregation=aggregation)
+        app = answering(first_alone, {1: {"lora-alpha": 8.0}})
+        with local_grid(app, 2, intercept=intercept) as grid:
+            strategy.start(grid, record(PAIR), num_rounds=rounds)
+        learned.append(strategy.cluster_states()["0"].factors["q"].delta())
+    assert learned[0].any()
+    np.testing.assert_allclose(learned[1], learned[0], rtol=1e-4, atol=1e-5)
