@@ -101,7 +101,8 @@ class ModelCard:
             auto=self.files.auto_class.__name__,
             more=", AutoConfig" if classes else "",
             config=f'config = AutoConfig.from_pretrained("{folder}")\n' * classes,
-            given=", config=config" * classes,
+            # The base may have a classifier of its own, of other classes.
+            given=", config=config, ignore_mismatched_sizes=True" * classes,
             base=self.files.source.hub_name,
             folder=folder,
         )

@@ -14,8 +14,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from atlas_flwr.data import load_task, make_shard
+from atlas_flwr.config import load_config
+from atlas_flwr.data import load_task, make_shard, resolve_model
 from atlas_flwr.data.models import _hub_name
+from atlas_flwr.server_apps.model_card import ModelCard
+from atlas_flwr.train.weights import ModelFiles
 from tests.server_apps.test_run import NODES, run, summary
 
 
@@ -98,6 +101,25 @@ def test_a_classifiers_configuration_names_as_many_outputs_as_it_has(tmp_path):
         rows = model.base_model.model.classifier.modules_to_save["default"].weight.shape
         assert config.num_labels == rows[0] == len(config.id2label) == 6
         assert {v: k for k, v in config.id2label.items()} == config.label2id
+
+
+def test_a_card_loads_a_base_whose_own_classifier_has_other_classes(
+    tmp_path, monkeypatch
+):
+    base = resolve_model("tiny-bert").path
+    stored = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    stored.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "base")
+    given = {"model": str(tmp_path / "base"), "tasks": "questions"}
+    files = ModelFiles.of(load_config(given))
+    (tmp_path / "0").mkdir()
+    ModelCard(files, [load_task("questions")], 48).write(tmp_path / "0")
+    card = (tmp_path / "0" / "README.md").read_text()
+    code = card.split("```python")[1].split("model = PeftModel")[0]
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert found["base"].classifier.out_features == 6
 
 
 def test_a_folder_of_the_hubs_cache_is_named_as_on_the_hub(tmp_path):
