@@ -62,8 +62,9 @@ class Reclustering:
 
     def tell(self, server_round: int) -> None:
         """Tell of each client's cluster where one has changed or is new."""
-        event = self.planner.clustered(server_round)
-        if event and event.clusters != self._told:
+        if self.planner.discovery.labels() == self._told:
+            return  # the event's figures take twenty clusterings
+        if event := self.planner.clustered(server_round):
             self._told = event.clusters
             log(INFO, "clusters: %d, of %d clients", event.k, len(event.clusters))
             self.on_event(event)

@@ -322,7 +322,7 @@ def _kept(model: nn.Module, run: Callable[[], Tensor]) -> int:
     """Count what a forward leaves alive; :func:`_watched` without its backward."""
     with _beside_weights(model) as live:
         out = run()
-        found = live.live
+        found: int = live.live
     del out
     return found
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -278,7 +279,7 @@ class Outline:
             setattr(config, key, value)
         return cls(skeleton(auto_class, config))
 
-    @property
+    @cached_property
     def blocks(self) -> str:
         """Name of the list of blocks."""
         return blocks_name(self.model)
