@@ -42,6 +42,7 @@ class Role(StrEnum):
     GRADIENT = "gradient"
     ADAPTER = "adapter"
     FINGERPRINT = "fingerprint"
+    LOGITS = "logits"
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _loss(
     if grad is not None and real is not None:
         check_spared(grad, real, "trunk")
     rows = None if grad is None else rows_of(grad, Role.GRADIENT, real)
-    logits = None if reply.logits is None else (reply.logits, Role.ACTIVATION)
+    logits = None if reply.logits is None else (reply.logits, Role.LOGITS)
     return {"logits": logits, "loss": loss, "grad": rows}
 
 
@@ -186,10 +186,13 @@ def _extend(
     engine: TrunkEngine, request: Request, tensors: dict[str, Tensor]
 ) -> dict[str, Given]:
     (call, real), place = call_of(request, tensors), place_of(tensors)
-    keep = request.logits_to_keep
+    keep, ends = (
+        request.logits_to_keep,
+        _opened(engine, request.token).plan.tail is None,
+    )
     answer = engine.extend(request.token, call, place, keep)
     shown = None if real is None else real[:, -keep:]
-    return {"answer": rows_of(answer, Role.ACTIVATION, shown)}
+    return {"answer": rows_of(answer, Role.LOGITS if ends else Role.ACTIVATION, shown)}
 
 
 def _forget(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every codec is: how an array becomes bytes, by the role it plays.
 
-Adapters and fingerprints always cross exactly; lossy codecs touch activations and
-gradients only, and of those only floating-point ones. NaN and infinity
+Adapters and fingerprints always cross exactly; lossy codecs touch activations,
+gradients and logits only, and of those only floating-point ones. NaN and infinity
 survive, so that divergence stays visible.
 """
 
@@ -30,7 +30,6 @@ __all__ = [
     "widened",
 ]
 
-_CROSSING = (Role.ACTIVATION, Role.GRADIENT)
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 _LARGEST = {kind: torch.finfo(getattr(torch, kind)).max for kind in _FLOATS[:2]}
 SMALLEST = float(np.finfo(np.float32).tiny)  # that can be divided by
@@ -43,9 +42,12 @@ class Codec:
     ----------
     name : str
         Key in :data:`~atlas_flwr.wire.CODECS`; stands in every frame.
+    rounded : frozenset[Role]
+        What it may round, if it is lossy.
     """
 
     name = "raw"
+    rounded = frozenset({Role.ACTIVATION, Role.GRADIENT, Role.LOGITS})
 
     def encode(self, array: NDArray[Any], role: Role) -> bytes:
         """Encode an array as a frame of one tensor.
@@ -98,7 +100,7 @@ class Codec:
         ``dtype`` is ``"bfloat16"`` where the array has its bits, as int16.
         """
         dtype = dtype or array.dtype.name
-        lossy = type(self) is not Codec and role in _CROSSING and dtype in _FLOATS
+        lossy = type(self) is not Codec and role in self.rounded and dtype in _FLOATS
         arrays = self.compress(_as_float32(array, dtype)) if lossy else (array,)
         size = sum(part.nbytes for part in arrays)
         codec = self.name if lossy else Codec.name

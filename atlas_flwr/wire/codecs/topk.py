@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlas_flwr.errors import WireError
+from atlas_flwr.types import Role
 from atlas_flwr.wire.codecs.base import Codec, read, rows_of, tensor_of
 from atlas_flwr.wire.codecs.int8 import Int8
 
@@ -45,6 +46,7 @@ class TopK(Codec):
     """
 
     name = "topk"
+    rounded = Codec.rounded - {Role.LOGITS}  # 0 is no small one of these: it may win
     share = 1 / 8
     _values = Int8()
 

@@ -23,7 +23,7 @@ from atlas_flwr.trunk import (
 )
 from atlas_flwr.trunk.transports.requests import Request, Verb
 from atlas_flwr.trunk.transports.service import FrameService
-from atlas_flwr.types import LossReply, OptimizerSpec, Role, TrunkCall
+from atlas_flwr.types import Continuation, LossReply, OptimizerSpec, Role, TrunkCall
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build
 from tests.trunk.engine.test_parity import adapters
@@ -179,6 +179,25 @@ def test_labels_that_are_no_classes_cross_as_they_are(model, codec):
         trunk = connect(address, engine.open(SessionSpec(plan)), codec=codec)
     trunk.loss(TrunkCall(torch.ones(2, 4, 32), step=0), labels)
     assert torch.equal(seen[0], labels)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_largest_logit_stays_the_largest_whatever_the_codec(model, codec):
+    """Of many models all are far below 0, which a number that is left out is not."""
+    plan, logits = SplitPlan(2, None), torch.linspace(-90, -20, 64).expand(2, 4, 64)
+    engine = TrunkEngine(partition(model, plan).trunk)
+    engine.loss = lambda *_: LossReply(None, logits, None)
+    engine.extend = lambda *_: logits
+    with serve_local("logits", engine) as address:
+        trunk = connect(address, engine.open(SessionSpec(plan)), codec=codec)
+    given = TrunkCall(torch.ones(2, 4, 32))
+    for found in (
+        trunk.loss(given, None).logits,
+        trunk.extend(given, Continuation(0, 0)),
+    ):
+        largest, _ = found.max(-1)
+        assert torch.equal(found[..., -1], largest)
+        torch.testing.assert_close(found, logits, atol=90 / 13, rtol=0)
 
 
 def test_padding_is_spared_of_all_batches_that_are_in_flight(model):
