@@ -267,7 +267,7 @@ def _with_texts(
     received = [
         replace(text, hidden=knows.crossed(text.hidden, generator)) for text in crossed
     ]
-    held = partial(labelled_texts, config, files, knows, found)
+    held = cache(partial(labelled_texts, config, files, knows, found))
     return replace(knows, known=received, labelled=held)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from atlas_flwr.data import load_task, make_shard, resolve_model, tokenizer_of
 from atlas_flwr.data.collation import collator_of
 from atlas_flwr.errors import DataError
 from atlas_flwr.lora import AdapterState
-from atlas_flwr.privacy import Observation, Recording, Truth
+from atlas_flwr.privacy import ATTACKS, Observation, Recording, Truth
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.types import NO_LABEL
 
@@ -80,3 +81,18 @@ def test_where_all_texts_are_the_clients_it_is_said(tmp_path):
     found = recorded(config, make_shard(0, 1, [load_task(name)]))
     with pytest.raises(DataError, match="are the clients' own"):
         list(cases(config, [found], 4, 0, [name]))
+
+
+@pytest.mark.parametrize("sharers", [1, 2])
+def test_a_client_that_has_all_texts_of_its_task_leaves_none_to_be_labelled(
+    tmp_path, sharers
+):
+    name = task_file(tmp_path, "classification")
+    config = load_config({"model": "tiny", "tasks": name, "max-length": LONGEST})
+    sent = recorded(config, make_shard(0, sharers, [load_task(name)]))
+    seen = [replace(one, answer=one.hidden) for one in sent.observations]
+    (case,) = cases(config, [replace(sent, observations=seen)], 4, 0, ["spam"])
+    told = case.attacked(ATTACKS["label-completion"], 0)
+    left_out = "client 0 has the texts of its task, and leaves none of two classes"
+    assert (told == left_out) == (sharers == 1)
+    assert isinstance(told, str) == (sharers == 1)

@@ -38,12 +38,20 @@ class LabelCompletion(Attack):
     about = "a classifier behind the public trunk, fitted on a few labelled texts"
 
     def unfit_for(self, knowledge: Knowledge, seen: Sequence[Observation]) -> str:
-        """Want classes, and labels that are not sent."""
+        """Want classes, labels that are not sent, and texts of others to learn from."""
         if any(o.answer is None for o in seen):
             return "a vanilla split sends the labels"
         if any(not knowledge.answers.get(o.client) for o in seen):
             return "it is for tasks with classes"
-        return "" if knowledge.labelled else "it needs labelled texts of the task"
+        if knowledge.labelled is None:
+            return "it needs labelled texts of the task"
+        for client in sorted({o.client for o in seen}):
+            if len({text.label for text in knowledge.labelled(client)}) < 2:
+                return (
+                    f"client {client} has the texts of its task, and leaves none of "
+                    "two classes"
+                )
+        return ""
 
     def read(self, knowledge: Knowledge, seen: Sequence[Observation]) -> list[Tensor]:
         """Guess the class of each text."""
