@@ -27,18 +27,24 @@ __all__ = [
 ]
 
 MISSING = "–"
+HUGE = 1e9
 SCORE_COLUMNS = ("score", "untrained", "trained")
 
 
 def percent(value: float | None) -> str:
     """Write a share as per cent with one decimal; a dash where there is none."""
-    return MISSING if value is None else f"{100 * value:.1f}"
+    lost = value is None or not math.isfinite(value)
+    return MISSING if lost else f"{100 * value:.1f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number with fixed digits; a dash where there is none."""
-    lost = value is None or not math.isfinite(value)
-    return MISSING if lost else f"{value:.{digits}f}"
+    """Write a number with fixed digits, if it is not huge; a dash where there is none.
+
+    The perplexity of a model that diverged may have hundreds before the point.
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:.{digits}{'f' if abs(value) < HUGE else 'e'}}"
 
 
 def as_text(

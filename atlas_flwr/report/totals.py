@@ -217,7 +217,7 @@ def _round_summary(log: _Log, number: int) -> RoundSummary:
         balanced_accuracy=_of_classes(evaluated, balanced_accuracy),
         macro_f1=_of_classes(evaluated, macro_f1),
         perplexity={
-            task: math.exp(min(loss[task], MOST_NATS))
+            task: math.inf if loss[task] > MOST_NATS else math.exp(loss[task])
             for task in sorted({e.task for e in evaluated if e.writes} & loss.keys())
         },
         train_penalty=_mean(e.penalty for e in trained if e.penalty is not None),

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_flwr.report import ClientEvaluated, final_table, round_table, summarize
+from atlas_flwr.report import (
+    ClientEvaluated,
+    RoundEnded,
+    RunStarted,
+    final_table,
+    round_table,
+    summarize,
+)
 from atlas_flwr.report.table import as_text, number, percent
 
 
@@ -84,4 +91,21 @@ def test_text_is_plain_and_names_are_not_markup(summary):
 def test_numbers_have_fixed_digits():
     assert percent(0.12345) == "12.3"
     assert percent(None) == number(None) == number(float("nan")) == "–"
+    assert percent(float("nan")) == percent(float("inf")) == "–"
     assert number(1.23456) == "1.235"
+    assert number(123456789.01, 1) == "123456789.0"
+    assert number(10.0**26, 1) == "1.0e+26"
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"), [(60.0, "1.1e+26"), (699.0, "3.7e+303"), (800.0, "–")]
+)
+def test_a_model_that_diverged_leaves_a_table_that_can_be_read(config, loss, told):
+    events = [
+        RunStarted(0, 1),
+        ClientEvaluated(1, "0", "talk", None, 0.1, loss, 4, (), True, 9),
+        RoundEnded(1, 1.0, 0, 0),
+    ]
+    summary = summarize(config, [(float(at), event) for at, event in enumerate(events)])
+    lines = [line.split() for line in final_table(summary).splitlines()]
+    assert ["talk", "perplexity", "–", told] in lines
