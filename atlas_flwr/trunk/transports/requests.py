@@ -83,6 +83,8 @@ class Request:
 def inputs(call: TrunkCall, real: Tensor | None) -> dict[str, Given]:
     """Return a call's tensors; masks and positions as small integers."""
     mask, positions = call.attention_mask, call.position_ids
+    if mask is not None and not mask.is_floating_point():
+        mask = mask != 0  # numbers of packed texts may be larger than a byte
     return {
         "hidden": rows_of(call.hidden, Role.ACTIVATION, real),
         "attention_mask": _small(mask, torch.uint8),

@@ -58,6 +58,19 @@ def test_raw_frames_give_the_bits_of_direct_calls(engine):
     assert torch.equal(framed.backward(0, grad), direct.backward(0, grad))
 
 
+@pytest.mark.parametrize("spares", [False, True])
+def test_a_mask_may_number_texts(engine, spares):
+    direct = EngineTrunk(engine, engine.open(SessionSpec(PLAN)))
+    with serve_local("numbers", engine) as address:
+        token = engine.open(SessionSpec(PLAN))
+        framed = connect(address, token=token, spares_padding=spares)
+    mask = torch.tensor([[0, 256, 256, 512], [1, 1, 1, 1]])
+    given = TrunkCall(torch.randn(2, 4, 32), mask)
+    real = mask != 0
+    found, wanted = framed.forward(given), direct.forward(given)
+    torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=1e-4)
+
+
 def test_raw_frames_give_the_bits_of_direct_vanilla_calls(model):
     plan = SplitPlan(2, None)
     engine = TrunkEngine(partition(model, plan).trunk)
