@@ -33,8 +33,9 @@ SCORE_COLUMNS = ("score", "untrained", "trained")
 
 def percent(value: float | None) -> str:
     """Write a share as per cent with one decimal; a dash where there is none."""
-    lost = value is None or not math.isfinite(value)
-    return MISSING if lost else f"{100 * value:.1f}"
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{100 * value:.1f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
