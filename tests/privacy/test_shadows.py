@@ -98,3 +98,13 @@ def test_a_shadow_has_learned_what_it_was_trained_on():
     fallen = losses(model) - found
     own, others = fallen[within].mean(), fallen[~within].mean()
     assert own > others + 0.1
+
+
+def test_texts_that_all_shadows_know_by_heart_are_told_from_others():
+    within = halves(4, 6, 0)
+    shadows = torch.where(within, 0.0, 3.0)
+    losses = torch.tensor([0.0] * 3 + [3.0] * 3)
+    attack = MEMBERSHIP["membership-shadow"]
+    told = attack.scores(Suspects(losses, losses, shadows, within))
+    area, _ = auc([(told[:3].numpy(), told[3:].numpy())], 0)
+    assert area == 1

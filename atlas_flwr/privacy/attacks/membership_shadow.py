@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MembershipShadow"]
 
-LEAST = 1e-6  # a loss below is not told from this one
+LEAST = 1e-6  # a loss, or a variance, below is not told from this one
 
 
 class MembershipShadow(MemberAttack):
@@ -44,6 +44,7 @@ class MembershipShadow(MemberAttack):
             mean = (shadows * group).sum(0) / count
             off = (shadows - mean).square() * group
             variance = off.sum() / (group.sum() - len(mean))
+            variance = variance.clamp(min=LEAST)  # of texts known by heart it is 0
             ratio -= sign * ((seen - mean).square() / variance + variance.log()) / 2
         return ratio
 
