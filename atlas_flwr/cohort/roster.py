@@ -184,4 +184,4 @@ class Roster:
 
 
 def _natural(client: str) -> tuple[int, int, str]:
-    return (0, int(client), "") if client.isdigit() else (1, 0, client)
+    return (0, int(client), "") if client.isdecimal() else (1, 0, client)

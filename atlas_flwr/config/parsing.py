@@ -29,7 +29,7 @@ UNITS = {
     "TIB": 2**40,
 }
 BITS = {"KBIT/S": 1e3, "MBIT/S": 1e6, "GBIT/S": 1e9}
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+SIZE = re.compile(r"(\d{1,30}(?:\.\d+)?)\s*([A-Za-z]+)")  # more is no number
 LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]bit/s)", re.IGNORECASE)
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII)
 CUT = re.compile(r"(\d+)/(\d+|-)")

@@ -269,4 +269,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _in_order(name: str) -> tuple[bool, int, str]:
-    return (False, int(name), "") if name.isdigit() else (True, 0, name)
+    return (False, int(name), "") if name.isdecimal() else (True, 0, name)

@@ -48,7 +48,7 @@ class SplitPlan:
     def parse(cls, text: str) -> SplitPlan:
         """Read ``"2/1"``, or ``"2/-"`` for a vanilla split."""
         head, slash, tail = text.partition("/")
-        if not slash or not head.isdigit() or not (tail.isdigit() or tail == "-"):
+        if not slash or not head.isdecimal() or not (tail.isdecimal() or tail == "-"):
             raise PlanError(
                 f"cut {text!r}: write HEAD/TAIL, e.g. 2/1, or 2/- (vanilla)"
             )

@@ -38,7 +38,9 @@ def test_the_refusal_names_the_legal_range():
         SplitPlan(3, 2).check(5)
 
 
-@pytest.mark.parametrize("text", ["", "2", "2/", "/1", "a/b", "2/1/1", "-1/2", "2/ 1"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "2/", "/1", "a/b", "2/1/1", "-1/2", "2/ 1", "²/1"]
+)
 def test_nonsense_is_no_cut(text):
     with pytest.raises(PlanError):
         SplitPlan.parse(text)

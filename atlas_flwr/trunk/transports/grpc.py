@@ -110,7 +110,7 @@ def serve_grpc(
         If it cannot listen there, or would listen to other machines without TLS.
     """
     host, _, port = options.listen.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         raise TrunkError(f"listen={options.listen!r}; it is HOST:PORT, as 0.0.0.0:7001")
     if options.identity is None and not (options.insecure or is_loopback(host)):
         raise TrunkError(

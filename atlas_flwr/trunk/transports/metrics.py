@@ -150,7 +150,7 @@ def serve_metrics(
     """
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
-    if not port.isdigit():
+    if not port.isdecimal():
         raise TrunkError(f"metrics at {listen!r}; write PORT or HOST:PORT")
 
     class Answers(BaseHTTPRequestHandler):
