@@ -224,8 +224,12 @@ class ClusterAdapters:
             counted = weighed(parts, group, self.hooks, now)
             state = self.rule.combine(former, counted)
             if former is not None:
-                most, room = self.rule.max_rank, self._room([group])
-                average = partial(averaged, max_rank=most, room=room)
+                average = partial(
+                    averaged,
+                    max_rank=self.rule.max_rank,
+                    room=self._room([group]),
+                    products=self.rule.rescales,
+                )
                 state = self.hooks.combined(former, state, average)
             self.groups[group] = state
             self._count(group, parts)
@@ -272,7 +276,8 @@ class ClusterAdapters:
         """Let groups take of each other, by a matrix in the order of their names."""
         chosen = {name: self.groups[name] for name in names}
         room = self._room(names)
-        self.groups |= mixed(chosen, matrix, self.rule.max_rank, room)
+        how = self.rule.max_rank, room, self.rule.rescales
+        self.groups |= mixed(chosen, matrix, *how)
         if names:
             self._overall = self._together()
 

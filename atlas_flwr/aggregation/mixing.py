@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_flwr.aggregation.means import padded_mean
 from atlas_flwr.aggregation.products import summed_in_parts, weighted_rest
 from atlas_flwr.clustering.graph import adjacency, adjacency_of, mixing_matrix
 from atlas_flwr.errors import DataError
@@ -107,6 +108,7 @@ def mixed(
     matrix: NDArray[np.float64],
     max_rank: int | None = None,
     room: Room | None = None,
+    products: bool = True,
 ) -> dict[str, AdapterState]:
     """Return sum_l C_kl W_l for every group k, on products, exactly.
 
@@ -122,12 +124,15 @@ def mixed(
     room : Callable, optional
         Told a layer and the terms of its sum, it returns the rank at which that is
         handed out, or ``None`` for all of it, as without.
+    products : bool
+        Whether groups hold products. Means of factors are mixed factor by factor, as in
+        the paper, so that they stay in the basis in which their clients are.
     """
     names, states = list(groups), list(groups.values())
     if np.array_equal(matrix, np.eye(len(names))):
         return dict(groups)
     return {
-        name: _row(states, matrix[index], states[index], max_rank, room)
+        name: _row(states, matrix[index], states[index], max_rank, room, products)
         for index, name in enumerate(names)
     }
 
@@ -138,6 +143,7 @@ def averaged(
     share: float,
     max_rank: int | None = None,
     room: Room | None = None,
+    products: bool = True,
 ) -> AdapterState:
     """Return share W_before + (1 - share) W_after: a moving average, on products.
 
@@ -147,11 +153,11 @@ def averaged(
         What a group held before a round, and what it holds after it.
     share : float
         From 0 to below 1.
-    max_rank, room
+    max_rank, room, products
         See :func:`mixed`.
     """
     row = np.array([share, 1 - share])
-    return _row([before, after], row, after, max_rank, room)
+    return _row([before, after], row, after, max_rank, room, products)
 
 
 def _row(
@@ -160,12 +166,16 @@ def _row(
     own: AdapterState,
     max_rank: int | None,
     room: Room | None,
+    products: bool,
 ) -> AdapterState:
     factors, rest = dict(own.factors), dict(own.rest)
     for layer in own.factors:
         have, weights = _members(states, row, "factors", layer)
         if weights:
             stack = [state.factors[layer] for state in have]
+            if not products:
+                factors[layer] = padded_mean(stack, weights)
+                continue
             most = room(layer, stack) if room else None
             before = weighted_rest(layer, have, weights)
             factors[layer], left = summed_in_parts(

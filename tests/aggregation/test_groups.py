@@ -151,3 +151,22 @@ def test_a_mean_of_factors_takes_changed_arrays_as_they_are():
     adapters.aggregate({"0": [still, late]})
     found = adapters.start("0", None, 3)
     torch.testing.assert_close(product(found), product(sent), rtol=1e-4, atol=1e-4)
+
+
+def test_means_of_factors_are_mixed_as_they_are():
+    """Who is late is added to them: in another basis its change would be another."""
+    adapters = begun("mean")
+    parts = {"0": [reply(adapters, "0", "a")], "1": [reply(adapters, "1", "b")]}
+    adapters.aggregate(parts)
+    one, other = (adapters.start(g, None, 2) for g in parts)
+    adapters.mix(["0", "1"], np.array([[0.75, 0.25], [0.25, 0.75]]))
+    sent = adapters.start("0", None, 2)
+    for side in "AB":
+        mine, theirs = (getattr(s.factors[NAME], side) for s in (one, other))
+        found = getattr(sent.factors[NAME], side)
+        torch.testing.assert_close(found, 0.75 * mine + 0.25 * theirs)
+    still = Contribution("a", 1.0, AdapterState(sent.factors), sent)
+    late = Contribution("c", 5.0, AdapterState(one.factors), one, late=True)
+    adapters.aggregate({"0": [still, late]})
+    found = adapters.start("0", None, 3)
+    torch.testing.assert_close(product(found), product(sent), rtol=1e-4, atol=1e-4)
