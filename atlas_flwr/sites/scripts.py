@@ -93,14 +93,16 @@ def flower_cli(site: Site) -> str:
     """Run ``flwr`` so that it knows this SuperLink."""
     about = f"flwr, told of the SuperLink {site.name}: ./flwr.sh supernode list"
     dialled = joined(site.link.host, site.link.port)
+    # A folder may be called anything, and its name is within TOML's quotes.
     return f"""{OPENING.format(about=about)}{FLOWER}\
+here=$(printf %s "$PWD" | sed 's/[\\\\"]/\\\\&/g')
 cat >"$FLWR_HOME/config.toml" <<END
 [superlink]
 default = "{site.name}"
 
 [superlink.{site.name}]
 address = "{dialled}"
-root-certificates = "$PWD/ca.crt"
+root-certificates = "$here/ca.crt"
 END
 exec flwr "$@"
 """

@@ -307,6 +307,25 @@ def test_nodes_that_are_registered_already_stay_so_and_others_are_told(kits, bro
     assert done.stderr.startswith(told if broken else "")
 
 
+@pytest.mark.parametrize(
+    "name", ["it's", "Größe 2", 'so "called"', r"C:\new\u0041", "$HOME"]
+)
+def test_flower_is_told_of_a_folder_whatever_it_is_called(name, kits, tmp_path):
+    folder = tmp_path / name / "link"
+    (kits() / "link").rename((tmp_path / name).mkdir() or folder)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "flwr").write_text("#!/bin/sh\nexit 0\n")
+    (tools / "flwr").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    subprocess.run([folder / "flwr.sh", "list"], env=environment, check=True)
+    told = tomllib.loads((folder / "flwr" / "config.toml").read_text())
+    known = told["superlink"][told["superlink"]["default"]]
+    assert (
+        Path(known["root-certificates"]).read_text() == (folder / "ca.crt").read_text()
+    )
+
+
 def free_ports(count: int) -> list[int]:
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in held]
