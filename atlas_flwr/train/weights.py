@@ -335,8 +335,7 @@ class Outline:
 
         With another adapter than LoRA no layer has a rank: ask for 0. With some
         ``virtual`` positions, a prompt's or a summary's, these are part of a step's
-        length. With ``aligned`` the
-        loss is that of alignment.
+        length. With ``aligned`` the loss is that of alignment.
         """
         model, first = self.model, f"{self.blocks}.0"
         block = sum(p.numel() for p in model.get_submodule(first).parameters())
