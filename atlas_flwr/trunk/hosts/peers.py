@@ -180,9 +180,11 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         So it is, once, where its client failed: the two may not reach each other, or
         the host be too slow. If the client then succeeds they are not paired again.
         """
-        self.hosts.check()
         session = self._behind(tokens)
-        return [] if session is None else self._mended(session, failed=failed)
+        if session is None:
+            return []
+        self.hosts.check({link.host for link in session.way})
+        return self._mended(session, failed=failed)
 
     def judge(self, tokens: Collection[str], computed: Computed) -> None:
         """Want a session's hosts to hand over what its client has computed.

@@ -255,6 +255,23 @@ def test_a_session_that_a_link_has_no_room_for_is_held_by_no_other(carried):
     assert [engine.stats().sessions for engine in found.engines.values()] == [0, 0, 0]
 
 
+def test_of_many_hosts_those_of_a_session_alone_are_asked_whether_they_live(carried):
+    """As often as there are messages, in every exchange."""
+    names = [f"h{k}" for k in range(4)]
+    found = carried(hosts=[Host(name, 31) for name in names])  # of a guest each
+    guests = [Guest(f"g{k}") for k in range(4)]
+    found.peers.admit("train", 1, guests, found.hosts)
+    specs = [replace(found.spec, client=guest.client) for guest in guests]
+    tokens = [found.peers.open(spec) for spec in specs]
+    pings = [mock.Mock() for _ in names]
+    for name, ping in zip(names, pings, strict=True):
+        found.engines[name].ping = ping
+    for token in tokens:
+        (door,) = found.peers.doors(token)
+        assert found.peers.mend([door.token], failed=False) == []
+    assert [ping.call_count for ping in pings] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("why", [TrunkBusy, TrunkLost])
 def test_a_guest_for_whom_nobody_has_room_fails_alone(carried, why):
     found = carried("a", "forward")
