@@ -47,7 +47,9 @@ def test_pure_clusters_are_seldom_cut_too():
     assert found.count(3) >= 54
 
 
-@pytest.mark.parametrize(("k", "each"), [(2, 1), (3, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("k", "each"), [(2, 1), (3, 2), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_differences_are_seen_where_silhouettes_see_none(k, each):
     by_noise = by_silhouette = 0
     for seed in range(8):

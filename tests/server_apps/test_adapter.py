@@ -103,9 +103,9 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path):
     ("adapter", "model", "split"),
     [
         ("ia3", "tiny", "u-shaped"),
-        ("ia3", "tiny", "vanilla"),
-        ("ia3", "tiny-bert", "u-shaped"),
-        ("prompt", "tiny", "vanilla"),
+        pytest.param("ia3", "tiny", "vanilla", marks=pytest.mark.slow),
+        pytest.param("ia3", "tiny-bert", "u-shaped", marks=pytest.mark.slow),
+        pytest.param("prompt", "tiny", "vanilla", marks=pytest.mark.slow),
         ("prompt", "tiny-bert", "u-shaped"),
     ],
 )
@@ -122,9 +122,9 @@ def test_exported_adapters_on_the_whole_model_score_as_the_split_run_did(
     [
         ("oracle", "ia3"),
         ("fedavg", "prompt"),
-        ("fedprox", "ia3"),
-        ("local", "prompt"),
-        ("centralized", "ia3"),
+        pytest.param("fedprox", "ia3", marks=pytest.mark.slow),
+        pytest.param("local", "prompt", marks=pytest.mark.slow),
+        pytest.param("centralized", "ia3", marks=pytest.mark.slow),
     ],
 )
 def test_every_strategy_that_takes_other_adapters_learns(tmp_path, strategy, adapter):

@@ -29,7 +29,7 @@ def stand_in(monkeypatch):
 
 
 # The others take their minutes with `make test-slow`.
-AT_ONCE = ("encoder", "two-rounds-both", "summary", "personal")
+AT_ONCE = ("encoder", "two-rounds-both")
 EACH = [
     name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow)
     for name in RUNS

@@ -37,6 +37,12 @@ def only_run(folder):
     return path
 
 
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """A run that nothing befell; bytes count paths, so others go beside it."""
+    return run(tmp_path_factory.mktemp("runs"), run_name="intact")
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -47,7 +53,7 @@ def only_run(folder):
         ),
     ],
 )
-def test_a_round_in_which_nobody_could_train_ends_the_run(tmp_path, strategy):
+def test_a_round_in_which_nobody_could_train_ends_the_run(tmp_path, strategy, intact):
     given = {} if strategy == "atlas" else {"strategy": strategy}
     given |= {"mixing": 0.5} if strategy == "mira" else {}
     with pytest.raises(RoundError, match=r"none of \d clients.*out of paper"):
@@ -55,7 +61,7 @@ def test_a_round_in_which_nobody_could_train_ends_the_run(tmp_path, strategy):
     left = only_run(tmp_path)
     assert not (left / "adapters").exists()
     continued = run(tmp_path, **given, resume=str(left))
-    unbroken = run(tmp_path / "other", **given)
+    unbroken = run(tmp_path / "other", **given) if given else intact
     assert accuracies(continued) == accuracies(unbroken)
 
 
@@ -171,28 +177,26 @@ def adapters(folder):
     [(7,), *(pytest.param(kills, marks=pytest.mark.slow) for kills in ((1,), (5, 12)))],
 )
 def test_a_trunk_that_dies_is_started_again_and_the_numbers_stay(
-    tmp_path, monkeypatch, kills
+    monkeypatch, kills, intact
 ):
-    unbroken = run(tmp_path, run_name="intact")
     intercept, found = mortal_runs(monkeypatch, kills)
-    broken = run(tmp_path, intercept, run_name="broken")
+    beside = intact.path.parent
+    broken = run(beside, intercept, run_name=f"kill{len(kills)}{kills[0]}")
     assert len(found) == 1 + len(kills)
-    assert accuracies(broken) == accuracies(unbroken)
-    expected, got = adapters(unbroken), adapters(broken)
+    assert accuracies(broken) == accuracies(intact)
+    expected, got = adapters(intact), adapters(broken)
     assert expected.keys() == got.keys()
     assert all(np.array_equal(got[key], value) for key, value in expected.items())
     # Of a round that was repeated only the try that stands is counted.
     for key in ("bytes_up", "bytes_down", "failures"):
-        counted = [
-            [r[key] for r in summary(f)["per_round"]] for f in (broken, unbroken)
-        ]
+        counted = [[r[key] for r in summary(f)["per_round"]] for f in (broken, intact)]
         assert counted[0] == counted[1], key
     lines = (broken.path / "metrics.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     told = [event for event in events if event["event"] == "trunk-restarted"]
     assert len(told) == summary(broken)["trunk_restarts"] == len(kills)
     assert all("killed by a test" in event["reason"] for event in told)
-    assert summary(unbroken)["trunk_restarts"] == 0
+    assert summary(intact)["trunk_restarts"] == 0
 
 
 @pytest.mark.parametrize("kill", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -285,9 +289,8 @@ def test_an_evaluation_that_no_mean_can_be_taken_with_ends_no_run(
 
 
 def test_a_trunk_that_dies_as_a_round_ends_costs_nothing_of_its_account(
-    tmp_path, monkeypatch
+    monkeypatch, intact
 ):
-    unbroken = run(tmp_path, run_name="intact")
     _, found = mortal_runs(monkeypatch, ())
     save = runs.save_checkpoint
 
@@ -297,10 +300,8 @@ def test_a_trunk_that_dies_as_a_round_ends_costs_nothing_of_its_account(
             found[-1].die()
 
     monkeypatch.setattr(runs, "save_checkpoint", saved)
-    broken = run(tmp_path, run_name="broken")
+    broken = run(intact.path.parent, run_name="broken")
     assert len(found) == 2
     for key in ("bytes_up", "bytes_down", "failures"):
-        counted = [
-            [r[key] for r in summary(f)["per_round"]] for f in (broken, unbroken)
-        ]
+        counted = [[r[key] for r in summary(f)["per_round"]] for f in (broken, intact)]
         assert counted[0] == counted[1], key

@@ -50,7 +50,9 @@ def test_a_run_of_a_folder_learns(family, more, folder, tmp_path):
     assert max(told["ranks"].values()) > 0
 
 
-@pytest.mark.parametrize("family", ["mixtral", "mpt"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", pytest.param("mpt", marks=pytest.mark.slow)]
+)
 def test_a_folder_is_found_good_before_a_run(family, folder):
     config = load_config({**BASE, "model": folder(family), "devices": "64MiB"})
     assert list(find_problems(config, clients=4)) == []

@@ -70,7 +70,7 @@ def finished(folder, **changes):
     [
         {"strategy": "atlas"},
         pytest.param({"strategy": "atlas", "split": "vanilla"}, marks=pytest.mark.slow),
-        {"strategy": "fedavg"},
+        pytest.param({"strategy": "fedavg"}, marks=pytest.mark.slow),
         pytest.param({"strategy": "splitlora"}, marks=pytest.mark.slow),
     ],
     ids=lambda keys: "-".join(keys.values()),

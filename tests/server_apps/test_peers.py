@@ -69,6 +69,7 @@ def test_chains_of_peers_and_the_server_for_whom_they_lack_room_learn_the_same_b
         assert ways == [1, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_peers_in_direct_chains_learn_the_bits_of_one_central_trunk(tmp_path, central):
     lent = {"peer_memory": CHAINED, "peer_fallback": "server"}
     found = carried(tmp_path, peer_chains="direct", **lent)

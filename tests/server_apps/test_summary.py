@@ -74,7 +74,7 @@ def test_what_crosses_does_not_grow_with_the_texts(tmp_path):
     "given",
     [
         {"split": "vanilla", "cut": "2/-"},
-        {"model": "tiny-bert"},
+        pytest.param({"model": "tiny-bert"}, marks=pytest.mark.slow),
         {"devices": "64MiB,128MiB", "cut": "auto"},
         *(
             pytest.param(given, marks=pytest.mark.slow)

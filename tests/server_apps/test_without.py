@@ -36,7 +36,7 @@ def test_a_run_without_a_client_has_the_bits_of_one_in_which_it_never_was(tmp_pa
 
 def test_a_name_that_nobody_has_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        run(tmp_path, without_clients="nobody", num_rounds=1)
+        run(tmp_path, nodes=2, without_clients="nobody", num_rounds=1, local_steps=1)
     assert "without-clients: nobody here is nobody" in caplog.text
 
 
