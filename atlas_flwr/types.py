@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO_CODEC",
+    "MOST_IN_FLIGHT",
     "NO_LABEL",
     "Continuation",
     "LossReply",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 AUTO_CODEC = "auto"  # in the place of a codec's name: what suits the link
+MOST_IN_FLIGHT = 64  # batches of one client that wait for the trunk at once
 NO_LABEL = -100  # PyTorch's and Hugging Face's: a place without a label
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atlas_flwr.options import ADAPTER_STRATEGIES, option
+from atlas_flwr.types import MOST_IN_FLIGHT
 
 __all__ = ["TrainingConfig"]
 
@@ -87,7 +88,7 @@ class TrainingConfig:
         "numbers. Hides a link's delay; takes memory for each on client and trunk. A "
         "trunk of its own is started with the same in-flight.",
         minimum=1,
-        maximum=64,
+        maximum=MOST_IN_FLIGHT,
         only=ADAPTER_STRATEGIES,
     )
     eval_batch_size: int = option(

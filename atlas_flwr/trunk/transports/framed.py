@@ -35,7 +35,14 @@ from atlas_flwr.trunk.transports.requests import (
     rows_of,
 )
 from atlas_flwr.trunk.transports.retry import retry_while_busy
-from atlas_flwr.types import Continuation, LossReply, Role, TrunkCall, TrunkClient
+from atlas_flwr.types import (
+    MOST_IN_FLIGHT,
+    Continuation,
+    LossReply,
+    Role,
+    TrunkCall,
+    TrunkClient,
+)
 from atlas_flwr.wire.accounts import ByteMeter
 from atlas_flwr.wire.codecs import Codec
 from atlas_flwr.wire.messages import decode_tensors, encode_tensors
@@ -44,7 +51,6 @@ from atlas_flwr.wire.padding import check_spared, padded, spare_mask
 __all__ = ["FramedTrunk"]
 
 HANDED = ("answer", "grad", "hidden")
-MASKS = 64  # of steps that wait for their backward: as may be in flight
 
 
 @dataclass
@@ -196,7 +202,7 @@ class FramedTrunk(TrunkClient):
         self._real.pop(step, None)
         if real is not None:
             self._real[step] = real
-        for old in list(self._real)[:-MASKS]:
+        for old in list(self._real)[:-MOST_IN_FLIGHT]:
             del self._real[old]
 
     def _ask(

@@ -21,11 +21,11 @@ from atlas_flwr.errors import AtlasError, TrunkBusy, WireError
 from atlas_flwr.trunk.transports.envelope import opened_request, sealed_answer
 from atlas_flwr.trunk.transports.requests import Request, Verb
 from atlas_flwr.trunk.transports.service import FrameService
+from atlas_flwr.types import MOST_IN_FLIGHT
 
 __all__ = ["Call", "Calls", "Journal", "Watch", "session_name"]
 
 TRAINING = (Verb.BACKWARD, Verb.LOSS)
-IN_FLIGHT = 64  # steps of a session that may be asked for again
 TOLD = 20  # refusals a second that get a line each; more are counted
 
 
@@ -111,7 +111,8 @@ class Journal:
         self._lock = threading.Lock()
         self._second = 0.0
         self._refused = 0
-        self._steps: dict[str, tuple[int, deque[int]]] = {}  # how many, and the last
+        # By token: how many steps, and those that may be asked for again.
+        self._steps: dict[str, tuple[int, deque[int]]] = {}
         self._whose: dict[str, dict[str, object]] = {}
 
     def write(self, event: str, **about: object) -> None:
@@ -144,7 +145,7 @@ class Journal:
         with self._lock:
             if token not in self._whose:
                 return  # it was closed meanwhile
-            count, last = self._steps.get(token, (0, deque(maxlen=IN_FLIGHT)))
+            count, last = self._steps.get(token, (0, deque(maxlen=MOST_IN_FLIGHT)))
             if step not in last:
                 last.append(step)
                 self._steps[token] = count + 1, last

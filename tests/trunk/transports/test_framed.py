@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from itertools import pairwise
 
 import pytest
 import torch
 
-from atlas_flwr.config import RunConfig
 from atlas_flwr.errors import TrunkError, WireError
 from atlas_flwr.split import SplitModel, SplitPlan, partition
 from atlas_flwr.trunk import (
@@ -23,7 +21,14 @@ from atlas_flwr.trunk import (
 )
 from atlas_flwr.trunk.transports.requests import Request, Verb
 from atlas_flwr.trunk.transports.service import FrameService
-from atlas_flwr.types import Continuation, LossReply, OptimizerSpec, Role, TrunkCall
+from atlas_flwr.types import (
+    MOST_IN_FLIGHT,
+    Continuation,
+    LossReply,
+    OptimizerSpec,
+    Role,
+    TrunkCall,
+)
 from atlas_flwr.wire import CODECS, encode_tensors
 from tests.families import batch, build
 from tests.trunk.engine.test_parity import adapters
@@ -214,8 +219,7 @@ def test_the_largest_logit_stays_the_largest_whatever_the_codec(model, codec):
 
 
 def test_padding_is_spared_of_all_batches_that_are_in_flight(model):
-    (most,) = [f.metadata["option"] for f in fields(RunConfig) if f.name == "in_flight"]
-    count = most.maximum
+    count = MOST_IN_FLIGHT
     limits = Limits(passes=count, passes_per_session=count)
     engine = TrunkEngine(partition(model, PLAN).trunk, limits=limits)
     spec = SessionSpec(PLAN, optimizer=OptimizerSpec(accumulate=count))
