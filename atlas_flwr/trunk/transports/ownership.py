@@ -25,7 +25,7 @@ from atlas_flwr.trunk.transports.watching import Journal
 __all__ = ["OwnerService"]
 
 SILENT = 3600.0  # seconds after which a run of which nothing is heard has ended
-REMEMBERED = 16  # sessions of a run that were opened last
+REMEMBERED = 16  # openings of a run, the last ones: they may be asked for again
 Shown = Callable[[str, bool], None]
 
 
@@ -118,15 +118,17 @@ class OwnerService:
         if not isinstance(run, str) or not run:
             raise WireError("a request that does not say which run it is of")
         if verb == OwnerVerb.OPEN:
-            return self._opened_once(run, str(head.get("call")), data)
+            return self._opened_once(run, head.get("call"), data)
         answer = _ANSWERS[OwnerVerb(verb)](self, run, data)
         if self.journal:
             token = said(data, "token") if verb == OwnerVerb.CLOSE else ""
             self.journal.owner(verb, run, token)
         return answer
 
-    def _opened_once(self, run: str, call: str, data: bytes) -> bytes:
+    def _opened_once(self, run: str, call: object, data: bytes) -> bytes:
         """Open a session; a call that is made again is told of the same one."""
+        if not isinstance(call, str) or not call:
+            raise WireError("an opening that does not say which call it is of")
         its = self._heard(run)
         with its.opening:  # the first call may still be at it
             if call not in its.opened:

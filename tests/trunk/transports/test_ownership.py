@@ -36,6 +36,7 @@ from atlas_flwr.trunk import (
     serve_grpc,
 )
 from atlas_flwr.trunk.credentials import Credentials
+from atlas_flwr.trunk.state_bytes import spec_bytes
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.certificates import kept_identity, run_identity
 from atlas_flwr.trunk.transports.envelope import (
@@ -215,6 +216,17 @@ def test_a_run_that_ended_without_a_word_is_cleared_away_when_another_begins():
         engine.adapters(left)
 
 
+@pytest.mark.parametrize("call", [None, "", 1])
+def test_a_call_without_a_name_opens_nothing(call):
+    """Two of them would be taken for one that was made again."""
+    engine, service, state = made()
+    head = {**HEAD, "verb": "open", "call": call}
+    envelope = sealed(head, spec_bytes(SessionSpec(PLAN, state)))
+    with pytest.raises(WireError, match="which call it is of"):
+        opened_answer(service.answer(envelope))
+    assert engine.stats().sessions == 0
+
+
 def test_a_run_whose_clients_train_for_long_is_not_taken_for_one_that_ended():
     now = [0.0]
     engine, service, state = made(clock=lambda: now[0])
@@ -252,11 +264,14 @@ def test_a_trunk_that_was_started_anew_is_not_the_one_before():
         host.ping()
 
 
+HEAD = {"secret": SECRET, "run": "r", "call": "c"}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.binary(max_size=60)
     | st.builds(
-        lambda verb, data: sealed({"verb": verb, "secret": SECRET, "run": "r"}, data),
+        lambda verb, data: sealed({**HEAD, "verb": verb}, data),
         st.sampled_from(["open", "share", "adapters", "close", "eat"]),
         st.binary(max_size=60),
     )
