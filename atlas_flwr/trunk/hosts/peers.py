@@ -327,11 +327,12 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
             try:
                 self._open_links(session)
                 return session
-            except Exception as error:
+            except TrunkLost:
+                self._shut(session)
+                self._move(spec.client, left)
+            except Exception:
                 self._shut(session)  # or the first links would hold it to the end
-                if not isinstance(error, TrunkLost):
-                    raise
-            self._move(spec.client, left)
+                raise
 
     def _open_links(self, session: _Session) -> None:
         found = ((link, self.model.part(session.spec, link)) for link in session.way)

@@ -76,7 +76,7 @@ class GrpcChannel:
     service: str
     secret: str = field(default="", repr=False)
     _away_since: float | None = field(default=None, init=False)
-    _in_pieces: bool = field(default=False, init=False)  # as answers are large
+    _in_pieces: bool = field(default=False, init=False)  # its answers are large
 
     def call(self, envelope: bytes, timeout: float) -> bytes:
         """Bring an envelope there; return the answer's.
@@ -110,7 +110,7 @@ class GrpcChannel:
         pieces = self.channel.stream_stream(f"/{self.service}/Pieces")
         return b"".join(pieces(cut(envelope), **shown))
 
-    def _told(self, error: Any, timeout: float, in_pieces: bool = False) -> TrunkError:
+    def _told(self, error: Any, timeout: float, in_pieces: bool) -> TrunkError:
         code, why = error.code(), str(error.details())
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._away_since = None  # it is there

@@ -186,13 +186,11 @@ def _extend(
     engine: TrunkEngine, request: Request, tensors: dict[str, Tensor]
 ) -> dict[str, Given]:
     (call, real), place = call_of(request, tensors), place_of(tensors)
-    keep, ends = (
-        request.logits_to_keep,
-        _opened(engine, request.token).plan.tail is None,
-    )
-    answer = engine.extend(request.token, call, place, keep)
-    shown = None if real is None else real[:, -keep:]
-    return {"answer": rows_of(answer, Role.LOGITS if ends else Role.ACTIVATION, shown)}
+    ends_model = _opened(engine, request.token).plan.tail is None
+    role = Role.LOGITS if ends_model else Role.ACTIVATION
+    answer = engine.extend(request.token, call, place, request.logits_to_keep)
+    shown = None if real is None else real[:, -request.logits_to_keep :]
+    return {"answer": rows_of(answer, role, shown)}
 
 
 def _forget(

@@ -105,11 +105,8 @@ def test_a_call_that_outlives_its_session_hands_its_adapter_to_no_later_one():
     engine, clients, state = served(model, "a")
     ((a, token),) = clients.values()
     a(**batch("llama")).loss.backward()
-    trained, entered, ended = (
-        engine.adapters(token),
-        threading.Event(),
-        threading.Event(),
-    )
+    trained = engine.adapters(token)
+    entered, ended = threading.Event(), threading.Event()
     run = engine._passes.batcher.run
 
     def slowly(works):

@@ -133,10 +133,8 @@ def test_logits_that_are_larger_than_a_message_come_in_pieces(narrow):
 
 def test_calls_whose_answers_are_too_large_at_the_same_time_are_all_answered(narrow):
     plan, call = SplitPlan(2, None), TrunkCall(torch.randn(1, 100, 32))
-    engine, both = (
-        TrunkEngine(partition(build("llama"), plan).trunk),
-        threading.Barrier(2),
-    )
+    engine = TrunkEngine(partition(build("llama"), plan).trunk)
+    both = threading.Barrier(2)
     with serve_grpc(engine, ServeOptions(identity=IDENTITY)) as address:
         trunk = connect(address, engine.open(SessionSpec(plan)), IDENTITY.ca)
         sent = trunk.channel._sent
@@ -371,5 +369,5 @@ def test_a_trunk_that_has_answered_meanwhile_was_not_away_all_the_time(monkeypat
     found = []
     for now, code in ((1.0, away), (10.0, full), (30.0, away), (51.0, away)):
         monkeypatch.setattr(transport.time, "monotonic", lambda now=now: now)
-        found.append(type(channel._told(Refused(code), 1.0)))
+        found.append(type(channel._told(Refused(code), 1.0, False)))
     assert found == [TrunkBusy, TrunkBusy, TrunkBusy, TrunkLost]
