@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from atlas_flwr.config import RunConfig
     from atlas_flwr.serving import Chosen, Decoding, Prompts, Served
     from atlas_flwr.split import SplitPlan
-    from atlas_flwr.train.weights import ModelFiles, Outline
+    from atlas_flwr.train.outline import Outline
+    from atlas_flwr.train.weights import ModelFiles
     from atlas_flwr.trunk.transports.access import Access
 
 __all__ = ["Ready", "add_adapters", "add_decoding", "ready"]

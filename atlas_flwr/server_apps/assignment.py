@@ -33,7 +33,7 @@ from atlas_flwr.errors import BudgetError
 from atlas_flwr.protocol.profile import Assigned, Profile
 from atlas_flwr.remedies import remembered_steps
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.train.weights import Outline
+from atlas_flwr.train.outline import Outline
 from atlas_flwr.types import Role
 from atlas_flwr.wire import codec_named, encode_tensors
 

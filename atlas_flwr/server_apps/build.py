@@ -38,7 +38,8 @@ from atlas_flwr.strategies import (
     SplitLora,
 )
 from atlas_flwr.train.initial import initial_state, initial_vectors
-from atlas_flwr.train.weights import ModelFiles, Outline
+from atlas_flwr.train.outline import Outline
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint
 from atlas_flwr.trunk.transports.watching import Calls
 

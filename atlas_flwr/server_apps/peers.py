@@ -32,7 +32,7 @@ from atlas_flwr.report.events import (
 from atlas_flwr.server_apps.assignment import DeviceRule
 from atlas_flwr.server_apps.build import RunContext, covering_plan
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.train.weights import Outline
+from atlas_flwr.train.outline import Outline
 from atlas_flwr.trunk import Endpoint, Limits
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts
 from atlas_flwr.trunk.hosts.peer_model import PeerModel

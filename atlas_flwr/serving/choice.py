@@ -22,7 +22,8 @@ from atlas_flwr.server_apps.export import SUMMARY_FILE
 from atlas_flwr.server_apps.model_card import TASKS_FILE
 from atlas_flwr.serving.prompts import PromptForm
 from atlas_flwr.split import SplitPlan
-from atlas_flwr.train.weights import ModelFiles, Outline
+from atlas_flwr.train.outline import Outline
+from atlas_flwr.train.weights import ModelFiles
 
 __all__ = ["Choice", "Chosen", "chosen"]
 

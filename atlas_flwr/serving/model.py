@@ -16,7 +16,8 @@ from atlas_flwr.serving.lasting import LastingTrunk
 from atlas_flwr.serving.trunks import answering
 from atlas_flwr.split import SplitModel, SplitPlan
 from atlas_flwr.train.model import adapted_split
-from atlas_flwr.train.weights import ModelFiles, Outline
+from atlas_flwr.train.outline import Outline
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import FramedTrunk, TrunkHost, connect
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.types import OptimizerSpec

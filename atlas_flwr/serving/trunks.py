@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from atlas_flwr.split import SplitPlan
+from atlas_flwr.train.outline import Outline
 from atlas_flwr.train.same_model import owned_elsewhere
-from atlas_flwr.train.weights import ModelFiles, Outline
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk import Endpoint, TrunkSource, serve_local
 from atlas_flwr.trunk.transports.access import Access
 

@@ -12,7 +12,8 @@ from typing import Any
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.split.tensors import CheckpointTensors
-from atlas_flwr.train.weights import ModelFiles, Outline
+from atlas_flwr.train.outline import Outline
+from atlas_flwr.train.weights import ModelFiles
 from atlas_flwr.trunk.host import Endpoint
 from atlas_flwr.trunk.transports.access import Access
 from atlas_flwr.trunk.transports.owner_requests import Served

@@ -25,8 +25,8 @@ from atlas_flwr.train.alignment import StartingPoint
 from atlas_flwr.train.allocation_meter import LiveBytes
 from atlas_flwr.train.footprint import trace_footprint
 from atlas_flwr.train.initial import initial_state, initial_vectors
+from atlas_flwr.train.outline import Outline
 from atlas_flwr.train.step import Step, batch_loss, task_loss
-from atlas_flwr.train.weights import Outline
 from atlas_flwr.trunk import SessionSpec, TrunkEngine
 from atlas_flwr.types import TrunkCall, TrunkClient
 from tests.families import FAMILIES, UNKNOWN_TO_PEFT, build

@@ -11,7 +11,7 @@ from atlas_flwr.protocol.profile import Assigned
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.strategies import Atlas
 from atlas_flwr.train.initial import initial_state
-from atlas_flwr.train.weights import Outline
+from atlas_flwr.train.outline import Outline
 from atlas_flwr.trunk.transports.ray import TrunkSource, start_ray_trunk
 from atlas_flwr.types import OptimizerSpec
 

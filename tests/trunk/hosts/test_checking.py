@@ -14,7 +14,7 @@ from atlas_flwr.errors import TrunkError
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitModel, SplitPlan, load_parts
 from atlas_flwr.split.cut import skeleton
-from atlas_flwr.train.weights import Outline
+from atlas_flwr.train.outline import Outline
 from atlas_flwr.trunk import EngineTrunk, SessionSpec, SkippingTrunk
 from atlas_flwr.trunk.hosts.checking import CheckedTrunk
 from atlas_flwr.trunk.hosts.own_trunk import OwnTrunk
