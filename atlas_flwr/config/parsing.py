@@ -29,7 +29,7 @@ UNITS = {
     "TIB": 2**40,
 }
 BITS = {"KBIT/S": 1e3, "MBIT/S": 1e6, "GBIT/S": 1e9}
-SIZE = re.compile(r"(\d{1,30}(?:\.\d+)?)\s*([A-Za-z]+)")  # more is no number
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]bit/s)", re.IGNORECASE)
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII)
 CUT = re.compile(r"(\d+)/(\d+|-)")
@@ -54,14 +54,13 @@ def parse_bytes(text: str) -> int:
         When it is not a positive number with a unit.
     """
     match = SIZE.fullmatch(text.strip())
-    unit = UNITS.get(match[2].upper()) if match else None
-    size = int(float(match[1]) * unit) if match and unit else 0
-    if size < 1:
+    size = float(match[1]) * UNITS.get(match[2].upper(), 0) if match else 0.0
+    if not 1 <= size < math.inf:
         raise ValueError(
             f"{text!r} is not a byte size: write a positive number and a unit "
             "(B, KB, MB, GB, TB, KiB, MiB, GiB or TiB), e.g. 320MiB"
         )
-    return size
+    return int(size)
 
 
 def parse_lent(text: str) -> int:
