@@ -2,13 +2,14 @@
 """A session for a model that is asked now and then: it outlives its trunk's patience.
 
 A trunk forgets sessions that are idle for long (:class:`~atlas_flwr.trunk.Limits`). One
-that only answers has learned nothing that could be lost: its adapters are here, and of
-texts all is sent again (:class:`~atlas_flwr.split.split_cache.SplitCache`).
+that only answers has learned nothing that could be lost: its adapters are here, and its
+texts are sent again (:class:`~atlas_flwr.split.split_cache.SplitCache`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,12 +33,12 @@ class LastingTrunk(PassingTrunk):
     ----------
     trunk : FramedTrunk
         The session of now.
-    opened : Callable[[], FramedTrunk]
+    reopen : Callable[[], FramedTrunk]
         Opens another, with the same adapters.
     """
 
     trunk: FramedTrunk
-    opened: Callable[[], FramedTrunk]
+    reopen: Callable[[], FramedTrunk]
 
     def forward(self, call: TrunkCall) -> Tensor:
         """Run the trunk's blocks."""
@@ -50,15 +51,13 @@ class LastingTrunk(PassingTrunk):
         return self._asked(lambda trunk: trunk.loss(call, labels, logits_to_keep))
 
     def extend(self, call: TrunkCall, place: Continuation, keep: int = 0) -> Tensor:
-        """Go on with texts; of a new session the cache is lost, which it says."""
+        """Go on with texts; a new session has no cache of them, and says so."""
         return self._asked(lambda trunk: trunk.extend(call, place, keep))
 
     def forget(self, texts: int) -> None:
-        """Free what the trunk keeps of texts: with a session that is gone it is."""
-        try:
+        """Free what the trunk keeps of texts; a session that is gone keeps nothing."""
+        with suppress(SessionError):
             self.trunk.forget(texts)
-        except SessionError:
-            return
 
     def close(self) -> None:
         """Close the connection."""
@@ -68,11 +67,11 @@ class LastingTrunk(PassingTrunk):
         try:
             return ask(self.trunk)
         except SessionError:
-            self._open()
+            self._begin_anew()
         return ask(self.trunk)
 
-    def _open(self) -> None:
+    def _begin_anew(self) -> None:
         meter = self.trunk.meter
         self.trunk.close()
-        self.trunk = self.opened()
-        self.trunk.meter = meter
+        self.trunk = self.reopen()
+        self.trunk.meter = meter  # who shows the bytes goes on with its count

@@ -88,21 +88,21 @@ def served(
             outline.num_layers,
         )
 
-        def opened() -> FramedTrunk:
+        def open_session() -> FramedTrunk:
             return connect(
                 endpoint.address,
                 sessions.open(SESSION, plan, picked.state),
                 ca=endpoint.ca or None,
-                codec=config.recorded_codec,  # what it answers is no question of speed
+                codec=config.recorded_codec,  # the same answers, however fast a link
                 spares_padding=True,
                 shown=endpoint.shown,
             )
 
-        def again() -> FramedTrunk:
+        def reopen() -> FramedTrunk:
             host.ping()  # one that was started anew may hold another model
-            return opened()
+            return open_session()
 
-        with closing(LastingTrunk(opened(), again)) as link:
+        with closing(LastingTrunk(open_session(), reopen)) as link:
             parts = files.parts(plan)
             mine = sessions.on_client(plan, picked.state)
             scaling = Scaling(config.lora_alpha, config.use_rslora)
