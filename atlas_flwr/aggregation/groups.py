@@ -274,10 +274,13 @@ class ClusterAdapters:
 
     def mix(self, names: Sequence[str], matrix: NDArray[np.float64]) -> None:
         """Let groups take of each other, by a matrix in the order of their names."""
-        chosen = {name: self.groups[name] for name in names}
-        room = self._room(names)
-        how = self.rule.max_rank, room, self.rule.rescales
-        self.groups |= mixed(chosen, matrix, *how)
+        self.groups |= mixed(
+            {name: self.groups[name] for name in names},
+            matrix,
+            max_rank=self.rule.max_rank,
+            room=self._room(names),
+            products=self.rule.rescales,
+        )
         if names:
             self._overall = self._together()
 
@@ -327,8 +330,7 @@ class ClusterAdapters:
     def _gathered(self, parts: Sequence[Contribution]) -> AdapterState:
         """Return what clients held, together, in the rule's own form.
 
-        Means of factors are of one basis, in which clients that are at it go on, and so
-        is what they are sent next.
+        Means of factors stay in their basis: clients that are late have trained in it.
         """
         if self.rule.rescales:
             return weighted_sum(parts, self.rule)

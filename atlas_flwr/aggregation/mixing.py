@@ -110,12 +110,12 @@ def mixed(
     room: Room | None = None,
     products: bool = True,
 ) -> dict[str, AdapterState]:
-    """Return sum_l C_kl W_l for every group k, on products, exactly.
+    """Return sum_l C_kl W_l for every group k, exactly.
 
     Parameters
     ----------
     groups : Mapping[str, AdapterState]
-        What each holds; products of any rank.
+        What each holds, at any rank.
     matrix : NDArray
         C, in the order of ``groups``. A layer that some groups have alone is mixed
         among these, their weights scaled up to the sum of the row.
@@ -125,8 +125,8 @@ def mixed(
         Told a layer and the terms of its sum, it returns the rank at which that is
         handed out, or ``None`` for all of it, as without.
     products : bool
-        Whether groups hold products. Means of factors are mixed factor by factor, as in
-        the paper, so that they stay in the basis in which their clients are.
+        Whether W is the product B A. Otherwise it is A and B, each by itself: means of
+        factors are mixed so, as in the paper, and stay in their clients' basis.
     """
     names, states = list(groups), list(groups.values())
     if np.array_equal(matrix, np.eye(len(names))):
@@ -145,7 +145,7 @@ def averaged(
     room: Room | None = None,
     products: bool = True,
 ) -> AdapterState:
-    """Return share W_before + (1 - share) W_after: a moving average, on products.
+    """Return share W_before + (1 - share) W_after: a moving average.
 
     Parameters
     ----------

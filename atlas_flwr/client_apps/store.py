@@ -53,7 +53,7 @@ class ClientStore:
         client : int
             Its number.
         saved : Sequence[int]
-            See the class; of no use to who saves nothing.
+            See the class; only :meth:`save` reads it.
 
         Raises
         ------
@@ -98,12 +98,9 @@ class ClientStore:
         return read_arrays(self.path / f"{name}-{max(rounds)}.npz", LOST)
 
     def _to_resume(self, rounds: Sequence[int]) -> Iterator[int]:
-        """Yield the rounds that a run which goes on from a checkpoint begins with.
-
-        The server keeps its last two, and the second where the first is damaged.
-        """
-        for saved in self.saved:
-            if known := [number for number in rounds if number <= saved]:
+        """Yield the round whose arrays a run needs that goes on from a checkpoint."""
+        for checkpoint in self.saved:
+            if known := [number for number in rounds if number <= checkpoint]:
                 yield max(known)
 
     def _rounds(self, name: str) -> list[int]:

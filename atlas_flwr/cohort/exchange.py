@@ -260,7 +260,7 @@ class Exchange:
             self.alphas[client] = scaling.alpha
         if sent is not None and scaling != written and _has_product(sent, own):
             # It began with another product than its group holds, as one that is late.
-            is_late, sent = True, _loaded(sent, own, written, scaling)
+            is_late, sent = True, _as_loaded(sent, own, written, scaling)
         return Contribution(client, weight, state, sent, late=is_late)
 
     def _collected(
@@ -276,13 +276,17 @@ class Exchange:
 
 
 def _has_product(state: AdapterState, layers: Collection[str]) -> bool:
+    """Tell if an adapter of these layers is not 0, so that its scale matters."""
     return any(bool(f.B.any()) for n, f in state.factors.items() if n in layers)
 
 
-def _loaded(
+def _as_loaded(
     sent: AdapterState, layers: Collection[str], written: Scaling, own: Scaling
 ) -> AdapterState:
-    """Return what a client had of layers that were written for another scale."""
+    """Return what a client made of layers that were written for another scale.
+
+    It took their numbers as they came, and multiplied them by its own scale.
+    """
     factors = dict(sent.factors)
     for name in factors.keys() & layers:
         found, rank = factors[name], factors[name].rank

@@ -80,7 +80,7 @@ class TrunkSessions:
     started: Callable[[str, int, AdapterState], None] = lambda *_: None
     _tokens: dict[str, str] = field(default_factory=dict)
     _shared: set[str] = field(default_factory=set)
-    _common: SplitPlan | None = None  # the cut of those who train one adapter
+    _shared_plan: SplitPlan | None = None  # the cut of those who train one adapter
 
     def open(
         self,
@@ -105,7 +105,7 @@ class TrunkSessions:
         self.close(client)
         mine = self.on_trunk(plan, state)
         shared = ALL if self.shared and mine.factors else ""
-        self._common = plan if shared else self._common
+        self._shared_plan = plan if shared else self._shared_plan
         live, folds = self._folds(mine, source)
         merge = self.merge if shared else 1
         spec = SessionSpec(
@@ -186,8 +186,9 @@ class TrunkSessions:
 
     def common(self, state: AdapterState) -> AdapterState:
         """Return what of ``state`` all train as one; nothing where each has its own."""
-        plan = self._common
-        return AdapterState() if plan is None else self.on_trunk(plan, state)
+        if self._shared_plan is None:
+            return AdapterState()
+        return self.on_trunk(self._shared_plan, state)
 
     def personal(self, plan: SplitPlan, state: AdapterState) -> PersonalLayers | None:
         """Return what of ``state`` a client keeps to itself, if anything."""

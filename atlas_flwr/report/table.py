@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 MISSING = "–"
-HUGE = 1e9
+HUGE = 1e9  # from here on a number is written with an exponent
 SCORE_COLUMNS = ("score", "untrained", "trained")
 
 
@@ -45,7 +45,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{value:.{digits}{'f' if abs(value) < HUGE else 'e'}}"
+    kind = "f" if abs(value) < HUGE else "e"
+    return f"{value:.{digits}{kind}}"
 
 
 def as_text(

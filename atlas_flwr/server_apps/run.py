@@ -204,8 +204,9 @@ class Run:
             every, last = config.checkpoint_every, number == config.num_rounds
             if every and (last or number % every == 0):
                 save_checkpoint(self.folder.checkpoint_dir, rounds.saved)
-                for each in (train, evaluate):
-                    each.update(self._messages())
+                saved_now = saved_rounds(self.folder.checkpoint_dir)
+                for messages in (train, evaluate):
+                    messages[keys.SAVED_ROUNDS] = saved_now
             progress.end_round()
             self._report()
 

@@ -36,7 +36,7 @@ def device_problems(key: str, name: str) -> list[str]:
         return []
     gpu = GPU.fullmatch(name)
     if gpu is None:
-        return [f"{key}={name!r}: is no device; write cpu, cuda or, of several, cuda:1"]
+        return [f"{key}={name!r} is no device; write cpu, cuda or, of several, cuda:1"]
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         if int(gpu[1] or 0) < count:
