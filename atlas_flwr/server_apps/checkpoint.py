@@ -79,7 +79,9 @@ def _write(folder: Path, draft: Path, checkpoint: Checkpoint) -> None:
     save_file(whole, draft / _TENSORS)
     values = {
         "round": checkpoint.round,
-        "arrays": list(checkpoint.arrays),  # safetensors sorts; sums keep their order
+        # safetensors sorts, and a sum of floats depends on its order.
+        "arrays": list(checkpoint.arrays),
+        "state": list(checkpoint.state),
         "strategy": dict(checkpoint.values),
     }
     (draft / _VALUES).write_text(json.dumps(values), encoding="utf-8")
@@ -118,6 +120,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if key.startswith(_THEIRS)
     }
     record = ArrayRecord({key: arrays[key] for key in values["arrays"]})
+    order = values.get("state", state)  # not in older ones
+    state = {key: state[key] for key in order}
     return Checkpoint(values["round"], record, state, values["strategy"])
 
 

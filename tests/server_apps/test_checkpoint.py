@@ -23,7 +23,8 @@ def saved(folder, *rounds):
     for number in rounds:
         value = np.full((3, 2), number, np.float32)
         arrays = ArrayRecord({"b": Array(value), "a": Array(-value)})
-        save_checkpoint(folder, Checkpoint(number, arrays, {"m": value}, {"k": number}))
+        state = {"m": value, "c": value}
+        save_checkpoint(folder, Checkpoint(number, arrays, state, {"k": number}))
     return folder
 
 
@@ -31,6 +32,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     found = load_checkpoint(saved(tmp_path, 1, 2))
     assert found.round == 2
     assert list(found.arrays) == ["b", "a"]
+    assert list(found.state) == ["m", "c"]  # a sum of floats depends on its order
     assert (found.arrays["a"].numpy() == -2).all()
     assert (found.state["m"] == 2).all()
     assert found.values == {"k": 2}
