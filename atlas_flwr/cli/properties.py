@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from atlas_flwr.report import RunFolder, dealt_to
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_flwr.data import Example, Task
+    from atlas_flwr.data import Example, Shard, Task
     from atlas_flwr.privacy import Score
     from atlas_flwr.privacy.attacks.base import Shadows, SketchAttack
 
@@ -28,8 +28,8 @@ __all__ = [
     "shares_of",
 ]
 
-TEXTS = 600  # of each task that the attacker thinks possible, the clients' among them
-FEWEST = 100  # that are left of them, or further ones are taken
+TEXTS = 600  # looked at first of each task that the attacker thinks possible
+FEWEST = 100  # wanted among these that are no client's; else further ones are taken
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Properties:
             list(dict.fromkeys((*config.task_list, *PUBLIC))),
             {client: config.task_of(int(client)) for client in clients},
             {c: shares_of(shard.task, shard.train) for c, shard in shards.items()},
-            frozenset(e.text for shard in shards.values() for e in shard.train),
+            _texts_of(shards.values()),
         )
 
     def scores(
@@ -145,21 +145,27 @@ def public_halves(
 
 
 def check_public(folder: RunFolder, clients: Sequence[str]) -> None:
-    """Want texts to make up clients of, before longer work begins.
+    """Refuse a run whose clients leave no texts to make up others of.
+
+    It is quick, and to be called before longer work begins. Whether texts have changed
+    since the run is said later, by :meth:`Properties.of`.
 
     Raises
     ------
     DataError
-        If the clients' own leave none.
+        If it is so of a task.
     """
     from atlas_flwr.client_apps.identity import Identity
     from atlas_flwr.data import load_task
 
     config, count = folder.config(), dealt_to(folder)
-    shards = [Identity(int(c), count, None).shard(config) for c in clients]
-    told = frozenset(e.text for shard in shards for e in shard.train)
+    told = _texts_of(Identity(int(c), count, None).shard(config) for c in clients)
     for name in config.task_list:
         public_halves(load_task(name), told, config.seed)
+
+
+def _texts_of(shards: Iterable[Shard]) -> frozenset[str]:
+    return frozenset(e.text for shard in shards for e in shard.train)
 
 
 def in_some_balance(

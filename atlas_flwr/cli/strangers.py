@@ -19,7 +19,7 @@ Name = tuple[int, ...]
 
 
 def told_of(config: RunConfig, found: Sequence[Recording]) -> frozenset[Name]:
-    """Return by what the texts are known again that a run has recorded."""
+    """Return the names of the texts that a run has recorded."""
     return frozenset(
         _name(config.task_of(int(recording.client)), text)
         for recording in found
@@ -47,11 +47,11 @@ def texts_of_others(
     told : frozenset[tuple[int, ...]]
         See :func:`told_of`.
     defence : Defence
-        What clients do to their texts, by which they are known again as well.
+        What clients do to their texts: as changed by it they are looked for, too.
     seed : int
         Of their order.
     prompt : bool
-        Whether a label is left out.
+        Whether batches are made without the label.
 
     Yields
     ------
@@ -85,7 +85,7 @@ def texts_of_others(
 
 
 def _pieces(collate: Collator, example: Example, prompt: bool) -> list[Batch]:
-    """Collate a text as clients do, which cut those of completions."""
+    """Collate a text as clients do: a completion in the pieces that it is cut into."""
     from atlas_flwr.data.completions import CompletionCollator
 
     cut = collate.cut(example) if isinstance(collate, CompletionCollator) else None
@@ -99,9 +99,9 @@ def _known_by(task: str, batches: Sequence[Batch]) -> Iterator[Name]:
 
 
 def _name(task: str, text: Truth) -> Name:
-    """Return by what a text is known again: its prompt, whatever was answered.
+    """Return what a text is recognised by: its prompt, whatever was answered.
 
-    Of a completion, all of which is learned, that is the whole.
+    A completion has no prompt, as all of it is learned: it is its own name.
     """
     from atlas_flwr.data import load_task
 

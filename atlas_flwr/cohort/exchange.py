@@ -259,7 +259,8 @@ class Exchange:
         if scaling.alpha is not None and keys.ALPHA in metrics:
             self.alphas[client] = scaling.alpha
         if sent is not None and scaling != written and _has_product(sent, own):
-            # It began with another product than its group holds, as one that is late.
+            # It trained on another product than its group holds: as of a late one,
+            # its change alone is taken.
             is_late, sent = True, _as_loaded(sent, own, written, scaling)
         return Contribution(client, weight, state, sent, late=is_late)
 

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 __all__ = ["best_names", "right_by_chance"]
 
-DEALS = 200
+DEALS = 200  # their mean has a standard error of 0.02 with 4 texts, 0.01 with 8
 
 
 def best_names(
@@ -47,9 +47,10 @@ def right_by_chance(
     labels: Sequence[Sequence[int]],
     seed: int,
 ) -> float:
-    """Return the share that is named right of groups that say nothing, on average.
+    """Return the share that :func:`best_names` gets right of groups drawn by lot.
 
-    Whoever names groups as is best gets more than by any guess, of few texts by much.
+    That is more than a guess gets, since the best names are chosen after the truth is
+    known; much more where texts are few.
 
     Parameters
     ----------
