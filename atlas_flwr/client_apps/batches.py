@@ -25,8 +25,8 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
-from atlas_flwr.data.batches import sample_examples
 from atlas_flwr.data.collation import collator_of
+from atlas_flwr.data.drawing import sample_examples
 from atlas_flwr.data.label_counts import LOOKED_AT, most_labels
 from atlas_flwr.remedies import ClientHooks
 from atlas_flwr.seeds import derive_seed

@@ -11,11 +11,9 @@ if TYPE_CHECKING:
         CausalCollator,
         ClassifierCollator,
         Collator,
-        by_length,
-        in_order,
-        sample_batches,
     )
     from atlas_flwr.data.cache import cache_folder
+    from atlas_flwr.data.drawing import by_length, in_order, sample_batches
     from atlas_flwr.data.models import ModelSource, resolve_model, tokenizer_of
     from atlas_flwr.data.next_token import NextTokenCollator
     from atlas_flwr.data.preparation import prepare
@@ -64,16 +62,16 @@ __getattr__, __dir__ = attach(
         "NextTokenCollator": "next_token",
         "Shard": "shards",
         "Task": "tasks",
-        "by_length": "batches",
+        "by_length": "drawing",
         "cache_folder": "cache",
-        "in_order": "batches",
+        "in_order": "drawing",
         "load_examples": "tasks",
         "load_task": "tasks",
         "majority_accuracy": "shards",
         "make_shard": "shards",
         "prepare": "preparation",
         "resolve_model": "models",
-        "sample_batches": "batches",
+        "sample_batches": "drawing",
         "task_names": "tasks",
         "tokenizer_of": "models",
     },

@@ -6,7 +6,6 @@ Shapes: B examples, T tokens.
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -36,10 +35,6 @@ __all__ = [
     "ClassifierCollator",
     "Collator",
     "TokenChange",
-    "by_length",
-    "in_order",
-    "sample_batches",
-    "sample_examples",
 ]
 
 # From texts' tokens to others, as many of each text.
@@ -334,51 +329,6 @@ class ClassifierCollator(Collator):
         flat = [token for row in self._change(own) for token in row]
         read[text] = torch.tensor(flat, dtype=ids.dtype)
         return read
-
-
-def sample_batches(
-    examples: Sequence[Example],
-    collate: Collator,
-    *,
-    batch_size: int,
-    steps: int,
-    seed: int,
-) -> Iterator[Batch]:
-    """Yield exactly ``steps`` batches, passing over the examples in shuffled epochs."""
-    drawn = sample_examples(examples, batch_size=batch_size, steps=steps, seed=seed)
-    yield from map(collate, drawn)
-
-
-def sample_examples(
-    examples: Sequence[Example], *, batch_size: int, steps: int, seed: int
-) -> Iterator[list[Example]]:
-    """Yield the examples of each of :func:`sample_batches`'s batches."""
-    if not examples:
-        raise DataError("there is no example to draw a batch from")
-    rng = random.Random(seed)
-    queue: list[Example] = []
-    for _ in range(steps):
-        while len(queue) < batch_size:
-            queue += rng.sample(list(examples), len(examples))
-        yield queue[:batch_size]
-        del queue[:batch_size]
-
-
-def in_order(
-    examples: Sequence[Example], collate: Collator, batch_size: int
-) -> Iterator[Batch]:
-    """Yield prompts of every example once, for evaluation.
-
-    Texts of like length share a batch, so that little of it is padding.
-    """
-    ordered = by_length(examples)
-    for start in range(0, len(ordered), batch_size):
-        yield collate(ordered[start : start + batch_size], prompt=True)
-
-
-def by_length(examples: Sequence[Example]) -> list[Example]:
-    """Return examples in the order in which :func:`in_order` takes them."""
-    return sorted(examples, key=lambda example: example.length)
 
 
 def _adds_blank(tokenizer: Any) -> bool:

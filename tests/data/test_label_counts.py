@@ -14,8 +14,9 @@ from atlas_flwr.data import (
     sample_batches,
     tokenizer_of,
 )
-from atlas_flwr.data.batches import CausalCollator, sample_examples
+from atlas_flwr.data.batches import CausalCollator
 from atlas_flwr.data.completions import CompletionCollator
+from atlas_flwr.data.drawing import sample_examples
 from atlas_flwr.data.label_counts import most_labels, usual_labels
 from atlas_flwr.data.responses import GenerationCollator
 from atlas_flwr.types import NO_LABEL
