@@ -251,7 +251,7 @@ class TrunkEngine:
         return self._table.check(token, holder)
 
     def idle(self, token: str) -> float:
-        """Return for how many seconds nobody called a session (see the table)."""
+        """Return for how many seconds nobody called a session; infinite if gone."""
         return self._table.idle(token)
 
     def count_bytes(self, received: int, sent: int) -> None:

@@ -214,7 +214,7 @@ class Session:
         """Let other threads read what it keeps now."""
         self.load = self.log.load
         self.remembered_bytes = self.log.remembered_bytes
-        # A vanilla session has none open at any time.
+        # Of a vanilla session that tells nothing: it never has a step open.
         rests = self.spec.plan.tail is not None and not self.load.passes
         has_all = self.spec.steps <= self.log.last + 1
         self.is_done = self.spec.steps > 0 and (has_all or rests)

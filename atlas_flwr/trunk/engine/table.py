@@ -172,7 +172,7 @@ class SessionTable:
     def shared(self, name: str) -> Learner | None:
         """Return what the open sessions of this name train, if there are any.
 
-        A call that outlives its session keeps that from nobody.
+        A session that was closed counts no more, though a call of it may still run.
         """
         with self._lock:
             mates = (s for s in self._sessions.values() if s.spec.shared == name)
@@ -294,9 +294,9 @@ class SessionTable:
     def admit(self, session: Session, step: int, nbytes: int = 0) -> None:
         """Count one pass more for a session that is in use.
 
-        One before a step of the session that is open already is never refused: of
-        batches in flight together the later wait for the earlier, and would keep those
-        of all sessions out between them.
+        One before a step of the session that is open already is never refused. Of
+        batches in flight together the later wait for the earlier: were those refused,
+        the later ones of several sessions could fill the limit, and wait without end.
 
         Parameters
         ----------

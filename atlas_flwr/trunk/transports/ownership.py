@@ -206,7 +206,7 @@ class OwnerService:
         return b""
 
     def _is_silent(self, run: _Run, now: float) -> bool:
-        """Tell if neither a run nor its clients, in a long round, say a word."""
+        """Tell if neither a run nor a client of its sessions has called for long."""
         called = [self.engine.idle(token) for token in list(run.tokens)]
         return min([now - run.heard, *called]) > SILENT
 
