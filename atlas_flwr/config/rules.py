@@ -13,14 +13,18 @@ from pathlib import Path
 
 from atlas_flwr.config.adaptation import MAX_RANK
 from atlas_flwr.config.adapters import adapter_fits_method
+from atlas_flwr.config.cluster_rules import (
+    clusters_agree,
+    clusters_are_balanced,
+    clusters_are_large_enough,
+    decay_has_a_mixing,
+    mira_has_a_pull,
+)
 from atlas_flwr.config.flight_rules import batches_can_overlap
+from atlas_flwr.config.late_rules import late_updates_are_met
 from atlas_flwr.config.limit_rules import strategy_reads_it, within_limits
 from atlas_flwr.config.parsing import parse_bytes, parse_cut, split_list
 from atlas_flwr.config.peer_rules import peers_can_carry
-from atlas_flwr.config.round_rules import (
-    clusters_are_large_enough,
-    late_updates_are_met,
-)
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.config.scoring import shown_are_written
 from atlas_flwr.config.single_replies import sums_are_enough
@@ -141,58 +145,6 @@ def cut_fits_split(config: RunConfig) -> Iterator[Problem]:
             ("cut", "split"),
             f"cut={config.cut!r} has no tail, and split='u-shaped' ends the model on "
             f"the client: write cut='{head}/1', or split='vanilla'",
-        )
-
-
-def clusters_agree(config: RunConfig) -> Iterator[Problem]:
-    """Want numbers about clusters to agree, and clustering for them."""
-    if config.num_clusters > config.max_clusters:
-        yield Problem(
-            ("num-clusters", "max-clusters"),
-            f"num-clusters={config.num_clusters}: more than max-clusters="
-            f"{config.max_clusters}; lower it or raise max-clusters",
-        )
-    if config.clustering != "none":
-        return
-    for key, value in (
-        ("num-clusters", config.num_clusters),
-        ("recluster-every", config.recluster_every),
-    ):
-        if value > 0:
-            yield Problem(
-                ("clustering", key),
-                f"{key}={value}: clustering='none' keeps all clients in one cluster; "
-                f"set {key}=0, or clustering='kmeans'",
-            )
-
-
-def clusters_are_balanced(config: RunConfig) -> Iterator[Problem]:
-    """Want clusters where they are to be of one size."""
-    if config.balanced_clusters and config.clustering == "none":
-        yield Problem(
-            ("clustering", "balanced-clusters"),
-            "balanced-clusters=true: clustering='none' keeps all clients in one "
-            "cluster; leave it out, or set clustering='kmeans'",
-        )
-
-
-def decay_has_a_mixing(config: RunConfig) -> Iterator[Problem]:
-    """Want something that decays."""
-    if config.mixing_decay > 0 and config.mixing == 0:
-        yield Problem(
-            ("mixing-decay", "mixing"),
-            f"mixing-decay={config.mixing_decay}: with mixing=0.0 there is nothing to "
-            "decay; set mixing above 0, or mixing-decay=0.0",
-        )
-
-
-def mira_has_a_pull(config: RunConfig) -> Iterator[Problem]:
-    """Want a graph step in MIRA: without, it is local training."""
-    if config.strategy == "mira" and config.mixing == 0:
-        yield Problem(
-            ("strategy", "mixing"),
-            "mixing=0.0: mira without its graph step is local training; set it above "
-            "0, e.g. mixing=0.5",
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what is said of late updates and of small clusters can happen."""
+"""Whether what is said of late updates can happen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from atlas_flwr.config.schema import RunConfig
 from atlas_flwr.options import Problem
 
-__all__ = ["clusters_are_large_enough", "late_updates_are_met"]
+__all__ = ["late_updates_are_met"]
 
 
 def late_updates_are_met(config: RunConfig) -> Iterator[Problem]:
@@ -38,40 +38,6 @@ def late_updates_are_met(config: RunConfig) -> Iterator[Problem]:
                 f"{key}={value}: with {because} all that is late is dropped, and "
                 "nothing reads it; leave it out",
             )
-
-
-def clusters_are_large_enough(config: RunConfig) -> Iterator[Problem]:
-    """Want so many clients, and sums, where clusters are to have so many at least."""
-    least = config.min_cluster_size
-    if least > config.min_available_nodes:
-        yield Problem(
-            ("min-cluster-size", "min-available-nodes"),
-            f"min-cluster-size={least}: a round may begin with fewer clients, by "
-            f"min-available-nodes={config.min_available_nodes}; raise that to {least} "
-            "or more",
-        )
-    drawn = int(config.min_available_nodes * config.fraction_train)
-    drawn = max(drawn, config.min_train_nodes)
-    if drawn < least <= config.min_available_nodes:
-        yield Problem(
-            ("min-cluster-size", "min-train-nodes", "fraction-train"),
-            f"min-cluster-size={least}: with fraction-train={config.fraction_train} "
-            f"and min-train-nodes={config.min_train_nodes} a round may draw {drawn} of "
-            f"{config.min_available_nodes} clients to train; raise min-train-nodes to "
-            f"{least} or more",
-        )
-    if least > 1 and config.aggregation == "none":
-        yield Problem(
-            ("min-cluster-size", "aggregation"),
-            f"min-cluster-size={least}: with aggregation='none' no updates are added "
-            "up; leave it out",
-        )
-    if least > 1 and config.balanced_clusters:
-        yield Problem(
-            ("min-cluster-size", "balanced-clusters"),
-            f"min-cluster-size={least}: joined clusters are not balanced; leave one of "
-            "the two out, and give balanced ones num-clusters",
-        )
 
 
 def _dropping(config: RunConfig) -> Iterator[str]:
