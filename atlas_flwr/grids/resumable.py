@@ -14,9 +14,22 @@ from numpy.typing import NDArray
 
 from atlas_flwr.seeds import derive_seed
 
-__all__ = ["Resumable", "Stateful"]
+__all__ = ["Resumable", "Stateful", "seed_draws"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+def seed_draws(seed: int, what: str, server_round: int) -> None:
+    """Seed Python's global generator, from which Flower's own strategies draw nodes.
+
+    Parameters
+    ----------
+    seed, server_round : int
+        Of the run; 0 is the round before training.
+    what : str
+        ``"train"`` or ``"evaluate"``.
+    """
+    random.seed(derive_seed(seed, what, server_round))
 
 
 @runtime_checkable
@@ -81,7 +94,7 @@ class Resumable(Strategy):
         """Configure the next round of training."""
         self.arrays = arrays
         actual = server_round + self.offset
-        random.seed(derive_seed(self.seed, "train", actual))
+        seed_draws(self.seed, "train", actual)
         return self.inner.configure_train(actual, arrays, config, grid)
 
     def aggregate_train(
@@ -101,7 +114,7 @@ class Resumable(Strategy):
         actual = server_round + self.offset
         if actual % self.evaluate_every and actual != self.last_round:
             return []
-        random.seed(derive_seed(self.seed, "evaluate", actual))
+        seed_draws(self.seed, "evaluate", actual)
         return self.inner.configure_evaluate(actual, arrays, config, grid)
 
     def aggregate_evaluate(

@@ -21,7 +21,7 @@ from atlas_flwr.grids.mending import MendingGrid
 from atlas_flwr.grids.progress import ProgressGrid
 from atlas_flwr.grids.quorum import QuorumGrid
 from atlas_flwr.grids.recording import RecordingGrid
-from atlas_flwr.grids.resumable import Resumable, Stateful
+from atlas_flwr.grids.resumable import Resumable, Stateful, seed_draws
 from atlas_flwr.grids.secure import SecureGrid
 from atlas_flwr.log import log
 from atlas_flwr.protocol import keys
@@ -255,6 +255,7 @@ class Run:
     def _evaluate_untrained(
         self, grid: Grid, inner: Strategy, arrays: ArrayRecord, config: ConfigRecord
     ) -> None:
+        seed_draws(self.config.seed, "evaluate", 0)
         messages = inner.configure_evaluate(0, arrays, config, grid)
         replies = grid.send_and_receive(messages, timeout=self.config.round_timeout)
         inner.aggregate_evaluate(0, replies)

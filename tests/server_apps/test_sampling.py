@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 from tests.server_apps.test_run import run, summary
 
@@ -29,3 +30,16 @@ def test_clusters_from_gradients_are_made_anew_as_more_clients_are_known(tmp_pat
     assert len(tasks) == CLIENTS
     pairs = {(clusters[client], tasks[client]) for client in clusters}
     assert len(pairs) == len(set(clusters.values())) == 2
+
+
+def test_who_is_tested_before_training_is_drawn_from_the_seed(tmp_path):
+    """Flower's strategies draw from Python's generator, whatever state it is in."""
+    few = {"fraction_evaluate": 0.25, "min_evaluate_nodes": 1, "num_rounds": 1}
+    tested = []
+    for state in range(2):
+        random.seed(state)
+        name = f"after-{state}"
+        folder = run(tmp_path, nodes=CLIENTS, strategy="fedavg", run_name=name, **few)
+        rounds = summary(folder)["per_round"]
+        tested.append([sorted(r["client_accuracy"]) for r in rounds])
+    assert tested[0] == tested[1]
