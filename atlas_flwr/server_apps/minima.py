@@ -23,6 +23,7 @@ from atlas_flwr.log import log
 
 __all__ = ["Minima", "may_come_later", "with_minima_met"]
 
+LEAST = "min-cluster-size"  # never lowered: it is a promise to clients
 KEYS = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
 POLL = 0.1
 
@@ -62,6 +63,8 @@ class Minima:
         there = sum(str(client) not in left_out for client in range(clients))
         self.there = max(there - refused, able)  # who is refused may be left out, too
         self._given = given
+        least = merged.get(LEAST, 1)
+        self._least = least if isinstance(least, int) else 1
         self._above = {
             key: value
             for key in KEYS
@@ -102,6 +105,12 @@ class Minima:
                     f"wait for ever; lower it to {self.there} at most, or have "
                     f"{value + left_out} clients (-n)"
                 )
+        if self.clients > 0 and self._least > self.there:
+            yield (
+                f"{LEAST}={self._least} with {self.clients} clients{less}: no cluster "
+                f"can have so many; lower it to {self.there} at most, or have "
+                f"{self._least + left_out} clients (-n)"
+            )
 
 
 def may_come_later(grid: Grid) -> bool:
@@ -127,8 +136,8 @@ def with_minima_met(
     profiles, without = roster.profiles.values(), split_list(config.without_clients)
     clients = max((p.partitions for p in profiles), default=0)
     able = sum(profile.client not in without for profile in profiles)
-    values = {key: getattr(config, key.replace("-", "_")) for key in KEYS}
-    merged = {**values, "without-clients": config.without_clients}
+    names = (*KEYS, LEAST, "without-clients")
+    merged = {key: getattr(config, key.replace("-", "_")) for key in names}
     found = Minima(merged, given, clients, roster.refused, able)
     if problems := list(found.problems()):
         raise ConfigError(problems)

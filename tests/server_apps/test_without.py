@@ -77,3 +77,11 @@ def test_nor_for_more_than_were_asked_for_by_name(tmp_path):
         run(tmp_path, without_clients="1,2", min_train_nodes=3)
     with pytest.raises(ConfigError, match="leaves none of the 4 clients"):
         run(tmp_path, without_clients="0,1,2,3")
+
+
+@pytest.mark.parametrize(("nodes", "more"), [(1, {}), (3, {"without_clients": "1,2"})])
+def test_clusters_larger_than_all_clients_are_refused(tmp_path, nodes, more):
+    """Though the minima that nobody asked for are lowered."""
+    told = f"min-cluster-size=2 with {nodes} clients.*lower it to 1 at most, or have"
+    with pytest.raises(ConfigError, match=told):
+        run(tmp_path, nodes=nodes, num_clusters=0, min_cluster_size=2, **more)
