@@ -11,6 +11,7 @@ import torch
 
 from atlas_flwr.data.tokens import left_padded
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.split.unbiased import UNBIASED
 from atlas_flwr.train.step import device_of
 
 __all__ = ["Answer", "Decoding", "answered", "end_ids"]
@@ -25,7 +26,8 @@ class Decoding:
     max_new_tokens : int
         Longest answer.
     temperature : float
-        0: the likeliest token, always; above, tokens are drawn.
+        0: the likeliest token, always; above, tokens are drawn from all. Whatever
+        else the model's ``generation_config`` asks for is left out.
     seed : int
         Of what is drawn.
     drafts : int
@@ -67,6 +69,7 @@ class Decoding:
             "max_new_tokens": self.max_new_tokens,
             "pad_token_id": ends[0] if pad is None and ends else pad,
             "eos_token_id": ends or None,
+            **UNBIASED,
             **(drawn if self.temperature else {"do_sample": False}),
             **({"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}),
         }

@@ -95,6 +95,23 @@ def test_what_it_writes_is_told_by_its_seed_and_nothing_else():
     assert tries(0, 0) == tries(0, 1) != tries(1, 0)
 
 
+def test_it_writes_what_it_thinks_whatever_the_checkpoint_likes_better():
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 200, (9, LENGTH), generator=drawn)
+    known = [
+        KnownText(own, torch.randn(1, WIDTH, generator=drawn), through=THROUGH)
+        for own in ids
+    ]
+    sent = [crossed(0, text.hidden) for text in known]
+    writer = CrossingWriter(knowledge(known, sent), 1)
+    plain = writer.tries(sent[0])
+
+    writer.model.generation_config.suppress_tokens = [*range(3, 200)]
+    writer.model.generation_config.min_p = 0.9
+
+    assert writer.tries(sent[0]) == plain
+
+
 def test_texts_of_steps_of_one_are_held_against_those_of_the_steps_around():
     sent = [crossed(step, torch.zeros(1, WIDTH)) for step in range(10)]
     model = knowledge([], sent).model

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from atlas_flwr.lora import Scaling, attach, linear_names
 from atlas_flwr.privacy.knowledge import Knowledge, KnownText
 from atlas_flwr.privacy.observation import Observation
+from atlas_flwr.split.unbiased import UNBIASED
 
 __all__ = ["CrossingWriter"]
 
@@ -122,8 +123,9 @@ class CrossingWriter(nn.Module):
             "max_new_tokens": max(1, self._knows.longest - len(before)),
             "eos_token_id": self._end,
             "pad_token_id": self._end,
+            **UNBIASED,
         }
-        drawing = {"do_sample": True, "temperature": WARMTH, "top_k": 0, "top_p": 1.0}
+        drawing = {"do_sample": True, "temperature": WARMTH, "top_k": 0}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._knows.seed)
             made = self.model.generate(**common, do_sample=False).tolist()
