@@ -27,7 +27,8 @@ class Decoding:
         Longest answer.
     temperature : float
         0: the likeliest token, always; above, tokens are drawn from all. Whatever
-        else the model's ``generation_config`` asks for is left out.
+        else the model's ``generation_config`` weighs by is left out; tokens that it
+        forbids stay forbidden.
     seed : int
         Of what is drawn.
     drafts : int

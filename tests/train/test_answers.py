@@ -21,14 +21,18 @@ LIKED = [
     {"top_k": 1},
     {"typical_p": 0.01},
     {"epsilon_cutoff": 0.5},
-    {"bad_words_ids": [[token] for token in range(3, 200)]},
-    {"suppress_tokens": [*range(3, 200)]},
 ]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return tokenizer_of(resolve_model("tiny", progress=False))
+
+
+FORBIDDEN = [
+    {"bad_words_ids": [[token] for token in range(3, 200)]},
+    {"suppress_tokens": [*range(3, 200)]},
+]
 
 
 def answers(tokenizer, cut, temperature, liked):
@@ -53,3 +57,10 @@ def test_a_checkpoints_own_likings_change_no_answer(tokenizer, cut, temperature,
     plain = answers(tokenizer, cut, temperature, {})
 
     assert answers(tokenizer, cut, temperature, liked) == plain
+
+
+@pytest.mark.parametrize("forbidden", FORBIDDEN, ids=lambda asked: next(iter(asked)))
+def test_tokens_that_a_checkpoint_forbids_stay_forbidden(tokenizer, forbidden):
+    plain = answers(tokenizer, True, 0.0, {})
+
+    assert answers(tokenizer, True, 0.0, forbidden) != plain
