@@ -79,7 +79,8 @@ def test_one_vector_a_text_is_enough_though_the_head_moves_by_more_than_texts_di
     assert written == 4 * ids.tolist()
 
 
-def test_what_it_writes_is_told_by_its_seed_and_nothing_else():
+def nine_texts():
+    """Texts that an attacker knows, and what crossed of them."""
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 200, (9, LENGTH), generator=drawn)
     known = [
@@ -87,6 +88,11 @@ def test_what_it_writes_is_told_by_its_seed_and_nothing_else():
         for own in ids
     ]
     sent = [crossed(0, text.hidden) for text in known]
+    return known, sent
+
+
+def test_what_it_writes_is_told_by_its_seed_and_nothing_else():
+    known, sent = nine_texts()
 
     def tries(seed, state):
         torch.manual_seed(state)
@@ -96,13 +102,7 @@ def test_what_it_writes_is_told_by_its_seed_and_nothing_else():
 
 
 def test_it_writes_what_it_thinks_whatever_the_checkpoint_likes_better():
-    drawn = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, 200, (9, LENGTH), generator=drawn)
-    known = [
-        KnownText(own, torch.randn(1, WIDTH, generator=drawn), through=THROUGH)
-        for own in ids
-    ]
-    sent = [crossed(0, text.hidden) for text in known]
+    known, sent = nine_texts()
     writer = CrossingWriter(knowledge(known, sent), 1)
     plain = writer.tries(sent[0])
 
