@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.log import log
+from atlas_flwr.ordering import by_number
 from atlas_flwr.protocol import keys
 from atlas_flwr.protocol.profile import Profile
 from atlas_flwr.protocol.replies import reason_of
@@ -161,7 +162,7 @@ class Roster:
         for node, profile in self.profiles.items():
             if node in here and profile.client not in self.without:
                 found[profile.client] = node
-        return [found[client] for client in sorted(found, key=_natural)]
+        return [found[client] for client in sorted(found, key=by_number)]
 
     def client(self, node: int) -> str:
         """Return the id of the client on a node (its node id if it said nothing)."""
@@ -179,9 +180,5 @@ class Roster:
     def sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
         """Sort replies by client, so that sums do not depend on who was faster."""
         return sorted(
-            replies, key=lambda m: _natural(self.client(m.metadata.src_node_id))
+            replies, key=lambda m: by_number(self.client(m.metadata.src_node_id))
         )
-
-
-def _natural(client: str) -> tuple[int, int, str]:
-    return (0, int(client), "") if client.isdecimal() else (1, 0, client)

@@ -13,6 +13,7 @@ from atlas_flwr.aggregation import Contribution
 from atlas_flwr.cohort.exchange import Exchange
 from atlas_flwr.errors import AtlasError, RoundError
 from atlas_flwr.log import log
+from atlas_flwr.ordering import by_number
 from atlas_flwr.protocol.replies import records_of
 from atlas_flwr.protocol.sketches import FEWEST_SKETCHED, SketchPlan
 from atlas_flwr.protocol.sums import SECURE
@@ -67,7 +68,7 @@ class SecureExchange(Exchange):
         small = {g for g, found in clusters.items() if len(found) < FEWEST_SKETCHED}
         self._tell(server_round, small, {g: len(m) for g, m in clusters.items()})
         self._plans, self._groups = {}, {}
-        for group in sorted(set(clusters) - small):
+        for group in sorted(set(clusters) - small, key=by_number):
             members = clusters[group]
             seed = derive_seed(self.seed, "secure sum", server_round, group)
             scaling = self.adapters.scaling
@@ -79,7 +80,9 @@ class SecureExchange(Exchange):
         return [m for m in messages if m.metadata.dst_node_id in self._groups]
 
     def _tell(self, server_round: int, small: set[str], sizes: dict[str, int]) -> None:
-        told = ", ".join(f"{group} (of {sizes[group]})" for group in sorted(small))
+        told = ", ".join(
+            f"{group} (of {sizes[group]})" for group in sorted(small, key=by_number)
+        )
         if small and len(small) == len(sizes):
             raise RoundError(
                 f"round {server_round}: a secure sum is of {FEWEST_SKETCHED} clients "

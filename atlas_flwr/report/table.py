@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_flwr.config import format_bytes
+from atlas_flwr.ordering import by_number
 from atlas_flwr.report.summary import SCORES, RoundSummary, Summary
 
 __all__ = [
@@ -187,7 +188,7 @@ def _cluster_rows(summary: Summary) -> list[list[str]]:
             percent(before.get(cluster, {}).get(name)),
             percent(after.get(cluster, {}).get(name)),
         ]
-        for cluster in sorted({*before, *after})
+        for cluster in sorted({*before, *after}, key=by_number)
         for name in SCORES
         if name in before.get(cluster, {}) or name in after.get(cluster, {})
     ]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_flwr.config import RunConfig
+from atlas_flwr.ordering import by_number
 from atlas_flwr.report.carrying import carried
 from atlas_flwr.report.classes import balanced_accuracy, macro_f1
 from atlas_flwr.report.events import (
@@ -273,8 +274,7 @@ def _peaks(trained: Iterable[ClientTrained]) -> dict[str, int]:
 
 
 def _by_client(values: Mapping[str, T]) -> dict[str, T]:
-    """Order clients by number where they are numbers, else as text."""
-    return {c: values[c] for c in sorted(values, key=lambda c: (len(c), c))}
+    return {c: values[c] for c in sorted(values, key=by_number)}
 
 
 def _clustering(event: Clustered | None) -> dict[str, float] | None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas_flwr.ordering import by_number
 from atlas_flwr.report.events import ClientEvaluated, Sampled
 from atlas_flwr.report.summary import SCORES, Sample
 
@@ -34,7 +35,9 @@ def written_scores(
             for name in SCORES
         },
         "client_scores": {event.client: dict(event.scores) for event in scored},
-        "cluster_scores": {name: _means(groups[name]) for name in sorted(groups)},
+        "cluster_scores": {
+            name: _means(groups[name]) for name in sorted(groups, key=by_number)
+        },
     }
 
 
@@ -57,7 +60,8 @@ def gathered_samples(
     for (round, client, number_of), event in sampled.items():
         prompts[client, number_of][round] = event
     found = []
-    for (client, _), events in sorted(prompts.items(), key=lambda item: item[0]):
+    for client, number_of in sorted(prompts, key=lambda p: (by_number(p[0]), p[1])):
+        events = prompts[client, number_of]
         last = events[max(events)]
         found.append(
             Sample(

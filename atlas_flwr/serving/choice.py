@@ -15,6 +15,7 @@ from atlas_flwr.data import load_task
 from atlas_flwr.errors import AdapterError, DataError
 from atlas_flwr.lora import PROMPT_KEY, AdapterState, ia3_vectors, load_peft
 from atlas_flwr.lora.ia3 import scaled_layers
+from atlas_flwr.ordering import by_number
 from atlas_flwr.remedies import kept_elsewhere
 from atlas_flwr.remedies.personal_layers import all_kept
 from atlas_flwr.report import RunFolder, Summary, summarize_folder
@@ -139,7 +140,7 @@ def _place(
 ) -> tuple[Path, str, list[str]]:
     """Return the adapters' folder, what they are, and whose cuts count."""
     root = folder.path / "adapters"
-    there = sorted((p.name for p in root.glob("*/")), key=_in_order)
+    there = sorted((p.name for p in root.glob("*/")), key=by_number)
     if not there:
         raise DataError(
             f"{folder.path} has no adapters: a run writes them when it has ended; "
@@ -170,13 +171,13 @@ def _group(folder: RunFolder, client: str, run: Summary, there: Collection[str])
     if run.clusters and client in clients - run.clusters.keys() and ALL not in there:
         raise DataError(
             f"client {client} of {folder.path} was in no cluster at last: choose one "
-            f"with --cluster, of {_listed(sorted(there, key=_in_order))}"
+            f"with --cluster, of {_listed(sorted(there, key=by_number))}"
         )
     # Where there are clusters, folders have their numbers.
     own = str(run.clusters[client]) if client in run.clusters else client
     found = next((name for name in (own, ALL) if name in there), None)
     if client not in clients or found is None:
-        known = sorted(clients, key=_in_order)
+        known = sorted(clients, key=by_number)
         raise DataError(
             f"no client {client} in {folder.path}; there are {_listed(known)}"
         )
@@ -267,7 +268,3 @@ def _listed(names: Sequence[str]) -> str:
     most = 20
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _in_order(name: str) -> tuple[bool, int, str]:
-    return (False, int(name), "") if name.isdecimal() else (True, 0, name)

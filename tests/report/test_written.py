@@ -100,3 +100,25 @@ def test_table_and_page_tell_before_and_after(summary, config):
     assert "&lt;b&gt;No.&lt;/b&gt;" in page
     assert "So it is." in page
     assert "chrf 80.0" in page
+
+
+def test_clients_and_clusters_are_told_by_their_numbers(config):
+    names = [str(n) for n in range(12)]
+    happened = [
+        RunStarted(0, 12),
+        *(evaluated(0, name, "talk", {"chrf": 0.1}, 1) for name in names),
+        *(Sampled(0, name, "talk", 0, "Why?", "So.", "No.") for name in names),
+        RoundEnded(0, 1.0, 10, 20),
+        Clustered(1, {name: int(name) for name in names}, 12),
+        *(evaluated(1, name, "talk", {"chrf": 0.5}, 1) for name in names),
+        RoundEnded(1, 1.0, 10, 20),
+    ]
+    summary = summarize(config, [(float(n), event) for n, event in enumerate(happened)])
+    assert [sample.client for sample in summary.samples] == names
+    assert list(summary.per_round[-1].cluster_scores) == names
+    told = [
+        line.split()[1]
+        for line in final_table(summary).splitlines()
+        if "cluster" in line
+    ]
+    assert told == names
