@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from atlas_flwr.aggregation import AGGREGATIONS, Contribution, Rule, Start
 from atlas_flwr.aggregation.contribution import shares
 from atlas_flwr.aggregation.global_arrays import GlobalArrays, Ranks
+from atlas_flwr.aggregation.members import Members
 from atlas_flwr.aggregation.mixing import Room, averaged, mixed
 from atlas_flwr.aggregation.row_norms import row_norms, with_row_norms
 from atlas_flwr.aggregation.sums import weighted_sum
@@ -70,7 +71,7 @@ class ClusterAdapters:
     _overall: AdapterState | None = None
     _handed: AdapterState | None = None  # the last arrays, if they were changed
     _row_norms: dict[str, float] | None = None  # of A, by layer, if they ever were
-    _weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    _members: Members = field(default_factory=Members)
     _trained: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class ClusterAdapters:
     def begin_anew(self) -> None:
         """Forget all that was learned: the next arrays are initial ones."""
         self.groups, self._overall, self._handed = {}, None, None
-        self._row_norms, self._weights, self._trained = None, {}, {}
+        self._row_norms, self._members, self._trained = None, Members(), {}
         self.arrays = GlobalArrays(self.scaling)
 
     def returned(self) -> ArrayRecord:
@@ -232,16 +233,8 @@ class ClusterAdapters:
                 )
                 state = self.hooks.combined(former, state, average)
             self.groups[group] = state
-            self._count(group, parts)
+            self._members.count(group, parts)
         self._overall = self._together()
-
-    def _count(self, group: str, parts: Sequence[Contribution]) -> None:
-        """Note what a group's members weigh: each in the last group that it was in."""
-        weights = {c: w for part in parts for c, w in part.weights.items()}
-        for known in self._weights.values():
-            for client in weights.keys() & known.keys():
-                del known[client]
-        self._weights[group] = {**self._weights.get(group, {}), **weights}
 
     def _together(self) -> AdapterState:
         """Sum the groups by their members' weights; one of no members counts nothing.
@@ -286,8 +279,7 @@ class ClusterAdapters:
 
     def of(self, group: str) -> Contribution:
         """Return what a group holds, with its members' weight."""
-        weight = sum(self._weights.get(group, {}).values())
-        return Contribution(group, weight, self.groups[group])
+        return Contribution(group, self._members.weight(group), self.groups[group])
 
     def give(self, common: AdapterState, newcomers: str) -> None:
         """Let all groups hold what is common to them, and one for who has none yet.
@@ -316,16 +308,13 @@ class ClusterAdapters:
     def regroup(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Give each new group what its members had learned in their former ones."""
         members: dict[str, list[Contribution]] = {}
-        weights = {c: w for known in self._weights.values() for c, w in known.items()}
-        self._weights = {}
         for client, label in after.items():
-            if client in weights:
-                self._weights.setdefault(str(label), {})[client] = weights[client]
             former = self.groups.get(str(before.get(client)))
             if former is not None:
                 part = Contribution(client, 1.0, former)
                 members.setdefault(str(label), []).append(part)
         self.groups = {g: self._gathered(parts) for g, parts in members.items()}
+        self._members.regroup(after)
 
     def _gathered(self, parts: Sequence[Contribution]) -> AdapterState:
         """Return what clients held, together, in the rule's own form.
@@ -350,7 +339,7 @@ class ClusterAdapters:
         trained = self._overall is not None
         values = {"groups": list(self.groups), "trained": trained}
         more = {
-            "weights": self._weights,
+            "weights": self._members.by_group,
             "digests": list(self.arrays.digests),
             "row-norms": self._row_norms,
             "handed": self._handed is not None,
@@ -365,7 +354,8 @@ class ClusterAdapters:
         self.arrays.restore(initial, values.get("digests", ()))
         self._overall = unflatten(arrays, "overall") if values["trained"] else None
         self.groups = {g: unflatten(arrays, f"group/{g}") for g in values["groups"]}
-        self._weights = {g: dict(known) for g, known in values["weights"].items()}
+        weights = {g: dict(known) for g, known in values["weights"].items()}
+        self._members = Members(weights)
         # Neither is in older checkpoints.
         self._row_norms = values.get("row-norms")
         self._handed = unflatten(arrays, "handed") if values.get("handed") else None

@@ -95,7 +95,7 @@ def test_each_cluster_learns_what_it_learns_without_secure_sums():
     assert next(losses) == pytest.approx(next(losses))
     assert all(set(reply.content) == {SECURE} for reply in watched.replies)
     # Weights are hidden: members of a cluster count the same where it is split anew.
-    assert secure.adapters._weights["0"] == pytest.approx(
+    assert secure.adapters._members.by_group["0"] == pytest.approx(
         dict.fromkeys(map(str, NODES[:3]), (10 + 11 + 12) / 3)
     )
 
