@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -14,17 +13,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from atlas_flwr.errors import AdapterError, SessionError, TrunkBusy
-from atlas_flwr.lora import AdapterState, LoraFactors, trailing
-from atlas_flwr.trunk.engine.base import SharedBase, Slice
+from atlas_flwr.errors import TrunkBusy
+from atlas_flwr.lora import AdapterState, LoraFactors
+from atlas_flwr.trunk.engine.base import SharedBase
 from atlas_flwr.trunk.engine.batching import JoiningBatcher
 from atlas_flwr.trunk.engine.gathering import Gathering
 from atlas_flwr.trunk.engine.inference import TextCaches
-from atlas_flwr.trunk.engine.learner import Learner
+from atlas_flwr.trunk.engine.opening import Opening
 from atlas_flwr.trunk.engine.residence import Residence, with_room
-from atlas_flwr.trunk.engine.session import Session, SessionSpec
+from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.engine.stats import TrunkStats, process_peak_bytes
-from atlas_flwr.trunk.engine.steps import Pass, StepLog
+from atlas_flwr.trunk.engine.steps import Pass
 from atlas_flwr.trunk.engine.table import Limits, SessionTable
 from atlas_flwr.trunk.engine.work import (
     Backward,
@@ -85,6 +84,7 @@ class TrunkEngine:
         self.clock = clock
         residence = Residence(self.base.reference_tensor.device, clock)
         self._table = SessionTable(self.limits, clock, residence)
+        self._opening = Opening(self.base, self._table, clock)
         self._passes = Gathering(
             JoiningBatcher(self.base, self._table.relieve),
             self.limits,
@@ -92,8 +92,6 @@ class TrunkEngine:
         )
         self._texts = TextCaches(self.limits, clock)
         self._counts = threading.Lock()
-        self._joining = threading.Lock()
-        self._shared: dict[str, dict[str, LoraFactors]] = {}
         self._steps = 0
         self._bytes_a_row = 0.0  # as the last pass kept
         self._bytes_in = 0
@@ -113,19 +111,7 @@ class TrunkEngine:
         TrunkBusy
             If there are too many sessions, or no memory is left for one.
         """
-        given = self._with_shared(spec)
-        own = self._with_room(partial(self.base.slice, spec.plan, given))
-        most = self.limits.passes_per_session
-        # Of a step any batch in flight may be asked for again; logits are large.
-        is_large = spec.plan.tail is None and spec.optimizer.accumulate == 1
-        log = StepLog(most, 1 if is_large else max(most, 2))
-        # Of two that come at once, the second is to find the first.
-        with self._joining if spec.shared else nullcontext():
-            learner = self._learner(spec, own)
-            # Its state is copied by now, and would be held twice.
-            spec = replace(spec, state=AdapterState(origin=spec.state.origin))
-            session = Session(spec, own.view, learner, own.folded, log, self.clock())
-            return self._table.add(session)
+        return self._opening.open(spec)
 
     def share(self, name: str, products: Mapping[str, LoraFactors]) -> None:
         """Hold products that many sessions fold, once for all of them.
@@ -142,41 +128,11 @@ class TrunkEngine:
         AdapterError
             If a product has another shape than its layer, NaN or infinity.
         """
-        self._shared[name] = self.base.placed(products)
+        self._opening.share(name, products)
 
     def unshare(self, name: str) -> None:
         """Forget shared products; sessions that are open keep theirs."""
-        self._shared.pop(name, None)
-
-    def _with_shared(self, spec: SessionSpec) -> AdapterState:
-        if not spec.folds:
-            return spec.state
-        held = self._shared.get(spec.state.origin)
-        if held is None:
-            raise SessionError(
-                f"the session folds what is shared as {spec.state.origin!r}, and "
-                "nothing is: share() it first, in the same round"
-            )
-        rests = {name: trailing(held[name], k) for name, k in spec.folds.items()}
-        folded = {name: rest for name, rest in rests.items() if rest is not None}
-        return replace(spec.state, folded=folded)
-
-    def _learner(self, spec: SessionSpec, own: Slice) -> Learner:
-        if not spec.shared:
-            return Learner(own.factors, own.dense, spec.optimizer)
-        fresh = Learner(own.factors, own.dense, spec.optimizer, spec.merge)
-        found = self._table.shared(spec.shared) or fresh
-        both = fresh.factors, found.factors
-        ranks, theirs = ({name: f.rank for name, f in its.items()} for its in both)
-        if ranks != theirs or own.dense or fresh.merge != found.merge:
-            raise AdapterError(
-                f"sessions that share {spec.shared!r} have {len(theirs)} adapted "
-                f"layers at ranks of their own, no dense arrays and merge="
-                f"{found.merge}; this one has {len(ranks)} layers, {len(own.dense)} "
-                f"dense arrays, merge={fresh.merge}, or other ranks: give all of them "
-                "one cut and the same ranks and merge"
-            )
-        return found
+        self._opening.unshare(name)
 
     def adapters(self, token: str) -> AdapterState:
         """Copy out what a session has trained.
