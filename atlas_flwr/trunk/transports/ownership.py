@@ -12,6 +12,7 @@ from __future__ import annotations
 import hmac
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -26,6 +27,7 @@ __all__ = ["OwnerService"]
 
 SILENT = 3600.0  # seconds after which a run of which nothing is heard has ended
 REMEMBERED = 16  # openings of a run, the last ones: they may be asked for again
+LEFT = 1024  # runs that have left, the last ones: calls of theirs may be on their way
 Shown = Callable[[str, bool], None]
 
 
@@ -37,7 +39,13 @@ class _Run:
     shared: set[str] = field(default_factory=set)
     heard: float = 0.0
     opened: dict[str, bytes] = field(default_factory=dict)  # answers, by their calls
-    opening: threading.Lock = field(default_factory=threading.Lock)
+    making: threading.Lock = field(default_factory=threading.Lock)
+    has_left: bool = False
+
+    def check_here(self) -> None:
+        """Refuse to make what nobody would close."""
+        if self.has_left:
+            raise TrunkError("this run has left the trunk; a new one may come")
 
 
 class OwnerService:
@@ -75,6 +83,7 @@ class OwnerService:
         self.journal = journal
         self._secret = secret.encode()
         self._runs: dict[str, _Run] = {}
+        self._left: deque[str] = deque(maxlen=LEFT)
         self._lock = threading.Lock()
 
     def knows(self, secret: str) -> bool:
@@ -130,9 +139,10 @@ class OwnerService:
         if not isinstance(call, str) or not call:
             raise WireError("an opening that does not say which call it is of")
         its = self._heard(run)
-        with its.opening:  # the first call may still be at it
+        with its.making:  # the first call may still be at it
+            its.check_here()
             if call not in its.opened:
-                its.opened[call] = self.open(run, data)
+                its.opened[call] = self._open(run, its, data)
                 for old in list(its.opened)[:-REMEMBERED]:
                     del its.opened[old]
             return its.opened[call]
@@ -141,27 +151,31 @@ class OwnerService:
         """Say what is served, and clear away what silent runs have left."""
         now = self._heard(run).heard  # who asks is not silent, however long it was
         with self._lock:
-            silent = [r for r, of in self._runs.items() if self._is_silent(of, now)]
-        for ended in silent:
-            self.leave(ended, b"")
+            silent = {r: of for r, of in self._runs.items() if self._is_silent(of, now)}
+            for name in silent:
+                del self._runs[name]
+        for name, ended in silent.items():
+            self._clear(name, ended)
         return told(asdict(self.served))
 
-    def open(self, run: str, data: bytes) -> bytes:
-        """Open a session."""
+    def _open(self, run: str, its: _Run, data: bytes) -> bytes:
         spec = spec_of(data)
         token = self.engine.open(spec)
         if self.journal:
             self.journal.opened(token, spec.client, spec.round)
             self.journal.owner(OwnerVerb.OPEN, run, token)
-        self._heard(run).tokens.add(token)
+        its.tokens.add(token)
         return told({"token": token})
 
     def share(self, run: str, data: bytes) -> bytes:
         """Hold products for many sessions."""
         state, about = state_of(data)
         name = str(about.get("name"))
-        self.engine.share(name, state.factors)
-        self._heard(run).shared.add(name)
+        its = self._heard(run)
+        with its.making:
+            its.check_here()
+            self.engine.share(name, state.factors)
+            its.shared.add(name)
         return b""
 
     def unshare(self, run: str, data: bytes) -> bytes:
@@ -194,16 +208,22 @@ class OwnerService:
         return told(asdict(self.engine.stats()))
 
     def leave(self, run: str, data: bytes) -> bytes:
-        """Close all that a run has here."""
+        """Close all that a run has here; it makes nothing any more."""
         with self._lock:
+            self._left.append(run)
             ended = self._runs.pop(run, _Run())
-        for token in ended.tokens:
+        self._clear(run, ended)
+        return b""
+
+    def _clear(self, run: str, ended: _Run) -> None:
+        with ended.making:  # what is being made is closed, too
+            ended.has_left = True
+        for token in list(ended.tokens):
             self.engine.close(token)
             if self.journal:
                 self.journal.owner(OwnerVerb.CLOSE, run, token)
-        for name in ended.shared:
+        for name in list(ended.shared):
             self.engine.unshare(name)
-        return b""
 
     def _is_silent(self, run: _Run, now: float) -> bool:
         """Tell if neither a run nor a client of its sessions has called for long."""
@@ -212,7 +232,10 @@ class OwnerService:
 
     def _heard(self, run: str) -> _Run:
         with self._lock:
-            found = self._runs.setdefault(run, _Run())
+            found = self._runs.get(run)
+            if found is None:
+                found = _Run(has_left=run in self._left)
+                self._runs[run] = found
             found.heard = self.clock()
             return found
 

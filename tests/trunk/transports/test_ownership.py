@@ -7,7 +7,9 @@ import errno
 import json
 import os
 import stat
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 
 import pytest
@@ -181,6 +183,54 @@ def test_who_leaves_closes_its_own_sessions_alone():
     engine.adapters(theirs)
     with pytest.raises(SessionError):
         engine.adapters(mine)
+
+
+@pytest.mark.parametrize("verb", ["open", "share"])
+def test_what_is_made_while_its_run_leaves_is_not_left_behind(verb):
+    engine, service, state = made()
+    host = host_of(service)
+    reached, goes_on = threading.Event(), threading.Event()
+    made_now = getattr(engine, verb)
+
+    def slowly(*given):
+        reached.set()
+        assert goes_on.wait(60)
+        return made_now(*given)
+
+    setattr(engine, verb, slowly)
+    given = {"open": [SessionSpec(PLAN, state)], "share": ["sum", {}]}[verb]
+    with ThreadPoolExecutor(2) as pool:
+        making = pool.submit(getattr(host, verb), *given)
+        assert reached.wait(60)
+        leaving = pool.submit(host.leave)
+        wait([leaving], timeout=0.2)  # it may not wait for what is being made
+        goes_on.set()
+        making.exception()
+        leaving.result()
+    assert engine.stats().sessions == 0
+    folding = AdapterState(origin=f"{host._own('sum')}")
+    with pytest.raises(SessionError):
+        engine.open(SessionSpec(PLAN, folding, folds={LAYER: 1}))
+
+
+def test_a_call_that_arrives_after_its_run_has_left_makes_nothing():
+    engine, service, state = made()
+    sent = []
+
+    def call(envelope):
+        sent.append(envelope)
+        return service.answer(envelope)
+
+    host = RemoteHost(call, SECRET)
+    host.open(SessionSpec(PLAN, state))
+    host.share("sum", {})
+    _, opening, sharing = sent
+    host.leave()
+    for late in (opening, sharing):
+        with pytest.raises(TrunkError, match="has left"):
+            opened_answer(service.answer(late))
+    assert engine.stats().sessions == 0
+    host_of(service).open(SessionSpec(PLAN, state))
 
 
 def test_a_session_whose_opening_was_not_heard_of_is_opened_once():
