@@ -9,6 +9,7 @@ in them is for :mod:`atlas_flwr.trunk.transports.envelope`.
 from __future__ import annotations
 
 import ipaddress
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,12 @@ WHOLE = 32 << 20  # bytes of an envelope that crosses in one message, at most
 AWAY = 20.0  # seconds without a trunk, after which it counts as lost
 HELLO = 15.0  # seconds to find it at first
 OWNED = 60.0  # likewise for its owner: it may be loading its blocks again
+
+SILENT = {  # codes that may mean that nobody is there
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
 
 # gRPC tells a client that is refused for its certificate no reason; the trunk's stderr
 # alone has it.
@@ -76,6 +83,8 @@ class GrpcChannel:
     service: str
     secret: str = field(default="", repr=False)
     _away_since: float | None = field(default=None, init=False)
+    _told_away: float = field(default=-math.inf, init=False)  # when, the last time
+    _is_closed: bool = field(default=False, init=False)
     _in_pieces: bool = field(default=False, init=False)  # its answers are large
 
     def call(self, envelope: bytes, timeout: float) -> bytes:
@@ -88,8 +97,12 @@ class GrpcChannel:
         TrunkLost
             If it has not answered for longer.
         TrunkError
-            If it cannot be answered.
+            If it cannot be answered, or the connection was closed.
         """
+        if self._is_closed:
+            raise TrunkError(f"the connection to {self.address} is closed")
+        if time.monotonic() - self._told_away > AWAY:
+            self._away_since = None  # nobody has asked meanwhile
         in_pieces = self._in_pieces or len(envelope) > WHOLE
         try:
             answer = self._sent(envelope, timeout, in_pieces)
@@ -100,6 +113,7 @@ class GrpcChannel:
 
     def close(self) -> None:
         """Close the connection."""
+        self._is_closed = True
         self.channel.close()
 
     def _sent(self, envelope: bytes, timeout: float, in_pieces: bool) -> bytes:
@@ -112,8 +126,9 @@ class GrpcChannel:
 
     def _told(self, error: Any, timeout: float, in_pieces: bool) -> TrunkError:
         code, why = error.code(), str(error.details())
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if code not in SILENT:
             self._away_since = None  # it is there
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "larger than max" in why:
                 return self._too_large(why, in_pieces)
             return TrunkBusy(f"{self.address} has as many calls as it bears")
@@ -129,7 +144,7 @@ class GrpcChannel:
             )
         if code is not grpc.StatusCode.UNAVAILABLE:
             return TrunkError(f"{self.address}: {code.name}: {why}")
-        now = time.monotonic()
+        self._told_away = now = time.monotonic()
         self._away_since = self._away_since or now
         if now - self._away_since < AWAY:
             return TrunkBusy(f"{self.address} does not answer right now: {why}")

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -359,15 +360,42 @@ def test_a_run_has_an_authority_of_its_own_for_the_name_that_clients_dial():
         assert not basic.value.ca
 
 
-def test_a_trunk_that_has_answered_meanwhile_was_not_away_all_the_time(monkeypatch):
+CODES = grpc.StatusCode
+AWAY = CODES.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param([(10.0, CODES.RESOURCE_EXHAUSTED)], id="it was full"),
+        pytest.param([(10.0, CODES.UNIMPLEMENTED)], id="it is another server"),
+        pytest.param([], id="nobody asked"),
+    ],
+)
+def test_a_trunk_that_may_have_been_there_meanwhile_was_not_away_all_the_time(
+    monkeypatch, told
+):
     class Refused(grpc.RpcError):
         def __init__(self, code):
             self.code, self.details = (lambda: code), (lambda: "said so")
 
-    away, full = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
     channel = transport.GrpcChannel("grpc://there", None, transport.CLIENTS)
+    later = [(30.0, AWAY), (40.0, CODES.DEADLINE_EXCEEDED), (49.0, AWAY), (51.0, AWAY)]
     found = []
-    for now, code in ((1.0, away), (10.0, full), (30.0, away), (51.0, away)):
+    for now, code in [(1.0, AWAY), *told, *later]:
         monkeypatch.setattr(transport.time, "monotonic", lambda now=now: now)
-        found.append(type(channel._told(Refused(code), 1.0, False)))
-    assert found == [TrunkBusy, TrunkBusy, TrunkBusy, TrunkLost]
+        monkeypatch.setattr(channel, "_sent", Mock(side_effect=Refused(code)))
+        with pytest.raises(TrunkError) as refused:
+            channel.call(b"", 1.0)
+        found.append(refused.type)
+    assert found[0] is TrunkBusy
+    assert found[-4:] == [TrunkBusy, TrunkError, TrunkBusy, TrunkLost]
+
+
+def test_a_connection_that_was_closed_says_so():
+    channel = transport.GrpcChannel(
+        "grpc://there", grpc.insecure_channel("localhost:1"), transport.CLIENTS
+    )
+    channel.close()
+    with pytest.raises(TrunkError, match="closed"):
+        channel.call(b"", 1.0)
