@@ -93,7 +93,7 @@ def _shown(setting: RunContext, trunk: Endpoint) -> Iterator[None]:
 
     unseen = "metrics: the trunk gives no account of itself: %s"
     metrics = TrunkMetrics(trunk.host.stats, partial(log, WARNING, unseen))
-    served = serve_metrics(str(port), metrics, lambda: True)
+    served = serve_metrics(str(port), metrics, metrics.is_up)
     with setting.calls.heard_by(metrics.heard), served as place:
         log(INFO, "metrics and health of the trunk: %s", place)
         yield

@@ -8,16 +8,19 @@ import urllib.error
 import urllib.request
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
+from unittest.mock import Mock
 
 import pytest
 
 from atlas_flwr.config import RunConfig
-from atlas_flwr.errors import SessionError
+from atlas_flwr.errors import SessionError, TrunkLost
 from atlas_flwr.protocol.doors import doors_of
 from atlas_flwr.report.trunk_events import CallsRefused
 from atlas_flwr.server_apps.build import holders_of
-from atlas_flwr.server_apps.trunk import TRUNKS
+from atlas_flwr.server_apps.trunk import TRUNKS, _shown
 from atlas_flwr.trunk import connect
+from atlas_flwr.trunk.engine.stats import TrunkStats
+from atlas_flwr.trunk.transports.watching import Calls
 from tests.server_apps.test_run import run, summary
 
 
@@ -70,3 +73,24 @@ def test_a_run_shows_its_trunks_numbers_and_tells_what_it_refused(tmp_path, capl
     assert "refused since the last round: 4 SessionError" in caplog.text
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_a_trunk_that_is_lost_is_not_ready():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    there = Mock(return_value=TrunkStats(0, 0, 0, 0.0, 0))
+    setting = SimpleNamespace(config=RunConfig(trunk_metrics=port), calls=Calls())
+
+    def status() -> int:
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with _shown(setting, SimpleNamespace(host=SimpleNamespace(stats=there))):
+        assert status() == 200
+        there.side_effect = TrunkLost("the actor has died")
+        assert status() == 503
+        there.side_effect = None
+        assert status() == 200

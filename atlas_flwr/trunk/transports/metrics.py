@@ -103,20 +103,29 @@ class TrunkMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the engine's account; of a trunk that does not answer there is none."""
-        try:
-            stats = self.stats()
-        except (TrunkError, WireError) as error:
-            yield GaugeMetricFamily("atlas_trunk_up", UP, 0)
-            was_up, self._is_up = self._is_up, False
-            if was_up:
-                self.lost(error)
+        stats = self._account()
+        yield GaugeMetricFamily("atlas_trunk_up", UP, float(stats is not None))
+        if stats is None:
             return
-        self._is_up = True
-        yield GaugeMetricFamily("atlas_trunk_up", UP, 1)
         for key, (name, about) in GAUGES.items():
             yield GaugeMetricFamily(f"atlas_trunk_{name}", about, getattr(stats, key))
         for key, (name, about) in COUNTERS.items():
             yield CounterMetricFamily(f"atlas_trunk_{name}", about, getattr(stats, key))
+
+    def is_up(self) -> bool:
+        """Whether the engine gives an account now."""
+        return self._account() is not None
+
+    def _account(self) -> TrunkStats | None:
+        try:
+            stats = self.stats()
+        except (TrunkError, WireError) as error:
+            was_up, self._is_up = self._is_up, False
+            if was_up:
+                self.lost(error)
+            return None
+        self._is_up = True
+        return stats
 
     def text(self) -> bytes:
         """Write all of it for Prometheus."""
@@ -161,7 +170,7 @@ def serve_metrics(
                 self._say(200, b"alive\n")
             elif self.path == "/readyz":
                 well = ready()
-                self._say(200 if well else 503, b"ready\n" if well else b"ending\n")
+                self._say(200 if well else 503, b"ready\n" if well else b"not ready\n")
             else:
                 self._say(404, b"there are /metrics, /healthz, /readyz\n")
 
