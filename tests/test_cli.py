@@ -255,6 +255,22 @@ def test_minima_that_nobody_asked_for_are_lowered_to_the_clients_there_are(strat
     assert "min-train-nodes is lowered from 2 to 1" in "".join(found.notes)
 
 
+@pytest.mark.parametrize(
+    ("keys", "least"),
+    [("strategy=atlas split=none ranks=uniform", 3), ("strategy=fedavg", 2)],
+)
+def test_fewer_clients_than_a_secure_sum_needs_are_told_before_anything_runs(
+    keys, least
+):
+    given = parse_overrides([OURS, "secure-aggregation=true", *keys.split()])
+    with pytest.raises(ConfigError, match=f"a secure sum is of {least} at least"):
+        cleared(ROOT, given, clients=least - 1)
+    cleared(ROOT, given, clients=least)
+    less = {**given, "without-clients": "0"}
+    with pytest.raises(ConfigError, match=f"have {least + 1} clients"):
+        cleared(ROOT, less, clients=least)
+
+
 def test_clients_that_are_left_out_are_not_waited_for():
     given = parse_overrides([OURS, "without-clients=0,2"])
     found = cleared(ROOT, given, clients=3)

@@ -20,10 +20,13 @@ from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import RunConfig, split_list
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.log import log
+from atlas_flwr.protocol.sketches import FEWEST_SKETCHED
+from atlas_flwr.protocol.sums import FEWEST
 
 __all__ = ["Minima", "may_come_later", "with_minima_met"]
 
 LEAST = "min-cluster-size"  # never lowered: it is a promise to clients
+SECURE = "secure-aggregation"
 KEYS = ("min-available-nodes", "min-train-nodes", "min-evaluate-nodes")
 POLL = 0.1
 
@@ -65,6 +68,9 @@ class Minima:
         self._given = given
         least = merged.get(LEAST, 1)
         self._least = least if isinstance(least, int) else 1
+        # ATLAS sums sketches, one for each cluster.
+        summed = FEWEST_SKETCHED if merged.get("strategy") == "atlas" else FEWEST
+        self._summed = summed if merged.get(SECURE) is True else 0
         self._above = {
             key: value
             for key in KEYS
@@ -111,6 +117,12 @@ class Minima:
                 f"can have so many; lower it to {self.there} at most, or have "
                 f"{self._least + left_out} clients (-n)"
             )
+        if self.clients > 0 and self._summed > self.there:
+            yield (
+                f"{SECURE}=true with {self.clients} clients{less}: a secure sum is of "
+                f"{self._summed} at least; have {self._summed + left_out} clients "
+                f"(-n), or set {SECURE}=false"
+            )
 
 
 def may_come_later(grid: Grid) -> bool:
@@ -136,7 +148,7 @@ def with_minima_met(
     profiles, without = roster.profiles.values(), split_list(config.without_clients)
     clients = max((p.partitions for p in profiles), default=0)
     able = sum(profile.client not in without for profile in profiles)
-    names = (*KEYS, LEAST, "without-clients")
+    names = (*KEYS, LEAST, SECURE, "strategy", "without-clients")
     merged = {key: getattr(config, key.replace("-", "_")) for key in names}
     found = Minima(merged, given, clients, roster.refused, able)
     if problems := list(found.problems()):
