@@ -181,7 +181,12 @@ def _link(link: Link, site: Site) -> _Kit:
         "run.sh": _File(scripts.run_start(site), SCRIPT),
         "run.toml": _File(scripts.toml(run_configs.for_run(site))),
         "atlas-flwr-link.service": _File(
-            scripts.unit(f"SuperLink of {site.name}", "link", site.config.values())
+            scripts.unit(
+                f"SuperLink of {site.name}",
+                "link",
+                site.config.values(),
+                site.config.get("runs-dir", ""),
+            )
         ),
         "compose.yaml": _File(scripts.compose("link", (link.port, *own), site.app)),
         "README.md": _File(readmes.link_readme(link, site, _flwr())),

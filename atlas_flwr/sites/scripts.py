@@ -148,7 +148,7 @@ def _app(site: Site) -> str:
     return f'"${{ATLAS_APP:-{site.app}}}"'
 
 
-def unit(about: str, folder: str, read: Iterable[Plain] = ()) -> str:
+def unit(about: str, folder: str, read: Iterable[Plain] = (), write: Plain = "") -> str:
     """Write a systemd unit.
 
     Parameters
@@ -160,7 +160,14 @@ def unit(about: str, folder: str, read: Iterable[Plain] = ()) -> str:
     read : Iterable[bool or int or float or str]
         Paths that it reads, or comma lists of them, among other values. Users' homes
         are hidden from it unless one of them lies there.
+    write : bool or int or float or str
+        Another folder that it may write to, if it is an absolute path; it has to be
+        there, or the unit does not start.
     """
+    writable = [f"{HOME}/{folder}"]
+    if isinstance(write, str) and write.startswith("/"):
+        # Percent signs begin systemd's own names.
+        writable.append(json.dumps(write, ensure_ascii=False).replace("%", "%%"))
     paths = [
         path for value in read if isinstance(value, str) for path in split_list(value)
     ]
@@ -184,7 +191,7 @@ NoNewPrivileges=true
 PrivateTmp=true
 ProtectSystem=strict
 ProtectHome={homes}
-ReadWritePaths={HOME}/{folder}
+ReadWritePaths={" ".join(writable)}
 
 [Install]
 WantedBy=multi-user.target

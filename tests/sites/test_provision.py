@@ -247,6 +247,18 @@ def test_units_say_what_runs(kits):
     assert 'trunk-advertise = "a.example.org:7001"' in run
 
 
+@pytest.mark.parametrize("runs", ["runs", "/srv/runs", "/srv/100% of runs"])
+def test_the_unit_that_trains_may_write_where_runs_are_kept(kits, runs):
+    site = kits(trunk={"host": "gpu.example.org"}, run={"config": {"runs-dir": runs}})
+    for unit in site.rglob("*.service"):
+        (line,) = re.findall("(?m)^ReadWritePaths=(.*)$", unit.read_text())
+        own, *more = shlex.split(line.replace("%%", "%"))
+        folder = unit.parent.relative_to(site)
+        assert own == f"/opt/atlas-flwr/{folder}"
+        is_its = runs.startswith("/") and folder == Path("link")
+        assert more == ([runs] if is_its else [])
+
+
 @pytest.mark.parametrize(
     ("run", "node", "seen"),
     [
