@@ -155,8 +155,9 @@ class SessionTable:
             self._evict(full=len(self) >= self.limits.sessions)
             if len(self) >= self.limits.sessions:
                 raise TrunkBusy(
-                    f"{len(self)} sessions are open, the most allowed; close some, "
-                    "wait until idle ones are evicted, or raise Limits.sessions"
+                    f"{len(self)} sessions are open, the most allowed; ask fewer "
+                    "clients in a round (fraction-train), share them among several "
+                    "trunks (trunk-replicas), or raise Limits.sessions"
                 )
             token = secrets.token_urlsafe(24)
             self._sessions[token] = session
