@@ -27,6 +27,7 @@ from atlas_flwr.config import (
     to_yaml,
 )
 from atlas_flwr.config.schema import FIRST, groups
+from atlas_flwr.config.unread import unread_keys
 from atlas_flwr.errors import ConfigError
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -400,6 +401,24 @@ ACCEPTED = [
 def test_what_makes_sense_is_accepted(run_config):
     config = load_config(run_config)
     assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "unread", "read"),
+    [
+        ("lora-rank", 4, {}, {"ranks": "uniform"}),
+        ("lora-rank", 4, {"strategy": "flora"}, {"strategy": "fedavg"}),
+        ("lora-ranks", "2,4", {"ranks": "uniform"}, {}),
+        ("max-head", 3, {"cut": "2/1"}, {}),
+        ("fingerprint-delta", 1e-6, {}, {"fingerprint-epsilon": 1.0}),
+    ],
+)
+def test_a_key_that_was_given_in_vain_is_told(key, value, unread, read):
+    in_vain, used = (load_config({key: value, **more}) for more in (unread, read))
+    (told,) = unread_keys(in_vain, {key, *unread})
+    assert told.startswith(f"{key} has no effect: ")
+    assert list(unread_keys(in_vain, unread)) == []
+    assert list(unread_keys(used, {key, *read})) == []
 
 
 def test_a_run_folder_can_be_resumed_and_its_yaml_read_after_it_is_gone(tmp_path):

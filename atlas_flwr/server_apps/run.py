@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import RunConfig, split_list, to_yaml
+from atlas_flwr.config.unread import unread_keys
 from atlas_flwr.data.lengths import warn_of_cuts
 from atlas_flwr.errors import RoundError, TrunkLost
 from atlas_flwr.grids.mending import MendingGrid
@@ -115,7 +116,10 @@ class Run:
         check_reach(self.config, grid)
         log(INFO, "run folder:    %s", self.folder.path.resolve())
         log(INFO, "configuration: %s", self.folder.config_path.resolve())
-        for told in remedy_warnings(self.config):
+        for told in (
+            *unread_keys(self.config, self.given),
+            *remedy_warnings(self.config),
+        ):
             log(WARNING, "%s", told)
         files = ModelFiles.of(self.config, self.config.server_device)
         warn_of_cuts(files.source, self.config.task_list, self.config.max_length)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from importlib import resources
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -735,3 +736,12 @@ def test_a_client_prunes_once_and_a_resumed_run_prunes_alike(tmp_path, own_cache
     run(tmp_path, num_rounds=2, prune_data=0.5, run_name="part")
     continued = run(tmp_path, num_rounds=3, resume=str(tmp_path / "part"))
     assert accuracies(continued) == accuracies(whole)
+
+
+def test_a_run_tells_of_a_key_that_was_given_in_vain(tmp_path, caplog, monkeypatch):
+    given = {"lora-rank": 4}
+    begun = Run.begin({**BASE, **given, "runs-dir": str(tmp_path)}, given)
+    monkeypatch.setattr(ModelFiles, "of", Mock(side_effect=Killed))  # goes no further
+    with pytest.raises(Killed):
+        begun.execute(Mock())
+    assert "lora-rank has no effect: ranks='budget'" in caplog.text

@@ -221,7 +221,7 @@ def test_too_many_sessions_push_back_until_idle_ones_are_evicted(model):
     made = engine(model, limits=limits, clock=lambda: now[0])
     first = opened(made, model)
     opened(made, model)
-    with pytest.raises(TrunkBusy, match="2 sessions.*fraction-train"):
+    with pytest.raises(TrunkBusy, match=r"2 sessions.*fraction-train"):
         opened(made, model)
     now[0] = 11
     opened(made, model)
