@@ -10,11 +10,9 @@ from torch import Tensor
 
 from atlas_flwr.privacy.defences.base import Defence
 from atlas_flwr.trunk.passing import PassingTrunk, real_positions
-from atlas_flwr.types import LossReply, TrunkCall
+from atlas_flwr.types import MOST_IN_FLIGHT, LossReply, TrunkCall
 
 __all__ = ["DefendedTrunk"]
-
-OPEN = 16  # steps that wait for their backward
 
 
 @dataclass
@@ -44,7 +42,7 @@ class DefendedTrunk(PassingTrunk):
         real = real_positions(call)
         if call.step is not None:
             self._real[call.step] = real
-            for old in list(self._real)[:-OPEN]:
+            for old in list(self._real)[:-MOST_IN_FLIGHT]:
                 del self._real[old]
         return self.trunk.forward(self._defended(call, real))
 

@@ -29,14 +29,13 @@ from torch import Tensor
 
 from atlas_flwr.errors import TrunkError
 from atlas_flwr.trunk.passing import PassingTrunk, real_positions
-from atlas_flwr.types import TrunkCall
+from atlas_flwr.types import MOST_IN_FLIGHT, TrunkCall
 
 __all__ = ["ALLOWED", "TEXTS", "WatchedTrunk"]
 
 PROBE = 0.002  # length of v, of each position's: above float32's rounding
 TEXTS = 8  # compared before anything is said
 ALLOWED = 0.1  # see `off`
-OPEN = 16  # steps that wait for their backward
 DRAWS = 1 << 30
 
 
@@ -87,7 +86,7 @@ class WatchedTrunk(PassingTrunk):
             # What is answered at padding may be anything.
             change = torch.where(real.to(answer.device), beside - answer, 0.0)
             self._probes[call.step] = (asked - hidden).float(), change.float()
-            for old in list(self._probes)[:-OPEN]:
+            for old in list(self._probes)[:-MOST_IN_FLIGHT]:
                 del self._probes[old]
         return answer
 

@@ -17,7 +17,7 @@ from atlas_flwr.remedies import client_hooks
 from atlas_flwr.split import SplitPlan, partition
 from atlas_flwr.split.split_cache import SplitCache
 from atlas_flwr.trunk.passing import PassingTrunk
-from atlas_flwr.types import TrunkCall
+from atlas_flwr.types import MOST_IN_FLIGHT, TrunkCall
 from tests.families import build
 from tests.read_keys import read_by
 from tests.remedies.test_chain import now
@@ -68,6 +68,20 @@ def test_real_positions_are_changed_both_ways_and_padding_is_not(text):
         assert ((came != before).any(-1) == mask.bool()).all()
     assert torch.equal(hidden, kept[0])  # the client's own stay what they were
     assert torch.equal(grad, kept[1])
+
+
+def test_as_many_batches_as_may_wait_for_the_trunk_are_defended_both_ways():
+    sent, trunk = defended("topk:0.25")
+    hidden = torch.randn(1, 3, 8)
+    for step in range(MOST_IN_FLIGHT):
+        trunk.forward(TrunkCall(hidden, step=step))
+    sent.came.clear()
+    for step in range(MOST_IN_FLIGHT):
+        trunk.backward(step, hidden)
+    assert [int((came != 0).sum(-1).max()) for came in sent.came] == [2] * len(
+        sent.came
+    )
+    assert len(sent.came) == MOST_IN_FLIGHT
 
 
 def test_texts_that_a_trunk_says_to_have_forgotten_have_the_same_noise_again():
