@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "common_start",
+    "end_id",
     "left_padded",
     "pad_id",
     "pieces",
@@ -52,6 +53,12 @@ def pad_id(tokenizer: Any) -> int:
     pad = tokenizer.pad_token_id
     found: int = tokenizer.eos_token_id if pad is None else pad
     return found
+
+
+def end_id(model: Any) -> int:
+    """Return the token that ends a model's texts, the first of several; 0 for none."""
+    ends = model.generation_config.eos_token_id
+    return int(ends[0] if isinstance(ends, list) else ends or 0)
 
 
 def common_start(one: Sequence[int], other: Sequence[int]) -> int:

@@ -180,6 +180,18 @@ def test_a_text_is_restored_by_odds_and_grammar_together(defence):
     assert restored[:2] + restored[-3:] == [*before, *after, 2]
 
 
+def test_a_text_that_no_template_precedes_is_restored_by_a_model_of_several_ends():
+    words, found = vocabulary(special=()), parse_defence("tokens:4")
+    own = list(range(2, 30))
+    (read,) = found.tokens([own], words, SECRET)
+    knows = SimpleNamespace(defence=found, vocabulary=words, frames={"0": ([], [])})
+    public = Grammar()
+    public.generation_config = SimpleNamespace(eos_token_id=[1, 0])
+    restored = Restoring(knows, public).text(torch.tensor(read), "0").tolist()
+    right = [sum(map(int.__eq__, own, one)) for one in (read, restored)]
+    assert right[0] < 20 < right[1]
+
+
 class Sure(Grammar, torch.nn.Module):
     """The same, which takes nothing else for possible."""
 

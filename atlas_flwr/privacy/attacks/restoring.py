@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atlas_flwr.data.tokens import end_id
 from atlas_flwr.privacy.knowledge import Knowledge, KnownText
 
 __all__ = ["Restoring"]
@@ -81,7 +82,7 @@ class Restoring:
 
     def _likeliest(self, before: list[int], read: Sequence[int]) -> Tensor:
         """Search from left to right, behind a template."""
-        start = before or [int(self.public.generation_config.eos_token_id or 0)]
+        start = before or [end_id(self.public)]
         out = self.public(input_ids=torch.tensor([start]), use_cache=True)
         totals, written = torch.zeros(1).double(), torch.empty(1, 0, dtype=torch.long)
         for token in read:

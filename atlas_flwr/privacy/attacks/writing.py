@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from atlas_flwr.data.tokens import end_id
 from atlas_flwr.lora import Scaling, attach, linear_names
 from atlas_flwr.privacy.knowledge import Knowledge, KnownText
 from atlas_flwr.privacy.observation import Observation
@@ -53,8 +54,7 @@ class CrossingWriter(nn.Module):
         assert knowledge.whole is not None
         self._knows = knowledge
         self.model = knowledge.whole()
-        ends = self.model.generation_config.eos_token_id
-        self._end = int(ends[0] if isinstance(ends, list) else ends or 0)
+        self._end = end_id(self.model)
         self._groups: dict[tuple[str, int], list[KnownText]] = {}
         for text in knowledge.known:
             self._groups.setdefault(text.through, []).append(text)
