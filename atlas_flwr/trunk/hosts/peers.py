@@ -17,7 +17,7 @@ from operator import methodcaller
 from typing import Any, TypeVar
 
 from atlas_flwr.budget.chains import Link, Way
-from atlas_flwr.budget.pairing import Guest, Host, Prices, pair, ways_of
+from atlas_flwr.budget.pairing import Guest, Host, Prices
 from atlas_flwr.errors import SessionError, TrunkBusy, TrunkError, TrunkLost
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.trunk.engine.session import SessionSpec
@@ -26,6 +26,7 @@ from atlas_flwr.trunk.hosts.departures import Computed, check_handed
 from atlas_flwr.trunk.hosts.direct import introduced
 from atlas_flwr.trunk.hosts.peer_hosts import PeerHosts, PeerWatcher
 from atlas_flwr.trunk.hosts.peer_model import PeerModel
+from atlas_flwr.trunk.hosts.places import Places
 from atlas_flwr.trunk.hosts.several import SeveralHosts
 
 __all__ = ["Peers"]
@@ -81,13 +82,11 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
     prices: Prices = field(default_factory=Prices)
     last: Host | None = None
     direct: bool = False
-    _lending: dict[str, Host] = field(default_factory=dict, init=False)
-    _guests: dict[str, Guest] = field(default_factory=dict, init=False)
-    _bears: dict[Way, int] = field(default_factory=dict, init=False)
-    _ways: dict[str, Way] = field(default_factory=dict, init=False)
-    _barred: set[tuple[str, str]] = field(default_factory=set, init=False)
-    _waited: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
+    _places: Places = field(init=False)
     _sessions: dict[str, _Session] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._places = Places(self.model, self.prices, self.last, self.direct)
 
     def admit(
         self,
@@ -115,60 +114,23 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
             If all who carried it are lost.
         """
         self.hosts.round = server_round
-        offered = [*hosts, *([self.last] if self.last else [])]
-        # One whose node was started anew has said it twice: the last counts.
-        self._lending = {host.client: host for host in offered}
+        self._places.offer(hosts)
         self.ping()
-        waiting = [replace(g, waited=self._waited[what, g.client]) for g in guests]
-        self._guests |= {guest.client: guest for guest in waiting}
         started = False
         while not started:
-            lost = self.hosts.lost
-            able = [h for h in self._lending.values() if h.client not in lost]
-            blocks, need = self.model.blocks, self.model.need
-            self._bears = ways_of(able, blocks, need, len(guests))
-            if not self._bears:
-                raise TrunkError(self.model.too_little(able))
-            found = pair(
-                waiting,
-                able,
-                self._bears,
-                before=self._ways,
-                barred=self._barred,
-                prices=self.prices,
-                even=self.model.even,
-                direct=self.direct,
-            )
+            found = self._places.pair(what, guests, self.hosts.lost.keys())
             started = self._started({link for w in found.ways.values() for link in w})
-        for guest in guests:
-            is_alone = guest.client not in found.ways
-            self._waited[what, guest.client] += 1
-            if is_alone:
-                self._ways.pop(guest.client, None)
-            else:
-                del self._waited[what, guest.client]
-        self._ways |= found.ways
+        self._places.take(what, guests, found)
         self.hosts.watcher.paired(server_round, what, found)
         return found.ways.keys()
 
     def state(self) -> dict[str, object]:
         """Return who was where, and who has waited how long: JSON."""
-        return {
-            "ways": {
-                client: [list(k) for k in way] for client, way in self._ways.items()
-            },
-            "waited": [[*key, count] for key, count in self._waited.items()],
-            "barred": [list(pair) for pair in sorted(self._barred)],
-        }
+        return self._places.state()
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` returned; hosts that were lost are asked again."""
-        self._ways = {
-            client: tuple(Link(*link) for link in way)
-            for client, way in values["ways"].items()
-        }
-        self._waited = Counter({(w, client): n for w, client, n in values["waited"]})
-        self._barred = {(client, host) for client, host in values["barred"]}
+        self._places.restore(values)
 
     def doors(self, token: str) -> Sequence[Door]:
         """Return where a session is, in the order of its blocks."""
@@ -259,7 +221,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
             over other layers than they began with.
         """
         session = self._session(token)
-        self._barred |= {(session.spec.client, host) for host in session.left}
+        self._places.bar(session.spec.client, session.left)
         return session.handed or self._handed(session)
 
     def _handed(self, session: _Session) -> AdapterState:
@@ -306,7 +268,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
         """
         self.hosts.check()
         lost = self.hosts.lost
-        if lost and lost.keys() >= self._lending.keys():
+        if lost and lost.keys() >= set(self._places.lending):
             raise TrunkLost(
                 f"all {len(lost)} peers that carried the trunk are lost; the last: "
                 f"{[*lost.values()][-1]}"
@@ -323,7 +285,7 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
     def _opened(self, spec: SessionSpec, left: Collection[str] = ()) -> _Session:
         """Open a session on its client's way, or on another while that one fails."""
         while True:
-            session = _Session(spec, self._way(spec.client))
+            session = _Session(spec, self._places.way(spec.client))
             try:
                 self._open_links(session)
                 return session
@@ -348,32 +310,10 @@ class Peers(SeveralHosts[PeerWatcher, _Session]):
                 token = endpoint.host.open(mine)
             session.doors[link.host] = Door(endpoint.address, token, endpoint.ca)
 
-    def _way(self, client: str) -> Way:
-        if client not in self._ways:
-            raise TrunkLost(f"nobody is left who would carry the trunk for {client}")
-        return self._ways[client]
-
     def _move(self, client: str, left: Collection[str] = ()) -> None:
         """Find a client another way among those that there are, beside all others."""
         taken = Counter(session.way for session in self._sessions.values())
-        lost = self.hosts.lost.keys()
-        ways = {
-            w: n for w, n in self._bears.items() if lost.isdisjoint(k.host for k in w)
-        }
-        self._ways.pop(client, None)
-        guest, lending = self._guests[client], self._lending.values()
-        found = pair(
-            [guest],
-            lending,
-            ways,
-            taken=taken,
-            barred={*self._barred, *((client, host) for host in left)},
-            prices=self.prices,
-            even=self.model.even,
-            direct=self.direct,
-        )
-        self._ways |= found.ways
-        way = found.ways.get(client, ())
+        way = self._places.move(client, taken, self.hosts.lost.keys(), left)
         self.hosts.watcher.moved(self.hosts.round, client, way)
 
     def _asked(
