@@ -37,7 +37,7 @@ AWAY = 20.0  # seconds without a trunk, after which it counts as lost
 HELLO = 15.0  # seconds to find it at first
 OWNED = 60.0  # likewise for its owner: it may be loading its blocks again
 
-SILENT = {  # codes that may mean that nobody is there
+MAYBE_AWAY = {  # codes that may mean that nobody is there
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
@@ -126,7 +126,7 @@ class GrpcChannel:
 
     def _told(self, error: Any, timeout: float, in_pieces: bool) -> TrunkError:
         code, why = error.code(), str(error.details())
-        if code not in SILENT:
+        if code not in MAYBE_AWAY:
             self._away_since = None  # it is there
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "larger than max" in why:
