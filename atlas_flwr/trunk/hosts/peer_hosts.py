@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from logging import WARNING
 from operator import methodcaller
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from atlas_flwr.budget.chains import Link, Way
 from atlas_flwr.budget.pairing import Pairing
-from atlas_flwr.errors import ConfigError, TrunkError, TrunkLost, WireError
+from atlas_flwr.errors import ConfigError, TrunkBusy, TrunkError, TrunkLost, WireError
+from atlas_flwr.log import log
 from atlas_flwr.lora import LoraFactors
 from atlas_flwr.trunk.engine.session import SessionSpec
 from atlas_flwr.trunk.engine.stats import TrunkStats
@@ -233,6 +235,8 @@ class PeerHosts(Generic[W_co]):
                 continue
             try:
                 running.endpoint.host.ping()
+            except TrunkBusy:
+                continue  # who says so is there
             except (TrunkError, WireError) as error:
                 self._lose_if_it_is(running, str(error))
 
@@ -242,6 +246,9 @@ class PeerHosts(Generic[W_co]):
         for running in list(self._running.values()):
             try:
                 total = _added(total, running.endpoint.host.stats())
+            except TrunkBusy as error:  # it is there, and is asked again another time
+                told = "host %s is left out of the trunks' account: %s"
+                log(WARNING, told, running.link.host, error)
             except (TrunkError, WireError) as error:
                 self._lose_if_it_is(running, str(error))
         return total

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 import pytest
 
 from atlas_flwr.budget.chains import Link
-from atlas_flwr.errors import ConfigError, SessionError, TrunkError, TrunkLost
+from atlas_flwr.errors import (
+    ConfigError,
+    SessionError,
+    TrunkBusy,
+    TrunkError,
+    TrunkLost,
+)
 from atlas_flwr.lora import AdapterState
 from atlas_flwr.split import SplitPlan
 from atlas_flwr.trunk import Endpoint, SessionSpec
@@ -140,3 +146,19 @@ def test_what_a_trunk_that_was_replaced_meanwhile_does_not_answer_loses_no_host(
     ask(found)
     assert not found.lost
     assert found.running("a") is not None
+
+
+@pytest.mark.parametrize("ask", [PeerHosts.stats, PeerHosts.check])
+def test_a_host_that_is_too_busy_to_answer_lives(ask):
+    class Busy(Trunk):
+        def stats(self):
+            raise TrunkBusy("as many calls as it bears")
+
+        ping = stats
+
+    ended = []
+    found = hosts(Busy(), ended)
+    found.at(LINK)
+    ask(found)
+    assert not found.lost
+    assert not ended
