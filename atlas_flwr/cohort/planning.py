@@ -174,9 +174,10 @@ class RoundPlanner:
         That is twice as many, or for the first time all of the federation: where few
         take part in a round, its first clusters are of few.
         """
-        known, fitted = len(self.discovery.sketches), len(self.discovery.fitted_on)
-        fleet = len(self.roster.fleet)
-        return known >= 2 * fitted or fitted < fleet <= known
+        known, fitted = self.discovery.sketches, self.discovery.fitted_on
+        fleet = self.roster.fleet.keys()  # of those known some may have left
+        is_first = fleet <= known.keys() and not fleet <= {*fitted}
+        return len(known) >= 2 * len(fitted) or is_first
 
     def cluster(self, server_round: int) -> Clusters | None:
         """Cluster where that is due; ``None`` where it is not."""

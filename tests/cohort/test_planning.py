@@ -50,3 +50,17 @@ def test_clusters_are_made_anew_once_all_who_take_part_are_known(clients, withou
     assert planner.has_grown
     planner.discovery.fit()
     assert not planner.has_grown
+
+
+def test_who_has_left_stands_in_for_nobody_who_is_not_known_yet():
+    planner = planner_of(*"012349", without=("9",))
+    rng = np.random.default_rng(0)
+    for client in "0129":
+        planner.discovery.add(client, rng.normal(size=4))
+    planner.discovery.fit()
+    planner.discovery.add("3", rng.normal(size=4))
+    assert not planner.has_grown  # 5 are known, as many as take part, but not all
+    planner.discovery.add("4", rng.normal(size=4))
+    assert planner.has_grown
+    planner.discovery.fit()
+    assert not planner.has_grown
