@@ -118,6 +118,8 @@ def test_joined_defences_act_one_after_the_other():
         ("gaussian:-1", "must be a number above 0"),
         ("gaussian:nan", "must be a number above 0"),
         ("topk:2", "above 0 and at most 1"),
+        ("mask:", "mask has no strength"),
+        ("none:", "none has no strength"),
         ("gaussian:1+gaussian:2", "must be different defences"),
         ("none+topk:0.1", "and not none"),
         ("", "'' is no defence"),

@@ -82,7 +82,7 @@ def parse_defence(text: str) -> Defence:
 
 
 def _one(text: str) -> Defence:
-    name, _, strength = text.partition(":")
+    name, colon, strength = text.partition(":")
     if name not in DEFENCES:
         raise ValueError(
             f"{name!r} is no defence: must be one of {', '.join(DEFENCES)}, with a "
@@ -90,7 +90,7 @@ def _one(text: str) -> Defence:
         )
     kind = DEFENCES[name]
     if kind.plain:
-        if strength:
+        if colon:
             raise ValueError(f"{text!r}: {name} has no strength; write {name} alone")
         return kind.make(0.0)
     try:
