@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
@@ -56,6 +56,11 @@ class DelegatingGrid(Grid):
     def late_errors(self) -> Sequence[Message]:
         """Replies to earlier messages that came with the last ones, and are errors."""
         return self.grid.late_errors if isinstance(self.grid, DelegatingGrid) else ()
+
+    @property
+    def discounted(self) -> Mapping[str, Mapping[str, float]]:
+        """Metrics of returned replies as they came, by the message replied to."""
+        return self.grid.discounted if isinstance(self.grid, DelegatingGrid) else {}
 
     @property
     def repeated(self) -> Repeated:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 
 from flwr.app import Message, MessageType
@@ -79,6 +79,7 @@ class QuorumGrid(DelegatingGrid):
         self._missing: dict[str, tuple[int, int]] = {}
         self._late = self._overdue = 0
         self._late_errors: list[Message] = []
+        self._discounted: dict[str, dict[str, float]] = {}
 
     @property
     def late(self) -> int:
@@ -94,6 +95,11 @@ class QuorumGrid(DelegatingGrid):
     def late_errors(self) -> Sequence[Message]:
         """Replies of earlier rounds that came in the last, and are errors."""
         return self._late_errors
+
+    @property
+    def discounted(self) -> Mapping[str, Mapping[str, float]]:
+        """What clients told of themselves before it was discounted in the last."""
+        return self._discounted
 
     def busy(self) -> set[int]:
         """Return the nodes whose late replies would be taken into the next round."""
@@ -113,6 +119,7 @@ class QuorumGrid(DelegatingGrid):
         out = list(messages)
         self._late = self._overdue = 0
         self._late_errors = []
+        self._discounted = {}
         if not out or out[0].metadata.message_type != MessageType.TRAIN:
             return self.grid.send_and_receive(out, timeout=timeout)
         self._rounds += 1
@@ -179,9 +186,11 @@ class QuorumGrid(DelegatingGrid):
             log(INFO, "%d replies are too late to be counted", len(stale))
 
     def _discount(self, reply: Message, rounds: int) -> None:
+        told = self._discounted.setdefault(reply.metadata.reply_to_message_id, {})
         for metrics in reply.content.metric_records.values():
             weight = metrics.get(self.weighted_by_key)
             if isinstance(weight, int | float):
+                told[self.weighted_by_key] = weight
                 metrics[self.weighted_by_key] = weight * (1 + rounds) ** -self.exponent
 
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import WARNING
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -56,6 +56,9 @@ class RoundTrip:
         Nodes that nothing came from, where all were waited for.
     late_errors : Sequence[Message]
         Replies to earlier messages, which were late then, and are errors.
+    discounted : Mapping[str, Mapping[str, float]]
+        Metrics of ``replies`` as they came, by the message replied to, where they are
+        others now.
     """
 
     kind: str
@@ -68,6 +71,7 @@ class RoundTrip:
     overdue: int = 0
     silent: Sequence[int] = ()
     late_errors: Sequence[Message] = ()
+    discounted: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def reasons(self) -> dict[int, str]:
@@ -159,6 +163,7 @@ class RecordingGrid(DelegatingGrid):
             *late,
             silent,
             self.late_errors,
+            self.discounted,
         )
         self.on_exchange(seen)
         self._judge(seen)

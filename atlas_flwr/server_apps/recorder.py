@@ -81,7 +81,8 @@ class Recorder:
                 continue  # a step of a secure sum tells nothing of its sender
             try:
                 if exchange.kind == "train":
-                    self._trained(reply)
+                    asked = reply.metadata.reply_to_message_id
+                    self._trained(reply, exchange.discounted.get(asked, {}))
                 elif exchange.kind == "evaluate":
                     self._evaluated(reply)
             except (KeyError, ValueError, OverflowError, TypeError) as error:
@@ -151,9 +152,9 @@ class Recorder:
         profile = self.roster.profiles.get(node)
         return client, profile.task if profile else "", self.clusters.get(client)
 
-    def _trained(self, reply: Message) -> None:
+    def _trained(self, reply: Message, discounted: Metrics) -> None:
         client, task, cluster = self._who(reply)
-        metrics = _metrics(reply)
+        metrics = {**_metrics(reply), **discounted}
         self._count_crossing(metrics)
         head, tail = int(metrics["head"]), int(metrics["tail"])
         self.folder.record(
