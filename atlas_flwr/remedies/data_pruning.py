@@ -16,10 +16,12 @@ from atlas_flwr.remedies.base import ClientHooks, Remedy, RoundContext
 if TYPE_CHECKING:
     from atlas_flwr.config.schema import RunConfig
     from atlas_flwr.data import Collator, Shard
+    from atlas_flwr.lora import AdapterState
 
 __all__ = ["DataPruning", "PruningKeys"]
 
 KEPT = "kept-examples"
+TRAINED = "trained-before"  # of no arrays: that it is there says it
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,8 @@ class DataPruning(Remedy):
         return config.prune_data > 0
 
     def client(self, now: RoundContext) -> ClientHooks:
-        """Prune, from the second round on."""
-        prunes = now.config.prune_data and now.round > 1
-        return _Pruned(now) if prunes else ClientHooks()
+        """Prune, from the second round on in which the client trains."""
+        return _Pruned(now) if now.config.prune_data else ClientHooks()
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class _Pruned(ClientHooks):
         found = store.load(KEPT, before=self.now.round)
         if found is not None:
             kept = found["kept"].tolist()
+        elif store.load(TRAINED, before=self.now.round) is None:
+            return shard  # who has learned nothing knows nothing by heart
         else:
             batches = in_order(shard.train, collate, config.eval_batch_size)
             scores = el2n(model, batches, collate.label_ids)
@@ -82,3 +85,10 @@ class _Pruned(ClientHooks):
             store.save(KEPT, self.now.round, {"kept": np.array(kept)})
         ordered = by_length(shard.train)
         return replace(shard, train=tuple(ordered[i] for i in kept))
+
+    def trained(self, state: AdapterState) -> AdapterState:
+        """Take note of the first round in which the client has trained."""
+        store = self.now.store()
+        if store.load(TRAINED, before=self.now.round) is None:
+            store.save(TRAINED, self.now.round, {})
+        return state
