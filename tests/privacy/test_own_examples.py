@@ -51,6 +51,14 @@ def test_an_answer_is_the_same_in_all_rounds_and_another_clients_is_not():
     assert all(e.truth == 0 for e in one)
 
 
+def test_copies_of_a_text_are_answered_by_draws_of_their_own():
+    copies = [Example("the same text", 0)] * MANY
+    found = parse_defence("labels:1").examples(copies, 2, SECRET, learned=True)
+    kept = math.e / (math.e + 1)
+    share = sum(e.label == 0 for e in found) / MANY
+    assert share == pytest.approx(kept, abs=4 * (0.25 / MANY) ** 0.5)
+
+
 def test_what_is_scored_keeps_its_labels():
     found = parse_defence("labels:0.1")
     tests = [Example("a", 1), Example("b", 0)]

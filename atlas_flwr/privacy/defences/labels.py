@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -31,11 +32,11 @@ class RandomLabels(Defence):
     fingerprints, importances and metrics, comes after the answer and sees no truth, so
     that it is as private (post-processing).
 
-    An answer is drawn once for each text, by a secret that never leaves the client: it
-    is the same in all rounds of a run, which therefore cost epsilon together. Another
-    run draws anew, and costs epsilon more, as does the loss of the client's cache. What
-    is protected is each label and not the text, nor the labels of test examples, of
-    which a client tells its score.
+    An answer is drawn once for each example, copies of a text each by themselves, by a
+    secret that never leaves the client: it is the same in all rounds of a run, which
+    therefore cost epsilon together. Another run draws anew, and costs epsilon more, as
+    does the loss of the client's cache. What is protected is each label and not the
+    text, nor the labels of test examples, of which a client tells its score.
     """
 
     name: ClassVar[str] = "labels"
@@ -55,10 +56,19 @@ class RandomLabels(Defence):
         """Answer the labels that are trained on."""
         if not learned:
             return examples
-        return [self._answered(example, classes, secret) for example in examples]
+        seen: Counter[str] = Counter()
+        answered = []
+        for example in examples:
+            copy = seen[example.text]
+            answered.append(self._answered(example, copy, classes, secret))
+            seen[example.text] += 1
+        return answered
 
-    def _answered(self, example: Example, classes: int, secret: bytes) -> Example:
-        said = f"{example.label}:{example.text}".encode()
+    def _answered(
+        self, example: Example, copy: int, classes: int, secret: bytes
+    ) -> Example:
+        # Copies that shared a draw would tell whether their true labels are the same.
+        said = f"{copy}:{example.label}:{example.text}".encode()
         drawn = hashlib.blake2b(said, key=secret, digest_size=16).digest()
         first, second = (int.from_bytes(part) for part in (drawn[:8], drawn[8:]))
         if first < self.kept(classes) * DRAWN:

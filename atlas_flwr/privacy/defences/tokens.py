@@ -33,8 +33,9 @@ class RandomTokens(Defence):
     Hence P(y | x) / P(y | x') <= e^eps, which is local differential privacy of a token
     among *all* tokens. Draws of a text's places are independent: two texts of n tokens
     that differ in m are told apart by m eps at most. What is told is how many there
-    are, template and label. All that a client computes of a text comes after its
-    answers (post-processing).
+    are, template and label, and which whole texts are the same, since these are
+    answered alike. All that a client computes of a text comes after its answers
+    (post-processing).
 
     K is what leaves one answer in ten to any token at all (1024 at most), so that a
     smaller epsilon answers by more distant ones: of 49,152 tokens by one of 148 at
