@@ -229,11 +229,13 @@ def never_started(monkeypatch):
         ),
         ("min-train-nodes=5 cut=9/9", 4, ["min-train-nodes=5", "cut"]),
         (
-            "min-train-nodes=3 without-clients=0,2,9",
+            "min-train-nodes=3 without-clients=0,2",
             4,
             ["min-train-nodes=3 with 4 clients, of whom 2 take part", "have 5"],
         ),
         ("without-clients=0,1", 2, ["1 problem", "leaves none of the 2 clients"]),
+        ("without-clients=0,9,x", 4, ["names 9, x", "are 0 to 3"]),
+        ("trunk=local", 4, ["trunk='local'", "set trunk='auto'"]),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_anything_starts(

@@ -137,6 +137,7 @@ def _run_problems(
     devices: bool,
 ) -> list[str]:
     """Ask what the ServerApp would, in the folder in which it would."""
+    from atlas_flwr.config.reach_rules import beyond_simulation
     from atlas_flwr.server_apps.checks import checked_config
     from atlas_flwr.server_apps.continuation import check_clients, saved_state
 
@@ -153,7 +154,8 @@ def _run_problems(
         return list(error.problems)
     except AtlasError as error:
         return [str(error)]
-    return []
+    # Who counts clients simulates them.
+    return [p.sentence for p in beyond_simulation(config)] if clients else []
 
 
 def _foreign_keys(

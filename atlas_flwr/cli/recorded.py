@@ -48,9 +48,10 @@ def recordings(folder: RunFolder) -> list[Recording]:
     paths = gather_wire(folder.run_id(), folder.path)
     if not paths:
         raise DataError(
-            f"{folder.path} has no recorded wire. Run it anew with record-wire=true, "
-            "and a strategy and split with a cut; where its clients were on other "
-            f"machines, bring their wire-*.npz to {folder.path / 'wire'}"
+            f"{folder.path} has no recorded wire: it was run without record-wire=true "
+            "or without a cut, or ended before its first step. Run it anew; where its "
+            "clients were on other machines, bring their wire-*.npz to "
+            f"{folder.path / 'wire'}"
         )
     return [unpacked(read_arrays(path, ANEW)) for path in paths]
 

@@ -20,6 +20,7 @@ from atlas_flwr.cohort.roster import Roster
 from atlas_flwr.config import RunConfig, split_list
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.log import log
+from atlas_flwr.ordering import by_number
 from atlas_flwr.protocol.sketches import FEWEST_SKETCHED
 from atlas_flwr.protocol.sums import FEWEST
 
@@ -63,7 +64,9 @@ class Minima:
     ) -> None:
         left_out = {*split_list(str(merged.get("without-clients", "")))}
         self.clients = clients
-        there = sum(str(client) not in left_out for client in range(clients))
+        known = {str(client) for client in range(clients)}
+        self._strange = sorted(left_out - known, key=by_number) if clients else []
+        there = len(known - left_out)
         self.there = max(there - refused, able)  # who is refused may be left out, too
         self._given = given
         least = merged.get(LEAST, 1)
@@ -96,6 +99,12 @@ class Minima:
 
     def problems(self) -> Iterator[str]:
         """Yield what cannot be lowered, as the user wants it."""
+        if self._strange:
+            # Who would be unlearned is in the run, if the name is a slip.
+            yield (
+                f"without-clients names {', '.join(self._strange)}, and there is no "
+                f"such client: those of a simulation are 0 to {self.clients - 1}"
+            )
         if self.there == 0 and self.clients > 0:
             yield (
                 f"without-clients leaves none of the {self.clients} clients, and "

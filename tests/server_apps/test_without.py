@@ -34,10 +34,9 @@ def test_a_run_without_a_client_has_the_bits_of_one_in_which_it_never_was(tmp_pa
         np.testing.assert_array_equal(value, other.state[key])
 
 
-def test_a_name_that_nobody_has_is_told(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
+def test_a_name_that_nobody_has_is_refused_where_all_are_known(tmp_path):
+    with pytest.raises(ConfigError, match="names nobody, and there is no such client"):
         run(tmp_path, nodes=2, without_clients="nobody", num_rounds=1, local_steps=1)
-    assert "without-clients: nobody here is nobody" in caplog.text
 
 
 def test_centralized_cannot_do_without_one(tmp_path):
