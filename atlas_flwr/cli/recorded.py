@@ -49,9 +49,9 @@ def recordings(folder: RunFolder) -> list[Recording]:
     if not paths:
         raise DataError(
             f"{folder.path} has no recorded wire: it was run without record-wire=true "
-            "or without a cut, or ended before its first step. Run it anew; where its "
-            "clients were on other machines, bring their wire-*.npz to "
-            f"{folder.path / 'wire'}"
+            "or without a cut, or ended before its first step. Run it anew with "
+            "record-wire=true; where its clients were on other machines, bring their "
+            f"wire-*.npz to {folder.path / 'wire'}"
         )
     return [unpacked(read_arrays(path, ANEW)) for path in paths]
 
