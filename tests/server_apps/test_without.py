@@ -10,6 +10,7 @@ import pytest
 from atlas_flwr.client_apps.app import app
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.protocol import keys
+from atlas_flwr.server_apps import minima
 from atlas_flwr.server_apps.checkpoint import load_checkpoint
 from atlas_flwr.server_apps.run import Run
 from atlas_flwr.testing import local_grid
@@ -37,6 +38,15 @@ def test_a_run_without_a_client_has_the_bits_of_one_in_which_it_never_was(tmp_pa
 def test_a_name_that_nobody_has_is_refused_where_all_are_known(tmp_path):
     with pytest.raises(ConfigError, match="names nobody, and there is no such client"):
         run(tmp_path, nodes=2, without_clients="nobody", num_rounds=1, local_steps=1)
+
+
+def test_a_name_that_nobody_has_is_told_where_clients_may_still_come(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(minima, "may_come_later", lambda grid: True)
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, nodes=2, without_clients="nobody", num_rounds=1, local_steps=1)
+    assert "without-clients: nobody here is nobody" in caplog.text
 
 
 def test_centralized_cannot_do_without_one(tmp_path):
